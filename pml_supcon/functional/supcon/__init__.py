@@ -1,0 +1,121 @@
+"""The supervised contrastive losses L_out and L_in (Khosla et al., NeurIPS 2020, equations 2 and 3).
+
+`problem` checks the arguments and states what is to be computed, `reference` is the definition, `tiled` computes the
+same in linear memory.
+"""
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from torch import Tensor
+
+from pml_supcon.functional.supcon import reference, tiled
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_choice
+
+__all__ = ["supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
+
+#: Every backend by name; "auto" takes the first that can do what is asked.
+BACKENDS: dict[str, ModuleType] = {"tiled": tiled, "reference": reference}
+
+
+def supcon_loss(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    indices_tuple: Sequence[Tensor] | None = None,
+    num_views: int | None = None,
+    temperature: float = 0.1,
+    summation: str = "out",
+    denominator: str = "all",
+    contrast_mode: str = "all",
+    positives_cap: int | None = None,
+    scale_by_temperature: bool = False,
+    normalize: bool = True,
+    similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
+    backend: str = "auto",
+) -> AnchorLosses:
+    r"""Supervised contrastive loss of every anchor.
+
+    With `s_ij = z_i . z_j / temperature` over L2-normalised rows, `P(i)` the other rows with the label of `i`, `N(i)`
+    the rows with another label:
+
+        out:  l_i = -1/|P(i)| * sum_{p in P(i)} [ s_ip - log D_ip ]              (equation 2)
+        in:   l_i = -log( 1/|P(i)| * sum_{p in P(i)} exp(s_ip) / D_ip )          (equation 3)
+
+    Args:
+        embeddings: `(N, D)` floating point, view-major where `num_views` is given (the first view of every sample, then
+            the second, ...: `torch.cat` of the views), or `(B, V, D)`, which is read as `N = V * B` such rows. Products,
+            sums and the loss are float32 for float16 and bfloat16 input, also under autocast.
+        labels: `(N,)`, or `(B,)` where the views are known and `embeddings` has three dimensions; any integer dtype, on
+            the device of `embeddings`. None: every sample is its own class (SimCLR), which needs the views known.
+        ref_emb: `(M, D)` contrasted rows other than the anchors; no row of theirs is excluded as the anchor itself.
+        ref_labels: `(M,)` integers, the labels of `ref_emb`.
+        indices_tuple: pairs `(a1, p, a2, n)` or triplets `(a, p, n)` of row indices, as PML's miners give them. `P(i)`
+            and `N(i)` are then exactly these (each pair once), and labels are not needed.
+        num_views: V of an `(N, D)` input; needed there by `contrast_mode="one"`, `positives_cap` and missing labels.
+        temperature: `tau > 0`.
+        summation: "out" (the paper's recommendation) or "in".
+        denominator: `D_ip` is the sum of `exp(s_ia)` over `P(i)` and `N(i)` for "all" (the paper), over `p` and `N(i)`
+            for "one_positive" (NT-Xent's), over `N(i)` for "negatives" (the loss can then be negative).
+        contrast_mode: "all": every row is an anchor; "one": the first view's rows are. All rows are contrasted.
+        positives_cap: at most this many positive rows besides the other views of the anchor's own sample, a multiple of
+            V: those of the first others of the class in batch order. A dropped positive is in no denominator either.
+        scale_by_temperature: multiply the loss by `temperature`, as the authors' code does.
+        normalize: divide rows by their L2 norm first.
+        similarity: a function of `(N, D)` and `(M, D)` rows that gives their `(N, M)` similarities, in place of the dot
+            product of (normalised) rows; it is divided by the temperature. Only on the backend "reference".
+        backend: "auto", or one of `BACKENDS` by name.
+
+    Returns:
+        `AnchorLosses(losses, valid)`, two `(A,)` tensors, A = B for `contrast_mode="one"` and N otherwise. `valid` says
+        which anchors have a positive and a non-empty denominator; the others' loss is 0 with gradient 0. `.mean()` is
+        the batch loss: the mean over valid anchors, 0 (with a graph) where there is none.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: shapes, devices or values do not fit, or the backend named cannot do what is asked.
+
+    Note:
+        Unlike PML 2.9's `SupConLoss`, a batch without negatives has the paper's loss, not 0. Unlike the authors' code,
+        anchors without a positive are left out of the mean, and the loss is not scaled by a base temperature.
+
+    Example:
+        >>> import torch
+        >>> from pml_supcon.functional import supcon_loss
+        >>> angles = torch.tensor([0.0, 0.3, 1.2, 2.5, 0.1, 0.5, 1.0, 2.2], dtype=torch.float64)
+        >>> z = torch.stack([angles.cos(), angles.sin()], dim=1)
+        >>> labels = torch.tensor([0, 0, 1, 0, 0, 0, 1, 0])
+        >>> print(f"{supcon_loss(z, labels, temperature=0.5).mean():.9f}")
+        2.359539547
+    """
+    problem = build_problem(
+        embeddings,
+        labels,
+        ref_emb=ref_emb,
+        ref_labels=ref_labels,
+        indices_tuple=indices_tuple,
+        num_views=num_views,
+        temperature=temperature,
+        summation=summation,
+        denominator=denominator,
+        contrast_mode=contrast_mode,
+        positives_cap=positives_cap,
+        normalize=normalize,
+        similarity=similarity,
+    )
+    losses, valid = _choose(backend, problem).anchor_losses(problem)
+    return AnchorLosses(losses * temperature if scale_by_temperature else losses, valid)
+
+
+def _choose(backend: str, problem: Problem) -> ModuleType:
+    """The backend named, or for "auto" the first that can; a name that cannot serve is refused, never replaced."""
+    check_choice("backend", backend, ("auto", *BACKENDS))
+    able = [name for name, module in BACKENDS.items() if module.refusal(problem) is None]
+    if backend == "auto":
+        return BACKENDS[able[0]]
+    if backend not in able:
+        reason = BACKENDS[backend].refusal(problem)
+        raise ValueError(f"backend={backend!r} cannot do this: {reason}; backends that can: {', '.join(able)}")
+    return BACKENDS[backend]

@@ -1,0 +1,77 @@
+"""The definition: dense, any float dtype, differentiable any number of times, never optimised."""
+
+import torch
+from torch import Tensor
+
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+
+
+def refusal(problem: Problem) -> str | None:
+    """Why this backend cannot solve the problem: it always can."""
+    return None
+
+
+def anchor_losses(problem: Problem) -> AnchorLosses:
+    """Per-anchor losses from the dense `(A, M)` matrix of similarities."""
+    with torch.autocast(problem.anchors.device.type, enabled=False):
+        similarity = problem.similarity or (lambda anchors, rows: anchors @ rows.T)
+        s = similarity(problem.anchors, problem.rows) / problem.temperature
+        positives, negatives = pair_masks(problem)
+        return dense_losses(s, positives, negatives, problem.summation, problem.denominator)
+
+
+def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
+    """`P(i)` and `N(i)` as two `(A, M)` masks."""
+    num_anchors, num_rows = len(problem.anchors), len(problem.rows)
+    if problem.pairs is not None:
+        a1, p, a2, n = problem.pairs
+        positives = torch.zeros(num_anchors, num_rows, dtype=torch.bool, device=problem.anchors.device)
+        negatives = positives.clone()
+        positives[a1, p] = True
+        negatives[a2, n] = True
+        return positives, negatives
+    assert problem.anchor_labels is not None  # for the type checker: a problem has labels or pairs
+    assert problem.row_labels is not None
+    same = problem.anchor_labels[:, None] == problem.row_labels
+    positives = same.clone()
+    if problem.anchors_are_rows:
+        positives.fill_diagonal_(False)
+    if problem.cap is not None:
+        positives &= problem.cap.keeps(slice(None), slice(None))
+    return positives, ~same
+
+
+def dense_losses(s: Tensor, positives: Tensor, negatives: Tensor, summation: str, denominator: str) -> AnchorLosses:
+    """Equations 2 and 3 over `(A, M)` similarities `s` and masks."""
+    if denominator == "all":
+        log_denominator = masked_logsumexp(s, positives | negatives)
+    elif denominator == "one_positive":
+        log_denominator = torch.logaddexp(s, masked_logsumexp(s, negatives))
+    else:
+        log_denominator = masked_logsumexp(s, negatives)
+    number = positives.sum(dim=1)
+    valid = number > 0
+    if denominator == "negatives":
+        valid = valid & negatives.any(dim=1)
+    used = positives & valid[:, None]
+    log_prob = torch.where(used, s - log_denominator, 0.0)
+    if summation == "out":
+        losses = -log_prob.sum(dim=1) / number.clamp(min=1)
+    else:
+        losses = number.clamp(min=1).to(s.dtype).log() - masked_logsumexp(log_prob, used)[:, 0]
+    return AnchorLosses(torch.where(valid, losses, 0.0), valid)
+
+
+def masked_logsumexp(x: Tensor, mask: Tensor) -> Tensor:
+    """Log of the sum of `exp(x)` over the masked entries of each row, `(A, 1)`; minus infinity for an empty row.
+
+    `torch.logsumexp` of a row of minus infinities has a NaN gradient; here it is 0.
+    """
+    if x.shape[1] == 0:
+        return x.new_full((x.shape[0], 1), -torch.inf)
+    x = x.masked_fill(~mask, -torch.inf)
+    shift = x.detach().amax(dim=1, keepdim=True)
+    shift = shift.masked_fill(shift == -torch.inf, 0.0)
+    total = (x - shift).exp().sum(dim=1, keepdim=True)
+    some = mask.any(dim=1, keepdim=True)
+    return torch.where(some, torch.where(some, total, 1.0).log() + shift, -torch.inf)
