@@ -9,8 +9,8 @@ from types import ModuleType
 
 from torch import Tensor
 
-from pml_supcon.functional.supcon import reference, tiled
-from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_choice
+from pml_supcon.functional.supcon import checks, reference, tiled
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem
 
 __all__ = ["supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
 
@@ -46,8 +46,8 @@ def supcon_loss(
 
     Args:
         embeddings: `(N, D)` floating point, view-major where `num_views` is given (the first view of every sample, then
-            the second, ...: `torch.cat` of the views), or `(B, V, D)`, which is read as `N = V * B` such rows. Products,
-            sums and the loss are float32 for float16 and bfloat16 input, also under autocast.
+            the second, ...: `torch.cat` of the views), or `(B, V, D)`, which is read as `N = V * B` such rows. For
+            float16 and bfloat16 input products, sums and the loss are float32, also under autocast.
         labels: `(N,)`, or `(B,)` where the views are known and `embeddings` has three dimensions; any integer dtype, on
             the device of `embeddings`. None: every sample is its own class (SimCLR), which needs the views known.
         ref_emb: `(M, D)` contrasted rows other than the anchors; no row of theirs is excluded as the anchor itself.
@@ -111,7 +111,7 @@ def supcon_loss(
 
 def _choose(backend: str, problem: Problem) -> ModuleType:
     """The backend named, or for "auto" the first that can; a name that cannot serve is refused, never replaced."""
-    check_choice("backend", backend, ("auto", *BACKENDS))
+    checks.check_choice("backend", backend, ("auto", *BACKENDS))
     able = [name for name, module in BACKENDS.items() if module.refusal(problem) is None]
     if backend == "auto":
         return BACKENDS[able[0]]

@@ -1,8 +1,8 @@
 """Exact in linear memory on any device, in plain torch: tiles of similarities are made, used and dropped.
 
 Rows are sorted by label, so that on the CPU only few tiles hold positives ("boxes" within them). A tile without
-positives costs a product, one exponential per pair and its sums. Where rows are contrasted with themselves a tile serves
-its rows and its columns. The forward pass keeps per-anchor statistics; the backward pass makes the tiles again.
+positives costs a product, one exponential per pair and its sums. Where rows are contrasted with themselves a tile
+serves its rows and its columns. The forward pass keeps per-anchor statistics; the backward pass makes the tiles again.
 """
 
 from bisect import bisect_left, bisect_right
@@ -99,7 +99,10 @@ class Layout:
         a, r = self.sorted_lists
         low, high = max(a[anchors.start], r[rows.start]), min(a[anchors.stop - 1], r[rows.stop - 1])
         found = tuple(
-            slice(bisect_left(labels, low, part.start, part.stop), bisect_right(labels, high, part.start, part.stop))
+            slice(
+                bisect_left(labels, low, part.start, part.stop),
+                bisect_right(labels, high, part.start, part.stop),
+            )
             for labels, part in ((a, anchors), (r, rows))
         )
         return None if any(part.start >= part.stop for part in found) else (found[0], found[1])

@@ -1,0 +1,167 @@
+"""L_out and L_in as PML losses; the maths is in `pml_supcon.functional.supcon`."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from torch import Tensor
+
+from pml_supcon.functional.supcon import BACKENDS, checks, supcon_loss
+from pml_supcon.functional.supcon.problem import flatten_views
+from pml_supcon.losses import _host
+
+
+class _SupConLoss(BaseMetricLossFunction):
+    summation: ClassVar[str]
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        denominator: str = "all",
+        contrast_mode: str = "all",
+        positives_cap: int | None = None,
+        num_views: int | None = None,
+        scale_by_temperature: bool = False,
+        backend: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        checks.check_options(
+            temperature=temperature,
+            summation=self.summation,
+            denominator=denominator,
+            contrast_mode=contrast_mode,
+        )
+        checks.check_choice("backend", backend, ("auto", *BACKENDS))
+        checks.check_cap(positives_cap, num_views, has_references=False, has_pairs=False)
+        self.temperature = temperature
+        self.denominator = denominator
+        self.contrast_mode = contrast_mode
+        self.positives_cap = positives_cap
+        self.num_views = num_views
+        self.scale_by_temperature = scale_by_temperature
+        self.backend = backend
+        self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Sequence[Tensor] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch, a scalar under PML's default reducer; see the class for shapes."""
+        # PML's own forward, but views become rows first, and labels are checked rather than moved to the device
+        self.reset_stats()
+        checks.check_embeddings("embeddings", embeddings)
+        if labels is not None:
+            checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
+        embeddings, labels, num_views = flatten_views(embeddings, labels, self.num_views)
+        loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views)
+        self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+        loss: Tensor = self.reducer(loss_dict, embeddings, labels)
+        return loss
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Sequence[Tensor] | None,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+        num_views: int | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Per-anchor losses of rows `(N, D)` as PML's reducers take them."""
+        if ref_emb is embeddings and ref_labels is labels:  # PML's sign for rows contrasted with themselves
+            ref_emb, ref_labels = None, None
+        _host.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
+        normalize, similarity = _host.similarity_of(self.distance)
+        terms = supcon_loss(
+            embeddings,
+            labels,
+            ref_emb=ref_emb,
+            ref_labels=ref_labels,
+            indices_tuple=indices_tuple,
+            num_views=num_views,
+            temperature=self.temperature,
+            summation=self.summation,
+            denominator=self.denominator,
+            contrast_mode=self.contrast_mode,
+            positives_cap=self.positives_cap,
+            scale_by_temperature=self.scale_by_temperature,
+            normalize=normalize,
+            similarity=similarity,
+            backend=self.backend,
+        )
+        return _host.loss_dict(terms, self.reducer)
+
+    def get_default_distance(self) -> BaseDistance:
+        """Cosine similarity, as in the paper."""
+        return CosineSimilarity()
+
+
+class SupConLossOut(_SupConLoss):
+    r"""L_out, the supervised contrastive loss the paper recommends (Khosla et al., NeurIPS 2020, equation 2).
+
+        l_i = -1/|P(i)| * sum_{p in P(i)} log( exp(z_i . z_p / tau) / D_ip )
+
+    Called like any PML loss: `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)`, where
+    `embeddings` are `(N, D)` with labels `(N,)`, or `(B, V, D)` with labels `(B,)`, floating point; labels may have any
+    integer dtype, or be None where the views are known (SimCLR). With PML's default reducer the loss is the mean over the
+    anchors that have a positive and a non-empty denominator, a scalar >= 0 for `denominator="all"`.
+
+    Args:
+        temperature: `tau > 0`.
+        denominator: what `D_ip` sums over: "all" (the paper), "one_positive" or "negatives".
+        contrast_mode: "all": every row is an anchor; "one": only the first view's rows are.
+        positives_cap: at most this many positives besides the other views of the anchor's own sample; a multiple of V.
+        num_views: V of `(N, D)` embeddings, view-major (`torch.cat` of the views), where an option needs to know.
+        scale_by_temperature: multiply the loss by `temperature`, as the authors' code does.
+        backend: "auto", "tiled" (linear memory) or "reference" (dense).
+        **kwargs: PML's own: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`, `collect_stats`.
+            A distance other than a dot product needs the "reference" backend, which "auto" then takes.
+
+    Raises:
+        ValueError: an option, a shape, a device or a value that does not fit.
+        TypeError: embeddings that are not floating point, labels that are not integers.
+
+    Note:
+        It differs from PML 2.9's `SupConLoss` in three ways: anchors with a positive are all in the mean, where PML's
+        default reducer leaves out losses that are exactly 0; a batch without negatives has the paper's loss, where PML
+        returns 0; labels on another device are an error. See `pml_supcon.functional.supcon_loss` for the definitions.
+
+    Example:
+        >>> import torch
+        >>> from pml_supcon import losses
+        >>> loss = losses.SupConLossOut(temperature=0.1)
+        >>> embeddings = torch.eye(4).repeat(2, 1)  # two views that agree, four orthogonal samples
+        >>> print(f"{loss(embeddings, torch.arange(4).repeat(2)):.4f}")
+        0.0003
+        >>> print(f"{loss(torch.eye(4)[:, None].repeat(1, 2, 1), torch.arange(4)):.4f}")
+        0.0003
+    """
+
+    summation = "out"
+
+
+class SupConLossIn(_SupConLoss):
+    r"""L_in, the supervised contrastive loss with the mean inside the logarithm (Khosla et al., equation 3).
+
+        l_i = -log( 1/|P(i)| * sum_{p in P(i)} exp(z_i . z_p / tau) / D_ip )
+
+    Never above L_out on the same batch (Jensen), and equal to it where every anchor has one positive. The paper finds it
+    to train worse. Input, options and errors are those of `SupConLossOut`.
+
+    Example:
+        >>> import torch
+        >>> from pml_supcon import losses
+        >>> _ = torch.manual_seed(0)
+        >>> embeddings, labels = torch.randn(8, 4), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+        >>> bool(losses.SupConLossIn()(embeddings, labels) < losses.SupConLossOut()(embeddings, labels))
+        True
+    """
+
+    summation = "in"
