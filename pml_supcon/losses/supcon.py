@@ -110,8 +110,8 @@ class SupConLossOut(_SupConLoss):
 
     Called like any PML loss: `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)`, where
     `embeddings` are `(N, D)` with labels `(N,)`, or `(B, V, D)` with labels `(B,)`, floating point; labels may have any
-    integer dtype, or be None where the views are known (SimCLR). With PML's default reducer the loss is the mean over the
-    anchors that have a positive and a non-empty denominator, a scalar >= 0 for `denominator="all"`.
+    integer dtype, or be None where the views are known (SimCLR). With PML's default reducer the loss is the mean over
+    the anchors that have a positive and a non-empty denominator, a scalar >= 0 for `denominator="all"`.
 
     Args:
         temperature: `tau > 0`.
@@ -152,8 +152,8 @@ class SupConLossIn(_SupConLoss):
 
         l_i = -log( 1/|P(i)| * sum_{p in P(i)} exp(z_i . z_p / tau) / D_ip )
 
-    Never above L_out on the same batch (Jensen), and equal to it where every anchor has one positive. The paper finds it
-    to train worse. Input, options and errors are those of `SupConLossOut`.
+    Never above L_out on the same batch (Jensen), and equal to it where every anchor has one positive. The paper finds
+    it to train worse. Input, options and errors are those of `SupConLossOut`.
 
     Example:
         >>> import torch

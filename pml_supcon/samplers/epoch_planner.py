@@ -1,0 +1,117 @@
+"""The batches of one epoch: which samples each holds, and how many samples find no place."""
+
+import hashlib
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .class_dealer import IntArray, count_batches, deal
+
+
+class EpochPlanner:
+    """Plan epochs of batches that hold a limited, or else a fixed, number of samples of a class.
+
+    The arguments, the modes and the errors are those of `MultiViewBatchSampler`.
+
+    Attributes:
+        num_samples: Number of labels.
+        full: Full batches in an epoch.
+        rest: Samples in the smaller batch after them, 0 where there is none.
+        labels_digest: Same for two label sequences if and only if they part the samples into the same
+            classes, in the same order.
+        without_group: Samples that are left over when the classes are cut into groups.
+        above_limit: Samples of over-frequent classes for which no batch has a place.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor,
+        batch_size: int,
+        *,
+        max_per_class: int | None = None,
+        samples_per_class: int | None = None,
+    ) -> None:
+        batch_size = integer_argument("batch_size", batch_size, low=1)
+        if max_per_class is not None and samples_per_class is not None:
+            raise ValueError(
+                f"Expected at most one of `max_per_class` and `samples_per_class`, "
+                f"but got {max_per_class} and {samples_per_class}"
+            )
+        self._codes = _class_codes(labels)
+        self.num_samples = self._codes.size
+        self.labels_digest = hashlib.sha256(self._codes.tobytes()).hexdigest()
+        # A unit is what is dealt as one: a group of `samples_per_class` samples of a class, else a sample.
+        self._unit, self._cap = 1, batch_size
+        if samples_per_class is not None:
+            self._unit, self._cap = integer_argument("samples_per_class", samples_per_class, low=1), 1
+            if batch_size % self._unit:
+                raise ValueError(
+                    f"Expected argument `batch_size` to be a multiple of samples_per_class={samples_per_class}, "
+                    f"but got {batch_size}"
+                )
+        elif max_per_class is not None:
+            self._cap = integer_argument("max_per_class", max_per_class, low=1)
+        else:
+            self._codes = np.zeros_like(self._codes)  # a plain shuffle: all are one class
+        self._size = batch_size // self._unit
+        self._counts = np.bincount(self._codes)
+        self._units = self._counts // self._unit
+        if samples_per_class is not None:
+            self._check_limit(batch_size, f"samples_per_class={samples_per_class}")
+        elif max_per_class is not None:
+            self._check_limit(batch_size, f"max_per_class={max_per_class}")
+        self.full, rest = count_batches(self._units, size=self._size, cap=self._cap)
+        self.rest = rest * self._unit
+        self.without_group = int((self._counts % self._unit).sum())
+        self.above_limit = self.num_samples - self.without_group - self.full * batch_size - self.rest
+
+    def _check_limit(self, batch_size: int, limit: str) -> None:
+        largest = int(np.minimum(self._units, self._cap).sum()) * self._unit
+        if batch_size > largest:
+            raise ValueError(
+                f"Expected argument `batch_size` to be at most {largest}, the most that {limit} allows with "
+                f"{int((self._units > 0).sum())} classes of {self._unit} samples or more, but got {batch_size}"
+            )
+
+    def plan(self, rng: np.random.Generator) -> list[IntArray]:
+        """Return the indices of each batch of one epoch: the full batches, then the smaller one, if any."""
+        order = rng.permutation(self.num_samples)
+        order = order[np.argsort(self._codes[order], kind="stable")]  # class by class, each class shuffled
+        heads = np.cumsum(self._counts) - self._counts  # where the unused samples of each class begin
+        batches = []
+        for units in deal(self._units, size=self._size, cap=self._cap, rng=rng):
+            counts = units * self._unit
+            starts = heads - (np.cumsum(counts) - counts)
+            batches.append(rng.permutation(order[np.repeat(starts, counts) + np.arange(counts.sum())]))
+            heads = heads + counts
+        smaller, full = batches[: bool(self.rest)], batches[bool(self.rest) :]
+        # What must be dealt is dealt late, so that the full batches dealt last hold more of the frequent
+        # classes: in random order no place in the epoch differs from another.
+        return [full[i] for i in rng.permutation(self.full)] + smaller
+
+
+def integer_argument(name: str, value: Any, *, low: int) -> int:
+    """Return `value` as an int, if it is an integer of any library, no bool, and at least `low`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}")
+    if number < low:
+        raise ValueError(f"Expected argument `{name}` to be at least {low}, but got {number}")
+    return number
+
+
+def _class_codes(labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> IntArray:
+    """Return the labels as int64 codes `0..C-1` in the labels' order."""
+    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"Expected argument `labels` to be 1-D and not empty, but got shape {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"Expected argument `labels` to be integers, but got dtype {array.dtype}")
+    return np.unique(array, return_inverse=True)[1].astype(np.int64)

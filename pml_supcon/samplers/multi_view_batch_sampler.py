@@ -1,0 +1,223 @@
+"""Batches of sample indices for contrastive training: seeded, resumable, sharded."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import BatchSampler
+
+from .epoch_planner import EpochPlanner, integer_argument
+
+logger = logging.getLogger("pml_supcon")
+
+
+class MultiViewBatchSampler(BatchSampler):
+    """Yield batches of *sample* indices, with a limit on an anchor's positives, P x K, or plainly shuffled.
+
+    The views are not the sampler's business: a transform such as `views.MultiView` makes the `V` views of
+    each sample, so that a batch of `B` samples becomes `N = V * B` rows. There are three modes:
+
+    - `max_per_class=m`: no class has more than `m` samples in a batch, so that an anchor has at most
+      `V * m - 1` positives.
+    - `samples_per_class=k`: P x K, `batch_size / k` classes with exactly `k` samples each. Each epoch cuts
+      every class anew into groups of `k`, and a batch has at most one group of a class.
+    - neither: a plain shuffle.
+
+    A batch is drawn uniformly at random from what is left, as far as the limit allows. An epoch uses a sample
+    once at most and leaves out as few as can be, drawn anew each epoch. Its full batches, as many as can be,
+    are followed by one smaller batch unless `drop_last`. There is no `shuffle=False`: under a limit the
+    samples cannot keep their order, and any order here can be had again.
+
+    Everything follows from `(seed, epoch)`, so that all processes agree without talking (numpy may change its
+    random streams between versions). The epoch is the one given to `set_epoch`; after a whole epoch the next
+    follows by itself, for trainers that never call `set_epoch`. An iteration that is broken off is begun
+    again with the same batches: call `set_epoch` where epochs are cut short.
+
+    Many processes, in one of two ways:
+
+    - `num_replicas` and `rank` given here: rank `r` yields `batch[r::num_replicas]` of every global batch.
+      They are not taken from `torch.distributed`: a loader that accelerate shards would then be sharded
+      twice.
+    - `accelerator.prepare(loader)` with `DataLoaderConfiguration(split_batches=True)` and `drop_last=True`
+      here. Without `split_batches` each process has whole batches, so that the limit holds in each, not over
+      all; without `drop_last` accelerate fills its last batch up with samples used before. Its loader sets
+      the epoch to its own count: after `load_state_dict` call `loader.set_epoch(sampler.epoch)`.
+
+    Args:
+        labels: `(n,)` integers of any type, one per sample: sequence, array or tensor.
+        batch_size: Samples in a batch, over all processes, `>= num_replicas`.
+        max_per_class: Most samples of a class in a batch, `>= 1`.
+        samples_per_class: Samples of each class in a batch that has the class, `>= 1`, a divisor of
+            `batch_size`.
+        drop_last: Leave the smaller batch out. One with fewer samples than processes is always left out.
+        seed: `>= 0`.
+        num_replicas: Number of processes that share each batch.
+        rank: This process, in `[0, num_replicas)`.
+
+    Attributes:
+        batch_size: As given.
+        drop_last: As given.
+        left_out: Samples that an epoch leaves out because of incomplete groups, the limit or the smaller
+            batch. Where it is not 0, rank 0 logs one warning that gives the reasons (logger `pml_supcon`).
+
+    Raises:
+        TypeError: If `labels` or a number is not an integer.
+        ValueError: If arguments exclude each other, if the limit does not allow a batch as large as
+            `batch_size`, or if there is nothing to yield.
+
+    Example:
+        >>> sampler = MultiViewBatchSampler([0] * 6 + [1] * 3 + [2] * 3, batch_size=4, max_per_class=2)
+        >>> len(sampler), sampler.left_out
+        (3, 0)
+        >>> sorted(index for batch in sampler for index in batch) == list(range(12))
+        True
+    """
+
+    # The base class is what pytorch-metric-learning's trainers and accelerate look for. Its __init__ only
+    # stores a sampler of single indices, which there is none of here.
+    def __init__(
+        self,
+        labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor,
+        batch_size: int,
+        *,
+        max_per_class: int | None = None,
+        samples_per_class: int | None = None,
+        drop_last: bool = False,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self._planner = EpochPlanner(
+            labels, batch_size, max_per_class=max_per_class, samples_per_class=samples_per_class
+        )
+        self.batch_size, self.drop_last = int(batch_size), drop_last
+        self.seed = integer_argument("seed", seed, low=0)
+        self.num_replicas = integer_argument("num_replicas", num_replicas, low=1)
+        self.rank = integer_argument("rank", rank, low=0)
+        if self.rank >= self.num_replicas:
+            raise ValueError(f"Expected argument `rank` to be below num_replicas={num_replicas}, but got {rank}")
+        if batch_size < self.num_replicas:
+            raise ValueError(
+                f"Expected argument `batch_size` to be at least num_replicas={num_replicas}, but got {batch_size}"
+            )
+        self._settings = {
+            "batch_size": int(batch_size),
+            "max_per_class": None if max_per_class is None else int(max_per_class),
+            "samples_per_class": None if samples_per_class is None else int(samples_per_class),
+            "drop_last": bool(drop_last),
+            "seed": self.seed,
+            "labels": self._planner.labels_digest,
+        }
+        yields_rest = self._planner.rest >= self.num_replicas and not drop_last
+        self._length = self._planner.full + yields_rest
+        if not self._length:
+            raise ValueError(
+                f"Expected samples for one batch at least, but got {self._planner.num_samples} labels with "
+                f"batch_size={batch_size}, drop_last={drop_last}, num_replicas={num_replicas}"
+            )
+        self.left_out = self._count_left_out(0 if yields_rest else self._planner.rest)
+        # (epoch, batches done): where the next iteration starts, and where the last one has come to.
+        self._next = self._at = (0, 0)
+        self._loaded = False
+
+    def _count_left_out(self, last: int) -> int:
+        grouped, limited = self._planner.without_group, self._planner.above_limit
+        left_out = grouped + limited + last
+        if left_out and self.rank == 0:
+            logger.warning(
+                "MultiViewBatchSampler leaves out %d of %d samples in each epoch, drawn anew: %d in incomplete "
+                "groups, %d of classes too frequent for the limit, %d in the last, smaller batch.",
+                *(left_out, self._planner.num_samples, grouped, limited, last),
+            )
+        return left_out
+
+    def __len__(self) -> int:
+        """Return the batches of a whole epoch, on every rank and in every epoch, one that is resumed included."""
+        return self._length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._at, self._loaded = self._next, False
+        start = epoch, first = self._next
+        plan = self._planner.plan(np.random.default_rng((self.seed, epoch)))
+        for done in range(first + 1, len(self) + 1):
+            # The epoch ends with its last batch, not after it: who counts batches never asks for one more.
+            # What was set meanwhile stays.
+            if done == len(self) and self._next == start:
+                self._next = (epoch + 1, 0)
+            self._at = (epoch, done)
+            yield plan[done - 1][self.rank :: self.num_replicas].tolist()
+
+    @property
+    def sampler(self) -> "MultiViewBatchSampler":  # type: ignore[override]
+        """This sampler: accelerate's loader sets the epoch of its batch sampler's `sampler`."""
+        return self
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration yields."""
+        return self._next[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration yield `epoch`, `>= 0`; a loaded state of this same epoch keeps its place."""
+        epoch = integer_argument("epoch", epoch, low=0)
+        if epoch != self.epoch:
+            if self._loaded:
+                logger.warning(
+                    "set_epoch(%d) discards the loaded state: epoch %d after %d batches. "
+                    "With accelerate, call loader.set_epoch(sampler.epoch) after load_state_dict.",
+                    *(epoch, *self._next),
+                )
+            self._next, self._loaded = (epoch, 0), False
+            self._at = self._next
+        elif epoch != self._at[0]:
+            self._at = self._next
+
+    def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
+        """Return the place in the epoch and the settings that it depends on, without `num_replicas` and `rank`.
+
+        Args:
+            batches_done: Batches of the running epoch, from its start, that the training has used. By default
+                those that were *yielded*, which is more where they are fetched ahead: by the workers of a
+                `DataLoader`, and by accelerate's loader. Counted are batches of this sampler: under
+                accelerate without `split_batches` each step uses one per process.
+
+        Raises:
+            TypeError: If `batches_done` is not an integer.
+            ValueError: If `batches_done` is more than was yielded, or negative.
+        """
+        epoch, done = self._at
+        if batches_done is not None:
+            if integer_argument("batches_done", batches_done, low=0) > done:
+                raise ValueError(
+                    f"Expected argument `batches_done` to be at most {done}, as many as epoch {epoch} has yielded, "
+                    f"but got {batches_done}"
+                )
+            done = int(batches_done)
+        if done == len(self):
+            epoch, done = epoch + 1, 0
+        return {"epoch": epoch, "batches_done": done, "settings": dict(self._settings)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration yield exactly what would have come after `state`.
+
+        `__len__` stays the length of a whole epoch. The number of processes may have changed since.
+
+        Raises:
+            ValueError: If `state` is not a state of this class, or one of other settings: says which.
+        """
+        if not {"epoch", "batches_done", "settings"} <= set(state):
+            raise ValueError(f"Expected a state with epoch, batches_done and settings, but got {sorted(state)}")
+        saved = state["settings"]
+        if other := [name for name, own in self._settings.items() if saved.get(name) != own]:
+            differences = ", ".join(f"{name}={saved.get(name)} instead of {self._settings[name]}" for name in other)
+            raise ValueError(f"Expected a state of this sampler's settings, but got {differences}")
+        epoch = integer_argument("epoch", state["epoch"], low=0)
+        done = integer_argument("batches_done", state["batches_done"], low=0)
+        if done > self._planner.full:
+            raise ValueError(f"Expected batches_done to be at most {self._planner.full}, but got {done}")
+        # Where more processes share a batch, the last one of the saved epoch may be left out here.
+        self._next = (epoch, done) if done < len(self) else (epoch + 1, 0)
+        self._at, self._loaded = self._next, True

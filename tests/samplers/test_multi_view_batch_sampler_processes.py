@@ -1,0 +1,114 @@
+"""MultiViewBatchSampler in two real processes (gloo), by its own sharding and by accelerate's."""
+
+import os
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.utils.data import DataLoader, TensorDataset
+
+from pml_supcon.samplers import MultiViewBatchSampler
+
+LABELS = np.repeat(np.arange(12), np.arange(4, 28, 2))  # 180 samples
+OPTIONS = {"batch_size": 16, "max_per_class": 2, "drop_last": True, "seed": 3}
+
+
+def planned(epoch):
+    sampler = MultiViewBatchSampler(LABELS, **OPTIONS)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def gathered(batches):
+    """Return the batches of both processes: [process][step]."""
+    parts = [None, None]
+    dist.all_gather_object(parts, batches)
+    return parts
+
+
+def indices(loader):
+    return [batch.tolist() for (batch,) in loader]
+
+
+def own_sharding(rank):
+    sampler = MultiViewBatchSampler(LABELS, num_replicas=2, rank=rank, **OPTIONS)
+    loader = DataLoader(TensorDataset(torch.arange(len(LABELS))), batch_sampler=sampler)
+    for epoch in range(2):
+        zero, one = gathered(indices(loader))
+        for a, b, batch in zip(zero, one, planned(epoch), strict=True):
+            assert not set(a) & set(b)
+            assert sorted(a + b) == sorted(batch)
+    half = iter(sampler)
+    next(half)
+    # Goes on in one process what two began.
+    whole = MultiViewBatchSampler(LABELS, **OPTIONS)
+    whole.load_state_dict(sampler.state_dict())
+    assert list(whole) == planned(2)[1:]
+
+
+def accelerate_sharding(split):
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(split_batches=split))
+    assert accelerator.num_processes == 2
+
+    def prepared(sampler):
+        return accelerator.prepare(DataLoader(TensorDataset(torch.arange(len(LABELS))), batch_sampler=sampler))
+
+    sampler = MultiViewBatchSampler(LABELS, **OPTIONS)
+    loader = prepared(sampler)
+
+    def check(epoch, plan):
+        zero, one = gathered(indices(loader))
+        if split:
+            assert [a + b for a, b in zip(zero, one, strict=True)] == plan, epoch
+        else:
+            assert [batch for pair in zip(zero, one, strict=True) for batch in pair] == plan, epoch
+
+    assert len(planned(0)) % 2 == 0
+    check(0, planned(0))
+    check(1, planned(1))
+    assert planned(0) != planned(1)
+    loader.set_epoch(7)  # reaches the sampler through the property `sampler`
+    assert sampler.epoch == 7
+    check(7, planned(7))
+
+    state = sampler.state_dict(batches_done=4)
+    assert state["epoch"] == 7
+    sampler = MultiViewBatchSampler(LABELS, **OPTIONS)
+    sampler.load_state_dict(state)
+    loader = prepared(sampler)
+    loader.set_epoch(sampler.epoch)
+    check(7, planned(7)[4:])
+    check(8, planned(8))
+
+
+def run(rank, port):
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    dist.init_process_group("gloo")
+    try:
+        own_sharding(rank)
+        accelerate_sharding(split=True)
+        accelerate_sharding(split=False)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_both_processes_together_have_the_planned_epoch():
+    pytest.importorskip("accelerate")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(run, args=(port,), nprocs=2)

@@ -1,0 +1,244 @@
+"""Augmentations against torchvision's own operations, one image at a time."""
+
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as VF
+
+from pml_supcon.views import batch_ops as ops
+from pml_supcon.views.augment import contrastive_augmentation, digit_augmentation, evaluation_transform
+
+RGB = {"mean": [0.0] * 3, "std": [1.0] * 3}
+GREY = {"mean": [0.0], "std": [1.0]}
+STILL = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "jitter": (0, 0, 0, 0), "grey_probability": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def factories():
+    return [
+        contrastive_augmentation(8, **RGB),
+        digit_augmentation(8, **RGB),
+        evaluation_transform(8, **RGB),
+    ]
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (8, 8), (6, 11)])
+def test_affine_maps_agree_with_torchvision(height, width):
+    images = torch.rand(5, 2, height, width)
+    angle = torch.tensor([0.0, 20, -35, 5, 90])
+    shift_x, shift_y = torch.tensor([0.0, 0.2, 0, -0.1, 0.3]), torch.tensor([0.0, 0, -0.15, 0.1, 0.05])
+    scale, shear = torch.tensor([1.0, 1.2, 0.7, 1, 1.1]), torch.tensor([0.0, 10, -15, 30, 5])
+    theta = ops.affine_theta(images, angle, shift_x, shift_y, scale, shear)
+    side = max(height, width)
+    for i in range(5):
+        expected = VF.affine(
+            images[i],
+            angle=angle[i].item(),
+            translate=[shift_x[i].item() * width, shift_y[i].item() * height],
+            scale=scale[i].item(),
+            shear=[shear[i].item(), 0.0],
+            interpolation=v2.InterpolationMode.BILINEAR,
+        )
+        grid = torch.nn.functional.affine_grid(theta[i : i + 1], [1, 2, height, width], align_corners=False)
+        ours = torch.nn.functional.grid_sample(images[i : i + 1], grid, align_corners=False)[0]
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
+        if height == width:
+            warped = ops.warp(images[i : i + 1], theta[i : i + 1], side)[0]
+            torch.testing.assert_close(warped, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "factors"),
+    [
+        (ops.adjust_brightness, VF.adjust_brightness, [0.0, 0.6, 1.0, 1.4]),
+        (ops.adjust_contrast, VF.adjust_contrast, [0.0, 0.6, 1.0, 1.4]),
+        (ops.adjust_saturation, VF.adjust_saturation, [0.0, 0.6, 1.0, 1.4]),
+        (ops.adjust_hue, VF.adjust_hue, [-0.5, -0.1, 0.0, 0.3]),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_operations_agree_with_torchvision(ours, theirs, factors, channels):
+    images = torch.rand(4, channels, 7, 5)
+    images[:, :, 0] = 0.0
+    images[:, :, 1] = 0.4  # grey rows: no hue
+    images[:, 0, 2] = 1.0
+    expected = torch.stack([theirs(image, factor) for image, factor in zip(images, factors, strict=True)])
+    torch.testing.assert_close(ours(images, torch.tensor(factors)), expected, atol=1e-5, rtol=0)
+
+
+def test_grey_agrees_with_torchvision():
+    images = torch.rand(3, 3, 4, 4)
+    torch.testing.assert_close(ops.grey(images), VF.rgb_to_grayscale(images))
+
+
+def test_crops_are_distributed_as_torchvision_draws_them():
+    images = torch.zeros(1).expand(4000, 3, 1000, 1500)
+    theta = ops.crop_theta(images, (0.2, 1.0), (3 / 4, 4 / 3))
+    width, height = theta[:, 0, 0], theta[:, 1, 1]
+    reference = v2.RandomResizedCrop(8, (0.2, 1.0), (3 / 4, 4 / 3))
+    drawn = [reference.make_params([torch.zeros(1, 1000, 1500)]) for _ in range(4000)]
+    their_width = torch.tensor([p["width"] / 1500 for p in drawn])
+    their_height = torch.tensor([p["height"] / 1000 for p in drawn])
+    their_left = torch.tensor([p["left"] / 1500 for p in drawn])
+    left = (theta[:, 0, 2] - width + 1) / 2
+    for ours, theirs in (
+        (width, their_width),
+        (height, their_height),
+        (width * height, their_width * their_height),
+        (left, their_left),
+    ):
+        quantiles = torch.tensor([0.1, 0.5, 0.9])
+        torch.testing.assert_close(ours.quantile(quantiles), theirs.quantile(quantiles), atol=0.03, rtol=0)
+    assert ((theta[:, :, 2].abs() + torch.stack([width, height], 1)) <= 1 + 1e-6).all(), "a crop leaves the image"
+
+
+def test_crop_that_never_fits_takes_the_whole_image():
+    theta = ops.crop_theta(torch.zeros(50, 1, 8, 8), (1.0, 1.0), (1.2, 1.3))
+    torch.testing.assert_close(theta, torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]).expand(50, 2, 3))
+
+
+def test_shrinking_does_not_alias():
+    board = (torch.arange(64).view(-1, 1) + torch.arange(64)).remainder(2).float().expand(2, 1, 64, 64)
+    warped = ops.warp(board, torch.eye(2, 3).expand(2, 2, 3), 8)
+    torch.testing.assert_close(warped, torch.full_like(warped, 0.5), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["one", "batch"])
+def test_without_randomness_the_image_is_only_normalised(layout):
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    given = images if layout == "batch" else images[0]
+    mean, std = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
+    expected = (given / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    natural = contrastive_augmentation(8, mean=mean, std=std, flip=False, **STILL)
+    digit = digit_augmentation(
+        8, mean=mean, std=std, rotation=0, shift=0, scale=(1, 1), shear=0, brightness=0, contrast=0
+    )
+    for transform in (natural, digit, evaluation_transform(8, mean=mean, std=std)):
+        result = transform(given)
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+
+
+def test_flip_mirrors_about_half_of_the_batch():
+    images = torch.rand(400, 3, 8, 8)
+    flipped = contrastive_augmentation(8, **RGB, **STILL)(images)
+    mirrored = torch.isclose(flipped, images.flip(-1), atol=1e-5).flatten(1).all(1)
+    same = torch.isclose(flipped, images, atol=1e-5).flatten(1).all(1)
+    assert (mirrored ^ same).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_digits_are_never_mirrored():
+    ramp = torch.linspace(0, 1, 8).expand(200, 1, 8, 8)
+    result = digit_augmentation(8, **GREY, shift=0.0, brightness=0, contrast=0)(ramp)
+    assert (result[..., 2:6, 5] > result[..., 2:6, 2]).all()
+
+
+def test_probabilities_of_jitter_and_grey():
+    images = torch.rand(300, 3, 8, 8)
+    base = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": False}
+    unchanged = contrastive_augmentation(8, **RGB, **base, jitter_probability=0.0, grey_probability=0.0)(images)
+    torch.testing.assert_close(unchanged, images, atol=1e-5, rtol=0)
+    grey = contrastive_augmentation(8, **RGB, **base, grey_probability=1.0)(images)
+    torch.testing.assert_close(grey[:, 0], grey[:, 2])
+    some = contrastive_augmentation(8, **RGB, **base, jitter_probability=0.5, grey_probability=0.0)(images)
+    changed = ((some - images).abs().flatten(1).amax(1) > 1e-4).sum()
+    assert 110 < changed < 190
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_every_image_of_a_batch_has_its_own_parameters(index):
+    image = torch.rand(1, 3, 8, 8).expand(64, 3, 8, 8)
+    result = factories()[index](image).flatten(1)
+    assert torch.pdist(result).min() > 1e-3
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (6, 3, 8, 8)])
+def test_torch_seed_governs_the_randomness(index, shape):
+    images, transform = torch.rand(shape), factories()[index]
+    torch.manual_seed(5)
+    first, second = transform(images), transform(images)
+    torch.manual_seed(5)
+    assert torch.equal(transform(images), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("transform", factories())
+@pytest.mark.parametrize("size", [(8, 8), (20, 12), (5, 9), (64, 40)])
+def test_output_shapes_for_every_kind_of_input(transform, size):
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    assert transform(image).shape == (3, 8, 8)
+    assert transform(VF.to_pil_image(image)).shape == (3, 8, 8)
+    assert transform(image.expand(4, -1, -1, -1)).shape == (4, 3, 8, 8)
+    assert transform(image.expand(0, -1, -1, -1)).shape == (0, 3, 8, 8)
+
+
+def test_evaluation_resizes_the_short_side_and_takes_the_centre():
+    image = torch.zeros(1, 16, 48, dtype=torch.uint8)
+    image[..., 16:32] = 255
+    torch.testing.assert_close(evaluation_transform(8, **GREY)(image), torch.ones(1, 8, 8), atol=0.3, rtol=0)
+    assert evaluation_transform(8, **GREY)(image)[..., 1:-1].min() > 0.99
+
+
+def test_pil_modes_follow_the_number_of_channels():
+    palette = Image.new("P", (8, 8), 3)
+    assert evaluation_transform(8, **GREY)(palette).shape == (1, 8, 8)
+    assert evaluation_transform(8, **RGB)(Image.new("L", (8, 8), 51)).mean().item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("transform", factories())
+def test_transforms_can_be_sent_to_workers(transform):
+    assert pickle.loads(pickle.dumps(transform))(torch.rand(3, 8, 8)).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_scale": (0.5, 0.2)}, "Expected `crop_scale` to be an increasing pair in"),
+        ({"crop_scale": (0.0, 1.0)}, "Expected `crop_scale` to be an increasing pair in"),
+        ({"crop_scale": (0.5, 1.5)}, "Expected `crop_scale` to be an increasing pair in"),
+        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "the last at most 0.5"),
+        ({"jitter_probability": 1.5}, "`jitter_probability` to be in"),
+        ({"mean": [0.5], "std": [0.5, 0.5]}, "one entry per channel, but got 1 and 2"),
+        ({"mean": [0.5] * 2, "std": [0.5] * 2}, "1 or 3 entries, but got 2"),
+        ({"std": [0.5, 0.0, 0.5]}, "every entry of `std` to be positive"),
+        ({"image_size": 0}, "`image_size` to be at least 1, but got 0"),
+    ],
+)
+def test_contrastive_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        contrastive_augmentation(**{"image_size": 8, **RGB, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shift": 1.5}, r"`shift` to be in \[0, 1\], but got 1.5"),
+        ({"rotation": -1}, "`rotation` to be in"),
+        ({"scale": (0.0, 1.0)}, "`scale` to be an increasing pair"),
+        ({"brightness": 2}, "`brightness` to be in"),
+    ],
+)
+def test_digit_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        digit_augmentation(8, **GREY, **options)
+
+
+@pytest.mark.parametrize("transform", factories())
+def test_inputs_are_checked(transform):
+    with pytest.raises(ValueError, match=r"C=3 .* but got \(1, 8, 8\)"):
+        transform(torch.rand(1, 8, 8))
+    with pytest.raises(ValueError, match=r"but got \(8, 8\)"):
+        transform(torch.rand(8, 8))
+    with pytest.raises(TypeError, match=r"but got torch.int64"):
+        transform(torch.zeros(3, 8, 8, dtype=torch.int64))
+    with pytest.raises(TypeError, match="but got ndarray"):
+        transform(torch.zeros(3, 8, 8).numpy())

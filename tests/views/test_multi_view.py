@@ -1,0 +1,133 @@
+"""MultiView, MultiViewDataset and the two layouts of a batch of views."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from pml_supcon.views import MultiView, MultiViewDataset, flatten_views, split_views
+
+
+def numbered():
+    """A transform whose n-th call gives an image full of n."""
+    calls = iter(range(100))
+    return lambda image: torch.full((3, 2, 2), float(next(calls)))
+
+
+@pytest.mark.parametrize("num_views", [1, 2, 5])
+def test_every_view_is_an_application_of_its_own(num_views):
+    view = MultiView(numbered(), num_views)
+    assert view.num_views == num_views
+    for start in (0, num_views):
+        views = view(None)
+        assert views.shape == (num_views, 3, 2, 2)
+        assert views[:, 0, 0, 0].tolist() == list(range(start, start + num_views))
+
+
+def test_there_are_two_views_unless_told():
+    assert MultiView(numbered()).num_views == 2
+
+
+def test_a_sequence_has_one_transform_per_view():
+    transforms = [lambda x, add=add: x + add for add in (1, 2, 3)]
+    for view in (MultiView(transforms), MultiView(tuple(transforms), num_views=3)):
+        assert view(torch.zeros(1, 1, 1)).flatten().tolist() == [1, 2, 3]
+
+
+def test_images_of_every_kind():
+    crop = v2.Compose([v2.RandomCrop(4), v2.PILToTensor()])
+    image = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    torch.manual_seed(0)
+    views = MultiView(crop, 6)(Image.fromarray(image))
+    assert views.shape == (6, 3, 4, 4)
+    assert views.dtype == torch.uint8
+    assert len({v.numpy().tobytes() for v in views}) > 1
+    windows = np.lib.stride_tricks.sliding_window_view(image, (4, 4), (0, 1)).reshape(-1, 3, 4, 4)
+    assert all((windows == v.numpy()).all((1, 2, 3)).any() for v in views)
+    assert MultiView(lambda array: torch.from_numpy(array).permute(2, 0, 1))(image).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("transform", "num_views", "error", "message"),
+    [
+        (str, 0, ValueError, "`num_views` to be at least 1, but got 0"),
+        (str, True, TypeError, "`num_views` to be an integer, but got True"),
+        (str, 2.0, TypeError, "`num_views` to be an integer, but got 2.0"),
+        (3, 2, TypeError, "`transform` to be callable, but got int"),
+        ([str, None], 2, TypeError, "`transform` to be callable, but got NoneType"),
+        ([str, str], 3, ValueError, "`transform` to hold 3 transforms, one per view, but got 2"),
+        ([], None, ValueError, "`transform` to hold at least 1 transforms, one per view, but got 0"),
+        ([], 1, ValueError, "`transform` to hold 1 transforms, one per view, but got 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(transform, num_views, error, message):
+    with pytest.raises(error, match=message):
+        MultiView(transform, num_views)
+
+
+def test_views_that_do_not_fit_are_refused():
+    image = torch.zeros(3, 4, 4)
+    with pytest.raises(TypeError, match="view to be a tensor, but view 1 is Image"):
+        MultiView([lambda x: x, v2.ToPILImage()])(image)
+    with pytest.raises(ValueError, match=r"one shape, but view 2 has \(3, 4, 3\) and view 0 has \(3, 4, 4\)"):
+        MultiView([lambda x: x, lambda x: x, lambda x: x[..., 1:]])(image)
+    with pytest.raises(ValueError, match=r"one dtype, but view 1 is torch.uint8 and view 0 is torch.float32"):
+        MultiView([lambda x: x, lambda x: x.byte()])(image)
+
+
+def test_a_data_set_of_views_collates_to_a_batch():
+    class Source:
+        targets = (4, 5, 6)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return torch.full((3, 2, 2), float(index)), self.targets[index]
+
+    data = MultiViewDataset(Source(), [lambda x: x, lambda x: x + 10])
+    assert len(data) == 3
+    assert data.labels == (4, 5, 6)
+    x, labels = next(iter(DataLoader(data, batch_size=3)))
+    assert x.shape == (3, 2, 3, 2, 2)
+    assert labels.tolist() == [4, 5, 6]
+    assert x[:, :, 0, 0, 0].tolist() == [[0, 10], [1, 11], [2, 12]]
+    assert flatten_views(x)[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
+
+
+def test_a_data_set_of_other_items_is_refused():
+    data = MultiViewDataset([{"image": 1}], lambda x: x)
+    with pytest.raises(TypeError, match=r"pairs \(image, label\), but got dict"):
+        data[0]
+    with pytest.raises(AttributeError, match="targets"):
+        _ = data.labels
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1, 4, 5), (4, 1, 5), (3, 2, 3, 4, 4), (0, 2, 3)])
+def test_rows_are_the_views_one_after_the_other(shape):
+    x = torch.randn(shape)
+    rows = flatten_views(x)
+    assert torch.equal(rows, torch.cat(list(x.unbind(1))))
+    back = split_views(rows, shape[1])
+    assert torch.equal(back, x)
+    assert back.data_ptr() == rows.data_ptr()
+
+
+def test_layouts_pass_gradients():
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: split_views(flatten_views(t) ** 2, 2), x)
+
+
+def test_layouts_refuse_other_shapes():
+    with pytest.raises(ValueError, match=r"`x` to have shape \(B, V, ...\), but got \(4,\)"):
+        flatten_views(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"shape \(V \* B, ...\) with V=3, but got \(4, 2\)"):
+        split_views(torch.zeros(4, 2), 3)
+    with pytest.raises(ValueError, match=r"with V=1, but got \(\)"):
+        split_views(torch.tensor(1.0), 1)
+    with pytest.raises(ValueError, match="`num_views` to be at least 1, but got 0"):
+        split_views(torch.zeros(4), 0)
+    with pytest.raises(TypeError, match="`num_views` to be an integer, but got '2'"):
+        split_views(torch.zeros(4), "2")
