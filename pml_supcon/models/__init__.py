@@ -1,0 +1,20 @@
+"""Encoders (any timm model as a feature extractor), the heads on top of them, and how encoders are kept on disk.
+
+Importing this package registers the architecture `small_stem` with timm, so that a folder written by
+`save_encoder` loads through `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+"""
+
+from pml_supcon.models.encoders import create_encoder, feature_width
+from pml_supcon.models.heads import ProjectionHead
+from pml_supcon.models.stems import shrink_stem, stem_obstacle
+from pml_supcon.models.storage import load_encoder, save_encoder
+
+__all__ = [  # noqa: RUF022 - flow order
+    "create_encoder",
+    "feature_width",
+    "stem_obstacle",
+    "shrink_stem",
+    "ProjectionHead",
+    "save_encoder",
+    "load_encoder",
+]

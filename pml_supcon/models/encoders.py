@@ -1,0 +1,200 @@
+"""`create_encoder`: any timm model as a feature extractor, with a stem that fits small images."""
+
+import difflib
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, load_state_dict, split_model_name_tag
+from torch import nn
+
+from pml_supcon.models.stems import shrink_stem, stem_obstacle
+from pml_supcon.models.storage import BuildRecord, weights_file
+
+_WEIGHT_SOURCES = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+_SMALL_IMAGE = 64  # pixels a side: up to here "auto" makes the stem small
+
+
+def create_encoder(
+    name: str,
+    *,
+    in_chans: int = 3,
+    image_size: int | None = None,
+    small_stem: bool | Literal["auto"] = "auto",
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """Make a timm model that maps images (N, in_chans, H, W) to pooled features (N, feature_width(encoder)).
+
+    Args:
+        name: a name of `timm.list_models()`, with or without a weight tag (`resnet18`, `resnet18.a1_in1k`).
+        in_chans: channels of the images, >= 1.
+        image_size: side of the square images in pixels, or None where it is not known. Where given, models with
+            positions for one size (vision transformers) are built for it, and one blank image is passed through to
+            check that the model takes this size.
+        small_stem: True makes the stem small (see `shrink_stem`); "auto" does so where `image_size` is at most 64 and
+            the model's stem allows it; False leaves the stem.
+        pretrained: start from timm's weights for this name (downloaded on first use). A first convolution that becomes
+            3 x 3 starts anew, with a warning; one that is 3 x 3 already keeps its pretrained weights.
+        checkpoint: a weights file (.safetensors, .pt, .pth) or a folder of `save_encoder`, loaded into the finished
+            model, small stem included. The classifier's weights are left out; all others must fit.
+        **timm_kwargs: further arguments of the model, plain values (`drop_path_rate=0.1`, `patch_size=4`).
+
+    Returns:
+        The encoder, in training mode and without a classifier.
+
+    Raises:
+        ValueError: for an unknown name (with the nearest valid ones), a stem that cannot be made small, an image size
+            that the model cannot take, weights that do not exist or do not fit.
+        FileNotFoundError: where `checkpoint` does not exist.
+
+    Example:
+        >>> encoder = create_encoder("resnet18", image_size=32)
+        >>> encoder.conv1.stride, encoder.maxpool
+        ((1, 1), Identity())
+        >>> encoder(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 512])
+    """
+    _check_arguments(name, in_chans, image_size, small_stem, pretrained, checkpoint, timm_kwargs)
+    architecture = split_model_name_tag(name)[0]
+    arguments = {"num_classes": 0, "in_chans": in_chans, **timm_kwargs}
+    try:
+        registered = get_pretrained_cfg(name)
+        if image_size is not None and registered is not None and registered.fixed_input_size:
+            arguments.setdefault("img_size", image_size)
+        encoder: Any = timm.create_model(name, pretrained=pretrained, **arguments)
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"timm could not build {name} with {arguments}, pretrained={pretrained}: {error}") from error
+    except OSError as error:  # no such file in the cache, no connection
+        raise OSError(
+            f"The pretrained weights of {name} could not be fetched (`checkpoint` takes a local file): {error}"
+        ) from error
+
+    if small_stem is True or (small_stem == "auto" and image_size is not None and image_size <= _SMALL_IMAGE):
+        obstacle = stem_obstacle(encoder)
+        if obstacle is None:
+            resized = shrink_stem(encoder)
+            architecture, arguments = "small_stem", {"base": architecture, **arguments}
+            if resized and pretrained:
+                warnings.warn(
+                    f"The first convolution of {name} became 3 x 3: it starts from new weights, not from the "
+                    "pretrained ones (`small_stem=False` keeps them)",
+                    stacklevel=2,
+                )
+        elif small_stem is True:
+            raise ValueError(f"Expected `small_stem` to be False or 'auto' for {name}, but got True: it {obstacle}")
+    if image_size is not None:
+        _check_image_size(encoder, name, in_chans, image_size)
+    # Where the first weights came from must not follow the encoder: a saved one has weights of its own.
+    arguments = {key: value for key, value in arguments.items() if key not in _WEIGHT_SOURCES}
+    BuildRecord(architecture, arguments, image_size).attach(encoder)
+    if checkpoint is not None:
+        _load_checkpoint(encoder, name, Path(checkpoint))
+    return encoder  # type: ignore[no-any-return]
+
+
+def feature_width(encoder: nn.Module) -> int:
+    """Return the width of the pooled features of `encoder`.
+
+    That is timm's `num_features`, except in the families whose pooled features pass one more layer (MobileNetV3,
+    EfficientViT, ...), where it is `head_hidden_size`.
+
+    Example:
+        >>> feature_width(create_encoder("mobilenetv3_small_050"))
+        1024
+    """
+    model: Any = encoder
+    return int(getattr(model, "head_hidden_size", None) or model.num_features)
+
+
+def _check_arguments(
+    name: str,
+    in_chans: int,
+    image_size: int | None,
+    small_stem: bool | str,
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    timm_kwargs: dict[str, Any],
+) -> None:
+    if ":" in name or "/" in name:
+        raise ValueError(
+            f"Expected `name` to be a name of timm.list_models(), but got {name!r}: folders are opened by "
+            "`load_encoder`, other sources by `timm.create_model`"
+        )
+    if not is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
+        hint = f"; the nearest names are {', '.join(near)}" if near else ""
+        raise ValueError(f"Expected `name` to be a name of timm.list_models(), but got {name!r}{hint}")
+    if small_stem not in (True, False, "auto"):
+        raise ValueError(f"Expected `small_stem` to be True, False or 'auto', but got {small_stem!r}")
+    for argument, value in (("in_chans", in_chans), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"Expected `{argument}` to be at least 1, but got {value}")
+    if pretrained and checkpoint is not None:
+        raise ValueError(
+            "Expected one of `pretrained` and `checkpoint`, but got both: the checkpoint replaces all weights"
+        )
+    if pretrained and not is_model_pretrained(name):
+        raise ValueError(f"Expected a model with pretrained weights, but timm has none for {name!r}")
+    if "num_classes" in timm_kwargs:
+        raise ValueError("Expected no argument `num_classes`: an encoder has no classifier, but got one")
+    for argument, option in timm_kwargs.items():
+        try:
+            json.dumps(option)
+        except TypeError:
+            raise ValueError(
+                f"Expected `{argument}` to be a plain value that `save_encoder` can write, but got "
+                f"{type(option).__name__}"
+            ) from None
+
+
+def _check_image_size(encoder: nn.Module, name: str, in_chans: int, image_size: int) -> None:
+    """Refuse a size that the model cannot take, or of which it would not see all."""
+    embedding = getattr(encoder, "patch_embed", None)
+    patch = getattr(embedding, "patch_size", None)
+    if isinstance(patch, tuple) and not getattr(embedding, "dynamic_img_pad", False) and image_size % max(patch):
+        raise ValueError(
+            f"Expected `image_size` to be a multiple of the patch size {max(patch)} of {name}, but got {image_size}: "
+            "the rest of the image would not be seen (some models take a smaller `patch_size`)"
+        )
+    weight = next(encoder.parameters())
+    blank = weight.new_zeros(1, in_chans, image_size, image_size)
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(blank)
+    except (AssertionError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{name} cannot take images of {image_size} x {image_size}: {error}") from error
+    finally:
+        encoder.train(training)
+    shape, expected = tuple(features.shape), (1, feature_width(encoder))
+    if shape != expected:
+        raise ValueError(f"Expected {name} to give pooled features of shape {expected}, but got {shape}")
+
+
+def _load_checkpoint(encoder: nn.Module, name: str, checkpoint: Path) -> None:
+    """Load every weight of the encoder from a file; only classifier weights may be left over."""
+    model: Any = encoder
+    stored = load_state_dict(str(weights_file(checkpoint)))
+    heads = model.default_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    own = encoder.state_dict()
+    stored = {key: value for key, value in stored.items() if key in own or key.rpartition(".")[0] not in heads}
+    problems = [f"{key} is missing" for key in own if key not in stored]
+    problems += [f"{key} is unknown" for key in stored if key not in own]
+    problems += [
+        f"{key} is {tuple(stored[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in stored and stored[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"The weights in {checkpoint} do not fit {name} (is its stem small in one and not in the other?): "
+            f"{'; '.join(problems[:5])}{more}"
+        )
+    encoder.load_state_dict(stored)

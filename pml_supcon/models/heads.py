@@ -1,0 +1,57 @@
+"""The projection head: the small network between the encoder's features and the contrastive loss."""
+
+from torch import nn
+
+
+class ProjectionHead(nn.Sequential):
+    """A multi-layer perceptron from features (N, in_features) to embeddings (N, out_features).
+
+    Linear layers with ReLU between them and none after the last. The output is not normalised: the losses do that.
+    Khosla et al. (2020, section 3.1 and appendix) use two layers, 2,048 hidden units and 128 outputs, and throw the
+    head away after training.
+
+    Args:
+        in_features: width of the encoder's features, >= 1 (see `feature_width`).
+        out_features: width D of the embeddings, >= 1.
+        hidden_features: width of the hidden layers, >= 1; None means `in_features`. Unused by one layer.
+        num_layers: number of linear layers, >= 1; 1 is a linear head.
+        batch_norm: put a BatchNorm1d (and no bias) between each hidden linear layer and its ReLU. In training mode it
+            needs at least two rows, as every batch norm does.
+
+    Raises:
+        ValueError: where a width or `num_layers` is below 1.
+
+    Example:
+        >>> import torch
+        >>> ProjectionHead(512, 128, hidden_features=2048)(torch.zeros(4, 512)).shape
+        torch.Size([4, 128])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int = 128,
+        *,
+        hidden_features: int | None = None,
+        num_layers: int = 2,
+        batch_norm: bool = False,
+    ) -> None:
+        hidden = in_features if hidden_features is None else hidden_features
+        sizes = {
+            "in_features": in_features,
+            "out_features": out_features,
+            "hidden_features": hidden,
+            "num_layers": num_layers,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")
+        layers: list[nn.Module] = []
+        width = in_features
+        for _ in range(num_layers - 1):
+            layers.append(nn.Linear(width, hidden, bias=not batch_norm))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(hidden))
+            layers.append(nn.ReLU(inplace=True))
+            width = hidden
+        super().__init__(*layers, nn.Linear(width, out_features))

@@ -1,0 +1,158 @@
+"""Stems for small images: the stride and the max-pool before the first block are taken out.
+
+A network made for 224 x 224 images shrinks its input four times before its first block. At 32 x 32 that leaves 8 x 8
+positions, so the CIFAR literature (Khosla et al. 2020; Chen et al. 2020, appendix B.9) starts with a 3 x 3
+convolution of stride 1 and no pooling.
+"""
+
+import warnings
+from typing import Any
+
+import timm
+from timm.layers import Conv2dSame, StdConv2d, StdConv2dSame
+from timm.models import load_pretrained, register_model
+from torch import nn
+
+__all__ = ["stem_obstacle", "shrink_stem", "small_stem"]  # noqa: RUF022 - flow order
+
+# Where timm's families keep the pooling of their stem. `maxpool` (ResNets) may also hold strided convolutions.
+_STEM_POOLS = ("maxpool", "stem.pool", "pool0", "features.pool0", "features.conv1_pool")
+_KERNEL = 3
+
+
+def stem_obstacle(encoder: nn.Module) -> str | None:
+    """Say why the stem of `encoder` cannot be made small, or return None where it can.
+
+    It can where timm names one first convolution (`first_conv`) of stride 2 that is not a patch embedding, and where
+    nothing later is tied to the size of the feature map.
+
+    Args:
+        encoder: a model made by timm.
+
+    Returns:
+        A phrase that follows "this model ...", or None.
+
+    Example:
+        >>> stem_obstacle(timm.create_model("vit_tiny_patch16_224", num_classes=0))
+        'cuts the image into patches of 16 x 16'
+    """
+    config: dict[str, Any] = getattr(encoder, "default_cfg", {})
+    name = config.get("first_conv")
+    modules = dict(encoder.named_modules())
+    conv = modules.get(name) if isinstance(name, str) else None
+    if not isinstance(conv, nn.Conv2d):
+        return f"has no single first convolution (timm names {name!r})"
+    (height, width), stride = conv.kernel_size, conv.stride
+    if stride == (1, 1):
+        return f"already has a first convolution of stride 1 (`{name}`)"
+    if (height, width) == stride:
+        return f"cuts the image into patches of {height} x {width}"
+    if stride != (2, 2) or height < _KERNEL:
+        return f"has a first convolution of {height} x {width} with stride {stride[0]} (`{name}`), expected stride 2"
+    if config.get("fixed_input_size", False):
+        return "has positions tied to one image size"
+    resizable = (nn.Conv2d, Conv2dSame, StdConv2d, StdConv2dSame)
+    if (height, width) != (_KERNEL, _KERNEL) and type(conv) not in resizable:
+        return f"has a first convolution of type {type(conv).__name__}, whose scale depends on its kernel size"
+    return None
+
+
+def shrink_stem(encoder: nn.Module) -> bool:
+    """Make the stem small in place: first convolution 3 x 3 with stride 1, the stem's max-pool an identity.
+
+    A first convolution that is 3 x 3 already (deep stems such as resnet18d's, EfficientNets) keeps its weights and
+    only loses its stride. A larger one gets new weights (He initialisation): pretrained ones do not fit.
+
+    Args:
+        encoder: a model made by timm.
+
+    Returns:
+        True where the first convolution got new weights, False where it kept them.
+
+    Raises:
+        ValueError: where the stem cannot be made small; the message names the reason.
+    """
+    obstacle = stem_obstacle(encoder)
+    if obstacle is not None:
+        raise ValueError(f"Expected a model with a strided stem that can be made small, but this model {obstacle}")
+    model: Any = encoder
+    conv: Any = encoder.get_submodule(model.default_cfg["first_conv"])
+    resized = bool(conv.kernel_size != (_KERNEL, _KERNEL))
+    # Changed in place, so that the subclasses of timm (weight standardisation, "same" padding) stay what they are.
+    conv.stride = (1, 1)
+    if resized:
+        shape = (conv.out_channels, conv.in_channels // conv.groups, _KERNEL, _KERNEL)
+        conv.weight = nn.Parameter(conv.weight.new_empty(shape))
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        conv.kernel_size = (_KERNEL, _KERNEL)
+        if conv.padding != (0, 0):  # (0, 0) is "valid" or padded at run time: both hold for any kernel
+            conv.padding = (_KERNEL // 2, _KERNEL // 2)
+    _remove_stem_pool(encoder)
+    return resized
+
+
+def _remove_stem_pool(encoder: nn.Module) -> None:
+    modules = dict(encoder.named_modules())
+    for path in _STEM_POOLS:
+        pool = modules.get(path)
+        if pool is None:
+            continue
+        if path == "maxpool" or any(isinstance(module, nn.MaxPool2d) for module in pool.modules()):
+            parent, _, name = path.rpartition(".")
+            stem = encoder.get_submodule(parent)
+            setattr(stem, name, nn.Identity())
+            if parent and isinstance(getattr(stem, "pad", None), nn.ConstantPad2d):  # BiT pads for its pool alone
+                stem.pad = nn.Identity()
+            return
+
+
+def small_stem(
+    pretrained: bool = False,
+    *,
+    base: str,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | None = None,
+    pretrained_model_args: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model with a small stem for timm, which calls this for `create_model("small_stem", base=...)`.
+
+    Args:
+        pretrained: with a `pretrained_cfg` that says where they are (`local-dir:`, `hf-hub:`), load weights of this
+            very architecture; else load the base's own and give the first convolution new weights where it changes.
+        base: name of the timm model whose stem is made small.
+        pretrained_cfg: timm's description of the weights.
+        pretrained_cfg_overlay: entries that replace those of the description.
+        cache_dir: folder for downloads.
+        pretrained_model_args: timm's record of how the saved weights were built; not needed here.
+        **kwargs: arguments of the base (`in_chans`, `num_classes`, ...).
+
+    Returns:
+        The model; its `default_cfg` names the architecture `small_stem`.
+
+    Raises:
+        ValueError: where the base's stem cannot be made small.
+    """
+    stored = isinstance(pretrained_cfg, dict) and pretrained
+    model: Any = timm.create_model(base, pretrained=pretrained and not stored, cache_dir=cache_dir, **kwargs)
+    if shrink_stem(model) and pretrained and not stored:
+        warnings.warn(
+            f"The first convolution of {base} became 3 x 3: it starts from new weights, not from the pretrained ones",
+            stacklevel=2,
+        )
+    given = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
+    config = {**model.pretrained_cfg, **given, **(pretrained_cfg_overlay or {}), "architecture": "small_stem"}
+    model.pretrained_cfg = model.default_cfg = config
+    if stored:
+        load_pretrained(
+            model,
+            pretrained_cfg=config,
+            num_classes=model.num_classes,
+            in_chans=kwargs.get("in_chans", 3),
+            cache_dir=cache_dir,
+        )
+    return model  # type: ignore[no-any-return]
+
+
+register_model(small_stem)

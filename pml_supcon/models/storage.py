@@ -1,0 +1,146 @@
+"""Encoders on disk, in the layout of timm's `local-dir:` folders: `config.json` and `model.safetensors`."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+from torch import nn
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_RECORD = "build_record"
+# Entries of timm's description that say where weights came from: the folder itself is the source now.
+_SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "label_offset")
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """How an encoder was built: what timm needs, besides the weights, to build it again."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    image_size: int | None = None
+
+    def attach(self, encoder: nn.Module) -> None:
+        """Note the record on the encoder; copies and pickles keep it."""
+        encoder.__dict__[_RECORD] = self
+
+
+def save_encoder(
+    encoder: nn.Module,
+    folder: str | Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Path:
+    """Write the encoder, without any head, as a folder that timm opens.
+
+    `timm.create_model(f"local-dir:{folder}", pretrained=True)` gives it back with equal outputs. That needs this
+    package only where the stem was made small: import `pml_supcon.models` first, which registers `small_stem`.
+    Rates of dropout and stochastic depth are kept. Both files are written aside and then moved into place, so that an
+    interrupted save leaves no half-written file.
+
+    Args:
+        encoder: made by `create_encoder` or `load_encoder`, not wrapped (data parallel, compiled).
+        folder: created where needed; the two files in it are replaced.
+        mean: channel means that the images were normalised with, length `in_chans`, in [0, 1]. With `std` they are
+            written into the config, from which `timm.data` makes the matching transform (`evaluation_transform`'s:
+            no margin cropped away). None leaves timm's own values for the model.
+        std: channel deviations, length `in_chans`, > 0; given with `mean` or not at all.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: where the encoder does not come from this package or is wrapped.
+        ValueError: where only one of `mean` and `std` is given, or their length is not `in_chans`.
+    """
+    record = vars(encoder).get(_RECORD)
+    if not isinstance(record, BuildRecord):
+        raise TypeError(
+            "Expected `encoder` to come from `create_encoder` or `load_encoder`, without a wrapper (pass the `.module` "
+            f"of a data-parallel model, the `._orig_mod` of a compiled one), but got {type(encoder).__name__}"
+        )
+    text = json.dumps(_config(encoder, record, mean, std), indent=2) + "\n"
+    # Copies: a view or a tensor that is shared would be refused by safetensors.
+    weights = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in encoder.state_dict().items()}
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    _replace(target / _WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    _replace(target / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    return target
+
+
+def load_encoder(folder: str | Path) -> nn.Module:
+    """Open a folder of `save_encoder`; the encoder is on the CPU, in float32 and in training mode.
+
+    Raises:
+        FileNotFoundError: where the folder or one of its two files is missing.
+    """
+    source = Path(folder)
+    weights_file(source)
+    if not (source / _CONFIG).is_file():
+        raise FileNotFoundError(f"Expected {source} to hold {_CONFIG}, as `save_encoder` writes it, but it does not")
+    config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
+    encoder: nn.Module = timm.create_model(f"local-dir:{source}", pretrained=True)
+    BuildRecord(config["architecture"], config["model_args"], config.get("image_size")).attach(encoder)
+    return encoder
+
+
+def weights_file(path: Path) -> Path:
+    """Return the weights that `path` stands for: itself, or `model.safetensors` in a folder.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    file = path / _WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"Expected a weights file or a folder with {_WEIGHTS}, but there is no {file}")
+    return file
+
+
+def _config(
+    encoder: nn.Module, record: BuildRecord, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> dict[str, Any]:
+    model: Any = encoder
+    in_chans = record.arguments["in_chans"]
+    description = {key: value for key, value in model.pretrained_cfg.items() if key not in _SOURCES}
+    # The saved weights have no classifier: with the same number here timm loads them strictly.
+    description |= {"architecture": record.architecture, "num_classes": 0}
+    size = list(description.get("input_size", (3, 224, 224)))
+    height_width = size[1:] if record.image_size is None else [record.image_size] * 2
+    description["input_size"] = [in_chans, *height_width]
+    if record.image_size is not None:
+        for key in ("test_input_size", "min_input_size", "pool_size", "test_pool_size"):
+            description.pop(key, None)
+    if (mean is None) != (std is None):
+        raise ValueError("Expected both `mean` and `std` or neither, but got one of them")
+    if mean is not None and std is not None:
+        if not len(mean) == len(std) == in_chans:
+            raise ValueError(
+                f"Expected `mean` and `std` to have {in_chans} entries (`in_chans`), but got {len(mean)} and {len(std)}"
+            )
+        description.pop("test_crop_pct", None)
+        description |= {"mean": list(mean), "std": list(std), "crop_pct": 1.0, "interpolation": "bilinear"}
+    return {
+        "architecture": record.architecture,
+        "num_classes": 0,
+        "num_features": model.num_features,
+        "image_size": record.image_size,
+        "model_args": record.arguments,
+        "pretrained_cfg": description,
+    }
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Write a file aside, in the same folder, and move it into place in one step."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        write(aside)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)

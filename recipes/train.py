@@ -1,0 +1,138 @@
+r"""Train an encoder with a supervised contrastive loss, then score it: retrieval and a linear probe.
+
+    accelerate launch recipes/train.py                                        # digits, one process, about a minute
+    accelerate launch recipes/train.py --data imagefolder:my/images --epochs 100
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py         # several processes without a GPU
+
+Stage 1 trains the encoder under a projection head with the contrastive loss over V views of each image (or under a
+classifier with cross entropy); stage 2 freezes the encoder, drops the head, and scores the encoder's output on the
+test split, once, after the last epoch. `--help` lists the settings, README has the figures of the last record.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pml_supcon.recipes import report
+from pml_supcon.recipes.evaluation import evaluate
+from pml_supcon.recipes.job import Job, prepare
+from pml_supcon.recipes.run_folder import environment
+from pml_supcon.recipes.settings import TrainSettings, parse_settings
+
+CHECK_EVERY = 50  # steps between looks at the losses on the host
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, score, report."""
+    started = time.perf_counter()
+    settings = parse_settings(arguments)
+    accelerator = Accelerator()
+    try:
+        job = prepare(settings, accelerator)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        fail(error)
+    try:
+        history = train(job, settings, accelerator)
+    except FloatingPointError as error:  # on all processes alike, but only the main one knows the checkpoint
+        if accelerator.is_main_process:
+            fail(error)
+        sys.exit(1)
+    if accelerator.is_main_process:
+        metrics: dict[str, Any] = dict(evaluate(job, settings, accelerator.device))
+        report.draw_loss_curve(history, len(job.sampler), job.run.path / "loss_curve.png")
+        metrics |= {
+            "train/final_loss": sum(history[-len(job.sampler) :]) / len(job.sampler),
+            "train/steps": len(history),
+            "seconds/total": round(time.perf_counter() - started, 1),
+            "seed": settings.seed,
+            "method": settings.method,
+            "data": settings.data,
+            "processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+            **environment(),
+        }
+        job.run.write_metrics(metrics)
+        shown = ("linear_probe/", "retrieval/", "train/", "seconds/", "seed")
+        print(report.summary_table({name: value for name, value in metrics.items() if name.startswith(shown)}))
+        print(f"run folder: {job.run.path}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def train(job: Job, settings: TrainSettings, accelerator: Accelerator) -> list[float]:
+    """Stage 1; returns the loss of every step.
+
+    Raises:
+        FloatingPointError: the loss became infinite or NaN.
+    """
+    steps = len(job.sampler) * settings.epochs
+    schedule = CosineLRScheduler(
+        job.optimizer,
+        t_initial=steps,
+        warmup_t=round(len(job.sampler) * settings.warmup_epochs),
+        warmup_lr_init=settings.learning_rate / 100,
+        t_in_epochs=False,
+    )
+    model, optimizer = accelerator.prepare(job.model, job.optimizer)
+    set_seed(settings.seed, device_specific=True)  # processes augment differently
+    history: list[float] = []
+    recent: list[Tensor] = []
+    with tqdm(total=steps, desc="stage 1", unit="step", disable=not accelerator.is_main_process) as bar:
+        for epoch in range(settings.epochs):
+            model.train()
+            job.sampler.set_epoch(epoch)
+            for views, labels in job.loader:
+                schedule.step_update(len(history) + len(recent))
+                outputs = model(views.to(accelerator.device, non_blocking=True))
+                loss = job.criterion(outputs, labels.to(accelerator.device, non_blocking=True))
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                recent.append(loss.detach())
+                bar.update()
+                if len(recent) == CHECK_EVERY:
+                    history += settle(recent, job, settings, accelerator, len(history))
+                    recent = []
+            history += settle(recent, job, settings, accelerator, len(history))
+            recent = []
+            bar.set_postfix(epoch=epoch + 1, loss=f"{history[-1]:.3f}")
+            if accelerator.is_main_process:
+                job.run.save_checkpoint(job.model, epoch + 1)
+    return history
+
+
+def settle(recent: list[Tensor], job: Job, settings: TrainSettings, accelerator: Accelerator, done: int) -> list[float]:
+    """The losses of recent steps on the host, the same on all processes; refuses one that is not finite."""
+    if not recent:
+        return []
+    reduced = accelerator.reduce(torch.stack(recent), reduction="mean")
+    if settings.contrastive:
+        reduced = reduced / accelerator.num_processes  # see `build_criterion`
+    values: list[float] = reduced.tolist()
+    for step, value in enumerate(values, start=done + 1):
+        if not math.isfinite(value):
+            last = job.run.checkpoint or "none, it happened in the first epoch"
+            raise FloatingPointError(
+                f"the loss became {value} at step {step} (epoch {(step - 1) // len(job.sampler) + 1}); "
+                f"last good checkpoint: {last}; a lower --learning_rate may help"
+            )
+    return values
+
+
+def fail(error: Exception) -> NoReturn:
+    """End the program with one line."""
+    print(f"train.py: error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

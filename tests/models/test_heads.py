@@ -1,0 +1,47 @@
+"""The projection head against the same layers written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pml_supcon.models import ProjectionHead
+
+
+def test_two_layers_are_linear_relu_linear():
+    head = ProjectionHead(6, 3, hidden_features=10)
+    first, last = (layer for layer in head if isinstance(layer, nn.Linear))
+    x = torch.randn(5, 6)
+    expected = F.relu(x @ first.weight.T + first.bias) @ last.weight.T + last.bias
+    torch.testing.assert_close(head(x), expected)
+    assert first.weight.shape == (10, 6)
+    assert last.weight.shape == (3, 10)
+
+
+def test_the_defaults_are_the_papers_but_for_the_hidden_width():
+    head = ProjectionHead(32)
+    assert [tuple(p.shape) for p in head.parameters()] == [(32, 32), (32,), (128, 32), (128,)]
+
+
+def test_one_layer_is_linear():
+    head = ProjectionHead(6, 3, num_layers=1, hidden_features=99, batch_norm=True)
+    x, y = torch.randn(2, 5, 6).unbind()
+    torch.testing.assert_close(head(x + y) + head(torch.zeros_like(x)), head(x) + head(y))
+    assert sum(p.numel() for p in head.parameters()) == 6 * 3 + 3
+
+
+def test_batch_norm_stands_before_each_relu():
+    head = ProjectionHead(6, 3, hidden_features=4, num_layers=3, batch_norm=True)
+    kinds = [type(layer) for layer in head]
+    assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
+    assert [layer.bias is None for layer in head if isinstance(layer, nn.Linear)] == [True, True, False]
+
+
+def test_the_output_is_not_normalised():
+    assert not torch.allclose(ProjectionHead(6, 3)(torch.randn(4, 6)).norm(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("name", ["in_features", "out_features", "hidden_features", "num_layers"])
+def test_sizes_are_checked(name):
+    with pytest.raises(ValueError, match=f"argument `{name}` to be at least 1, but got 0"):
+        ProjectionHead(**{"in_features": 4, name: 0})

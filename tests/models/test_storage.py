@@ -1,0 +1,205 @@
+"""Saved encoders come back exactly, through timm alone where the stem is plain."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+
+from pml_supcon.models import create_encoder, load_encoder, save_encoder, storage
+
+CASES = {
+    "plain": {"name": "test_resnet"},
+    "small": {"name": "test_resnet", "image_size": 32},
+    "resized": {"name": "resnet18", "image_size": 16, "in_chans": 1},
+    "two_channels": {"name": "test_efficientnet", "in_chans": 2},
+    "vit": {"name": "test_vit", "image_size": 32, "patch_size": 8, "in_chans": 4, "drop_path_rate": 0.1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _small():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(case):
+    options = CASES[case]
+    encoder = create_encoder(**options)
+    for module in encoder.modules():  # running statistics away from their start, so that they count
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    size = options.get("image_size", 32)
+    return encoder, torch.randn(2, options.get("in_chans", 3), size, size)
+
+
+def outputs(encoder, x):
+    with torch.no_grad():
+        return encoder.eval()(x)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("how", ["load_encoder", "timm"])
+def test_round_trip_is_exact(tmp_path, case, how):
+    encoder, x = make(case)
+    save_encoder(encoder, tmp_path / "a/b")
+    if how == "timm":
+        again = timm.create_model(f"local-dir:{tmp_path / 'a/b'}", pretrained=True)
+    else:
+        again = load_encoder(tmp_path / "a/b")
+    assert again.training
+    assert torch.equal(outputs(again, x), outputs(encoder, x))
+    assert type(again) is type(encoder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_loaded_or_copied_encoder_can_be_saved(tmp_path, case):
+    encoder, x = make(case)
+    save_encoder(encoder, tmp_path / "a")
+    save_encoder(load_encoder(tmp_path / "a"), tmp_path / "b")
+    save_encoder(copy.deepcopy(encoder), tmp_path / "c")
+    for folder in ("b", "c"):
+        assert torch.equal(outputs(load_encoder(tmp_path / folder), x), outputs(encoder, x))
+        assert (tmp_path / folder / "config.json").read_text() == (tmp_path / "a/config.json").read_text()
+
+
+def test_small_stem_through_timms_registry(tmp_path):
+    encoder, x = make("resized")
+    save_encoder(encoder, tmp_path)
+    again = timm.create_model(
+        "small_stem", base="resnet18", in_chans=1, num_classes=0, checkpoint_path=tmp_path / "model.safetensors"
+    )
+    assert torch.equal(outputs(again, x), outputs(encoder, x))
+    assert again.default_cfg["architecture"] == "small_stem"
+
+
+def test_small_stem_takes_a_classifier_and_other_channels(tmp_path):
+    encoder, _ = make("small")
+    save_encoder(encoder, tmp_path)
+    classifier = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=5)
+    assert classifier(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    own, given = classifier.state_dict(), encoder.state_dict()
+    assert all(torch.equal(own[key], given[key]) for key in given)
+    grey = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
+    torch.testing.assert_close(grey.conv1[0].weight, encoder.conv1[0].weight.sum(1, keepdim=True))
+
+
+def test_small_stem_with_its_bases_weights(tmp_path):
+    model = timm.create_model("resnet18")
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    model.default_cfg["file"] = str(tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match="first convolution of resnet18 became 3 x 3"):
+        small = timm.create_model(
+            "small_stem", base="resnet18", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "w.pth")}
+        )
+    assert torch.equal(small.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
+    assert small.conv1.kernel_size == (3, 3)
+
+
+def test_another_process_needs_the_package_only_for_small_stems(tmp_path):
+    kept = {}
+    for case in ("plain", "vit", "small"):
+        encoder, x = make(case)
+        save_encoder(encoder, tmp_path / case)
+        kept[case] = (x, outputs(encoder, x))
+    torch.save(kept, tmp_path / "kept.pt")
+    program = """
+import sys, timm, torch
+torch.set_num_threads(1)
+kept = torch.load("kept.pt")
+def check(case):
+    x, expected = kept[case]
+    with torch.no_grad():
+        assert torch.equal(timm.create_model("local-dir:" + case, pretrained=True).eval()(x), expected), case
+check("plain"), check("vit")
+try:
+    check("small")
+except RuntimeError as error:
+    assert "Unknown model (small_stem)" in str(error), error
+else:
+    raise SystemExit("a small stem loaded without the package")
+assert not any("pml_supcon" in name for name in sys.modules)
+import pml_supcon.models
+check("small")
+print("all equal")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "all equal", done.stderr
+
+
+def test_the_config_describes_the_images(tmp_path):
+    encoder, _ = make("resized")
+    save_encoder(encoder, tmp_path, mean=[0.3], std=[0.2])
+    described = timm.data.resolve_model_data_config(load_encoder(tmp_path))
+    assert described["input_size"] == (1, 16, 16)
+    assert (list(described["mean"]), list(described["std"]), described["crop_pct"]) == ([0.3], [0.2], 1.0)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert not [key for key in file.keys() if key.startswith("fc")]  # noqa: SIM118 - no iterator of its own
+
+
+def test_saving_replaces_and_leaves_nothing_behind(tmp_path):
+    first, x = make("small")
+    second, _ = make("small")
+    save_encoder(first, tmp_path)
+    save_encoder(second, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert torch.equal(outputs(load_encoder(tmp_path), x), outputs(second, x))
+
+
+def test_an_interrupted_save_keeps_the_old_files(tmp_path, monkeypatch):
+    encoder, x = make("small")
+    save_encoder(encoder, tmp_path)
+    expected = outputs(encoder, x)
+
+    def half(weights, path, **options):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        save_encoder(make("small")[0], tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert torch.equal(outputs(load_encoder(tmp_path), x), expected)
+
+
+def test_what_cannot_be_saved(tmp_path):
+    encoder, _ = make("small")
+    for other in (
+        timm.create_model("test_resnet", num_classes=0),
+        torch.nn.DataParallel(encoder),
+        torch.compile(encoder),
+    ):
+        with pytest.raises(TypeError, match=r"`create_encoder` or `load_encoder`, without a wrapper"):
+            save_encoder(other, tmp_path)
+    with pytest.raises(ValueError, match="both `mean` and `std` or neither"):
+        save_encoder(encoder, tmp_path, mean=[0.5] * 3)
+    with pytest.raises(ValueError, match=r"3 entries \(`in_chans`\), but got 1 and 1"):
+        save_encoder(encoder, tmp_path, mean=[0.5], std=[0.5])
+    assert not os.listdir(tmp_path)
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no .*nowhere"):
+        load_encoder(tmp_path / "nowhere")
+    save_encoder(make("small")[0], tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"to hold config\.json, as `save_encoder` writes it"):
+        load_encoder(tmp_path)
+
+
+def test_the_config_is_plain_json(tmp_path):
+    save_encoder(make("vit")[0], tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == "test_vit"
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 0
+    assert config["model_args"]["drop_path_rate"] == 0.1
