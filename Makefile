@@ -1,0 +1,41 @@
+# make train: train and evaluate on the digits     make train ARGS="--data imagefolder:my/images"
+# make test:  lint, type-check, test, build the docs
+# FAISS=cuda for an NVIDIA GPU (faiss-gpu in place of faiss-cpu)
+
+PYTHON ?= python3
+FAISS ?= cpu
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test docs tables clean
+
+train: $(VENV)/.recipes
+	$(BIN)/accelerate launch recipes/train.py $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs serve
+
+tables: $(VENV)/.recipes
+	$(BIN)/python docs/make_tables.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.recipes: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(FAISS),recipes]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(FAISS),recipes,docs,dev]"
+	touch $@ $(VENV)/.recipes
+
+clean:
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
