@@ -91,6 +91,11 @@ def build_criterion(settings: TrainSettings, accelerator: Accelerator) -> Criter
         scale_by_temperature=settings.scale_by_temperature,
         backend=settings.backend,
     )
+    if settings.positives_cap is not None and accelerator.num_processes > 1:
+        raise ValueError(
+            "Expected no --positives_cap with several processes: the cap counts in batch order, and each process "
+            "sees the whole batch in an order of its own"
+        )
     rank: int = accelerator.process_index
     processes: int = accelerator.num_processes
     # PML's wrapper returns the loss of the whole batch times the number of processes, whose gradients DDP averages

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_metric_learning.distances import BaseDistance, DotProductSimilarity
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity
 from pytorch_metric_learning.reducers import BaseReducer, MeanReducer, MultipleReducers
 from torch import Tensor
 
@@ -13,9 +13,8 @@ from pml_supcon.functional import AnchorLosses
 
 def similarity_of(distance: BaseDistance) -> tuple[bool, Callable[[Tensor, Tensor], Tensor] | None]:
     """How `supcon_loss` is to compare rows: `(normalize, similarity)`; `similarity` is None for a dot product."""
-    is_dot_product = (
-        isinstance(distance, DotProductSimilarity)
-        and type(distance).compute_mat is DotProductSimilarity.compute_mat
+    is_dot_product = (  # a subclass may compute anything
+        type(distance) in (CosineSimilarity, DotProductSimilarity)
         and distance.power == 1
         and (distance.p == 2 or not distance.normalize_embeddings)
     )

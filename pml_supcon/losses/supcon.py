@@ -35,6 +35,7 @@ class _SupConLoss(BaseMetricLossFunction):
             contrast_mode=contrast_mode,
         )
         checks.check_choice("backend", backend, ("auto", *BACKENDS))
+        checks.check_num_views(num_views)
         checks.check_cap(positives_cap, num_views, has_references=False, has_pairs=False)
         self.temperature = temperature
         self.denominator = denominator
@@ -62,7 +63,7 @@ class _SupConLoss(BaseMetricLossFunction):
         embeddings, labels, num_views = flatten_views(embeddings, labels, self.num_views)
         loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
-        loss: Tensor = self.reducer(loss_dict, embeddings, labels)
+        loss: Tensor = self.reducer(loss_dict, embeddings, None if labels is None else labels.long())
         return loss
 
     def compute_loss(
@@ -132,6 +133,9 @@ class SupConLossOut(_SupConLoss):
         It differs from PML 2.9's `SupConLoss` in three ways: anchors with a positive are all in the mean, where PML's
         default reducer leaves out losses that are exactly 0; a batch without negatives has the paper's loss, where PML
         returns 0; labels on another device are an error. See `pml_supcon.functional.supcon_loss` for the definitions.
+        Under PML's `DistributedLossWrapper` give `(B, V, D)` embeddings where views count: it joins the rows of the
+        processes one after another, so that `(N, D)` rows are view-major no more; a cap counts in another order on
+        each process and should not be used there.
 
     Example:
         >>> import torch

@@ -1,6 +1,8 @@
 """PML's loss wrappers that accept losses by class name, with ours on their lists."""
 
+import torch
 from pytorch_metric_learning import losses as pml
+from torch import Tensor
 
 OWN_LOSSES = ["SupConLossOut", "SupConLossIn"]
 
@@ -40,6 +42,16 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
         >>> bool(torch.isclose(wrapped, losses.SupConLossOut()(torch.stack([one, other], dim=1))))
         True
     """
+
+    def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
+        """The loss of two views `(N, D)`, each row's label its number."""
+        # PML's own forward, but with the labels on the device of the embeddings
+        labels = torch.arange(embeddings.shape[0], device=embeddings.device)
+        if self.symmetric:
+            loss: Tensor = self.loss(torch.cat([embeddings, ref_emb]), labels.repeat(2))
+        else:
+            loss = self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=labels.clone())
+        return loss
 
     @staticmethod
     def supported_losses() -> list[str]:

@@ -135,7 +135,8 @@ def small_stem(
         ValueError: where the base's stem cannot be made small.
     """
     stored = isinstance(pretrained_cfg, dict) and pretrained
-    model: Any = timm.create_model(base, pretrained=pretrained and not stored, cache_dir=cache_dir, **kwargs)
+    weights = {} if stored else {"pretrained": pretrained, "pretrained_cfg_overlay": pretrained_cfg_overlay}
+    model: Any = timm.create_model(base, cache_dir=cache_dir, **weights, **kwargs)
     if shrink_stem(model) and pretrained and not stored:
         warnings.warn(
             f"The first convolution of {base} became 3 x 3: it starts from new weights, not from the pretrained ones",

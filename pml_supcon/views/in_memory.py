@@ -12,7 +12,7 @@ from pml_supcon.views.multi_view import split_views
 class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     """Make the views of a whole batch by one call of a transform that gives every image its own random parameters.
 
-    The DataLoader asks for a batch at once (`__getitems__`) and needs `collate_fn=MultiViewTensorDataset.collate`, since
+    The DataLoader asks for a batch at once (`__getitems__`) and needs `collate_fn=MultiViewTensorDataset.collate`, as
     the batch is made already. On images of 8 x 8 this is tens of times faster than a transform per image.
 
     Args:
@@ -29,7 +29,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         >>> from torch.utils.data import DataLoader
         >>> from pml_supcon.views import digit_augmentation
         >>> data = MultiViewTensorDataset(
-        ...     torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.arange(6), digit_augmentation(8, mean=[0.5], std=[0.5])
+        ...     torch.zeros(6, 1, 8, 8), torch.arange(6), digit_augmentation(8, mean=[0.5], std=[0.5])
         ... )
         >>> views, labels = next(iter(DataLoader(data, batch_size=4, collate_fn=data.collate)))
         >>> views.shape, labels

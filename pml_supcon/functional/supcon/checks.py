@@ -163,3 +163,9 @@ def check_cap(positives_cap: int | None, num_views: int | None, *, has_reference
             f"Expected no `{other}` with `positives_cap`, which counts in the batch order of rows contrasted with "
             "themselves"
         )
+
+
+def check_num_views(num_views: int | None) -> None:
+    """Refuse a number of views that is no positive integer."""
+    if num_views is not None and (not is_int(num_views) or num_views < 1):
+        raise ValueError(f"Expected argument `num_views` to be a positive integer or None, but got {num_views!r}")

@@ -54,6 +54,7 @@ class Problem:
         pairs: the pairs `(a1, p, a2, n)` given in place of labels, or None.
         similarity: in place of the dot product, or None.
         bound: an upper bound of `|s_ij|` where one is known without looking at the data, else infinity.
+        input_dtype: the dtype of the embeddings given, in which a backend may run its products.
     """
 
     anchors: Tensor
@@ -68,6 +69,12 @@ class Problem:
     summation: str
     denominator: str
     bound: float
+    input_dtype: torch.dtype
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every row is an anchor, contrasted with the others, so that `s_ij = s_ji`."""
+        return self.anchors_are_rows and self.rows is self.anchors
 
 
 def build_problem(
@@ -134,6 +141,7 @@ def build_problem(
         summation=summation,
         denominator=denominator,
         bound=1 / temperature if normalize and similarity is None else math.inf,
+        input_dtype=embeddings.dtype,
     )
 
 
@@ -141,8 +149,7 @@ def flatten_views(
     embeddings: Tensor, labels: Tensor | None, num_views: int | None
 ) -> tuple[Tensor, Tensor | None, int | None]:
     """`(B, V, D)` embeddings and `(B,)` labels as view-major rows `(V * B, D)` and labels `(V * B,)`."""
-    if num_views is not None and (not checks.is_int(num_views) or num_views < 1):
-        raise ValueError(f"Expected argument `num_views` to be a positive integer or None, but got {num_views!r}")
+    checks.check_num_views(num_views)
     if embeddings.ndim == 2:
         if num_views is not None and embeddings.shape[0] % num_views:
             raise ValueError(
@@ -173,7 +180,7 @@ def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, h
 
 def rank_cap(labels: Tensor, num_views: int, keep: int, num_anchors: int) -> Cap:
     """The ranks that say which `keep` other samples of its class each anchor keeps."""
-    samples = labels[: labels.shape[0] // num_views]
+    samples = labels[: labels.shape[0] // num_views].to(torch.int64)  # uint64 keeps equality
     order = torch.argsort(samples, stable=True)
     ordered = samples[order]
     rank = torch.empty_like(order)

@@ -46,7 +46,9 @@ def dense_losses(s: Tensor, positives: Tensor, negatives: Tensor, summation: str
     if denominator == "all":
         log_denominator = masked_logsumexp(s, positives | negatives)
     elif denominator == "one_positive":
-        log_denominator = torch.logaddexp(s, masked_logsumexp(s, negatives))
+        log_negatives = masked_logsumexp(s, negatives)
+        some = log_negatives != -torch.inf
+        log_denominator = torch.where(some, torch.logaddexp(s, torch.where(some, log_negatives, 0.0)), s)
     else:
         log_denominator = masked_logsumexp(s, negatives)
     number = positives.sum(dim=1)
@@ -68,7 +70,7 @@ def masked_logsumexp(x: Tensor, mask: Tensor) -> Tensor:
     `torch.logsumexp` of a row of minus infinities has a NaN gradient; here it is 0.
     """
     if x.shape[1] == 0:
-        return x.new_full((x.shape[0], 1), -torch.inf)
+        return x.sum(dim=1, keepdim=True) - torch.inf  # keeps the graph
     x = x.masked_fill(~mask, -torch.inf)
     shift = x.detach().amax(dim=1, keepdim=True)
     shift = shift.masked_fill(shift == -torch.inf, 0.0)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
@@ -37,7 +36,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     assert problem.anchor_labels is not None  # for the type checker: no pairs, so labels
     assert problem.row_labels is not None
     row_order = torch.argsort(problem.row_labels, stable=True)
-    anchor_order = row_order if problem.rows is problem.anchors else torch.argsort(problem.anchor_labels, stable=True)
+    anchor_order = row_order if problem.symmetric else torch.argsort(problem.anchor_labels, stable=True)
     layout = Layout.of(problem, anchor_order, row_order)
     rows = problem.rows[row_order]
     anchors = rows if layout.symmetric else problem.anchors[anchor_order]
@@ -77,7 +76,7 @@ class Layout:
             anchor_ids=anchor_order if problem.anchors_are_rows else None,
             row_ids=row_order if problem.anchors_are_rows else None,
             cap=cap and (cap.anchor_rank[anchor_order], cap.anchor_limit[anchor_order], cap.row_rank[row_order]),
-            symmetric=problem.rows is problem.anchors,
+            symmetric=problem.symmetric,
             shifted=not problem.bound <= SAFE_EXPONENT[problem.rows.dtype],
             temperature=problem.temperature,
             summation=problem.summation,
@@ -128,7 +127,7 @@ class _Statistics:
         self.log_neg = anchors.new_full((len(anchors),), -torch.inf)  # log sum over N(i) of exp(s)
         self.log_pos = self.log_neg.clone()  # log sum over P(i) of exp(x), x as in `add_positives`
         self.linear = torch.zeros_like(self.log_neg)  # sum over P(i) of the terms of L_out
-        self.share = torch.zeros_like(self.log_neg)  # for "one_positive": see `negative_share`
+        self.log_share = self.log_neg.clone()  # for "one_positive": see `negative_share`
 
     def add_positives(self, s: Tensor, positives: Tensor, anchors: slice) -> None:
         """Add the positives of a box of similarities `s`; for "one_positive" `log_neg` must be complete."""
@@ -138,8 +137,9 @@ class _Statistics:
         if layout.denominator == "one_positive":
             margin = s - self.log_neg[anchors, None]
             x = F.logsigmoid(margin)  # log of exp(s) / (exp(s) + sum over N(i))
-            share = torch.sigmoid(-margin) if layout.summation == "out" else x.exp() * torch.sigmoid(-margin)
-            self.share[anchors] += torch.where(positives, share, 0).sum(dim=1)
+            log_share = F.logsigmoid(-margin) if layout.summation == "out" else x + F.logsigmoid(-margin)
+            log_share = log_share.masked_fill(~positives, -torch.inf).logsumexp(dim=1)
+            self.log_share[anchors] = torch.logaddexp(self.log_share[anchors], log_share)
         if layout.summation == "out":
             self.linear[anchors] -= torch.where(positives, x, 0).sum(dim=1)
         log_sum = x.masked_fill(~positives, -torch.inf).logsumexp(dim=1)
@@ -150,7 +150,7 @@ class _Statistics:
         layout = self.layout
         valid = self.number > 0
         if layout.denominator == "negatives":
-            valid = valid & (self.log_neg > -torch.inf)
+            valid = valid & (self.log_neg != -torch.inf)
         number = self.number.clamp(min=1)
         terms = self.linear / number if layout.summation == "out" else number.log() - self.log_pos
         if layout.denominator != "one_positive":
@@ -168,8 +168,8 @@ class _Statistics:
         if self.layout.denominator == "negatives":
             return torch.ones_like(self.log_neg)
         if self.layout.summation == "out":
-            return self.share / self.number.clamp(min=1)
-        return torch.where(self.number > 0, self.share / self.log_pos.exp(), 0)
+            return self.log_share.exp() / self.number.clamp(min=1)
+        return torch.where(self.number > 0, (self.log_share - self.log_pos).exp(), 0)
 
     def positive_gradient(self, s: Tensor, anchors: slice) -> Tensor:
         """`d l_i / d s_ip` over a box of similarities, as if every pair were a positive."""
@@ -199,12 +199,30 @@ class _TiledSupCon(torch.autograd.Function):
         return losses, valid
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
         anchors, rows, valid = ctx.saved_tensors
-        upstream = torch.where(valid, upstream, 0)
-        grad_anchors, grad_rows = tiled_gradient(anchors, rows, ctx.layout, ctx.statistics, upstream)
-        return grad_anchors, grad_rows, None
+        return (*_TiledGradient.apply(anchors, rows, upstream, valid, ctx.layout, ctx.statistics), None)
+
+
+class _TiledGradient(torch.autograd.Function):
+    """The gradient, as a function of its own so that a derivative of it is refused rather than taken for 0."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        rows: Tensor,
+        upstream: Tensor,
+        valid: Tensor,
+        layout: Layout,
+        statistics: _Statistics,
+    ) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(anchors.device.type, enabled=False):
+            return tiled_gradient(anchors, rows, layout, statistics, torch.where(valid, upstream, 0))
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError("The tiled backend is differentiable once; a second derivative needs backend='reference'")
 
 
 def similarities(anchors: Tensor, rows: Tensor, tile: tuple[slice, slice]) -> Tensor:

@@ -1,0 +1,200 @@
+"""`supcon_loss` against the specification's values, an oracle of plain loops, and the properties of the losses."""
+
+import itertools
+
+import pytest
+import supcon_oracle
+import torch
+import wrong_losses
+from supcon_batches import (
+    BACKENDS,
+    OPTION_NAMES,
+    OPTIONS,
+    SPEC_CASES,
+    SPEC_LABELS,
+    SPEC_ROWS,
+    SPEC_TEMPERATURE,
+    assert_equals_oracle,
+    label_kinds,
+    random_rows,
+)
+
+from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import tiled
+
+
+@pytest.fixture(params=[*BACKENDS, "tiled in tiles of 3"])
+def backend(request, monkeypatch):
+    if request.param == "tiled in tiles of 3":
+        monkeypatch.setattr(tiled, "TILE", 3)
+    return request.param.split()[0]
+
+
+@pytest.mark.parametrize("form", ["(N, D)", "(B, V, D)"])
+@pytest.mark.parametrize(("summation", "denominator", "options", "with_labels", "value"), SPEC_CASES)
+def test_table_of_the_specification(backend, form, summation, denominator, options, with_labels, value):
+    embeddings, labels = SPEC_ROWS, SPEC_LABELS.repeat(2) if with_labels else None
+    if form == "(B, V, D)":
+        embeddings, labels = SPEC_ROWS.view(2, 4, 2).transpose(0, 1), SPEC_LABELS if with_labels else None
+    terms = supcon_loss(
+        embeddings,
+        labels,
+        num_views=2 if form == "(N, D)" else None,
+        temperature=SPEC_TEMPERATURE,
+        summation=summation,
+        denominator=denominator,
+        backend=backend,
+        **options,
+    )
+    assert terms.mean().item() == pytest.approx(value, abs=1e-9)  # the table's ninth decimal is rounded
+
+
+@pytest.mark.parametrize("num_views", [1, 2, 3])
+@pytest.mark.parametrize("contrast_mode", ["all", "one"])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_oracle_for_rows_contrasted_with_themselves(backend, summation, denominator, contrast_mode, num_views):
+    options = {"summation": summation, "denominator": denominator, "contrast_mode": contrast_mode}
+    for num_samples, width in ((1, 3), (2, 1), (5, 3)):
+        rows = random_rows(num_samples * num_views, width)
+        for (kind, samples), factor in itertools.product(label_kinds(num_samples).items(), (None, 0, 1, 2)):
+            cap = None if factor is None else factor * num_views
+            given = {"num_views": num_views, "temperature": 0.3, "positives_cap": cap, **options}
+            labels = samples.repeat(num_views)
+            expected = supcon_oracle.anchor_losses(rows, labels, **given)
+            ours = supcon_loss(rows, labels, backend=backend, **given)
+            assert_equals_oracle(ours, expected, f"B={num_samples}, D={width}, {kind}, cap={cap}")
+
+
+@pytest.mark.parametrize("num_views", [1, 2, 3])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_oracle_without_labels(backend, summation, denominator, num_views):
+    for num_samples in (1, 2, 5):
+        rows = random_rows(num_samples * num_views, 3)
+        given = {"num_views": num_views, "summation": summation, "denominator": denominator, "temperature": 0.4}
+        expected = supcon_oracle.anchor_losses(rows, **given)
+        assert_equals_oracle(supcon_loss(rows, backend=backend, **given), expected, f"B={num_samples}")
+        views = rows.view(num_views, num_samples, 3).transpose(0, 1)
+        del given["num_views"]
+        assert_equals_oracle(supcon_loss(views, backend=backend, **given), expected, f"B={num_samples}, (B, V, D)")
+
+
+@pytest.mark.parametrize("contrast_mode", ["all", "one"])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_oracle_for_reference_rows(backend, summation, denominator, contrast_mode):
+    given = {"num_views": 2, "summation": summation, "denominator": denominator, "contrast_mode": contrast_mode}
+    for num_samples, num_refs, width in ((1, 4, 3), (2, 1, 3), (3, 7, 1), (4, 4, 3)):
+        rows, refs = random_rows(2 * num_samples, width), random_rows(num_refs, width)
+        for (kind, samples), (ref_kind, ref_labels) in itertools.product(
+            label_kinds(num_samples).items(), label_kinds(num_refs).items()
+        ):
+            references = {"ref_emb": refs, "ref_labels": ref_labels}
+            expected = supcon_oracle.anchor_losses(rows, samples.repeat(2), **references, **given)
+            ours = supcon_loss(rows, samples.repeat(2), backend=backend, **references, **given)
+            assert_equals_oracle(ours, expected, f"B={num_samples}, M={num_refs}, {kind}, references {ref_kind}")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_embeddings_that_are_their_own_references(backend, normalize):
+    rows, labels = random_rows(6, 3), torch.tensor([0, 1, 0, 1, 2, 2])
+    for ref_labels in (labels.clone(), torch.tensor([2, 2, 1, 0, 0, 1])):
+        given = {"ref_emb": rows, "ref_labels": ref_labels, "normalize": normalize, "temperature": 0.5}
+        expected = supcon_oracle.anchor_losses(rows, labels, **given)
+        assert_equals_oracle(supcon_loss(rows, labels, backend=backend, **given), expected, f"{ref_labels}")
+
+
+def random_tuple(kind, number, num_refs):
+    """Index tuples that no labels would give, each pair on one side only, some of them twice."""
+    sides = torch.rand(number, num_refs)
+    a1, p = torch.nonzero(sides < 0.3, as_tuple=True)
+    a2, n = torch.nonzero(sides > 0.6, as_tuple=True)
+    if kind == "pairs":
+        return a1, p, a2, n
+    if kind == "pairs twice":
+        return a1.repeat(2), p.repeat(2), torch.cat([a2, a2[:3]]), torch.cat([n, n[:3]])
+    if kind == "no positives":
+        return a1[:0], p[:0], a2, n
+    if kind == "no negatives":
+        return a1, p, a2[:0], n[:0]
+    if kind == "nothing":
+        return (a1[:0],) * 4
+    i, j = torch.nonzero(a1[:, None] == a2, as_tuple=True)  # an anchor, with a positive and a negative of its own
+    return a1[i], p[i], n[j]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "pairs twice", "no positives", "no negatives", "nothing", "triplets"])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_oracle_for_listed_pairs(kind, summation, denominator):
+    given = {"summation": summation, "denominator": denominator, "temperature": 0.3}
+    for number, width in itertools.product((1, 2, 5), (1, 3)):
+        rows, refs = random_rows(number, width), random_rows(6, width)
+        pairs = random_tuple(kind, number, number)
+        expected = supcon_oracle.anchor_losses(rows, indices_tuple=pairs, **given)
+        assert_equals_oracle(supcon_loss(rows, indices_tuple=pairs, **given), expected, f"N={number}")
+        labels = torch.zeros(number, dtype=torch.int64)  # labels play no part where pairs are listed
+        assert_equals_oracle(supcon_loss(rows, labels, indices_tuple=pairs, **given), expected, f"N={number}, labels")
+        pairs = random_tuple(kind, number, 6)
+        expected = supcon_oracle.anchor_losses(rows, ref_emb=refs, indices_tuple=pairs, **given)
+        ours = supcon_loss(rows, ref_emb=refs, indices_tuple=pairs, **given)
+        assert_equals_oracle(ours, expected, f"N={number}, references")
+
+
+def test_scale_by_temperature_multiplies_the_loss(backend):
+    rows, labels = random_rows(6, 3), torch.tensor([0, 0, 1, 1, 1, 2])
+    plain, scaled = (
+        supcon_loss(rows, labels, temperature=0.3, scale_by_temperature=scale, backend=backend)
+        for scale in (False, True)
+    )
+    torch.testing.assert_close(scaled.losses, plain.losses * 0.3)
+    assert torch.equal(scaled.valid, plain.valid)
+
+
+WRONG_BATCH = {"rows": [[1.0, 0.2, 0.1], [2.0, 1.0, -0.5], [-0.3, 1.0, 0.4], [0.8, -0.9, 0.3], [0.5, 0.5, 1.5],
+                        [-1.0, 0.1, 0.7], [0.1, -0.4, -1.2]], "labels": [0, 0, 1, 0, 1, 2, 0]}  # fmt: skip
+
+
+@pytest.mark.parametrize("summation", ["out", "in"])
+@pytest.mark.parametrize("mistake", [None, *wrong_losses.MISTAKES])
+def test_the_oracle_rejects_wrong_losses(summation, mistake):
+    rows = torch.tensor(WRONG_BATCH["rows"], dtype=torch.float64)
+    labels = torch.tensor(WRONG_BATCH["labels"])
+    cap = 2 if mistake is not None and mistake.startswith("dropped") else None
+    expected = supcon_oracle.mean(
+        supcon_oracle.anchor_losses(rows, labels, temperature=0.5, summation=summation, positives_cap=cap)
+    )
+    came = wrong_losses.batch_loss(rows, labels, 0.5, summation=summation, cap=cap, mistake=mistake).item()
+    if mistake is None:  # the mistakes' own frame is right, with and without a cap
+        assert came == pytest.approx(expected, abs=1e-12)
+        capped = supcon_oracle.anchor_losses(rows, labels, temperature=0.5, summation=summation, positives_cap=2)
+        came = wrong_losses.batch_loss(rows, labels, 0.5, summation=summation, cap=2).item()
+        assert came == pytest.approx(supcon_oracle.mean(capped), abs=1e-12)
+    else:
+        assert abs(came - expected) > 0.02, "a mistake that the oracle cannot tell from the loss"
+
+
+@pytest.mark.parametrize("contrast_mode", ["all", "one"])
+@pytest.mark.parametrize("denominator", ["all", "one_positive", "negatives"])
+def test_in_is_never_above_out(backend, denominator, contrast_mode):
+    given = {"num_views": 2, "denominator": denominator, "contrast_mode": contrast_mode, "backend": backend}
+    rows, labels = random_rows(24, 4), torch.randint(0, 4, (12,)).repeat(2)
+    out, inside = (supcon_loss(rows, labels, summation=summation, **given) for summation in ("out", "in"))
+    assert (inside.losses <= out.losses + 1e-12).all()
+    assert (inside.losses < out.losses - 1e-3).any()
+    for single in ({"positives_cap": 0}, {"labels": None}):  # one positive each, the other view
+        here = {"labels": labels, **given, **single}
+        out, inside = (supcon_loss(rows, summation=summation, **here) for summation in ("out", "in"))
+        torch.testing.assert_close(inside.losses, out.losses, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_order_names_and_rotation_do_not_matter(backend, summation, denominator):
+    given = {"num_views": 2, "summation": summation, "denominator": denominator, "backend": backend}
+    rows, samples = random_rows(20, 4), torch.randint(0, 3, (10,))
+    plain = supcon_loss(rows, samples.repeat(2), **given).losses
+    order = torch.randperm(10)
+    both = torch.cat([order, order + 10])
+    torch.testing.assert_close(supcon_loss(rows[both], samples[order].repeat(2), **given).losses, plain[both])
+    renamed = torch.tensor([-5, 2**40, 3])[samples].repeat(2)
+    torch.testing.assert_close(supcon_loss(rows, renamed, **given).losses, plain)
+    rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+    torch.testing.assert_close(supcon_loss(rows @ rotation, samples.repeat(2), **given).losses, plain)

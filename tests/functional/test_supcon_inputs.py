@@ -1,0 +1,197 @@
+"""What `supcon_loss` refuses, and that it says what it expected and what came."""
+
+import re
+
+import pytest
+import torch
+
+from pml_supcon.functional import supcon_loss
+
+ROWS = torch.randn(6, 3)
+VIEWS = torch.randn(3, 2, 3)
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+INDEX = torch.tensor([0, 1])
+PAIRS = (INDEX, INDEX, INDEX, INDEX)
+
+
+def refused(error, message, embeddings=ROWS, labels=LABELS, **options):
+    with pytest.raises(error, match=re.escape(message)):
+        supcon_loss(embeddings, labels, **options)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3, 4, 5), ()])
+def test_embeddings_of_another_rank(shape):
+    refused(ValueError, f"`embeddings` to have shape (N, D) or (B, V, D), but got {shape}", torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(6, 0), (6, 0, 3), (6, 2, 0)])
+def test_embeddings_without_columns_or_views(shape):
+    refused(ValueError, f"at least one column and view, but got shape {shape}", torch.zeros(shape), torch.arange(6))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_embeddings_that_are_not_floating_point(dtype):
+    refused(TypeError, f"`embeddings` to be floating point, but got {dtype}", ROWS.to(dtype))
+
+
+def test_what_is_no_tensor():
+    refused(TypeError, "`embeddings` to be a torch.Tensor, but got list", [[1.0, 2.0]])
+    refused(TypeError, "`labels` to be a torch.Tensor, but got list", labels=[0, 1, 2, 0, 1, 2])
+    refused(TypeError, "`labels` to be a torch.Tensor, but got list", VIEWS, labels=[0, 1, 2])
+    refused(TypeError, "`ref_emb` to be a torch.Tensor, but got list", ref_emb=[[1.0]], ref_labels=LABELS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.complex64])
+def test_labels_that_are_not_integers(dtype):
+    refused(TypeError, f"`labels` to hold integers, but got {dtype}", labels=LABELS.to(dtype))
+    refused(TypeError, f"`labels` to hold integers, but got {dtype}", VIEWS, LABELS[:3].to(dtype))
+
+
+@pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), (1, 6), ()])
+def test_labels_of_another_shape(shape):
+    refused(ValueError, f"`labels` to have shape (6,), one label for each embedding, but got {shape}",
+            labels=torch.zeros(shape, dtype=torch.int64))  # fmt: skip
+
+
+def test_labels_of_rows_where_labels_of_samples_belong():
+    refused(ValueError, "`labels` to have shape (3,), one label for each embedding, but got (6,)", VIEWS, LABELS)
+
+
+def test_labels_on_another_device():
+    message = "to be on the device of the embeddings, cpu, but got meta"
+    refused(ValueError, f"`labels` {message}", labels=LABELS.to("meta"))
+    refused(ValueError, f"`labels` {message}", VIEWS, LABELS[:3].to("meta"))
+    refused(ValueError, f"`ref_labels` {message}", ref_emb=ROWS, ref_labels=LABELS.to("meta"))
+
+
+@pytest.mark.parametrize("temperature", [0, 0.0, -0.1, float("nan"), float("inf"), "0.1", None, True])
+def test_temperature(temperature):
+    message = f"`temperature` to be a finite number > 0, but got {temperature!r}"
+    refused(ValueError, message, temperature=temperature)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "nearest"),
+    [
+        ("summation", "outside", "out"),
+        ("denominator", "one_positiv", "one_positive"),
+        ("denominator", "negative", "negatives"),
+        ("contrast_mode", "al", "all"),
+        ("contrast_mode", "ones", "one"),
+        ("backend", "tile", "tiled"),
+        ("backend", "Reference", "reference"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(option, value, nearest):
+    with pytest.raises(ValueError, match=f"`{option}` to be one of .*, but got '{value}'; did you mean '{nearest}'"):
+        supcon_loss(ROWS, LABELS, **{option: value})
+
+
+@pytest.mark.parametrize("option", ["summation", "denominator", "contrast_mode", "backend"])
+@pytest.mark.parametrize("value", ["qzx", 3])
+def test_names_that_are_near_to_nothing(option, value):
+    with pytest.raises(ValueError, match=f"`{option}` to be one of .*, but got {value!r}$"):
+        supcon_loss(ROWS, LABELS, **{option: value})
+
+
+@pytest.mark.parametrize("cap", [1, 3, -2, True, False, 2.0, "2"])
+def test_caps_that_are_no_multiple_of_the_views(cap):
+    message = f"`positives_cap` to be None or a multiple >= 0 of the number of views, 2, but got {cap!r}"
+    refused(ValueError, message, num_views=2, positives_cap=cap)
+    refused(ValueError, message, VIEWS, LABELS[:3], positives_cap=cap)
+
+
+def test_a_cap_that_has_nothing_to_count_in():
+    cap = {"num_views": 2, "positives_cap": 2}
+    refused(ValueError, "Expected no `ref_emb` with `positives_cap`", ref_emb=ROWS, ref_labels=LABELS, **cap)
+    refused(ValueError, "Expected no `indices_tuple` with `positives_cap`", indices_tuple=PAIRS, **cap)
+
+
+def test_options_that_need_the_views():
+    message = "Expected (B, V, D) embeddings or `num_views` with "
+    refused(ValueError, f"{message}`positives_cap`", positives_cap=2)
+    refused(ValueError, f"{message}`contrast_mode='one'`", contrast_mode="one")
+    refused(ValueError, "Expected `labels` or `indices_tuple`", labels=None)
+    refused(ValueError, "Expected `labels` or `indices_tuple`", VIEWS, None, ref_emb=ROWS, ref_labels=LABELS)
+
+
+@pytest.mark.parametrize("num_views", [0, -2, 2.0, "2", True])
+def test_numbers_of_views_that_are_none(num_views):
+    refused(ValueError, f"`num_views` to be a positive integer or None, but got {num_views!r}", num_views=num_views)
+
+
+def test_numbers_of_views_that_do_not_fit():
+    refused(ValueError, "num_views=4 views of every sample, but 6 is not a multiple of 4", num_views=4)
+    refused(ValueError, "(B, V, D) with V = num_views = 3, but got (3, 2, 3)", VIEWS, LABELS[:3], num_views=3)
+
+
+def test_labels_that_differ_between_views():
+    message = "Expected `labels` to repeat the labels of the first view for each of the 2 views"
+    refused(ValueError, message, labels=torch.tensor([0, 0, 1, 1, 2, 2]), num_views=2)
+
+
+def test_references_that_do_not_fit():
+    refs = {"ref_emb": ROWS, "ref_labels": LABELS}
+    refused(ValueError, "Expected `ref_labels` together with `ref_emb`", ref_emb=ROWS)
+    refused(ValueError, "Expected `ref_emb` together with `ref_labels`", ref_labels=LABELS)
+    refused(ValueError, "`ref_emb` to have shape (N, D), but got (3, 2, 3)", **{**refs, "ref_emb": VIEWS})
+    refused(
+        ValueError,
+        "`ref_emb` to have the width of the embeddings, 3, but got 4",
+        **{**refs, "ref_emb": torch.zeros(6, 4)},
+    )
+    refused(ValueError, "`ref_emb` to have the dtype of the embeddings, torch.float32, but got torch.float64",
+            **{**refs, "ref_emb": ROWS.double()})  # fmt: skip
+    refused(
+        ValueError,
+        "`ref_emb` to have the device of the embeddings, cpu, but got meta",
+        **{**refs, "ref_emb": ROWS.to("meta")},
+    )
+    refused(TypeError, "`ref_emb` to be floating point, but got torch.int64", **{**refs, "ref_emb": ROWS.long()})
+    refused(ValueError, "`ref_labels` to have shape (6,)", **{**refs, "ref_labels": LABELS[:5]})
+    refused(TypeError, "`ref_labels` to hold integers, but got torch.float32", **{**refs, "ref_labels": LABELS.float()})
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+def test_index_tuples_of_another_length(number):
+    message = f"`indices_tuple` to hold 3 (triplets) or 4 (pairs) index tensors, but got {number}"
+    refused(ValueError, message, indices_tuple=(INDEX,) * number)
+
+
+@pytest.mark.parametrize(
+    ("indices", "came"),
+    [
+        (torch.zeros(2, 2, dtype=torch.int64), "(2, 2) torch.int64"),
+        (torch.zeros(2), "(2,) torch.float32"),
+        (torch.zeros(2, dtype=torch.bool), "(2,) torch.bool"),
+        ([0, 1], "list"),
+    ],
+)
+def test_index_tuples_of_something_else(indices, came):
+    with pytest.raises(TypeError, match=r"hold one-dimensional int64 tensors, but got .*" + re.escape(came)):
+        supcon_loss(ROWS, LABELS, indices_tuple=(INDEX, INDEX, indices))
+
+
+def test_index_tuples_of_unequal_parts():
+    shorter = INDEX[:1]
+    message = "as many anchors as partners in `indices_tuple`, but got 2 and 1 for positives, 2 and 2 for negatives"
+    refused(ValueError, message, indices_tuple=(INDEX, shorter, INDEX, INDEX))
+    refused(ValueError, "2 and 2 for positives, 2 and 1 for negatives", indices_tuple=(INDEX, INDEX, shorter))
+
+
+def test_index_tuples_where_the_first_view_alone_is_asked_for():
+    refused(ValueError, "Expected `contrast_mode` to be 'all' with `indices_tuple`", VIEWS, LABELS[:3],
+            indices_tuple=PAIRS, contrast_mode="one")  # fmt: skip
+
+
+def test_a_backend_that_cannot_names_those_that_can():
+    message = "backend='tiled' cannot do this: .*; backends that can: reference"
+    with pytest.raises(ValueError, match=f"{message}$"):
+        supcon_loss(ROWS, LABELS, indices_tuple=PAIRS, backend="tiled")
+    with pytest.raises(ValueError, match=f"similarity.*{message[-10:]}$"):
+        supcon_loss(ROWS, LABELS, similarity=torch.cdist, backend="tiled")
+
+
+def test_options_are_keywords():
+    with pytest.raises(TypeError, match="positional"):
+        supcon_loss(ROWS, LABELS, ROWS)

@@ -1,0 +1,90 @@
+"""The losses of the paper in plain Python: the sets are listed row by row, nothing is vectorised or ranked.
+
+Only tests use it. It shares no line with the package, and takes the definitions from the paper's equations 2 and 3.
+"""
+
+from math import exp, fsum, log, sqrt
+
+
+def anchor_losses(
+    rows,
+    labels=None,
+    *,
+    ref_emb=None,
+    ref_labels=None,
+    indices_tuple=None,
+    num_views=1,
+    temperature=0.1,
+    summation="out",
+    denominator="all",
+    contrast_mode="all",
+    positives_cap=None,
+    normalize=True,
+):
+    """The loss of every anchor of view-major rows `(N, D)`; None for an anchor that has none."""
+    num_samples = len(rows) // num_views
+    labels = [i % num_samples for i in range(len(rows))] if labels is None else labels.tolist()
+    prepare = unit_rows if normalize else list
+    anchors = prepare(rows.tolist())
+    contrasted = anchors if ref_emb is None else prepare(ref_emb.tolist())
+    losses = []
+    for i in range(num_samples if contrast_mode == "one" else len(rows)):
+        if indices_tuple is not None:
+            positives, negatives = listed_sets(i, indices_tuple)
+        elif ref_emb is not None:
+            positives = {j for j, label in enumerate(ref_labels.tolist()) if label == labels[i]}
+            negatives = set(range(len(contrasted))) - positives
+        else:
+            positives, negatives = batch_sets(i, labels, num_samples, num_views, positives_cap)
+        s = {
+            j: fsum(a * b for a, b in zip(anchors[i], contrasted[j], strict=True)) / temperature
+            for j in positives | negatives
+        }
+        losses.append(one_loss(s, positives, negatives, summation, denominator))
+    return losses
+
+
+def mean(losses):
+    """The batch loss: the mean over the anchors that have one, 0 where none has."""
+    terms = [loss for loss in losses if loss is not None]
+    return fsum(terms) / max(len(terms), 1)
+
+
+def unit_rows(rows):
+    norms = [sqrt(fsum(x * x for x in row)) for row in rows]
+    return [[x / norm for x in row] for row, norm in zip(rows, norms, strict=True)]
+
+
+def batch_sets(i, labels, num_samples, num_views, cap):
+    """`P(i)` and `N(i)` of a batch contrasted with itself."""
+    sample = i % num_samples  # view-major rows: sample b is seen in rows b, b + B, b + 2 B, ...
+    positives = {j for j in range(len(labels)) if j != i and labels[j] == labels[i]}
+    negatives = {j for j in range(len(labels)) if labels[j] != labels[i]}
+    if cap is not None:
+        others = [b for b in range(num_samples) if b != sample and labels[b] == labels[i]]
+        kept = [sample, *others[: cap // num_views]]
+        positives = {j for j in positives if j % num_samples in kept}
+    return positives, negatives
+
+
+def listed_sets(i, indices_tuple):
+    """`P(i)` and `N(i)` as the pairs `(a1, p, a2, n)` or triplets `(a, p, n)` list them."""
+    lists = [indices.tolist() for indices in indices_tuple]
+    a1, p, a2, n = lists if len(lists) == 4 else (lists[0], lists[1], lists[0], lists[2])
+    positives = {other for anchor, other in zip(a1, p, strict=True) if anchor == i}
+    negatives = {other for anchor, other in zip(a2, n, strict=True) if anchor == i}
+    return positives, negatives
+
+
+def one_loss(s, positives, negatives, summation, denominator):
+    """Equation 2 or 3 for one anchor, `s` its similarities over the temperature."""
+
+    def denominator_of(p):
+        members = {"all": positives | negatives, "one_positive": {p} | negatives, "negatives": negatives}[denominator]
+        return fsum(exp(s[a]) for a in members)
+
+    if not positives or (denominator == "negatives" and not negatives):
+        return None
+    if summation == "out":
+        return -fsum(s[p] - log(denominator_of(p)) for p in positives) / len(positives)
+    return -log(fsum(exp(s[p]) / denominator_of(p) for p in positives) / len(positives))
