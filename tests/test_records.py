@@ -1,0 +1,26 @@
+"""The tables in README are those of the records, and the records keep the promise made of the digits."""
+
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECORDS = [json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "records").glob("digits-*.json"))]
+
+
+def test_readme_shows_the_records():
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    make_tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_tables)
+    readme = (ROOT / "README.md").read_text()
+    assert make_tables.filled(readme) == readme, "run `make tables`"
+
+
+@pytest.mark.parametrize("score", ["linear_probe/top1", "retrieval/precision_at_1"])
+def test_digits_records_reach_the_promised_mean(score):
+    assert sorted(record["seed"] for record in RECORDS) == [0, 1, 2]
+    assert statistics.mean(record[score] for record in RECORDS) >= 0.985
+    assert all(record["seconds/total"] <= 120 for record in RECORDS)
