@@ -37,7 +37,7 @@ def evaluate(job: Job, settings: TrainSettings, device: torch.device) -> dict[st
     """
     data, path = job.data, job.run.path
     encoder = job.model.encoder.eval()
-    save_encoder(encoder, path / "encoder")
+    save_encoder(encoder, path / "encoder", mean=data.mean, std=data.std)
     transform = evaluation_transform(data.image_size, mean=data.mean, std=data.std)
     tester = LinearProbeTester(batch_size=256, dataloader_num_workers=settings.workers, data_device=device)
     images = {"train": data.train, "test": data.test}
