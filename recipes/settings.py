@@ -75,7 +75,7 @@ class TrainSettings:
     positives_cap: int | None = None
     scale_by_temperature: bool = False
     backend: Literal["auto", "tiled", "reference"] = "auto"
-    epochs: int = 20
+    epochs: int = 25
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     weight_decay: float = 1e-4
