@@ -1,6 +1,7 @@
 """`supcon_loss` against the specification's values, an oracle of plain loops, and the properties of the losses."""
 
 import itertools
+import math
 
 import pytest
 import supcon_oracle
@@ -20,13 +21,13 @@ from supcon_batches import (
 )
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import tiled
+from pml_supcon.functional.supcon import layout, listed
 
 
 @pytest.fixture(params=[*BACKENDS, "tiled in tiles of 3"])
 def backend(request, monkeypatch):
     if request.param == "tiled in tiles of 3":
-        monkeypatch.setattr(tiled, "TILE", 3)
+        monkeypatch.setattr(layout, "TILE", 3)
     return request.param.split()[0]
 
 
@@ -124,7 +125,9 @@ def random_tuple(kind, number, num_refs):
 
 @pytest.mark.parametrize("kind", ["pairs", "pairs twice", "no positives", "no negatives", "nothing", "triplets"])
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_oracle_for_listed_pairs(kind, summation, denominator):
+@pytest.mark.parametrize("way", ["listed", "dense"])
+def test_oracle_for_listed_pairs(kind, summation, denominator, way, monkeypatch):
+    monkeypatch.setattr(listed, "DENSE_SHARE", math.inf if way == "listed" else 0)
     given = {"summation": summation, "denominator": denominator, "temperature": 0.3}
     for number, width in itertools.product((1, 2, 5), (1, 3)):
         rows, refs = random_rows(number, width), random_rows(6, width)

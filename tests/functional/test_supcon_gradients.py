@@ -7,7 +7,7 @@ from supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, random_rows
 from torch.autograd import gradcheck, gradgradcheck
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import tiled
+from pml_supcon.functional.supcon import layout
 
 LABELS = {"mixed": torch.tensor([0, 0, 1, 2]), "one class": torch.tensor([3, 3, 3, 3])}
 
@@ -20,7 +20,7 @@ def losses_of(labels, **options):
 @pytest.mark.parametrize("contrast_mode", ["all", "one"])
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_finite_differences(monkeypatch, backend, summation, denominator, contrast_mode):
-    monkeypatch.setattr(tiled, "TILE", 3)
+    monkeypatch.setattr(layout, "TILE", 3)
     given = {"num_views": 2, "summation": summation, "denominator": denominator, "contrast_mode": contrast_mode}
     for samples, cap, normalize in (([0, 0, 1], None, True), ([5, 5, 5], 2, True), ([0, 1, 0], None, False)):
         rows = random_rows(6, 2).requires_grad_()
@@ -34,7 +34,7 @@ def test_finite_differences(monkeypatch, backend, summation, denominator, contra
 @pytest.mark.parametrize("contrast_mode", ["all", "one"])
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_finite_differences_of_anchors_and_references(monkeypatch, backend, summation, denominator, contrast_mode):
-    monkeypatch.setattr(tiled, "TILE", 3)
+    monkeypatch.setattr(layout, "TILE", 3)
     given = {"summation": summation, "denominator": denominator, "contrast_mode": contrast_mode, "backend": backend}
     rows, refs = random_rows(6, 2).requires_grad_(), random_rows(5, 2).requires_grad_()
     for ref_labels in (torch.tensor([0, 2, 2, 5, 0]), torch.tensor([0, 0, 0, 0, 0])):
@@ -94,7 +94,7 @@ def test_the_gradient_the_paper_gives(backend, summation):
 @pytest.mark.parametrize("contrast_mode", ["all", "one"])
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_backends_agree_under_any_upstream_gradient(monkeypatch, summation, denominator, contrast_mode):
-    monkeypatch.setattr(tiled, "TILE", 7)
+    monkeypatch.setattr(layout, "TILE", 7)
     rows, labels = random_rows(40, 5).requires_grad_(), torch.randint(0, 5, (20,)).repeat(2)
     options = {"num_views": 2, "positives_cap": 4, "contrast_mode": contrast_mode}
     terms = [

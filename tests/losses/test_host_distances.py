@@ -76,9 +76,12 @@ def test_a_distance_needs_the_reference_backend(rows):
         assert torch.equal(auto, named)
         with pytest.raises(ValueError, match=r"backend='tiled' cannot do this: .*; backends that can: reference$"):
             losses.SupConLossOut(distance=distance, backend="tiled")(rows, LABELS)
+
+
+def test_mined_pairs_on_both_backends(rows):
     mined = miners.BatchHardMiner()(rows, LABELS)
-    with pytest.raises(ValueError, match=r"backend='tiled' cannot do this: .*; backends that can: reference$"):
-        losses.SupConLossOut(backend="tiled")(rows, LABELS, mined)
+    tiled, dense = (losses.SupConLossOut(backend=backend)(rows, LABELS, mined) for backend in ("tiled", "reference"))
+    torch.testing.assert_close(tiled, dense)
 
 
 @pytest.mark.parametrize("distance", [CosineSimilarity, DotProductSimilarity, LpDistance])

@@ -69,7 +69,7 @@ def check_labels(name: str, labels: Tensor, number: int, device: torch.device) -
 
 def check_views_agree(labels: Tensor, num_views: int | None) -> None:
     """Refuse labels that differ between the views of a sample, where looking costs no synchronisation."""
-    if num_views is None or labels.device.type != "cpu":
+    if num_views is None or labels.device.type != "cpu" or torch.compiler.is_compiling():
         return
     views = labels.view(num_views, -1)
     if not torch.equal(views, views[:1].expand_as(views)):
@@ -131,6 +131,20 @@ def check_pairs(
             f"{len(a2)} and {len(n)} for negatives"
         )
     return a1, p, a2, n
+
+
+def check_pairs_in_range(pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None, num_anchors: int, num_rows: int) -> None:
+    """Refuse pairs of rows that are not there; looking waits for the device, as the miner did."""
+    if pairs is None:
+        return
+    for whose, indices, number in zip(
+        ("anchors", "positives", "anchors", "negatives"), pairs, (num_anchors, num_rows) * 2, strict=True
+    ):
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < number:
+            raise IndexError(
+                f"Expected the {whose} in `indices_tuple` to be row numbers in [0, {number}), "
+                f"but got {int(indices.min())} to {int(indices.max())}"
+            )
 
 
 def check_views_known(contrast_mode: str, positives_cap: int | None, num_views: int | None) -> None:

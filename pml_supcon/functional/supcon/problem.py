@@ -107,6 +107,7 @@ def build_problem(
     elif pairs is None:
         labels = own_classes(num_rows, num_views, embeddings.device, has_references=ref_emb is not None)
     checks.check_references(embeddings, labels, ref_emb, ref_labels, pairs)
+    checks.check_pairs_in_range(pairs, num_rows, num_rows if ref_emb is None else ref_emb.shape[0])
     checks.check_views_known(contrast_mode, positives_cap, num_views)
     checks.check_cap(positives_cap, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
     if pairs is not None and contrast_mode == "one":

@@ -1,22 +1,20 @@
 """Exact in linear memory on any device, in plain torch: tiles of similarities are made, used and dropped.
 
-Rows are sorted by label, so that on the CPU only few tiles hold positives ("boxes" within them). A tile without
-positives costs a product, one exponential per pair and its sums. Where rows are contrasted with themselves a tile
-serves its rows and its columns. The forward pass keeps per-anchor statistics; the backward pass makes the tiles again.
+Rows are sorted by label, so that on the CPU only few tiles hold positives. A tile without them costs a product, one
+exponential per pair and its sums. Where rows are contrasted with themselves a tile serves its rows and its columns. The
+forward pass keeps sums per anchor; the backward pass makes the tiles again. Both are operators of their own to
+`torch.compile`, which does not look into them.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
-
-TILE = 512
+from pml_supcon.functional.supcon import listed, reference
+from pml_supcon.functional.supcon.layout import Layout, Tile, within
+from pml_supcon.functional.supcon.problem import AnchorLosses, Cap, Problem
+from pml_supcon.functional.supcon.statistics import Statistics
 
 #: `exp(s)` and its sums stay well inside float32 and float64 without a shift up to this `|s|`.
 SAFE_EXPONENT = {torch.float32: 60.0, torch.float64: 500.0}
@@ -26,295 +24,207 @@ def refusal(problem: Problem) -> str | None:
     """Why this backend cannot solve the problem, or None."""
     if problem.similarity is not None:
         return "a similarity other than the dot product needs the whole matrix"
-    if problem.pairs is not None:
-        return "indices_tuple lists pairs, which it does not read"
     return None
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
-    """Per-anchor losses in `O(N D)` extra memory; differentiable once."""
-    assert problem.anchor_labels is not None  # for the type checker: no pairs, so labels
-    assert problem.row_labels is not None
-    row_order = torch.argsort(problem.row_labels, stable=True)
-    anchor_order = row_order if problem.symmetric else torch.argsort(problem.anchor_labels, stable=True)
-    layout = Layout.of(problem, anchor_order, row_order)
+    """Per-anchor losses in `O(N D)` extra memory; differentiable once.
+
+    Listed pairs take memory linear in their number; lists as long as the matrix is large become the matrix.
+    """
+    if problem.pairs is not None:
+        return listed.anchor_losses(problem) if listed.worthwhile(problem) else reference.anchor_losses(problem)
+    layout, anchor_order, row_order = Layout.of(problem)
     rows = problem.rows[row_order]
-    anchors = rows if layout.symmetric else problem.anchors[anchor_order]
-    with torch.autocast(problem.anchors.device.type, enabled=False):
-        losses, valid = _TiledSupCon.apply(anchors, rows, layout)
+    losses, valid, _ = tiled_losses(
+        rows if layout.symmetric else problem.anchors[anchor_order],
+        None if layout.symmetric else rows,
+        layout.anchor_labels,
+        layout.row_labels,
+        layout.anchor_ids,
+        layout.row_ids,
+        *(layout.cap or (None, None, None)),
+        problem.temperature,
+        problem.summation,
+        problem.denominator,
+        not problem.bound <= SAFE_EXPONENT[rows.dtype],
+    )
     back = torch.argsort(anchor_order)
     return AnchorLosses(losses[back], valid[back])
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Who is contrasted with whom, in sorted order: labels, identities and ranks of anchors and rows."""
+@torch.library.custom_op("pml_supcon::tiled_losses", mutates_args=())
+def tiled_losses(
+    anchors: Tensor,
+    rows: Tensor | None,
+    anchor_labels: Tensor,
+    row_labels: Tensor,
+    anchor_ids: Tensor | None,
+    row_ids: Tensor | None,
+    anchor_rank: Tensor | None,
+    anchor_limit: Tensor | None,
+    row_rank: Tensor | None,
+    temperature: float,
+    summation: str,
+    denominator: str,
+    shifted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses `(A,)`, their validity `(A,)` and the table of `Statistics` of sorted anchors `(A, D)`.
 
-    anchor_labels: Tensor
-    row_labels: Tensor
-    anchor_ids: Tensor | None  # with row_ids: an anchor is not contrasted with the row of its own id
-    row_ids: Tensor | None
-    cap: tuple[Tensor, Tensor, Tensor] | None
-    symmetric: bool
-    shifted: bool  # exponentials need a shift: similarities may leave the exponent's safe range
-    temperature: float
-    summation: str
-    denominator: str
-    sorted_lists: tuple[list[int], list[int]] | None  # the labels on the host, where they are there anyway
-
-    @staticmethod
-    def of(problem: Problem, anchor_order: Tensor, row_order: Tensor) -> "Layout":
-        """The layout of a problem whose anchors and rows are put in these orders."""
-        assert problem.anchor_labels is not None
-        assert problem.row_labels is not None
-        anchor_labels, row_labels = problem.anchor_labels[anchor_order], problem.row_labels[row_order]
-        cap = problem.cap
-        on_host = row_labels.device.type == "cpu"
-        return Layout(
-            anchor_labels=anchor_labels,
-            row_labels=row_labels,
-            anchor_ids=anchor_order if problem.anchors_are_rows else None,
-            row_ids=row_order if problem.anchors_are_rows else None,
-            cap=cap and (cap.anchor_rank[anchor_order], cap.anchor_limit[anchor_order], cap.row_rank[row_order]),
-            symmetric=problem.symmetric,
-            shifted=not problem.bound <= SAFE_EXPONENT[problem.rows.dtype],
-            temperature=problem.temperature,
-            summation=problem.summation,
-            denominator=problem.denominator,
-            sorted_lists=(anchor_labels.tolist(), row_labels.tolist()) if on_host else None,
-        )
-
-    def tiles(self) -> Iterator[tuple[slice, slice]]:
-        """The tiles that cover all pairs; with symmetry those on and above the diagonal."""
-        for top in range(0, len(self.anchor_labels), TILE):
-            anchors = slice(top, min(top + TILE, len(self.anchor_labels)))
-            for left in range(top if self.symmetric else 0, len(self.row_labels), TILE):
-                yield anchors, slice(left, min(left + TILE, len(self.row_labels)))
-
-    def box(self, anchors: slice, rows: slice) -> tuple[slice, slice] | None:
-        """The part of a tile that can hold equal labels; the whole tile where the labels are not on the host."""
-        if self.sorted_lists is None:
-            return anchors, rows
-        a, r = self.sorted_lists
-        low, high = max(a[anchors.start], r[rows.start]), min(a[anchors.stop - 1], r[rows.stop - 1])
-        found = tuple(
-            slice(
-                bisect_left(labels, low, part.start, part.stop),
-                bisect_right(labels, high, part.start, part.stop),
-            )
-            for labels, part in ((a, anchors), (r, rows))
-        )
-        return None if any(part.start >= part.stop for part in found) else (found[0], found[1])
-
-    def masks(self, anchors: slice, rows: slice) -> tuple[Tensor, Tensor]:
-        """Which pairs of a box have equal labels, and which of them are positives."""
-        same = self.anchor_labels[anchors, None] == self.row_labels[rows]
-        positives = same
-        if self.anchor_ids is not None and self.row_ids is not None:
-            positives = positives & (self.anchor_ids[anchors, None] != self.row_ids[rows])
-        if self.cap is not None:
-            rank, limit, row_rank = self.cap[0][anchors, None], self.cap[1][anchors, None], self.cap[2][rows]
-            positives = positives & ((row_rank < limit) | (row_rank == rank))
-        return same, positives
+    `rows` is None where the anchors are the rows; `shifted` says that similarities may leave the exponent's safe range.
+    The others are the fields of a `Layout` and the options.
+    """
+    layout = rebuild(rows, anchor_labels, row_labels, anchor_ids, row_ids, anchor_rank, anchor_limit, row_rank)
+    contrasted = anchors if rows is None else rows
+    scaled = anchors / temperature
+    statistics = Statistics.empty(anchors, summation, denominator)
+    boxes = add_negatives(statistics, scaled, contrasted, layout, shifted=shifted)
+    for box, twice in boxes:
+        s = scaled[box[0]] @ contrasted[box[1]].T
+        statistics.add_positives(s, layout.positives(box), box[0])
+        if twice:
+            statistics.add_positives(s.T, layout.positives(box[::-1]), box[1])
+    losses, valid = statistics.losses()
+    return losses, valid, statistics.table
 
 
-class _Statistics:
-    """Per-anchor sums that the forward pass gathers, all logarithms; `(A,)` each."""
-
-    def __init__(self, anchors: Tensor, layout: Layout) -> None:
-        self.layout = layout
-        self.number = anchors.new_zeros(len(anchors))  # of positives
-        self.log_neg = anchors.new_full((len(anchors),), -torch.inf)  # log sum over N(i) of exp(s)
-        self.log_pos = self.log_neg.clone()  # log sum over P(i) of exp(x), x as in `add_positives`
-        self.linear = torch.zeros_like(self.log_neg)  # sum over P(i) of the terms of L_out
-        self.log_share = self.log_neg.clone()  # for "one_positive": see `negative_share`
-
-    def add_positives(self, s: Tensor, positives: Tensor, anchors: slice) -> None:
-        """Add the positives of a box of similarities `s`; for "one_positive" `log_neg` must be complete."""
-        layout = self.layout
-        self.number[anchors] += positives.sum(dim=1)
-        x = s
-        if layout.denominator == "one_positive":
-            margin = s - self.log_neg[anchors, None]
-            x = F.logsigmoid(margin)  # log of exp(s) / (exp(s) + sum over N(i))
-            log_share = F.logsigmoid(-margin) if layout.summation == "out" else x + F.logsigmoid(-margin)
-            log_share = log_share.masked_fill(~positives, -torch.inf).logsumexp(dim=1)
-            self.log_share[anchors] = torch.logaddexp(self.log_share[anchors], log_share)
-        if layout.summation == "out":
-            self.linear[anchors] -= torch.where(positives, x, 0).sum(dim=1)
-        log_sum = x.masked_fill(~positives, -torch.inf).logsumexp(dim=1)
-        self.log_pos[anchors] = torch.logaddexp(self.log_pos[anchors], log_sum)
-
-    def losses(self) -> AnchorLosses:
-        """Equations 2 and 3 from the sums."""
-        layout = self.layout
-        valid = self.number > 0
-        if layout.denominator == "negatives":
-            valid = valid & (self.log_neg != -torch.inf)
-        number = self.number.clamp(min=1)
-        terms = self.linear / number if layout.summation == "out" else number.log() - self.log_pos
-        if layout.denominator != "one_positive":
-            terms = terms + self.log_denominator()
-        return AnchorLosses(torch.where(valid, terms, 0), valid)
-
-    def log_denominator(self) -> Tensor:
-        """`log D_i`, where it is one for all positives."""
-        return torch.logaddexp(self.log_neg, self.log_pos) if self.layout.denominator == "all" else self.log_neg
-
-    def negative_share(self) -> Tensor:
-        """`k_i` in `d l_i / d s_in = k_i exp(s_in) / sum over N(i) of exp(s)`."""
-        if self.layout.denominator == "all":
-            return (self.log_neg - self.log_denominator()).exp()
-        if self.layout.denominator == "negatives":
-            return torch.ones_like(self.log_neg)
-        if self.layout.summation == "out":
-            return self.log_share.exp() / self.number.clamp(min=1)
-        return torch.where(self.number > 0, (self.log_share - self.log_pos).exp(), 0)
-
-    def positive_gradient(self, s: Tensor, anchors: slice) -> Tensor:
-        """`d l_i / d s_ip` over a box of similarities, as if every pair were a positive."""
-        layout = self.layout
-        number = self.number[anchors, None].clamp(min=1)
-        if layout.denominator == "one_positive":
-            margin = s - self.log_neg[anchors, None]
-            if layout.summation == "out":
-                return -torch.sigmoid(-margin) / number
-            return -(F.logsigmoid(margin) - self.log_pos[anchors, None]).exp() * torch.sigmoid(-margin)
-        pull = 1 / number if layout.summation == "out" else (s - self.log_pos[anchors, None]).exp()
-        if layout.denominator == "negatives":
-            return (-pull).expand_as(s)
-        return (s - self.log_denominator()[anchors, None]).exp() - pull
-
-
-class _TiledSupCon(torch.autograd.Function):
-    """Losses of sorted anchors, and their gradient by making the tiles a second time."""
-
-    @staticmethod
-    def forward(ctx: Any, anchors: Tensor, rows: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        statistics = gather_statistics(anchors, rows, layout)
-        losses, valid = statistics.losses()
-        ctx.save_for_backward(anchors, rows, valid)
-        ctx.layout, ctx.statistics = layout, statistics
-        ctx.mark_non_differentiable(valid)
-        return losses, valid
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        anchors, rows, valid = ctx.saved_tensors
-        return (*_TiledGradient.apply(anchors, rows, upstream, valid, ctx.layout, ctx.statistics), None)
-
-
-class _TiledGradient(torch.autograd.Function):
-    """The gradient, as a function of its own so that a derivative of it is refused rather than taken for 0."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: Tensor,
-        rows: Tensor,
-        upstream: Tensor,
-        valid: Tensor,
-        layout: Layout,
-        statistics: _Statistics,
-    ) -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(anchors.device.type, enabled=False):
-            return tiled_gradient(anchors, rows, layout, statistics, torch.where(valid, upstream, 0))
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise RuntimeError("The tiled backend is differentiable once; a second derivative needs backend='reference'")
-
-
-def similarities(anchors: Tensor, rows: Tensor, tile: tuple[slice, slice]) -> Tensor:
-    """One tile of `s`; `anchors` are already divided by the temperature."""
-    return anchors[tile[0]] @ rows[tile[1]].T
-
-
-def within(tile: tuple[slice, slice], box: tuple[slice, slice]) -> tuple[slice, slice]:
-    """A box's slices relative to its tile."""
-    (a, r), (box_a, box_r) = tile, box
-    return slice(box_a.start - a.start, box_a.stop - a.start), slice(box_r.start - r.start, box_r.stop - r.start)
-
-
-def gather_statistics(anchors: Tensor, rows: Tensor, layout: Layout) -> _Statistics:
-    """The forward pass: sums over negatives tile by tile, sums over positives box by box."""
-    statistics = _Statistics(anchors, layout)
-    scaled = anchors / layout.temperature
+def add_negatives(
+    statistics: Statistics, scaled: Tensor, rows: Tensor, layout: Layout, *, shifted: bool
+) -> list[tuple[Tile, bool]]:
+    """Sum over the negatives of all tiles; returns the boxes, and for each whether its columns are anchors too."""
     sums = torch.zeros_like(statistics.log_neg)
     boxes = []
-    for tile in layout.tiles():
-        s = similarities(scaled, rows, tile)
-        twice = layout.symmetric and tile[0] != tile[1]
-        box = layout.box(*tile)
+    for tile, box in layout.tiles():
+        a, r = tile
+        twice = layout.symmetric and a != r
+        s = scaled[a] @ rows[r].T
+        if not shifted:
+            s.exp_()
         if box is not None:
             boxes.append((box, twice))
-        if layout.shifted:
-            if box is not None:
-                s[within(tile, box)].masked_fill_(layout.masks(*box)[0], -torch.inf)
-            for part, dim in ((tile[0], 1), (tile[1], 0))[: 1 + twice]:
+            s[within(tile, box)].masked_fill_(layout.same(box), -torch.inf if shifted else 0)
+        for part, dim in ((a, 1), (r, 0))[: 1 + twice]:
+            if shifted:
                 statistics.log_neg[part] = torch.logaddexp(statistics.log_neg[part], s.logsumexp(dim=dim))
-            continue
-        s.exp_()
-        if box is not None:
-            s[within(tile, box)].masked_fill_(layout.masks(*box)[0], 0)
-        sums[tile[0]] += s.sum(dim=1)
-        if twice:
-            sums[tile[1]] += s.sum(dim=0)
-    if not layout.shifted:
-        statistics.log_neg = sums.log()
-    for box, twice in boxes:
-        s = similarities(scaled, rows, box)
-        statistics.add_positives(s, layout.masks(*box)[1], box[0])
-        if twice:
-            statistics.add_positives(s.T, layout.masks(*box[::-1])[1], box[1])
-    return statistics
+            else:
+                sums[part] += s.sum(dim=dim)
+    if not shifted:
+        statistics.log_neg.copy_(sums.log())
+    return boxes
 
 
+@torch.library.custom_op("pml_supcon::tiled_gradient", mutates_args=())
 def tiled_gradient(
-    anchors: Tensor, rows: Tensor, layout: Layout, statistics: _Statistics, upstream: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """The backward pass: `dL/dz = W z` tile by tile, `W_ij` the weight of the pair for both of its ends."""
-    scaled = anchors / layout.temperature
-    grad_anchors = torch.zeros_like(anchors)
-    grad_rows = grad_anchors if layout.symmetric else torch.zeros_like(rows)
-    no_negatives = statistics.log_neg == -torch.inf
-    log_neg = statistics.log_neg.masked_fill(no_negatives, 0)
-    weight = (upstream * statistics.negative_share()).masked_fill(no_negatives, 0)
-    if not layout.shifted:
-        weight = weight * (-log_neg).exp()
-    for tile in layout.tiles():
-        a, r = tile
-        s = similarities(scaled, rows, tile)
-        box = layout.box(*tile)
-        corrected = None if box is None else box_weights(s[within(tile, box)], box, layout, statistics, upstream)
-        if not layout.shifted:
-            both = weight[a, None] + weight[r] if layout.symmetric else weight[a, None]
-            w = s.exp_().mul_(both)
-        else:
-            w = (s - log_neg[a, None]).exp() * weight[a, None]
-            if layout.symmetric:
-                w += (s - log_neg[r]).exp() * weight[r]
-        if box is not None and corrected is not None:
-            same, pulls = corrected
-            inside = w[within(tile, box)]
-            inside.copy_(torch.where(same, pulls, inside))
-        grad_anchors[a] += w @ rows[r]
-        if not layout.symmetric or a != r:
-            grad_rows[r] += w.T @ anchors[a]
-    grad_anchors /= layout.temperature
-    if layout.symmetric:
-        return grad_anchors, None
-    return grad_anchors, grad_rows / layout.temperature
-
-
-def box_weights(
-    s: Tensor, box: tuple[slice, slice], layout: Layout, statistics: _Statistics, upstream: Tensor
+    upstream: Tensor,
+    table: Tensor,
+    anchors: Tensor,
+    rows: Tensor | None,
+    anchor_labels: Tensor,
+    row_labels: Tensor,
+    anchor_ids: Tensor | None,
+    row_ids: Tensor | None,
+    anchor_rank: Tensor | None,
+    anchor_limit: Tensor | None,
+    row_rank: Tensor | None,
+    temperature: float,
+    summation: str,
+    denominator: str,
+    shifted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Which pairs of a box share a label, and the weights that these have: their pull, or 0 where dropped."""
+    """The gradients of anchors and rows, `dL/dz = W z` tile by tile, `W_ij` the weight of the pair for both its ends.
+
+    `upstream` `(A,)` is 0 for invalid anchors. The second gradient is empty where the anchors are the rows.
+    """
+    layout = rebuild(rows, anchor_labels, row_labels, anchor_ids, row_ids, anchor_rank, anchor_limit, row_rank)
+    contrasted = anchors if rows is None else rows
+    statistics = Statistics(table, summation, denominator)
+    scaled = anchors / temperature
+    grad_anchors = torch.zeros_like(anchors)
+    grad_rows = torch.zeros_like(rows) if rows is not None else grad_anchors
+    # negatives: W_ij = weight_i exp(s_ij - shift_i), without negatives weight_i = 0
+    shift = statistics.log_neg.masked_fill(statistics.log_neg == -torch.inf, 0)
+    weight = (upstream * statistics.negative_share()).masked_fill(statistics.log_neg == -torch.inf, 0)
+    if not shifted:
+        weight = weight * (-shift).exp()
+    for tile, box in layout.tiles():
+        a, r = tile
+        s = scaled[a] @ contrasted[r].T
+        pulls = None if box is None else box_weights(s[within(tile, box)], box, layout, statistics, upstream)
+        if not shifted:
+            w = s.exp_()
+            w *= weight[a, None] + weight[r] if layout.symmetric else weight[a, None]
+        else:
+            w = (s - shift[a, None]).exp() * weight[a, None]
+            if layout.symmetric:
+                w += (s - shift[r]).exp() * weight[r]
+        if box is not None and pulls is not None:
+            inside = w[within(tile, box)]
+            inside.copy_(torch.where(layout.same(box), pulls, inside))
+        grad_anchors[a].addmm_(w, contrasted[r])
+        if not layout.symmetric or a != r:
+            grad_rows[r].addmm_(w.T, anchors[a])
+    grad_anchors /= temperature
+    return grad_anchors, grad_rows / temperature if rows is not None else anchors.new_empty(0)
+
+
+def box_weights(s: Tensor, box: Tile, layout: Layout, statistics: Statistics, upstream: Tensor) -> Tensor:
+    """The weights of the pairs of a box, as if all had equal labels: their pull, or 0 where they are no positives."""
     a, r = box
-    same, positives = layout.masks(a, r)
-    weights = torch.where(positives, upstream[a, None] * statistics.positive_gradient(s, a), 0)
+    weights = torch.where(layout.positives(box), upstream[a, None] * statistics.positive_gradient(s, a), 0)
     if layout.symmetric:
-        positives = layout.masks(r, a)[1]
-        weights = weights + torch.where(positives, upstream[r, None] * statistics.positive_gradient(s.T, r), 0).T
-    return same, weights
+        reverse = upstream[r, None] * statistics.positive_gradient(s.T, r)
+        weights = weights + torch.where(layout.positives((r, a)), reverse, 0).T
+    return weights
+
+
+def rebuild(
+    rows: Tensor | None,
+    anchor_labels: Tensor,
+    row_labels: Tensor,
+    anchor_ids: Tensor | None,
+    row_ids: Tensor | None,
+    anchor_rank: Tensor | None,
+    anchor_limit: Tensor | None,
+    row_rank: Tensor | None,
+) -> Layout:
+    """The layout from the arguments of an operator, which are tensors only."""
+    cap = None
+    if anchor_rank is not None and anchor_limit is not None and row_rank is not None:
+        cap = Cap(anchor_rank, anchor_limit, row_rank)
+    return Layout(anchor_labels, row_labels, anchor_ids, row_ids, cap, symmetric=rows is None)
+
+
+@tiled_losses.register_fake
+def _(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    per_anchor = anchors.new_empty(len(anchors))
+    return per_anchor, torch.empty_like(per_anchor, dtype=torch.bool), anchors.new_empty(5, len(anchors))
+
+
+@tiled_gradient.register_fake
+def _(upstream: Tensor, table: Tensor, anchors: Tensor, rows: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(anchors), anchors.new_empty(0) if rows is None else torch.empty_like(rows)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, valid, table = output
+    ctx.mark_non_differentiable(valid, table)
+    ctx.save_for_backward(valid, table, *inputs[:9])
+    ctx.options = inputs[9:]
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    valid, table, anchors, rows, *layout = ctx.saved_tensors
+    upstream = torch.where(valid, upstream, 0)
+    grad_anchors, grad_rows = tiled_gradient(upstream, table, anchors, rows, *layout, *ctx.options)
+    return grad_anchors, grad_rows if rows is not None else None, *[None] * 11
+
+
+def _refuse_second(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+    raise RuntimeError("The tiled backend is differentiable once; a second derivative needs backend='reference'")
+
+
+tiled_losses.register_autograd(_backward, setup_context=_save)
+tiled_gradient.register_autograd(_refuse_second)
+for _operator in (tiled_losses, tiled_gradient):
+    for _device in ("cpu", "cuda"):  # autocast is off inside; float64 stays
+        _operator.register_autocast(_device, torch.float32)

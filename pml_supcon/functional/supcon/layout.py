@@ -1,0 +1,101 @@
+"""Who is contrasted with whom once rows are sorted by label: tiles, the boxes in them that hold positives, masks."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pml_supcon.functional.supcon.problem import Cap, Problem
+
+TILE = 512
+
+Tile = tuple[slice, slice]  # of anchors and of rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Labels, identities and ranks of sorted anchors and rows.
+
+    Attributes:
+        anchor_labels: `(A,)`, ascending.
+        row_labels: `(M,)`, ascending.
+        anchor_ids: `(A,)`; an anchor is not contrasted with the row of its own id. None: it is with all.
+        row_ids: `(M,)`, or None.
+        cap: ranks that cap the positives, or None.
+        symmetric: anchors are the rows, in the same order.
+    """
+
+    anchor_labels: Tensor
+    row_labels: Tensor
+    anchor_ids: Tensor | None
+    row_ids: Tensor | None
+    cap: Cap | None
+    symmetric: bool
+
+    @staticmethod
+    def of(problem: Problem) -> tuple["Layout", Tensor, Tensor]:
+        """The layout of a problem with labels, and the orders that sort its anchors and its rows."""
+        assert problem.anchor_labels is not None  # for the type checker: no pairs, so labels
+        assert problem.row_labels is not None
+        row_order = torch.argsort(problem.row_labels, stable=True)
+        anchor_order = row_order if problem.symmetric else torch.argsort(problem.anchor_labels, stable=True)
+        cap = problem.cap
+        layout = Layout(
+            anchor_labels=problem.anchor_labels[anchor_order],
+            row_labels=problem.row_labels[row_order],
+            anchor_ids=anchor_order if problem.anchors_are_rows else None,
+            row_ids=row_order if problem.anchors_are_rows else None,
+            cap=cap and Cap(cap.anchor_rank[anchor_order], cap.anchor_limit[anchor_order], cap.row_rank[row_order]),
+            symmetric=problem.symmetric,
+        )
+        return layout, anchor_order, row_order
+
+    def tiles(self) -> Iterator[tuple[Tile, Tile | None]]:
+        """The tiles that cover all pairs, each with its box: the part that can hold equal labels, or None.
+
+        With symmetry the tiles are those on and above the diagonal. Where the labels are not on the host, looking for
+        the box would wait for the device: it is then the whole tile.
+        """
+        known = on_host(self.row_labels)
+        a, r = (self.anchor_labels.tolist(), self.row_labels.tolist()) if known else ([], [])
+        for top in range(0, len(self.anchor_labels), TILE):
+            bottom = min(top + TILE, len(self.anchor_labels))
+            for left in range(top if self.symmetric else 0, len(self.row_labels), TILE):
+                right = min(left + TILE, len(self.row_labels))
+                tile = slice(top, bottom), slice(left, right)
+                if not known:
+                    yield tile, tile
+                    continue
+                low, high = max(a[top], r[left]), min(a[bottom - 1], r[right - 1])
+                anchors = slice(bisect_left(a, low, top, bottom), bisect_right(a, high, top, bottom))
+                rows = slice(bisect_left(r, low, left, right), bisect_right(r, high, left, right))
+                filled = anchors.start < anchors.stop and rows.start < rows.stop
+                yield tile, (anchors, rows) if filled else None
+
+    def same(self, box: Tile) -> Tensor:
+        """Which pairs of a box have equal labels, bool."""
+        anchors, rows = box
+        return self.anchor_labels[anchors, None] == self.row_labels[rows]
+
+    def positives(self, box: Tile) -> Tensor:
+        """Which pairs of a box are positives, bool."""
+        anchors, rows = box
+        positives = self.same(box)
+        if self.anchor_ids is not None and self.row_ids is not None:
+            positives &= self.anchor_ids[anchors, None] != self.row_ids[rows]
+        if self.cap is not None:
+            positives &= self.cap.keeps(anchors, rows)
+        return positives
+
+
+def on_host(labels: Tensor) -> bool:
+    """Whether labels can be looked at without waiting for a device."""
+    return labels.device.type == "cpu"
+
+
+def within(tile: Tile, box: Tile) -> Tile:
+    """A box's slices relative to its tile."""
+    (a, r), (box_a, box_r) = tile, box
+    return slice(box_a.start - a.start, box_a.stop - a.start), slice(box_r.start - r.start, box_r.stop - r.start)

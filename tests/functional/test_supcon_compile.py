@@ -1,0 +1,61 @@
+"""`torch.compile` of a model plus loss: no graph break, the same numbers."""
+
+import pytest
+import torch
+
+from pml_supcon import losses
+from pml_supcon.functional import supcon_loss
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def loss_and_gradients(model, step, *inputs):
+    model.zero_grad()
+    loss = step(*inputs)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("options", [{}, {"summation": "in", "denominator": "one_positive"}, {"positives_cap": 2}])
+def test_model_and_functional_compile_whole(options):
+    model = torch.nn.Linear(6, 4)
+    rows, labels = torch.randn(40, 6), torch.randint(0, 5, (20,)).repeat(2)
+
+    def step(rows, labels):
+        return supcon_loss(model(rows), labels, num_views=2, **options).mean()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    ours, theirs = (loss_and_gradients(model, way, rows, labels) for way in (step, compiled))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_loss_module_compiles_whole(backend):
+    model, loss = torch.nn.Linear(6, 4), losses.SupConLossOut(backend=backend)
+    rows, labels = torch.randn(10, 3, 6), torch.randint(0, 4, (10,))
+
+    def step(rows, labels):
+        return loss(model(rows), labels)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    ours, theirs = (loss_and_gradients(model, way, rows, labels) for way in (step, compiled))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_operators_keep_their_contract():
+    """PyTorch's own checks of the tiled operators: schema, fake tensors, autograd registration."""
+    from pml_supcon.functional.supcon.tiled import tiled_losses
+
+    z = torch.nn.functional.normalize(torch.randn(12, 3), dim=1).requires_grad_()
+    labels = torch.arange(12) // 3
+    ids = torch.arange(12)
+    arguments = (z, None, labels, labels, ids, ids, None, None, None, 0.1, "out", "all", False)
+    torch.library.opcheck(tiled_losses, arguments)
+    references = torch.randn(7, 3, requires_grad=True)
+    arguments = (z, references, labels, labels[:7], None, None, None, None, None, 0.1, "in", "one_positive", True)
+    torch.library.opcheck(tiled_losses, arguments)
