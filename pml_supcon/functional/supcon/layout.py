@@ -10,6 +10,7 @@ from torch import Tensor
 from pml_supcon.functional.supcon.problem import Cap, Problem
 
 TILE = 512
+STRIP = 128  # anchors of a box
 
 Tile = tuple[slice, slice]  # of anchors and of rows
 
@@ -52,11 +53,11 @@ class Layout:
         )
         return layout, anchor_order, row_order
 
-    def tiles(self) -> Iterator[tuple[Tile, Tile | None]]:
-        """The tiles that cover all pairs, each with its box: the part that can hold equal labels, or None.
+    def tiles(self) -> Iterator[tuple[Tile, list[Tile]]]:
+        """The tiles that cover all pairs, each with its boxes: parts that hold all its pairs of equal labels.
 
         With symmetry the tiles are those on and above the diagonal. Where the labels are not on the host, looking for
-        the box would wait for the device: it is then the whole tile.
+        boxes would wait for the device: the whole tile is then its one box.
         """
         known = on_host(self.row_labels)
         a, r = (self.anchor_labels.tolist(), self.row_labels.tolist()) if known else ([], [])
@@ -65,14 +66,7 @@ class Layout:
             for left in range(top if self.symmetric else 0, len(self.row_labels), TILE):
                 right = min(left + TILE, len(self.row_labels))
                 tile = slice(top, bottom), slice(left, right)
-                if not known:
-                    yield tile, tile
-                    continue
-                low, high = max(a[top], r[left]), min(a[bottom - 1], r[right - 1])
-                anchors = slice(bisect_left(a, low, top, bottom), bisect_right(a, high, top, bottom))
-                rows = slice(bisect_left(r, low, left, right), bisect_right(r, high, left, right))
-                filled = anchors.start < anchors.stop and rows.start < rows.stop
-                yield tile, (anchors, rows) if filled else None
+                yield tile, list(boxes(a, r, tile)) if known else [tile]
 
     def same(self, box: Tile) -> Tensor:
         """Which pairs of a box have equal labels, bool."""
@@ -88,6 +82,18 @@ class Layout:
         if self.cap is not None:
             positives &= self.cap.keeps(anchors, rows)
         return positives
+
+
+def boxes(a: list[int], r: list[int], tile: Tile) -> Iterator[Tile]:
+    """Strips of a tile's anchors, each with the rows that can share a label with one of them; ascending labels."""
+    bottom, left, right = tile[0].stop, tile[1].start, tile[1].stop
+    for top in range(bisect_left(a, r[left], tile[0].start, bottom), bottom, STRIP):
+        end = min(top + STRIP, bottom)
+        rows = slice(bisect_left(r, a[top], left, right), bisect_right(r, a[end - 1], left, right))
+        if a[top] > r[right - 1]:
+            return
+        if rows.start < rows.stop:
+            yield slice(top, end), rows
 
 
 def on_host(labels: Tensor) -> bool:

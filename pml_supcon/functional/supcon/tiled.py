@@ -93,15 +93,15 @@ def add_negatives(
 ) -> list[tuple[Tile, bool]]:
     """Sum over the negatives of all tiles; returns the boxes, and for each whether its columns are anchors too."""
     sums = torch.zeros_like(statistics.log_neg)
-    boxes = []
-    for tile, box in layout.tiles():
+    found = []
+    for tile, boxes in layout.tiles():
         a, r = tile
         twice = layout.symmetric and a != r
         s = scaled[a] @ rows[r].T
         if not shifted:
             s.exp_()
-        if box is not None:
-            boxes.append((box, twice))
+        for box in boxes:
+            found.append((box, twice))
             s[within(tile, box)].masked_fill_(layout.same(box), -torch.inf if shifted else 0)
         for part, dim in ((a, 1), (r, 0))[: 1 + twice]:
             if shifted:
@@ -110,7 +110,7 @@ def add_negatives(
                 sums[part] += s.sum(dim=dim)
     if not shifted:
         statistics.log_neg.copy_(sums.log())
-    return boxes
+    return found
 
 
 @torch.library.custom_op("pml_supcon::tiled_gradient", mutates_args=())
@@ -146,10 +146,10 @@ def tiled_gradient(
     weight = (upstream * statistics.negative_share()).masked_fill(statistics.log_neg == -torch.inf, 0)
     if not shifted:
         weight = weight * (-shift).exp()
-    for tile, box in layout.tiles():
+    for tile, boxes in layout.tiles():
         a, r = tile
         s = scaled[a] @ contrasted[r].T
-        pulls = None if box is None else box_weights(s[within(tile, box)], box, layout, statistics, upstream)
+        pulls = [box_weights(s[within(tile, box)], box, layout, statistics, upstream) for box in boxes]
         if not shifted:
             w = s.exp_()
             w *= weight[a, None] + weight[r] if layout.symmetric else weight[a, None]
@@ -157,9 +157,9 @@ def tiled_gradient(
             w = (s - shift[a, None]).exp() * weight[a, None]
             if layout.symmetric:
                 w += (s - shift[r]).exp() * weight[r]
-        if box is not None and pulls is not None:
+        for box, pull in zip(boxes, pulls, strict=True):
             inside = w[within(tile, box)]
-            inside.copy_(torch.where(layout.same(box), pulls, inside))
+            inside.copy_(torch.where(layout.same(box), pull, inside))
         grad_anchors[a].addmm_(w, contrasted[r])
         if not layout.symmetric or a != r:
             grad_rows[r].addmm_(w.T, anchors[a])
