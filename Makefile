@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 .PHONY: train test docs tables clean
 
 train: $(VENV)/.recipes
-	$(BIN)/accelerate launch recipes/train.py $(ARGS)
+	$(BIN)/accelerate launch --quiet recipes/train.py $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

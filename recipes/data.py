@@ -148,6 +148,38 @@ def load_data(
         >>> len(data.train), len(data.test), data.train[0][0].shape, data.num_classes, data.family
         (1257, 540, torch.Size([1, 8, 8]), 10, 'digits')
     """
+    return open_data(spec, image_size=image_size, max_train=max_train, max_test=max_test, seed=seed).decode()
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """A data set whose labels are known and whose images are not decoded yet."""
+
+    spec: str
+    source: Source
+    train: Pool
+    test: Pool
+    image_size: int | None
+
+    @property
+    def train_labels(self) -> Tensor:
+        """The labels of train, int64."""
+        return self.train.labels
+
+    def decode(self) -> ImageData:
+        """Look at the images; see `load_data`."""
+        return _assemble(self.spec, self.source, self.train, self.test, self.image_size)
+
+
+def open_data(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    max_train: int | None = None,
+    max_test: int | None = None,
+    seed: int = 0,
+) -> OpenedData:
+    """The first half of `load_data`, quick on large sets: what is wrong with labels or arguments shows here."""
     for name, value in (("image_size", image_size), ("max_train", max_train), ("max_test", max_test)):
         if value is not None and value < 1:
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")
@@ -155,7 +187,7 @@ def load_data(
     train, test = _split(source, spec)
     train = _subset(train, max_train, "max_train", seed, first=source.shuffled)
     test = _subset(test, max_test, "max_test", seed, first=source.shuffled)
-    return _assemble(spec, source, train, test, image_size)
+    return OpenedData(spec, source, train, test, image_size)
 
 
 def _assemble(spec: str, source: Source, train: Pool, test: Pool, image_size: int | None) -> ImageData:

@@ -1,14 +1,13 @@
 """Stage 2 of the recipe: what the frozen encoder is worth, in figures and pictures."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pml_supcon.models import save_encoder
 from pml_supcon.recipes import report
 from pml_supcon.recipes.job import Job
 from pml_supcon.recipes.settings import TrainSettings
@@ -30,27 +29,46 @@ class Transformed(Dataset[tuple[Tensor, int]]):
         return self.transform(image), label
 
 
-def evaluate(job: Job, settings: TrainSettings, device: torch.device) -> dict[str, float]:
-    """Save the encoder, embed both splits once, score them and draw them.
+class Embedded(NamedTuple):
+    """The encoder's features of a split `(N, width)`, with unit rows beside them, and its labels `(N,)`."""
 
-    The test images are the queries, the training images the references and the data of the linear probe.
+    features: Tensor
+    rows: Tensor
+    labels: Tensor
+
+
+def embed(job: Job, settings: TrainSettings, device: torch.device) -> dict[str, Embedded]:
+    """The features of both splits under the frozen encoder, computed once.
+
+    Raises:
+        FloatingPointError: they are not finite: the last steps broke the weights.
     """
-    data, path = job.data, job.run.path
-    encoder = job.model.encoder.eval()
-    save_encoder(encoder, path / "encoder", mean=data.mean, std=data.std)
+    data = job.data
     transform = evaluation_transform(data.image_size, mean=data.mean, std=data.std)
     tester = LinearProbeTester(batch_size=256, dataloader_num_workers=settings.workers, data_device=device)
-    images = {"train": data.train, "test": data.test}
-    features = {
-        name: tester.get_all_embeddings(Transformed(split, transform), encoder)[0].cpu()
-        for name, split in images.items()
-    }
-    rows = {name: F.normalize(split) for name, split in features.items()}
-    labels = {"train": data.train_labels, "test": data.test_labels}
-    retrieval = retrieval_metrics(rows["test"], labels["test"], rows["train"], labels["train"])
-    probe = linear_probe_metrics(features["train"], labels["train"], features["test"], labels["test"])
-    report.draw_embedding_map(rows["test"], labels["test"], data.class_names, path / "embedding_map.png", settings.seed)
-    shown = {name: (images[name], rows[name], labels[name]) for name in images}
-    report.draw_gallery(shown["test"], shown["train"], data.class_names, path / "gallery.png")
+    embedded = {}
+    for name, images, labels in (("train", data.train, data.train_labels), ("test", data.test, data.test_labels)):
+        features = tester.get_all_embeddings(Transformed(images, transform), job.model.encoder)[0].cpu()
+        if not features.isfinite().all():
+            raise FloatingPointError(
+                "the encoder's features are not finite after the last step; a lower --learning_rate may help"
+            )
+        embedded[name] = Embedded(features, F.normalize(features), labels)
+    return embedded
+
+
+def score(embedded: dict[str, Embedded]) -> dict[str, float]:
+    """Retrieval (test queries among train images) and a linear probe (fitted on train, scored on test)."""
+    train, test = embedded["train"], embedded["test"]
+    retrieval = retrieval_metrics(test.rows, test.labels, train.rows, train.labels)
+    probe = linear_probe_metrics(train.features, train.labels, test.features, test.labels)
     scores = {f"retrieval/{name}": value for name, value in retrieval.items()}
     return scores | {f"linear_probe/{name}": value for name, value in probe.items()}
+
+
+def draw(job: Job, settings: TrainSettings, embedded: dict[str, Embedded]) -> None:
+    """The map of the test embeddings and the gallery of test images with their nearest training images."""
+    data, path, test, train = job.data, job.run.path, embedded["test"], embedded["train"]
+    report.draw_embedding_map(test.rows, test.labels, data.class_names, path / "embedding_map.png", settings.seed)
+    queries, references = (data.test, test.rows, test.labels), (data.train, train.rows, train.labels)
+    report.draw_gallery(queries, references, data.class_names, path / "gallery.png")

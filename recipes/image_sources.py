@@ -166,7 +166,8 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
     try:
         splits = datasets.load_dataset(str(path) if path.exists() else place, options.get("name"))
     except Exception as error:  # no such id, no connection, no data files: datasets raises many kinds
-        raise ValueError(f"`datasets` could not load {place!r}: {error}") from error
+        absent = "" if path.exists() else " (nor is there a folder of that name)"
+        raise ValueError(f"`datasets` could not load {place!r}{absent}: {error}") from error
     if "train" not in splits:
         raise ValueError(f"Expected a split named train in {place!r}, but its splits are {', '.join(splits)}")
     features = splits["train"].features

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from pml_supcon import losses
 from pml_supcon._extras import require_faiss
-from pml_supcon.models import ProjectionHead, create_encoder, feature_width
-from pml_supcon.recipes.data import ImageData, MemoryImages, load_data
+from pml_supcon.models import ProjectionHead, check_encoder_name, create_encoder, feature_width
+from pml_supcon.recipes.data import ImageData, MemoryImages, open_data
 from pml_supcon.recipes.run_folder import RunFolder, default_path
 from pml_supcon.recipes.settings import DEFAULT_ENCODER, TrainSettings
 from pml_supcon.samplers import MultiViewBatchSampler
@@ -63,11 +63,15 @@ def prepare(settings: TrainSettings, accelerator: Accelerator) -> Job:
     """Build everything; what is wrong with the settings or the data is raised here."""
     run = RunFolder(settings.output or broadcast_object_list([default_path(settings)])[0])
     require_faiss()
+    check_encoder_name(settings.encoder or DEFAULT_ENCODER)
+    check_optimizer_name(settings.optimizer)
     criterion = build_criterion(settings, accelerator)
-    data = load_data(
-        settings.data, image_size=settings.image_size, max_train=settings.max_train, max_test=settings.max_test
-    )
-    sampler = build_sampler(settings, data, accelerator)
+    with accelerator.main_process_first():  # one process downloads
+        opened = open_data(
+            settings.data, image_size=settings.image_size, max_train=settings.max_train, max_test=settings.max_test
+        )
+    sampler = build_sampler(settings, opened.train_labels, accelerator)
+    data = opened.decode()
     set_seed(settings.seed)
     model = build_model(settings, data)
     optimizer = build_optimizer(settings, model)
@@ -111,7 +115,7 @@ def build_criterion(settings: TrainSettings, accelerator: Accelerator) -> Criter
     return criterion
 
 
-def build_sampler(settings: TrainSettings, data: ImageData, accelerator: Accelerator) -> MultiViewBatchSampler:
+def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
     """Batches of image indices; several processes need equal shares, so that the last, smaller batch is dropped."""
     processes = accelerator.num_processes
     if settings.batch_size % processes:
@@ -119,7 +123,7 @@ def build_sampler(settings: TrainSettings, data: ImageData, accelerator: Acceler
             f"Expected --batch_size to be a multiple of the {processes} processes, but got {settings.batch_size}"
         )
     return MultiViewBatchSampler(
-        data.train_labels,
+        labels,
         settings.batch_size,
         max_per_class=settings.max_per_class,
         samples_per_class=settings.samples_per_class,
@@ -145,13 +149,17 @@ def build_model(settings: TrainSettings, data: ImageData) -> EncoderWithTop:
     return EncoderWithTop(encoder, top)
 
 
+def check_optimizer_name(name: str) -> None:
+    """Refuse what is no optimizer of timm."""
+    names = timm.optim.list_optimizers()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"Expected --optimizer to be one of timm's optimizers, but got {name!r}{hint}")
+
+
 def build_optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
     """A timm optimizer, without decay on biases and norms."""
-    names = timm.optim.list_optimizers()
-    if settings.optimizer not in names:
-        near = difflib.get_close_matches(settings.optimizer, names, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"Expected --optimizer to be one of timm's optimizers, but got {settings.optimizer!r}{hint}")
     optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
         model, opt=settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )

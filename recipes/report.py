@@ -29,9 +29,11 @@ def draw_embedding_map(embeddings: Tensor, labels: Tensor, class_names: Sequence
     """A t-SNE map of embeddings `(N, D)`, coloured by class; a random part of them where there are many."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:MAP_POINTS]
     points = embeddings[order].numpy()
-    perplexity = min(30.0, max(1.0, (len(points) - 1) / 3))
-    init = "pca" if min(points.shape) > 1 else "random"
-    flat = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(points)
+    if min(points.shape) > 2:
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        flat = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+    else:  # too few for a map of neighbourhoods
+        flat = np.pad(points[:, :2], ((0, 0), (0, max(0, 2 - points.shape[1]))))
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     named = len(class_names) <= 20
@@ -40,7 +42,7 @@ def draw_embedding_map(embeddings: Tensor, labels: Tensor, class_names: Sequence
         chosen = (labels[order] == index).numpy()
         place = index if len(class_names) <= 10 else index / (len(class_names) - 1)
         axes.scatter(flat[chosen, 0], flat[chosen, 1], s=12, color=colours(place), label=name if named else None)
-    axes.set(xticks=[], yticks=[], title=f"t-SNE of {len(points)} test embeddings")
+    axes.set(xticks=[], yticks=[], title=f"{len(points)} test embeddings (t-SNE)")
     if named:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)

@@ -85,12 +85,29 @@ class TrainSettings:
         if self.encoder is None:
             object.__setattr__(self, "encoder", DEFAULT_ENCODER)
             object.__setattr__(self, "encoder_args", DEFAULT_ENCODER_ARGS | self.encoder_args)
-        for name, least in (("views", 1), ("batch_size", 1), ("epochs", 1), ("head_dim", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"Expected --{name} to be at least {least}, but got {getattr(self, name)}")
+        least = {"views": 1, "batch_size": 1, "epochs": 1, "head_dim": 1, "workers": 0, "seed": 0}
+        least |= {"weight_decay": 0, "warmup_epochs": 0}
+        if self.contrastive:
+            least["batch_size"] = 2  # one image alone has no negatives
+        if self.method == "simclr":
+            least["views"] = 2  # the other views are its positives
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(
+                    f"Expected --{name} to be at least {bound} for {self.method}, but got {getattr(self, name)}"
+                )
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Expected --{name} to be > 0, but got {getattr(self, name)}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"Expected --warmup_epochs to be at most --epochs={self.epochs}, but got {self.warmup_epochs}"
+            )
+        if self.positives_cap is not None and (self.positives_cap < 0 or self.positives_cap % self.views):
+            raise ValueError(
+                f"Expected --positives_cap to be a multiple >= 0 of the number of views, {self.views}, "
+                f"but got {self.positives_cap}"
+            )
 
     @property
     def contrastive(self) -> bool:
@@ -103,7 +120,11 @@ def parse_settings(arguments: Sequence[str] | None = None) -> TrainSettings:
 
     A flag may be spelt with dashes (`--max-train`) or underscores. An error is one line and exit status 2.
     """
-    parser = _Parser(prog="train.py", description="Train an encoder, then score it: retrieval and a linear probe.")
+    parser = _Parser(
+        prog="train.py",
+        allow_abbrev=False,
+        description="Train an encoder, then score it: retrieval and a linear probe.",
+    )
     parser.add_argument("--config", action="config", help="a YAML file of settings; later flags override it")
     parser.add_class_arguments(TrainSettings, None)
     arguments = sys.argv[1:] if arguments is None else arguments

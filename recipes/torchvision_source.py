@@ -33,7 +33,7 @@ def open_torchvision(place: str, options: dict[str, str]) -> Source:
 
     Raises:
         ValueError: for an unknown name, a class that needs other arguments, labels that are not integers.
-        RuntimeError: where the download fails.
+        OSError: where the download fails.
     """
     names = {
         name.lower(): name
@@ -112,7 +112,7 @@ def _build(kind: type, options: dict[str, Any]) -> Any:
     try:
         return kind(**arguments, download=True)
     except (OSError, RuntimeError) as error:  # no connection, a file that does not fit its checksum
-        raise RuntimeError(
+        raise OSError(
             f"torchvision could not download {kind.__name__} into {arguments.get('root')} "
             f"(the variable {ROOT_VARIABLE} names another folder): {error}"
         ) from error

@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pml_supcon.models import save_encoder
 from pml_supcon.recipes import report
-from pml_supcon.recipes.evaluation import evaluate
+from pml_supcon.recipes.evaluation import draw, embed, score
 from pml_supcon.recipes.job import Job, prepare
 from pml_supcon.recipes.run_folder import environment
 from pml_supcon.recipes.settings import TrainSettings, parse_settings
@@ -42,30 +43,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(error)
     try:
         history = train(job, settings, accelerator)
-    except FloatingPointError as error:  # on all processes alike, but only the main one knows the checkpoint
         if accelerator.is_main_process:
-            fail(error)
-        sys.exit(1)
-    if accelerator.is_main_process:
-        metrics: dict[str, Any] = dict(evaluate(job, settings, accelerator.device))
-        report.draw_loss_curve(history, len(job.sampler), job.run.path / "loss_curve.png")
-        metrics |= {
-            "train/final_loss": sum(history[-len(job.sampler) :]) / len(job.sampler),
-            "train/steps": len(history),
-            "seconds/total": round(time.perf_counter() - started, 1),
-            "seed": settings.seed,
-            "method": settings.method,
-            "data": settings.data,
-            "processes": accelerator.num_processes,
-            "device": accelerator.device.type,
-            **environment(),
-        }
-        job.run.write_metrics(metrics)
-        shown = ("linear_probe/", "retrieval/", "train/", "seconds/", "seed")
-        print(report.summary_table({name: value for name, value in metrics.items() if name.startswith(shown)}))
-        print(f"run folder: {job.run.path}")
-    accelerator.wait_for_everyone()
+            finish(job, settings, accelerator, history, started)
+    except FloatingPointError as error:
+        fail(error)
     accelerator.end_training()
+
+
+def finish(job: Job, settings: TrainSettings, accelerator: Accelerator, history: list[float], started: float) -> None:
+    """Stage 2, on one process: score the frozen encoder, leave its files, print the summary."""
+    embedded = embed(job, settings, accelerator.device)
+    save_encoder(job.model.encoder, job.run.path / "encoder", mean=job.data.mean, std=job.data.std)
+    report.draw_loss_curve(history, len(job.sampler), job.run.path / "loss_curve.png")
+    metrics: dict[str, Any] = {
+        **score(embedded),
+        "train/final_loss": sum(history[-len(job.sampler) :]) / len(job.sampler),
+        "train/steps": len(history),
+        "seconds/total": round(time.perf_counter() - started, 1),
+        "seed": settings.seed,
+        "method": settings.method,
+        "data": settings.data,
+        "processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        **environment(),
+    }
+    job.run.write_metrics(metrics)  # before the pictures, so that none of them can cost the scores
+    draw(job, settings, embedded)
+    metrics["seconds/total"] = round(time.perf_counter() - started, 1)
+    job.run.write_metrics(metrics)
+    shown = ("linear_probe/", "retrieval/", "train/", "seconds/", "seed")
+    print(report.summary_table({name: value for name, value in metrics.items() if name.startswith(shown)}))
+    print(f"run folder: {job.run.path}")
 
 
 def train(job: Job, settings: TrainSettings, accelerator: Accelerator) -> list[float]:
@@ -130,7 +138,8 @@ def settle(recent: list[Tensor], job: Job, settings: TrainSettings, accelerator:
 
 def fail(error: Exception) -> NoReturn:
     """End the program with one line."""
-    print(f"train.py: error: {error}", file=sys.stderr)
+    if PartialState().is_main_process:
+        print(f"train.py: error: {error}", file=sys.stderr)
     sys.exit(1)
 
 

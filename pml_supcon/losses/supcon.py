@@ -8,7 +8,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from pml_supcon.functional.supcon import BACKENDS, checks, supcon_loss
-from pml_supcon.functional.supcon.problem import flatten_views
+from pml_supcon.functional.supcon.problem import view_major_rows
 from pml_supcon.losses import _host
 
 
@@ -60,7 +60,7 @@ class _SupConLoss(BaseMetricLossFunction):
         checks.check_embeddings("embeddings", embeddings)
         if labels is not None:
             checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
-        embeddings, labels, num_views = flatten_views(embeddings, labels, self.num_views)
+        embeddings, labels, num_views = view_major_rows(embeddings, labels, self.num_views)
         loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         loss: Tensor = self.reducer(loss_dict, embeddings, None if labels is None else labels.long())

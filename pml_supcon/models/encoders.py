@@ -67,7 +67,7 @@ def create_encoder(
         if image_size is not None and registered is not None and registered.fixed_input_size:
             arguments.setdefault("img_size", image_size)
         encoder: Any = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"timm could not build {name} with {arguments}, pretrained={pretrained}: {error}") from error
     except OSError as error:  # no such file in the cache, no connection
         raise OSError(
@@ -111,15 +111,12 @@ def feature_width(encoder: nn.Module) -> int:
     return int(getattr(model, "head_hidden_size", None) or model.num_features)
 
 
-def _check_arguments(
-    name: str,
-    in_chans: int,
-    image_size: int | None,
-    small_stem: bool | str,
-    pretrained: bool,
-    checkpoint: str | Path | None,
-    timm_kwargs: dict[str, Any],
-) -> None:
+def check_encoder_name(name: str) -> None:
+    """Refuse what is no name of a timm model, with the nearest names; quick, before data is read, say.
+
+    Raises:
+        ValueError: there is no such model.
+    """
     if ":" in name or "/" in name:
         raise ValueError(
             f"Expected `name` to be a name of timm.list_models(), but got {name!r}: folders are opened by "
@@ -129,6 +126,18 @@ def _check_arguments(
         near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
         hint = f"; the nearest names are {', '.join(near)}" if near else ""
         raise ValueError(f"Expected `name` to be a name of timm.list_models(), but got {name!r}{hint}")
+
+
+def _check_arguments(
+    name: str,
+    in_chans: int,
+    image_size: int | None,
+    small_stem: bool | str,
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    timm_kwargs: dict[str, Any],
+) -> None:
+    check_encoder_name(name)
     if small_stem not in (True, False, "auto"):
         raise ValueError(f"Expected `small_stem` to be True, False or 'auto', but got {small_stem!r}")
     for argument, value in (("in_chans", in_chans), ("image_size", image_size)):

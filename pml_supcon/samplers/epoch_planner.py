@@ -71,6 +71,11 @@ class EpochPlanner:
 
     def _check_limit(self, batch_size: int, limit: str) -> None:
         largest = int(np.minimum(self._units, self._cap).sum()) * self._unit
+        if not largest:
+            raise ValueError(
+                f"Expected a class with at least {self._unit} samples, for {limit}, "
+                f"but the largest has {int(self._counts.max())}"
+            )
         if batch_size > largest:
             raise ValueError(
                 f"Expected argument `batch_size` to be at most {largest}, the most that {limit} allows with "

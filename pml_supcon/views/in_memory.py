@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pml_supcon.views.multi_view import split_views
+from pml_supcon.views.multi_view import check_num_views, split_views
 
 
 class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -24,6 +24,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         ValueError: images and labels that differ in number, or `num_views` below 1.
+        TypeError: `num_views` that is no integer.
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -41,8 +42,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         if len(images) != len(labels):
             raise ValueError(f"Expected one label for each of {len(images)} images, but got {len(labels)} labels")
-        if num_views < 1:
-            raise ValueError(f"Expected argument `num_views` to be at least 1, but got {num_views}")
+        check_num_views(num_views)
         self.images, self.labels, self.transform, self.num_views = images, labels, transform, num_views
 
     def __len__(self) -> int:

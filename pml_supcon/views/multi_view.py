@@ -39,7 +39,7 @@ class MultiView:
         num_views: int | None = None,
     ) -> None:
         if num_views is not None:
-            _check_num_views(num_views)
+            check_num_views(num_views)
         if isinstance(transform, Sequence):
             self.transforms = list(transform)
         else:
@@ -168,7 +168,7 @@ def split_views(rows: Tensor, num_views: int) -> Tensor:
         tensor([[ 0,  1],
                 [10, 11]])
     """
-    _check_num_views(num_views)
+    check_num_views(num_views)
     if rows.ndim < 1 or len(rows) % num_views:
         raise ValueError(
             f"Expected argument `rows` to have shape (V * B, ...) with V={num_views}, but got {tuple(rows.shape)}"
@@ -176,7 +176,8 @@ def split_views(rows: Tensor, num_views: int) -> Tensor:
     return rows.reshape(num_views, len(rows) // num_views, *rows.shape[1:]).transpose(0, 1)
 
 
-def _check_num_views(num_views: Any) -> None:
+def check_num_views(num_views: Any) -> None:
+    """Refuse what is no positive integer."""
     if not isinstance(num_views, int) or isinstance(num_views, bool):
         raise TypeError(f"Expected argument `num_views` to be an integer, but got {num_views!r}")
     if num_views < 1:

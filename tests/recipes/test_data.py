@@ -378,7 +378,7 @@ def test_torchvision_download_failure_says_where(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "SVHN", Missing)
     monkeypatch.setenv("PML_SUPCON_DATA", str(tmp_path))
-    with pytest.raises(RuntimeError, match=f"could not download Missing into {tmp_path} .*no network"):
+    with pytest.raises(OSError, match=f"could not download Missing into {tmp_path} .*no network"):
         load_data("torchvision:SVHN")
 
 

@@ -14,7 +14,10 @@ from PIL import Image
 
 import pml_supcon.models  # noqa: F401 - registers the small stem with timm
 from pml_supcon.recipes.data import load_data
+from pml_supcon.recipes.report import draw_embedding_map
 from pml_supcon.recipes.train import main
+from pml_supcon.testers import linear_probe_metrics
+from pml_supcon.views import evaluation_transform
 
 REPOSITORY = Path(__file__).parent.parent.parent
 CIFAR10 = REPOSITORY.parent / "shared" / "data" / "cifar10"
@@ -61,9 +64,9 @@ def test_saved_encoder_is_the_trained_one(quick_run):
     folder, metrics = quick_run
     encoder = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
     data = load_data("digits", max_train=300, max_test=100)
-    from pml_supcon.testers import linear_probe_metrics
-    from pml_supcon.views import evaluation_transform
-
+    config = timm.data.resolve_model_data_config(encoder)
+    assert config["mean"] == pytest.approx(data.mean)
+    assert config["std"] == pytest.approx(data.std)
     transform = evaluation_transform(data.image_size, mean=data.mean, std=data.std)
     with torch.no_grad():
         train, test = encoder(transform(data.train.images)), encoder(transform(data.test.images))
@@ -145,6 +148,21 @@ def test_diverging_run_names_step_and_checkpoint(tmp_path, capsys):
     assert f"last good checkpoint: {saved[0]}" in message if saved else "none" in message
 
 
+def test_a_run_that_breaks_in_its_last_step_says_so(tmp_path, capsys):
+    arguments = ["--max-train", 300, "--batch-size", 300, "--epochs", 1, "--learning-rate", 1e20, "--warmup-epochs", 0]
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path / "run", *arguments)
+    assert ended.value.code == 1
+    assert "features are not finite after the last step" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+@pytest.mark.parametrize(("number", "width"), [(1, 5), (2, 1), (3, 2), (4, 3)])
+def test_map_of_few_points(number, width, tmp_path):
+    draw_embedding_map(torch.randn(number, width), torch.zeros(number).long(), ["all"], tmp_path / "map.png", 0)
+    assert (tmp_path / "map.png").exists()
+
+
 def fill(folder, **classes):
     for name, number in classes.items():
         (folder / name).mkdir(parents=True)
@@ -167,11 +185,21 @@ def fill(folder, **classes):
         (["--data", "imagefolder:{tmp}/corrupt"], "broken.png"),
         (["--optimizer", "sdg"], "did you mean sgd"),
         (["--temperature", "0"], "temperature to be > 0, but got 0"),
-        (["--positives-cap", "3"], "multiple >= 0 of the number of views, 2, but got 3"),
+        (["--positives-cap", "3"], "--positives_cap to be a multiple >= 0 of the number of views, 2, but got 3"),
         (["--max-per-class", "3"], "at most 30"),
         (["--samples-per-class", "3"], "multiple of samples_per_class"),
         (["--epochs", "none"], "epochs"),
-        (["--views", "0"], "--views to be at least 1, but got 0"),
+        (["--views", "0"], "--views to be at least 1 for supcon_out, but got 0"),
+        (["--method", "simclr", "--views", "1"], "--views to be at least 2 for simclr, but got 1"),
+        (["--batch-size", "1"], "--batch_size to be at least 2"),
+        (["--weight-decay", "-1"], "--weight_decay to be at least 0"),
+        (["--seed", "-1"], "--seed to be at least 0"),
+        (["--warmup-epochs", "99"], "--warmup_epochs to be at most --epochs"),
+        (["--method", "cross_entropy", "--positives-cap", "3"], "--positives_cap to be a multiple"),
+        (["--epoch", "3"], "did you mean 'epochs'"),
+        (["--encoder-args.chanels", "3"], "chanels"),
+        (["--samples-per-class", "200", "--batch-size", "200"], "at least 200 samples"),
+        (["--data", "hf:nosuchfolder/"], "nosuchfolder"),
         (["--config", "{tmp}/bad.yaml"], "did you mean 'epochs'"),
         (["--output", "{tmp}/taken"], "already holds a run"),
     ],

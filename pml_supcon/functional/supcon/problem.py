@@ -98,7 +98,7 @@ def build_problem(
         temperature=temperature, summation=summation, denominator=denominator, contrast_mode=contrast_mode
     )
     checks.check_embeddings("embeddings", embeddings)
-    embeddings, labels, num_views = flatten_views(embeddings, labels, num_views)
+    embeddings, labels, num_views = view_major_rows(embeddings, labels, num_views)
     num_rows = embeddings.shape[0]
     pairs = checks.check_pairs(indices_tuple, embeddings.device)
     if labels is not None:
@@ -146,7 +146,7 @@ def build_problem(
     )
 
 
-def flatten_views(
+def view_major_rows(
     embeddings: Tensor, labels: Tensor | None, num_views: int | None
 ) -> tuple[Tensor, Tensor | None, int | None]:
     """`(B, V, D)` embeddings and `(B,)` labels as view-major rows `(V * B, D)` and labels `(V * B,)`."""
