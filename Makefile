@@ -8,7 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test docs tables clean
+.PHONY: train test docs bench tables clean
 
 train: $(VENV)/.recipes
 	$(BIN)/accelerate launch --quiet recipes/train.py $(ARGS)
@@ -22,6 +22,11 @@ test: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs serve
+
+# measure against peers and the floor (a quarter of an hour, on a quiet machine), write docs/benchmarks.md
+bench: $(VENV)/.recipes
+	for script in must_show peers options scaling mined; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
+	$(BIN)/python benchmarks/make_page.py
 
 tables: $(VENV)/.recipes
 	$(BIN)/python docs/make_tables.py

@@ -1,0 +1,78 @@
+"""What do the fused kernels gain on a GPU? bfloat16, D = 128, forward plus backward.
+
+    python benchmarks/gpu.py [--quick] [--device cpu]
+
+`triton` against `tiled` and the floor on the same device at N = 16,384 and 65,536, then one step of 1,048,576 rows.
+With `--quick --device cpu` it only shows that the script works: the kernels then count as failed.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from harness import Entry, Run
+from must_show import SHORT, Promise, at_least, at_most
+from records import Record
+from tables import exponent, find, floor_seconds, markdown, measurements, megabytes, ratio, seconds, shown
+
+FUSED, PLAIN = "pml_supcon/triton", "pml_supcon/tiled"
+
+
+class Sizes(NamedTuple):
+    """The numbers of rows that the promises speak of."""
+
+    compared: tuple[int, int] = (16384, 65536)
+    large: int = 1048576
+
+
+QUICK = Sizes(compared=(256, 512), large=1024)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Record]:
+    """Measure, print the measurements and the promises."""
+    run = Run.of("gpu", __doc__, ["--device", "cuda", *(sys.argv[1:] if arguments is None else arguments)])
+    sizes = QUICK if run.quick else Sizes()
+    made = []
+    for N in sizes.compared:
+        case = run.case(N, quick_N=N, dtype="bfloat16")
+        options = [run.case(N, quick_N=N, dtype="bfloat16", option=option) for option in ("L_in", "cap 4")]
+        entries = [Entry(FUSED, case), Entry(PLAIN, case), *(Entry(name, case, False) for name in run.floors)]
+        entries += [Entry(FUSED, option, memory=False) for option in options]
+        made += run.measure(entries, seconds=30)
+    large = run.case(sizes.large, quick_N=sizes.large, dtype="bfloat16")
+    made += run.measure([Entry(FUSED, large)], seconds=1, least=1, most=1)
+    print(measurements(made))
+    print(table(made, sizes))
+    return made
+
+
+def table(records: Sequence[Record], sizes: Sizes) -> str:
+    """The promises as a Markdown table."""
+    return markdown(["", "at least", "measured", ""], promises(records, sizes), text_columns=2)
+
+
+def promises(records: Sequence[Record], sizes: Sizes) -> list[Promise]:
+    """Each promise with its figure from the records of one run."""
+    made = []
+    for N in sizes.compared:
+        time = seconds(records, FUSED, N=N, option="L_out")
+        faster = ratio(seconds(records, PLAIN, N=N, option="L_out"), time)
+        share = ratio(floor_seconds(records, N=N), time)
+        percent = "-" if share is None else f"{share:.0%}"
+        made += [
+            Promise(f"time of `tiled` over `triton`, N = {N:,}", "3", shown(faster), at_least(faster, 3)),
+            Promise(f"time of the floor over `triton`, N = {N:,}", "40%", percent, at_least(share, 0.4)),
+        ]
+    large = find(records, FUSED, N=sizes.large)
+    if large is None or large.p50 is None:
+        figure, verdict = "not measured" if large is None else large.status, SHORT
+    else:
+        spanned = (sizes.compared[1], sizes.large)
+        grows = exponent((N, megabytes(records, FUSED, N=N, option="L_out")) for N in spanned)
+        figure = f"{shown(large.p50, 1, ' s')}, {shown(large.peak_extra_mb, 0, ' MB')}, N to the {shown(grows)}"
+        verdict = at_most(grows, 1.1)
+    return [*made, Promise(f"N = {sizes.large:,} in one step", "finishes, in linear memory", figure, verdict)]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,186 @@
+"""What is measured: for every provider, how to make a step (forward, then backward) of a case."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning import miners
+from torch import Tensor
+
+from pml_supcon import losses
+
+TEMPERATURE = 0.1
+LABEL_FREE = "no labels"
+
+#: The variants of the loss, as options of ours; peers have the first only.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "L_out": {},
+    "L_in": {},
+    "cap 4": {"positives_cap": 4, "num_views": 2},
+    "one_positive": {"denominator": "one_positive"},
+    "negatives": {"denominator": "negatives"},
+    "first view": {"contrast_mode": "one", "num_views": 2},
+    "temperature 0.01": {"temperature": 0.01},
+    "ref_emb": {},
+    LABEL_FREE: {"num_views": 2},
+}
+
+#: Who mines the pairs, from the shortest lists to the longest: pairs with each row, shares of all pairs.
+MINERS: dict[str, Callable[[], Any]] = {
+    "batch hard": miners.BatchHardMiner,
+    "hardest 1%": partial(miners.HDCMiner, filter_percentage=0.01),
+    "hardest 10%": partial(miners.HDCMiner, filter_percentage=0.1),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem to solve; see `records.Record` for the fields."""
+
+    N: int
+    D: int = 128
+    classes: int = 100
+    views: int = 2
+    dtype: str = "float32"
+    option: str = "L_out"
+    device: str = "cpu"
+
+    def rows(self, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Embeddings `(N, D)` and labels `(N,)`, view-major, classes of equal size in random order."""
+        generator = torch.Generator().manual_seed(seed)
+        samples = self.N // self.views
+        order = torch.randperm(samples, generator=generator)
+        labels = (torch.arange(samples) % self.classes)[order].repeat(self.views)
+        embeddings = torch.randn(len(labels), self.D, generator=generator)
+        return embeddings.to(self.device, getattr(torch, self.dtype)), labels.to(self.device)
+
+
+class Step(NamedTuple):
+    """A training step in two halves; without the second, the first does the work of both."""
+
+    forward: Callable[[], Tensor]
+    backward: Callable[[Tensor], object] | None
+
+
+class SkippedError(Exception):
+    """A provider is not installed here, or has no such option."""
+
+
+def make_step(name: str, case: Case) -> Step:
+    """The step of a provider, named "provider" or "provider/backend".
+
+    Raises:
+        SkippedError: it is not installed, or does not have the option.
+        KeyError: there is no such provider.
+    """
+    provider, _, backend = name.partition("/")
+    return MAKERS[provider](case, backend)
+
+
+def ours(case: Case, backend: str) -> Step:
+    """The losses of this package."""
+    loss_class = losses.SupConLossIn if case.option == "L_in" else losses.SupConLossOut
+    loss: Any = loss_class(**{"temperature": TEMPERATURE, "backend": backend or "auto", **OPTIONS.get(case.option, {})})
+    embeddings, labels = case.rows()
+    embeddings.requires_grad_()
+    if case.option == LABEL_FREE:
+        return of_loss(partial(loss, embeddings), [embeddings])
+    if case.option == "ref_emb":  # as a memory of past embeddings: without a gradient of its own
+        references, reference_labels = case.rows(seed=1)
+        return of_loss(partial(loss, embeddings, labels, None, references, reference_labels), [embeddings])
+    return of_loss(partial(loss, embeddings, labels, mined_pairs(case, embeddings, labels)), [embeddings])
+
+
+def pml(case: Case, backend: str) -> Step:
+    """`SupConLoss` of pytorch-metric-learning."""
+    if case.option != "L_out" and case.option not in MINERS:
+        raise SkippedError(f"pytorch-metric-learning's SupConLoss has no option {case.option!r}")
+    loss = pml_losses.SupConLoss(temperature=TEMPERATURE)
+    embeddings, labels = case.rows()
+    embeddings.requires_grad_()
+    return of_loss(partial(loss, embeddings, labels, mined_pairs(case, embeddings, labels)), [embeddings])
+
+
+def compiled(case: Case, backend: str) -> Step:
+    """The dense definition as one would write it by hand, with `torch.compile`."""
+    if case.option != "L_out":
+        raise SkippedError(f"the dense form has no option {case.option!r}")
+    embeddings, labels = case.rows()
+    embeddings.requires_grad_()
+    loss = torch.compile(dense_cross_entropy, fullgraph=True, dynamic=False)
+    return of_loss(partial(loss, embeddings, labels), [embeddings])
+
+
+def dense_cross_entropy(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """L_out as a cross entropy over the `(N, N)` matrix; the mean over anchors with a positive."""
+    z = F.normalize(embeddings, dim=1)
+    s = z @ z.T / TEMPERATURE
+    self_pairs = torch.eye(len(s), dtype=torch.bool, device=s.device)
+    positives = (labels[:, None] == labels) & ~self_pairs
+    number = positives.sum(dim=1)
+    log_denominator = s.masked_fill(self_pairs, -math.inf).logsumexp(dim=1)
+    terms = log_denominator - (s * positives).sum(dim=1) / number.clamp(min=1)
+    return torch.where(number > 0, terms, 0).sum() / (number > 0).sum().clamp(min=1)
+
+
+def lightly(case: Case, backend: str) -> Step:
+    """NT-Xent of lightly: two views, no labels."""
+    if case.option != LABEL_FREE:
+        raise SkippedError("lightly's NT-Xent takes no labels")
+    try:
+        nt_xent = import_module("lightly.loss").NTXentLoss
+    except ImportError as error:
+        raise SkippedError(f"lightly is not installed ({error})") from error
+    one, other = (view.detach().requires_grad_() for view in case.rows()[0].chunk(2))
+    return of_loss(partial(nt_xent(temperature=TEMPERATURE), one, other), [one, other])
+
+
+def floor(case: Case, tile: str) -> Step:
+    """The work that the method cannot avoid, alone: one `Z Z^T`, one `exp` per pair, one `W Z`, in square tiles.
+
+    Without labels, sums, normalisation or a loss; every product goes to a buffer that is there already.
+    """
+    z = F.normalize(case.rows()[0], dim=1) / math.sqrt(TEMPERATURE)
+    size = min(int(tile), len(z))
+    buffer, out = z.new_empty(size * size), torch.empty_like(z)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        out.zero_()
+        for anchors, sums in zip(z.split(size), out.split(size), strict=True):
+            for rows in z.split(size):
+                w = buffer[: len(anchors) * len(rows)].view(len(anchors), len(rows))
+                torch.mm(anchors, rows.T, out=w)
+                w.exp_()
+                sums.addmm_(w, rows)
+        return out
+
+    return Step(run, None)
+
+
+def of_loss(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Step:
+    """A step from a function that gives a scalar loss, and the tensors whose gradient is wanted."""
+    return Step(loss, lambda value: torch.autograd.grad(value, leaves))
+
+
+def mined_pairs(case: Case, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, ...] | None:
+    """What the miner that the case names finds, or None."""
+    if case.option not in MINERS:
+        return None
+    pairs: tuple[Tensor, ...] = MINERS[case.option]()(embeddings.detach(), labels)
+    return pairs
+
+
+MAKERS: dict[str, Callable[[Case, str], Step]] = {
+    "pml_supcon": ours,
+    "pml": pml,
+    "dense": compiled,
+    "lightly": lightly,
+    "floor": floor,
+}

@@ -1,0 +1,178 @@
+"""The benchmarks' harness on tiny sizes: turns, quantiles, limits, failures, and the CSV that it appends to."""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import harness
+import providers
+import records
+from harness import Entry, Run, Timing
+from memory import Peak
+from providers import Case, Step
+
+MB = 10**6
+CASE = Case(64, D=8, classes=5)
+RUN_FIELDS = {"question": "test", "quick": True, "device": "cpu"}
+
+
+def run_with(output, **changes):
+    return Run(**(RUN_FIELDS | changes), output=output, environment=records.environment("cpu"))
+
+
+def taking(seconds_forward, seconds_backward=None):
+    """A step that takes so long, on a clock of the test's own."""
+    backward = None if seconds_backward is None else lambda _: clock.advance(seconds_backward)
+    return lambda: Step(lambda: clock.advance(seconds_forward), backward)
+
+
+class clock:  # noqa: N801 - stands in for the module `time`
+    now = 0.0
+
+    @classmethod
+    def advance(cls, seconds):
+        cls.now += seconds
+        return torch.zeros(())
+
+    @classmethod
+    def perf_counter(cls):
+        return cls.now
+
+
+@pytest.fixture
+def own_clock(monkeypatch):
+    monkeypatch.setattr(harness, "time", clock)
+    clock.now = 0.0
+
+
+@pytest.fixture
+def no_probe(monkeypatch):
+    """Peaks without processes: 64 bytes for each pair."""
+    monkeypatch.setattr(harness, "probe", lambda name, case, limit_s: Peak("ok", 64 * case.N**2 / MB))
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A provider whose backward pass fails."""
+
+    def make(case, backend):
+        def backward(_):
+            raise RuntimeError("no gradient today\nsecond line")
+
+        return Step(lambda: torch.zeros(()), backward)
+
+    monkeypatch.setitem(providers.MAKERS, "broken", make)
+
+
+def test_quantiles_lie_between_the_members():
+    assert harness.quantiles([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == pytest.approx((2.0, 3.5, 5.0))
+    assert harness.quantiles([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_modes_are_the_halves_and_their_sum(own_clock):
+    timings = harness.time_in_turns({"halves": taking(1, 3), "whole": taking(2)}, "cpu", seconds=40, least=3, most=9)
+    halves, whole = timings["halves"], timings["whole"]
+    assert [halves.quantiles(mode) for mode in harness.MODES] == [(1, 1, 1), (3, 3, 3), (4, 4, 4)]
+    assert [whole.quantiles(mode) for mode in harness.MODES] == [None, None, (2, 2, 2)]
+    assert (len(halves.samples), len(whole.samples)) == (5, 9)  # each has half of the 40 s, and 9 is the most
+
+
+def test_a_slow_step_has_the_least_repetitions_and_its_first_counts(own_clock):
+    started = clock.now
+    timings = harness.time_in_turns({"slow": taking(20, 30)}, "cpu", seconds=1, least=3, most=9)
+    assert len(timings["slow"].samples) == 3
+    assert clock.now - started == 150
+
+
+def test_turns_are_spread_over_all_rounds():
+    rounds = list(harness.spread({"often": 12, "seldom": 3, "never": 0}))
+    assert len(rounds) == 12
+    assert [i for i, turns in enumerate(rounds) if "seldom" in turns] == [3, 7, 11]
+    assert all("often" in turns and "never" not in turns for turns in rounds)
+    assert {tuple(turns) for turns in harness.spread({"a": 20, "b": 20})} == {("a", "b"), ("b", "a")}
+    assert list(harness.spread({})) == []
+
+
+def test_a_failing_step_is_recorded_and_the_others_go_on(tmp_path, no_probe, broken):
+    run = run_with(tmp_path / "results.csv")
+    run.measure([Entry("broken", CASE), Entry("pml", CASE), Entry("nobody/home", CASE)])
+    found = {(r.name, r.mode): r for r in records.read(run.output)}
+    assert found["broken", "both"].status == "failed: RuntimeError: no gradient today"
+    assert found["nobody/home", "both"].status == "failed: KeyError: 'nobody'"
+    assert {name for name, mode in found if mode != "both"} == {"pml"}
+    assert found["broken", "both"].p50 is None
+    assert found["pml", "both"].p50 > 0
+
+
+def test_a_step_that_failed_apart_is_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "probe", lambda name, case, limit_s: Peak("out of memory", None))
+    monkeypatch.setattr(harness, "make_step", lambda *_: pytest.fail("must not be made"))
+    (record,) = run_with(tmp_path / "results.csv").measure([Entry("pml", CASE)])
+    assert (record.status, record.p50, record.peak_extra_mb, record.repetitions) == ("out of memory", None, None, 0)
+
+
+def test_time_limit_ends_a_step(monkeypatch):
+    monkeypatch.setattr(harness, "LIMIT_S", 0.05)
+
+    def endless():
+        for _ in range(100):
+            time.sleep(0.1)
+
+    timings = harness.time_in_turns({"endless": lambda: Step(endless, None)}, "cpu", seconds=1, least=1, most=1)
+    assert timings["endless"] == Timing("over 0.05 s", [])
+    time.sleep(0.1)  # the alarm is off again
+
+
+def test_csv_keeps_old_rows_and_its_header(tmp_path, no_probe):
+    path = tmp_path / "results.csv"
+    first = run_with(path).measure([Entry("floor/16", CASE)])
+    old = path.read_text()
+    second = run_with(path, question="again").measure([Entry("pml", CASE, memory=False)])
+    text = path.read_text()
+    assert text.startswith(old)
+    assert text.count("question,provider") == 1
+    assert len(text.splitlines()) == 1 + 1 + 3
+    back = records.read(path)
+    assert [r.question for r in back] == ["test"] + ["again"] * 3
+    for written, read in zip(first + second, back, strict=True):
+        assert read.p50 == pytest.approx(written.p50, rel=1e-5)
+        assert replace(read, p20=0, p50=0, p80=0) == replace(written, p20=0, p50=0, p80=0)
+    assert [(r.mode, r.peak_extra_mb) for r in back] == [
+        ("both", pytest.approx(64 * 64**2 / MB, rel=1e-5)),
+        ("forward", None),
+        ("backward", None),
+        ("both", None),
+    ]
+
+
+def test_csv_of_other_columns_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("question,seconds\na,1\n")
+    with pytest.raises(ValueError, match=r"to have the columns .* but got \['question', 'seconds'\]"):
+        records.append(path, [])
+    with pytest.raises(ValueError, match="to have the columns"):
+        records.read(path)
+    assert path.read_text() == "question,seconds\na,1\n"
+    assert records.read(tmp_path / "none.csv") == []
+
+
+def test_latest_takes_the_last_of_each_measurement(tmp_path, no_probe):
+    one, two = (run_with(None).measure([Entry("pml", CASE), Entry("floor/16", CASE)]) for _ in range(2))
+    assert records.latest(one + two) == two
+    assert len(records.latest([*one, replace(one[0], N=128)])) == len(one) + 1
+    later = [replace(record, date="2999") for record in two[:1]]
+    assert records.last_run(one + later, "test") == later
+
+
+def test_records_name_the_machine_and_versions():
+    found = records.environment("cpu")
+    assert found["threads"] == torch.get_num_threads()
+    assert found["torch"] == torch.__version__
+    assert found["commit"] == "unknown" or 12 <= len(found["commit"]) <= 13
+    assert all(value for value in found.values())

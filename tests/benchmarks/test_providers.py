@@ -1,0 +1,75 @@
+"""What the benchmarks measure: the providers compute the same loss, the options are what they say."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import providers
+from providers import Case
+
+CASE = Case(64, D=8, classes=5)
+
+
+def loss_and_gradient(name, case):
+    step = providers.make_step(name, case)
+    loss = step.forward()
+    return loss.item(), torch.cat([g.flatten() for g in step.backward(loss)])
+
+
+@pytest.mark.parametrize("option", ["L_out", "hardest 10%"])
+def test_providers_compute_the_same(option):
+    case = Case(96, D=16, classes=7, option=option)
+    loss, gradient = loss_and_gradient("pml_supcon/reference", case)
+    for name in ("pml_supcon/auto", "pml"):
+        other, other_gradient = loss_and_gradient(name, case)
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert torch.allclose(other_gradient, gradient, atol=1e-6)
+
+
+def test_the_dense_form_computes_the_same():
+    case = Case(96, D=16, classes=7)
+    embeddings, labels = case.rows()
+    loss = providers.dense_cross_entropy(embeddings, labels)  # as it is before it is compiled
+    assert loss.item() == pytest.approx(loss_and_gradient("pml_supcon/reference", case)[0], rel=1e-5)
+
+
+def test_lightly_computes_the_same():
+    pytest.importorskip("lightly.loss")
+    case = Case(96, D=16, option=providers.LABEL_FREE)
+    loss, gradient = loss_and_gradient("pml_supcon/auto", case)
+    other, other_gradient = loss_and_gradient("lightly", case)
+    assert other == pytest.approx(loss, rel=1e-5)
+    assert torch.allclose(other_gradient, gradient, atol=1e-6)
+
+
+def test_lightly_is_skipped_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly.loss", None)
+    with pytest.raises(providers.SkippedError, match=r"^lightly is not installed"):
+        providers.make_step("lightly", replace(CASE, option=providers.LABEL_FREE))
+
+
+@pytest.mark.parametrize("tile", [16, 40, 64, 1024])
+def test_the_floor_does_the_products(tile):
+    case = Case(64, D=8)
+    z = torch.nn.functional.normalize(case.rows()[0], dim=1) / math.sqrt(providers.TEMPERATURE)
+    step = providers.make_step(f"floor/{tile}", case)
+    for _ in range(2):
+        assert torch.allclose(step.forward(), (z @ z.T).exp() @ z, rtol=1e-4)
+
+
+def test_all_options_are_timed_as_what_they_say():
+    values = {
+        option: loss_and_gradient("pml_supcon/auto", replace(CASE, option=option))[0]
+        for option in [*providers.OPTIONS, *providers.MINERS]
+    }
+    assert len(set(values.values())) == len(values)
+    for option, value in values.items():
+        assert value == pytest.approx(
+            loss_and_gradient("pml_supcon/reference", replace(CASE, option=option))[0], rel=1e-4
+        )

@@ -1,0 +1,64 @@
+"""The benchmarks' scripts run through on tiny sizes, with and without what they can do without."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import gpu
+import harness
+import mined
+import must_show
+import options
+import peers
+import records
+import scaling
+from harness import Run
+from memory import Peak
+
+
+@pytest.fixture
+def no_probe(monkeypatch):
+    """Peaks without processes: 64 bytes for each pair."""
+    monkeypatch.setattr(harness, "probe", lambda name, case, limit_s: Peak("ok", 64 * case.N**2 / 1e6))
+
+
+@pytest.mark.parametrize("script", [must_show, options, scaling, mined, gpu])
+def test_scripts_run_through(script, tmp_path, no_probe, capsys):
+    path = tmp_path / "results.csv"
+    made = script.main(["--quick", "--device", "cpu", "--output", str(path)])
+    assert len(records.read(path)) == len(made)
+    assert {record.question for record in made} == {script.__name__}
+    assert len({record.date for record in made}) == 1
+    wrong = {r.name for r in made if r.status != "ok"}
+    assert wrong <= {"pml_supcon/triton"}
+    out = capsys.readouterr().out
+    assert ("| N = 1,024" if script in (must_show, gpu) else "| `pml_supcon/auto` |") in out
+
+
+def test_peers_without_a_compiler(tmp_path, no_probe, monkeypatch, capsys):
+    def no_compiler(*_, **__):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setitem(sys.modules, "lightly.loss", None)
+    made = peers.main(["--quick", "--output", str(tmp_path / "results.csv")])
+    found = {record.name: record.status for record in made}
+    assert found.pop("dense/compiled") == "failed: RuntimeError: No working C++ compiler found"
+    assert found.pop("lightly").startswith("skipped: lightly is not installed")
+    assert set(found.values()) == {"ok"}
+
+
+def test_a_quick_run_leaves_the_records_alone():
+    assert Run.of("test", None, ["--quick"]).output is None
+    assert Run.of("test", None, []).output == Path(records.__file__).parent / "results.csv"
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        Run.of("test", None, ["--device", "cuda"])
+    assert "there is no CUDA device here" in capsys.readouterr().err
