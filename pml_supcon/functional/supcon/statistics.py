@@ -1,5 +1,7 @@
 """What the losses and their gradients need to know of each anchor, and the elementwise maths over positives."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,15 +31,27 @@ class Statistics:
         self.log_share: Tensor = table[4]
 
     @classmethod
-    def empty(cls, like: Tensor, summation: str, denominator: str) -> "Statistics":
-        """Those of anchors `like` `(A, D)` before any pair is seen."""
-        statistics = cls(like.new_zeros(5, len(like)), summation, denominator)
-        for logarithm in (statistics.log_neg, statistics.log_pos, statistics.log_share):
+    def of(cls, log_neg: Tensor, summation: str, denominator: str) -> "Statistics":
+        """Those of anchors whose negatives are summed, `log_neg` `(A,)`, before any positive is seen."""
+        statistics = cls(log_neg.new_zeros(5, len(log_neg)), summation, denominator)
+        statistics.log_neg.copy_(log_neg)
+        for logarithm in (statistics.log_pos, statistics.log_share):
             logarithm.fill_(-torch.inf)
         return statistics
 
+    @classmethod
+    def merged(cls, parts: Sequence["Statistics"]) -> "Statistics":
+        """Those over all positives, from parts that saw some of them each; the first is changed."""
+        first, *others = parts
+        for other in others:
+            first.number += other.number
+            first.linear += other.linear
+            for mine, theirs in ((first.log_pos, other.log_pos), (first.log_share, other.log_share)):
+                mine.copy_(torch.logaddexp(mine, theirs))
+        return first
+
     def add_positives(self, s: Tensor, positives: Tensor, anchors: slice) -> None:
-        """Add a block of similarities `s` and its mask; for "one_positive" `log_neg` must be complete."""
+        """Add a block of similarities `s` and its mask."""
         self.number[anchors] += positives.sum(dim=1)
         x = s
         if self.denominator == "one_positive":
@@ -65,9 +79,10 @@ class Statistics:
             terms = terms + self.log_denominator()
         return AnchorLosses(torch.where(valid, terms, 0), valid)
 
-    def log_denominator(self) -> Tensor:
+    def log_denominator(self, anchors: slice = slice(None)) -> Tensor:
         """`log D_i`, where it is one for all positives."""
-        return torch.logaddexp(self.log_neg, self.log_pos) if self.denominator == "all" else self.log_neg
+        log_neg = self.log_neg[anchors]
+        return torch.logaddexp(log_neg, self.log_pos[anchors]) if self.denominator == "all" else log_neg
 
     def negative_share(self) -> Tensor:
         """`k_i` in `d l_i / d s_in = k_i exp(s_in) / (sum over N(i) of exp(s))`; 0 without a positive."""
@@ -92,4 +107,4 @@ class Statistics:
         pull = 1 / number if self.summation == "out" else (s - self.log_pos[anchors, None]).exp()
         if self.denominator == "negatives":
             return (-pull).expand_as(s)
-        return (s - self.log_denominator()[anchors, None]).exp() - pull
+        return (s - self.log_denominator(anchors)[:, None]).exp() - pull

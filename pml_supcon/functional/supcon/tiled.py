@@ -6,6 +6,8 @@ forward pass keeps sums per anchor; the backward pass makes the tiles again. Bot
 `torch.compile`, which does not look into them.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from pml_supcon.functional.supcon import listed, reference
 from pml_supcon.functional.supcon.layout import Layout, Tile, within
 from pml_supcon.functional.supcon.problem import AnchorLosses, Cap, Problem
 from pml_supcon.functional.supcon.statistics import Statistics
+from pml_supcon.functional.supcon.workers import shared_out
 
 #: `exp(s)` and its sums stay well inside float32 and float64 without a shift up to this `|s|`.
 SAFE_EXPONENT = {torch.float32: 60.0, torch.float64: 500.0}
@@ -77,40 +80,42 @@ def tiled_losses(
     layout = rebuild(rows, anchor_labels, row_labels, anchor_ids, row_ids, anchor_rank, anchor_limit, row_rank)
     contrasted = anchors if rows is None else rows
     scaled = anchors / temperature
-    statistics = Statistics.empty(anchors, summation, denominator)
-    boxes = add_negatives(statistics, scaled, contrasted, layout, shifted=shifted)
-    for box, twice in boxes:
-        s = scaled[box[0]] @ contrasted[box[1]].T
-        statistics.add_positives(s, layout.positives(box), box[0])
-        if twice:
-            statistics.add_positives(s.T, layout.positives(box[::-1]), box[1])
+    tiles = list(layout.tiles())
+    negatives = partial(log_negatives, scaled=scaled, rows=contrasted, layout=layout, shifted=shifted)
+    log_neg = torch.stack(shared_out(negatives, tiles, anchors.device)).logsumexp(dim=0)
+
+    def positives(boxes: Sequence[tuple[Tile, bool]]) -> Statistics:
+        statistics = Statistics.of(log_neg, summation, denominator)
+        for box, twice in boxes:
+            s = scaled[box[0]] @ contrasted[box[1]].T
+            statistics.add_positives(s, layout.positives(box), box[0])
+            if twice:
+                statistics.add_positives(s.T, layout.positives(box[::-1]), box[1])
+        return statistics
+
+    boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, found in tiles for box in found]
+    statistics = Statistics.merged(shared_out(positives, boxes, anchors.device))
     losses, valid = statistics.losses()
     return losses, valid, statistics.table
 
 
-def add_negatives(
-    statistics: Statistics, scaled: Tensor, rows: Tensor, layout: Layout, *, shifted: bool
-) -> list[tuple[Tile, bool]]:
-    """Sum over the negatives of all tiles; returns the boxes, and for each whether its columns are anchors too."""
-    sums = torch.zeros_like(statistics.log_neg)
-    found = []
-    for tile, boxes in layout.tiles():
-        a, r = tile
-        twice = layout.symmetric and a != r
+def log_negatives(
+    tiles: Sequence[tuple[Tile, list[Tile]]], *, scaled: Tensor, rows: Tensor, layout: Layout, shifted: bool
+) -> Tensor:
+    """Log of the sum of `exp(s)` over each anchor's negatives in these tiles, `(A,)`."""
+    sums = scaled.new_full((len(scaled),), -torch.inf if shifted else 0)
+    for (a, r), boxes in tiles:
         s = scaled[a] @ rows[r].T
         if not shifted:
             s.exp_()
         for box in boxes:
-            found.append((box, twice))
-            s[within(tile, box)].masked_fill_(layout.same(box), -torch.inf if shifted else 0)
-        for part, dim in ((a, 1), (r, 0))[: 1 + twice]:
+            s[within((a, r), box)].masked_fill_(layout.same(box), -torch.inf if shifted else 0)
+        for part, dim in ((a, 1), (r, 0))[: 1 + (layout.symmetric and a != r)]:
             if shifted:
-                statistics.log_neg[part] = torch.logaddexp(statistics.log_neg[part], s.logsumexp(dim=dim))
+                sums[part] = torch.logaddexp(sums[part], s.logsumexp(dim=dim))
             else:
                 sums[part] += s.sum(dim=dim)
-    if not shifted:
-        statistics.log_neg.copy_(sums.log())
-    return found
+    return sums if shifted else sums.log()
 
 
 @torch.library.custom_op("pml_supcon::tiled_gradient", mutates_args=())
@@ -139,32 +144,43 @@ def tiled_gradient(
     contrasted = anchors if rows is None else rows
     statistics = Statistics(table, summation, denominator)
     scaled = anchors / temperature
-    grad_anchors = torch.zeros_like(anchors)
-    grad_rows = torch.zeros_like(rows) if rows is not None else grad_anchors
     # negatives: W_ij = weight_i exp(s_ij - shift_i), without negatives weight_i = 0
     shift = statistics.log_neg.masked_fill(statistics.log_neg == -torch.inf, 0)
     weight = (upstream * statistics.negative_share()).masked_fill(statistics.log_neg == -torch.inf, 0)
     if not shifted:
         weight = weight * (-shift).exp()
-    for tile, boxes in layout.tiles():
-        a, r = tile
-        s = scaled[a] @ contrasted[r].T
-        pulls = [box_weights(s[within(tile, box)], box, layout, statistics, upstream) for box in boxes]
+
+    def weights(a: slice, r: slice, s: Tensor) -> Tensor:
         if not shifted:
-            w = s.exp_()
-            w *= weight[a, None] + weight[r] if layout.symmetric else weight[a, None]
-        else:
-            w = (s - shift[a, None]).exp() * weight[a, None]
-            if layout.symmetric:
-                w += (s - shift[r]).exp() * weight[r]
-        for box, pull in zip(boxes, pulls, strict=True):
-            inside = w[within(tile, box)]
-            inside.copy_(torch.where(layout.same(box), pull, inside))
-        grad_anchors[a].addmm_(w, contrasted[r])
-        if not layout.symmetric or a != r:
-            grad_rows[r].addmm_(w.T, anchors[a])
+            return s.exp_().mul_(weight[a, None] + weight[r] if layout.symmetric else weight[a, None])
+        w = (s - shift[a, None]).exp() * weight[a, None]
+        return w + (s - shift[r]).exp() * weight[r] if layout.symmetric else w
+
+    def gradients(tiles: Sequence[tuple[Tile, list[Tile]]]) -> tuple[Tensor, Tensor]:
+        grad_anchors = torch.zeros_like(anchors)
+        grad_rows = grad_anchors if rows is None else torch.zeros_like(rows)
+        for (a, r), boxes in tiles:
+            s = scaled[a] @ contrasted[r].T
+            insides = [within((a, r), box) for box in boxes]
+            pulls = [
+                box_weights(s[inside], box, layout, statistics, upstream)
+                for inside, box in zip(insides, boxes, strict=True)
+            ]
+            w = weights(a, r, s)
+            for inside, box, pull in zip(insides, boxes, pulls, strict=True):
+                w[inside] = torch.where(layout.same(box), pull, w[inside])
+            grad_anchors[a].addmm_(w, contrasted[r])
+            if not layout.symmetric or a != r:
+                grad_rows[r].addmm_(w.T, anchors[a])
+        return grad_anchors, grad_rows
+
+    (grad_anchors, grad_rows), *others = shared_out(gradients, list(layout.tiles()), anchors.device)
+    for more_anchors, more_rows in others:
+        grad_anchors += more_anchors
+        if rows is not None:
+            grad_rows += more_rows
     grad_anchors /= temperature
-    return grad_anchors, grad_rows / temperature if rows is not None else anchors.new_empty(0)
+    return grad_anchors, grad_rows.div_(temperature) if rows is not None else anchors.new_empty(0)
 
 
 def box_weights(s: Tensor, box: Tile, layout: Layout, statistics: Statistics, upstream: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""Tiles shared out over threads: the same numbers, repeatable, with torch's number of threads left alone."""
+
+import threading
+
+import pytest
+import torch
+from supcon_batches import OPTION_NAMES, OPTIONS, loss_and_gradient, random_rows
+
+from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import layout, workers
+
+
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(layout, "TILE", 7)
+    monkeypatch.setattr(layout, "STRIP", 3)
+    yield
+    workers.pool.cache_clear()
+    torch.set_num_threads(before)
+
+
+def batch(number=80):
+    return random_rows(number, 5), torch.randint(0, 6, (number // 2,)).repeat(2)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.0015])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_equal_to_the_reference(summation, denominator, temperature):
+    rows, labels = batch()
+    refs = {"ref_emb": random_rows(60, 5), "ref_labels": torch.randint(0, 6, (60,))}
+    for options in ({}, {"positives_cap": 4}, {"contrast_mode": "one"}, refs):
+        given = {"temperature": temperature, "summation": summation, "denominator": denominator, "num_views": 2}
+        shared, dense = (
+            loss_and_gradient(rows, labels, backend=backend, **given, **options) for backend in ("tiled", "reference")
+        )
+        torch.testing.assert_close(shared, dense, rtol=1e-8, atol=1e-9)
+
+
+def test_work_is_shared_and_the_threads_stay(monkeypatch):
+    seen = set()
+    positives = layout.Layout.positives
+
+    def spy(self, box):
+        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        return positives(self, box)
+
+    monkeypatch.setattr(layout.Layout, "positives", spy)
+    rows, labels = batch(200)
+    supcon_loss(rows, labels, backend="tiled")
+    assert {(name.rpartition("_")[0], threads) for name, threads in seen} == {("pml_supcon", 1)}
+    assert len(seen) == 2
+    assert torch.get_num_threads() == 2
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2]
+
+
+def test_repeats_to_the_last_bit():
+    rows, labels = batch(300)
+    first, *others = (loss_and_gradient(rows.float(), labels, backend="tiled") for _ in range(5))
+    assert all(torch.equal(mine, theirs) for other in others for mine, theirs in zip(first, other, strict=True))
+
+
+def test_errors_come_through():
+    def fail(items):
+        raise KeyError(len(items))
+
+    with pytest.raises(KeyError):
+        workers.shared_out(fail, range(20), torch.device("cpu"))
+
+
+def test_results_stand_in_order():
+    parts = workers.shared_out(list, range(9), torch.device("cpu"))
+    assert parts == [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
+    assert workers.shared_out(list, range(7), torch.device("cpu")) == [list(range(7))]  # too few to share
