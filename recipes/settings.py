@@ -74,7 +74,7 @@ class TrainSettings:
     contrast_mode: Literal["all", "one"] = "all"
     positives_cap: int | None = None
     scale_by_temperature: bool = False
-    backend: Literal["auto", "tiled", "reference"] = "auto"
+    backend: Literal["auto", "triton", "tiled", "reference"] = "auto"
     epochs: int = 25
     optimizer: str = "sgd"
     learning_rate: float = 0.1

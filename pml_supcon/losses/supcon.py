@@ -121,7 +121,7 @@ class SupConLossOut(_SupConLoss):
         positives_cap: at most this many positives besides the other views of the anchor's own sample; a multiple of V.
         num_views: V of `(N, D)` embeddings, view-major (`torch.cat` of the views), where an option needs to know.
         scale_by_temperature: multiply the loss by `temperature`, as the authors' code does.
-        backend: "auto", "tiled" (linear memory) or "reference" (dense).
+        backend: "auto", "triton" (fused CUDA kernels), "tiled" (linear memory, any device) or "reference" (dense).
         **kwargs: PML's own: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`, `collect_stats`.
             A distance other than a dot product needs the "reference" backend, which "auto" then takes.
 

@@ -1,7 +1,7 @@
 """The supervised contrastive losses L_out and L_in (Khosla et al., NeurIPS 2020, equations 2 and 3).
 
-`problem` checks the arguments and states what is to be computed, `reference` is the definition, `tiled` computes the
-same in linear memory.
+`problem` states what is to be computed, `reference` is the definition, `tiled` computes the same in linear memory, and
+`triton` does so in fused CUDA kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,13 +9,13 @@ from types import ModuleType
 
 from torch import Tensor
 
-from pml_supcon.functional.supcon import checks, reference, tiled
+from pml_supcon.functional.supcon import checks, reference, tiled, triton
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem
 
 __all__ = ["supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
 
 #: Every backend by name; "auto" takes the first that can do what is asked.
-BACKENDS: dict[str, ModuleType] = {"tiled": tiled, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "tiled": tiled, "reference": reference}
 
 
 def supcon_loss(

@@ -1,0 +1,91 @@
+"""Block shapes of the kernels: which are worth timing for a width and dtype, and which fit a device.
+
+The shapes are laid out for Hopper (the compiler's report of registers and shared memory), with smaller ones for devices
+that hold less. Triton times the candidates at the first call for each width and dtype, and keeps the fastest.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from pml_supcon.functional.supcon.triton.pieces import INTERPRETED
+
+
+class Blocks(NamedTuple):
+    """Rows of x and of y in a tile, warps, and how many tiles are in flight."""
+
+    m: int
+    n: int
+    warps: int
+    stages: int
+
+    def config(self) -> triton.Config:
+        """As Triton's tuner takes it."""
+        return triton.Config({"BLOCK_M": self.m, "BLOCK_N": self.n}, num_warps=self.warps, num_stages=self.stages)
+
+
+#: Candidates by the number of columns that a block spans (the next larger key), the most promising first.
+Candidates = dict[int, list[Blocks]]
+
+#: For 16-bit products, on tensor cores.
+NEGATIVES: Candidates = {
+    128: [Blocks(64, 128, 4, 3), Blocks(128, 128, 8, 3), Blocks(64, 64, 4, 3)],
+    256: [Blocks(128, 64, 8, 2), Blocks(64, 64, 8, 2), Blocks(64, 32, 4, 2)],
+    512: [Blocks(64, 64, 8, 2), Blocks(64, 32, 4, 2), Blocks(32, 32, 4, 2)],
+}
+POSITIVES: Candidates = {256: [Blocks(64, 32, 4, 2)], 512: [Blocks(32, 32, 4, 2)]}
+GRADIENT: Candidates = {
+    128: [Blocks(128, 64, 8, 3), Blocks(128, 128, 8, 2), Blocks(64, 64, 4, 3)],
+    256: [Blocks(64, 64, 8, 3), Blocks(64, 64, 8, 2), Blocks(64, 32, 4, 2)],
+    512: [Blocks(64, 32, 8, 2), Blocks(64, 64, 8, 2), Blocks(32, 32, 8, 2)],
+}
+
+#: For exact float32 products, without tensor cores.
+NEGATIVES_FLOAT32: Candidates = {512: [Blocks(64, 64, 8, 2), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2)]}
+POSITIVES_FLOAT32: Candidates = {512: [Blocks(32, 32, 4, 2)]}
+GRADIENT_FLOAT32: Candidates = {256: [Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2)], 512: [Blocks(32, 32, 8, 2)]}
+
+#: Triton's interpreter is slow for each operation: one shape, small enough that few rows make several tiles.
+INTERPRETER = Blocks(32, 16, 4, 1)
+
+
+def columns(width: int, itemsize: int) -> dict[str, int]:
+    """How many columns a block reads at a time for the similarities, and how many of a gradient it owns.
+
+    16-bit rows of up to 512 columns stay on the chip as a whole. Wider ones are read in parts, and so are float32 rows:
+    without tensor cores the compiler holds in registers all the columns that one product spans.
+    """
+    whole = max(16, 1 << (width - 1).bit_length())
+    read = 16 if itemsize == 4 else whole if whole <= 512 else 64
+    return {"BLOCK_K": read, "BLOCK_D": min(whole, 512)}
+
+
+def tuned(spans: str, half: Candidates, single: Candidates) -> Callable[[Any], Any]:
+    """Decorate a kernel whose block shape is chosen among these candidates; `spans` names its number of columns."""
+    every = dict.fromkeys(blocks for table in (half, single) for row in table.values() for blocks in row)
+
+    def fitting(configs: list[triton.Config], named: dict[str, Any], **options: Any) -> list[triton.Config]:
+        """The candidates for a call; one alone where the user asks for deterministic algorithms."""
+        options = {**named, **options}
+        x = options["x_ptr"]
+        table = single if x.element_size() == 4 else half
+        candidates = table[min(key for key in table if key >= options[spans])]
+        available = triton.runtime.driver.active.utils.get_device_properties(x.device.index)["max_shared_mem"]
+        fit = [b for b in candidates if shared_memory(b, options, x.element_size()) <= available] or candidates[-1:]
+        return [blocks.config() for blocks in (fit[:1] if torch.are_deterministic_algorithms_enabled() else fit)]
+
+    configs = [blocks.config() for blocks in ([INTERPRETER] if INTERPRETED.value else every)]
+    decorate: Callable[[Any], Any] = triton.autotune(
+        configs, key=["WIDTH"], prune_configs_by={"early_config_prune": fitting}
+    )
+    return decorate
+
+
+def shared_memory(blocks: Blocks, options: dict[str, int], itemsize: int) -> int:
+    """Bytes of shared memory that a program of these blocks takes, to within some kilobytes."""
+    read, owned = options["BLOCK_K"], options.get("BLOCK_D", 0)
+    if options["WIDTH"] <= read:  # x stays, y passes
+        return itemsize * read * (blocks.m + blocks.stages * blocks.n) + 4096
+    return itemsize * (read * (blocks.stages + 1) * (blocks.m + blocks.n) + owned * blocks.stages * blocks.n) + 4096

@@ -1,0 +1,147 @@
+"""The forward kernels: sums over the negatives, then the losses and what their gradient needs."""
+
+import triton
+import triton.language as tl
+
+from pml_supcon.functional.supcon.triton import blocks
+from pml_supcon.functional.supcon.triton.blocks import tuned
+from pml_supcon.functional.supcon.triton.pieces import (
+    LOG2_E,
+    add_exponentials,
+    class_masks,
+    class_tiles,
+    dot_products,
+    load_rows,
+    log_add,
+    log_sigmoid,
+    log_sum,
+    tile_outside,
+    under_cap,
+)
+
+
+@tuned("BLOCK_K", blocks.NEGATIVES, blocks.NEGATIVES_FLOAT32)
+@triton.jit(do_not_specialize=["num_x", "num_y"])
+def negatives_kernel(
+    statistics_ptr: tl.tensor,  # (4, num_x), of which this fills the first row
+    x_ptr: tl.tensor,  # (num_x, WIDTH) anchors
+    y_ptr: tl.tensor,  # (num_y, WIDTH) contrasted rows
+    start_ptr: tl.tensor,  # (num_x,)
+    stop_ptr: tl.tensor,  # (num_x,)
+    num_x: int,
+    num_y: int,
+    inverse_temperature: float,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    """`log_neg = log sum exp(s)` over the negatives of anchors; minus infinity for an anchor that has none."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = rows < num_x
+    x = load_rows(x_ptr, rows, num_x, 0, WIDTH, BLOCK_K)
+    scale = inverse_temperature * LOG2_E
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    shift = total
+    if SHIFTED:
+        shift += float("-inf")
+    first, last = class_tiles(start_ptr, stop_ptr, num_x, BLOCK_M, BLOCK_N)
+    for t in range(0, tl.cdiv(num_y, BLOCK_N) - (last - first)):
+        columns = tile_outside(t, first, last) * BLOCK_N + tl.arange(0, BLOCK_N)
+        s, _ = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
+        s = tl.where((columns < num_y)[None, :], s * scale, float("-inf"))
+        shift, total = add_exponentials(s, shift, total, SHIFTED)
+    start = tl.load(start_ptr + rows, mask=inside, other=0)[:, None]
+    stop = tl.load(stop_ptr + rows, mask=inside, other=0)[:, None]
+    for tile in range(first, last):
+        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        s, _ = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
+        column = columns[None, :]
+        negative = (column < start) | ((column >= stop) & (column < num_y))
+        shift, total = add_exponentials(tl.where(negative, s * scale, float("-inf")), shift, total, SHIFTED)
+    tl.store(statistics_ptr + rows, log_sum(shift, total), mask=inside)
+
+
+@tuned("BLOCK_K", blocks.POSITIVES, blocks.POSITIVES_FLOAT32)
+@triton.jit(do_not_specialize=["num_x", "num_y"])
+def positives_kernel(
+    losses_ptr: tl.tensor,  # (num_x,) by id
+    valid_ptr: tl.tensor,  # (num_x,) by id
+    statistics_ptr: tl.tensor,  # (4, num_x): log_neg, which `negatives_kernel` has filled, push, log_pos and number
+    x_ptr: tl.tensor,  # (num_x, WIDTH) anchors
+    y_ptr: tl.tensor,  # (num_y, WIDTH) contrasted rows
+    x_ids_ptr: tl.tensor,  # (num_x,) places in the caller's order
+    y_ids_ptr: tl.tensor,  # (num_y,)
+    start_ptr: tl.tensor,  # (num_x,)
+    stop_ptr: tl.tensor,  # (num_x,)
+    rank_ptr: tl.tensor,  # (num_y,) by id; like `limit` None where positives are not capped
+    limit_ptr: tl.tensor,  # (num_x,) by id
+    num_x: int,
+    num_y: int,
+    inverse_temperature: float,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SUMMATION: tl.constexpr,
+    DENOMINATOR: tl.constexpr,
+    EXCLUDE_SELF: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    """Losses of anchors x against rows y, from `log_neg` and sums over the positives P.
+
+    Of each anchor, `log_pos = log sum_P exp(t)`, the number of positives, and push, by which a negative has the
+    gradient `d l / d s_n = exp(s_n - push)`; `t = s`, or for "one_positive" `t = log q` with
+    `q = exp(s) / (exp(s) + exp(log_neg))`. There the negatives' gradients sum to the mean over P of `1 - q` for "out",
+    and to the sum of `q (1 - q)` over that of `q` for "in"; the logarithm of the first sum is `log_share`.
+    """
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = rows < num_x
+    x = load_rows(x_ptr, rows, num_x, 0, WIDTH, BLOCK_K)
+    x_ids = tl.load(x_ids_ptr + rows, mask=inside, other=0)
+    log_neg = tl.load(statistics_ptr + rows, mask=inside, other=0.0)
+    number = tl.zeros((BLOCK_M,), tl.float32)
+    linear = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    shift = total + float("-inf")
+    share_total, share_shift = total, shift
+    first, last = class_tiles(start_ptr, stop_ptr, num_x, BLOCK_M, BLOCK_N)
+    for tile in range(first, last):
+        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        s, _ = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
+        t = s * inverse_temperature
+        _, kept, y_ids = class_masks(start_ptr, stop_ptr, rows, columns, x_ids, y_ids_ptr, num_x, num_y, EXCLUDE_SELF)
+        if rank_ptr is not None:
+            y_rank = tl.load(rank_ptr + y_ids, mask=columns < num_y, other=0)
+            kept = kept & under_cap(rank_ptr, limit_ptr, x_ids[:, None], inside[:, None], y_rank[None, :])
+        if DENOMINATOR == "one_positive":
+            margin = t - log_neg[:, None]
+            t = log_sigmoid(margin)
+            share = log_sigmoid(-margin) if SUMMATION == "out" else log_sigmoid(-margin) + t
+            share = tl.where(kept, share * LOG2_E, float("-inf"))
+            share_shift, share_total = add_exponentials(share, share_shift, share_total, True)
+        number += tl.sum(kept.to(tl.float32), 1)
+        linear += tl.sum(tl.where(kept, t, 0.0), 1)
+        shift, total = add_exponentials(tl.where(kept, t * LOG2_E, float("-inf")), shift, total, True)
+
+    log_pos, log_share = log_sum(shift, total), log_sum(share_shift, share_total)
+    valid = number > 0
+    number = tl.maximum(number, 1.0)
+    loss = -linear / number if SUMMATION == "out" else tl.log(number) - log_pos
+    push = log_neg
+    if DENOMINATOR == "all":
+        push = log_add(log_neg, log_pos)
+        loss += push
+    elif DENOMINATOR == "negatives":
+        valid = valid & (log_neg > float("-inf"))
+        loss += log_neg
+    else:
+        push += (tl.log(number) if SUMMATION == "out" else log_pos) - log_share
+    push = tl.where(push > float("-inf"), push, float("inf"))  # NaN too: without negatives nothing is pushed
+    tl.store(losses_ptr + x_ids, tl.where(valid, loss, 0.0), mask=inside)
+    tl.store(valid_ptr + x_ids, valid, mask=inside)
+    tl.store(statistics_ptr + num_x + rows, push, mask=inside)
+    tl.store(statistics_ptr + num_x * 2 + rows, log_pos, mask=inside)
+    tl.store(statistics_ptr + num_x * 3 + rows, number, mask=inside)

@@ -1,0 +1,109 @@
+"""Launches of the kernels over rows sorted by label."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pml_supcon.functional.supcon.triton.backward import gradient_kernel
+from pml_supcon.functional.supcon.triton.blocks import columns
+from pml_supcon.functional.supcon.triton.forward import negatives_kernel, positives_kernel
+
+#: How float32 products are made: "ieee" is exact, "tf32x3" nearly so and on tensor cores, "tf32" keeps 10 bits.
+FLOAT32_PRODUCTS = "ieee"
+
+#: The largest weight of a pair in float16, whose range is small: the upstream gradient is scaled to it.
+FLOAT16_WEIGHT = 2.0**14
+
+
+class Side(NamedTuple):
+    """Anchors or contrasted rows in the order of their labels.
+
+    Attributes:
+        rows: `(n, D)` in the dtype of the products.
+        ids: `(n,)` int32, places in the caller's order.
+        start: `(n,)` int32, with `stop`: the rows of the other side from `start` to `stop` have the row's label.
+        stop: `(n,)` int32.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    start: Tensor
+    stop: Tensor
+
+
+class Launches(NamedTuple):
+    """Both sides (one and the same where every row is an anchor), and what the kernels are told.
+
+    Attributes:
+        anchors: the side of the anchors.
+        rows: that of the contrasted rows.
+        rank: `(M,)` int32 by id, None without a cap.
+        limit: `(A,)` int32 by id: the cap keeps rows of a lower rank, and of the anchor's own.
+        temperature: of the similarities.
+        options: the kernels' constants by name, but for those of `columns`.
+    """
+
+    anchors: Side
+    rows: Side
+    rank: Tensor | None
+    limit: Tensor | None
+    temperature: float
+    options: dict[str, Any]
+
+    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses `(A,)` and their validity `(A,)` by id, and the statistics `(4, A)` of the sorted anchors."""
+        x, y = self.anchors, self.rows
+        losses = torch.empty(x.ids.shape, device=x.ids.device, dtype=torch.float32)
+        valid = torch.empty_like(losses, dtype=torch.bool)
+        statistics = losses.new_empty(4, len(losses))
+        self.launch(negatives_kernel, x, y, statistics_ptr=statistics)
+        self.launch(positives_kernel, x, y, losses_ptr=losses, valid_ptr=valid, statistics_ptr=statistics)
+        return losses, valid, statistics
+
+    def gradient(self, x: Side, y: Side, statistics: Tensor, upstream: Tensor) -> Tensor:
+        """The gradient `(n, D)`, by id, of the rows of x by their pairs with y; `upstream` `(A,)` is sorted."""
+        scale = None
+        if x.rows.dtype == torch.float16 and len(upstream) > 0:
+            scale = FLOAT16_WEIGHT / upstream.abs().amax().clamp(min=1e-30)
+            upstream = upstream * scale
+        gradient = torch.empty(x.rows.shape, device=x.rows.device, dtype=torch.float32)
+        x_given, y_given = ((statistics, upstream) if side is self.anchors else (None, None) for side in (x, y))
+        self.launch(
+            gradient_kernel,
+            x,
+            y,
+            gradient_ptr=gradient,
+            x_statistics_ptr=x_given[0],
+            x_upstream_ptr=x_given[1],
+            y_statistics_ptr=y_given[0],
+            y_upstream_ptr=y_given[1],
+        )
+        return gradient if scale is None else gradient.div_(scale)
+
+    def launch(self, kernel: Any, x: Side, y: Side, **pointers: Tensor | None) -> None:
+        """Run a kernel over all rows of x; it is given those of the arguments that it has."""
+        width = x.rows.shape[1]
+        arguments: dict[str, Any] = {
+            **pointers,
+            "x_ptr": x.rows,
+            "y_ptr": y.rows,
+            "x_ids_ptr": x.ids,
+            "y_ids_ptr": y.ids,
+            "start_ptr": x.start,
+            "stop_ptr": x.stop,
+            "rank_ptr": self.rank,
+            "limit_ptr": self.limit,
+            "num_x": len(x.ids),
+            "num_y": len(y.ids),
+            "inverse_temperature": 1 / self.temperature,
+            "WIDTH": width,
+            **columns(width, x.rows.element_size()),
+            "PRECISION": FLOAT32_PRODUCTS,
+            **self.options,
+        }
+        arguments = {name: value for name, value in arguments.items() if name in kernel.arg_names}
+        slices = -(-width // arguments.get("BLOCK_D", width))
+        if len(x.ids) > 0:
+            with torch.cuda.device_of(x.rows):
+                kernel[lambda meta: (-(-len(x.ids) // meta["BLOCK_M"]), slices)](**arguments)

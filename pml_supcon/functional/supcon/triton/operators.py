@@ -1,0 +1,195 @@
+"""The kernels as two operators, which autograd and `torch.compile` take as they are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+from pml_supcon.functional.supcon.triton.launch import Launches, Side
+
+#: `exp(s)`, its sums and their inverses stay well inside float32 without a shift up to this `|s|`.
+SAFE_EXPONENT = 40.0
+
+
+def solve(problem: Problem) -> AnchorLosses:
+    """Per-anchor losses of a problem with labels; nothing waits for the device."""
+    cap = problem.cap
+    losses, valid, _ = triton_losses(
+        problem.anchors,
+        None if problem.symmetric else problem.rows,
+        *sort_labels(problem),
+        None if cap is None else cap.row_rank.int(),
+        None if cap is None else cap.anchor_limit.int(),
+        problem.anchors_are_rows,
+        problem.input_dtype,
+        problem.temperature,
+        problem.summation,
+        problem.denominator,
+        not problem.bound <= SAFE_EXPONENT,
+    )
+    return AnchorLosses(losses, valid)
+
+
+def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
+    """`ids`, `start` and `stop` of both sides, as `Side` has them; None for rows that are the anchors."""
+    assert problem.anchor_labels is not None  # for the type checker: no pairs, so labels
+    assert problem.row_labels is not None
+    anchor_labels, anchor_ids = torch.sort(problem.anchor_labels.long(), stable=True)
+    row_labels, row_ids = anchor_labels, None
+    if not problem.symmetric:
+        row_labels, row_ids = torch.sort(problem.row_labels.long(), stable=True)
+    start, stop = (
+        torch.searchsorted(row_labels, anchor_labels, right=right, out_int32=True) for right in (False, True)
+    )
+    if row_ids is None:
+        return anchor_ids.int(), start, stop, None, None, None
+    row_start, row_stop = (
+        torch.searchsorted(anchor_labels, row_labels, right=right, out_int32=True) for right in (False, True)
+    )
+    return anchor_ids.int(), start, stop, row_ids.int(), row_start, row_stop
+
+
+@torch.library.custom_op("pml_supcon::triton_losses", mutates_args=())
+def triton_losses(
+    anchors: Tensor,
+    rows: Tensor | None,
+    anchor_ids: Tensor,
+    anchor_start: Tensor,
+    anchor_stop: Tensor,
+    row_ids: Tensor | None,
+    row_start: Tensor | None,
+    row_stop: Tensor | None,
+    rank: Tensor | None,
+    limit: Tensor | None,
+    exclude_self: bool,
+    dtype: torch.dtype,
+    temperature: float,
+    summation: str,
+    denominator: str,
+    shifted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses `(A,)` and their validity `(A,)`, and the statistics `(4, A)` of the sorted anchors.
+
+    Anchors `(A, D)` and rows `(M, D)` are float32 in the caller's order; rows and the next of theirs are None where
+    the anchors are the rows. With `exclude_self` an anchor and the row of its id are no pair; `dtype` is that of the
+    products; `shifted` says that similarities may leave the exponent's safe range. For the others see `Launches`.
+    """
+    return lay_out(
+        anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
+        exclude_self, dtype, temperature, summation, denominator, shifted,
+    ).losses()  # fmt: skip
+
+
+@torch.library.custom_op("pml_supcon::triton_gradient", mutates_args=())
+def triton_gradient(
+    upstream: Tensor,
+    statistics: Tensor,
+    for_anchors: bool,
+    for_rows: bool,
+    anchors: Tensor,
+    rows: Tensor | None,
+    anchor_ids: Tensor,
+    anchor_start: Tensor,
+    anchor_stop: Tensor,
+    row_ids: Tensor | None,
+    row_start: Tensor | None,
+    row_stop: Tensor | None,
+    rank: Tensor | None,
+    limit: Tensor | None,
+    exclude_self: bool,
+    dtype: torch.dtype,
+    temperature: float,
+    summation: str,
+    denominator: str,
+    shifted: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of anchors `(A, D)` and of rows `(M, D)`, each empty where it is not asked for.
+
+    `upstream` `(A,)`, in the caller's order, is 0 for invalid anchors; for the others see `triton_losses`.
+    """
+    launches = lay_out(
+        anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
+        exclude_self, dtype, temperature, summation, denominator, shifted,
+    )  # fmt: skip
+    upstream = upstream.index_select(0, anchor_ids)
+    a, r = launches.anchors, launches.rows
+    return (
+        launches.gradient(a, r, statistics, upstream) if for_anchors else anchors.new_empty(0),
+        launches.gradient(r, a, statistics, upstream) if for_rows else anchors.new_empty(0),
+    )
+
+
+def lay_out(
+    anchors: Tensor,
+    rows: Tensor | None,
+    anchor_ids: Tensor,
+    anchor_start: Tensor,
+    anchor_stop: Tensor,
+    row_ids: Tensor | None,
+    row_start: Tensor | None,
+    row_stop: Tensor | None,
+    rank: Tensor | None,
+    limit: Tensor | None,
+    exclude_self: bool,
+    dtype: torch.dtype,
+    temperature: float,
+    summation: str,
+    denominator: str,
+    shifted: bool,
+) -> Launches:
+    """Both sides put in order, from the arguments of an operator."""
+    anchor_side = Side(anchors.to(dtype).index_select(0, anchor_ids), anchor_ids, anchor_start, anchor_stop)
+    row_side = anchor_side
+    if rows is not None and row_ids is not None and row_start is not None and row_stop is not None:
+        row_side = Side(rows.to(dtype).index_select(0, row_ids), row_ids, row_start, row_stop)
+    options = {
+        "SUMMATION": summation,
+        "DENOMINATOR": denominator,
+        "SHIFTED": shifted,
+        "EXCLUDE_SELF": exclude_self,
+    }
+    return Launches(anchor_side, row_side, rank, limit, temperature, options)
+
+
+@triton_losses.register_fake
+def _(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    per_anchor = anchors.new_empty(len(anchors))
+    return per_anchor, torch.empty_like(per_anchor, dtype=torch.bool), anchors.new_empty(4, len(anchors))
+
+
+@triton_gradient.register_fake
+def _(
+    upstream: Tensor,
+    statistics: Tensor,
+    for_anchors: bool,
+    for_rows: bool,
+    anchors: Tensor,
+    rows: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    of_rows = torch.empty_like(rows) if rows is not None and for_rows else anchors.new_empty(0)
+    return torch.empty_like(anchors) if for_anchors else anchors.new_empty(0), of_rows
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, valid, statistics = output
+    ctx.mark_non_differentiable(valid, statistics)
+    ctx.save_for_backward(valid, statistics, *inputs[:10])
+    ctx.options = inputs[10:]
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    valid, statistics, *tensors = ctx.saved_tensors
+    for_anchors, for_rows = ctx.needs_input_grad[:2]
+    upstream = torch.where(valid, upstream, 0)
+    of_anchors, of_rows = triton_gradient(upstream, statistics, for_anchors, for_rows, *tensors, *ctx.options)
+    return of_anchors if for_anchors else None, of_rows if for_rows else None, *[None] * 14
+
+
+def _refuse_second(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+    raise RuntimeError("The triton backend is differentiable once; a second derivative needs backend='reference'")
+
+
+triton_losses.register_autograd(_backward, setup_context=_save)
+triton_gradient.register_autograd(_refuse_second)

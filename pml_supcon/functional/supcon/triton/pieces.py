@@ -1,0 +1,147 @@
+"""What the kernels share: rows and tiles of products, who is whose positive, sums and derivatives of the losses.
+
+"x" are the rows a program owns (`BLOCK_M` of them), "y" the rows it meets tile by tile (`BLOCK_N` at a time). Both are
+sorted by label, so that the class mates of x row `i` are the y rows from `start[i]` to `stop[i]`. Pointers to what a
+call has no use for are None, which costs nothing in the compiled kernel.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+#: Triton's interpreter multiplies the bits of bfloat16 matrices as integers, so there they are widened first.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def load_rows(
+    ptr: tl.tensor, index: tl.tensor, number: int, offset: int, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+) -> tl.tensor:
+    """`BLOCK` columns, from `offset` on, of the rows `index`; zeros beyond the last row and column."""
+    d = offset + tl.arange(0, BLOCK)
+    mask = (index < number)[:, None]
+    if WIDTH % BLOCK != 0:
+        mask = mask & (d < WIDTH)[None, :]
+    return tl.load(ptr + index.to(tl.int64)[:, None] * WIDTH + d[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def product(a: tl.tensor, b: tl.tensor, total: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
+    """`total + a @ b`, accumulated in float32."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def dot_products(
+    x: tl.tensor,
+    x_ptr: tl.tensor,
+    rows: tl.tensor,
+    num_x: int,
+    y_ptr: tl.tensor,
+    columns: tl.tensor,
+    num_y: int,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """A tile of `x y^T`, and the first `BLOCK_K` columns of y; `x` holds those of x.
+
+    Where `BLOCK_K` spans the rows, x stays on the chip for all tiles, and so does y for a second use.
+    """
+    y = load_rows(y_ptr, columns, num_y, 0, WIDTH, BLOCK_K)
+    products = product(x, tl.trans(y), tl.zeros((rows.shape[0], columns.shape[0]), tl.float32), PRECISION)
+    for offset in range(BLOCK_K, WIDTH, BLOCK_K):
+        part = load_rows(x_ptr, rows, num_x, offset, WIDTH, BLOCK_K)
+        other = load_rows(y_ptr, columns, num_y, offset, WIDTH, BLOCK_K)
+        products = product(part, tl.trans(other), products, PRECISION)
+    return products, y
+
+
+@triton.jit
+def class_tiles(
+    start_ptr: tl.tensor, stop_ptr: tl.tensor, num_x: int, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """The tiles of y that can hold class mates of this program's rows: the first, and the one behind the last."""
+    top = tl.program_id(0) * BLOCK_M
+    bottom = tl.minimum(top + BLOCK_M, num_x) - 1
+    return tl.load(start_ptr + top) // BLOCK_N, tl.cdiv(tl.load(stop_ptr + bottom), BLOCK_N)
+
+
+@triton.jit
+def tile_outside(t: int, first: int, last: int) -> tl.tensor:
+    """The `t`-th of the tiles that `class_tiles` leaves."""
+    return tl.where(t < first, t, t + last - first)
+
+
+@triton.jit
+def class_masks(
+    start_ptr: tl.tensor,
+    stop_ptr: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    x_ids: tl.tensor,
+    y_ids_ptr: tl.tensor,
+    num_x: int,
+    num_y: int,
+    EXCLUDE_SELF: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Which pairs of a tile share a label, which of these are two different rows, and the ids of y."""
+    start = tl.load(start_ptr + rows, mask=rows < num_x, other=0)[:, None]
+    stop = tl.load(stop_ptr + rows, mask=rows < num_x, other=0)[:, None]
+    same = (columns[None, :] >= start) & (columns[None, :] < stop)
+    y_ids = tl.load(y_ids_ptr + columns, mask=columns < num_y, other=-1)
+    mates = same
+    if EXCLUDE_SELF:
+        mates = same & (x_ids[:, None] != y_ids[None, :])
+    return same, mates, y_ids
+
+
+@triton.jit
+def under_cap(
+    rank_ptr: tl.tensor, limit_ptr: tl.tensor, ids: tl.tensor, inside: tl.tensor, other_rank: tl.tensor
+) -> tl.tensor:
+    """Whether anchors with these ids keep rows of these ranks; `ids` and `inside` broadcast against `other_rank`."""
+    rank = tl.load(rank_ptr + ids, mask=inside, other=0)
+    limit = tl.load(limit_ptr + ids, mask=inside, other=0)
+    return (other_rank < limit) | (other_rank == rank)
+
+
+@triton.jit
+def add_exponentials(
+    x: tl.tensor, shift: tl.tensor, total: tl.tensor, SHIFTED: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Add the sum of `2^x` over columns to `2^shift * total`; without `SHIFTED` the shift stays as it is, at 0."""
+    if SHIFTED:
+        highest = tl.maximum(shift, tl.max(x, 1))
+        finite = tl.where(highest == float("-inf"), 0.0, highest)
+        total = total * tl.exp2(shift - finite) + tl.sum(tl.exp2(x - finite[:, None]), 1)
+        shift = highest
+    else:
+        total += tl.sum(tl.exp2(x), 1)
+    return shift, total
+
+
+@triton.jit
+def log_sum(shift: tl.tensor, total: tl.tensor) -> tl.tensor:
+    """The natural logarithm of what `add_exponentials` has added up; minus infinity for nothing."""
+    return (shift + tl.log2(total)) * LN_2
+
+
+@triton.jit
+def log_add(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    """`log(exp(a) + exp(b))`, also of minus infinities."""
+    high = tl.maximum(a, b)
+    finite = tl.where(high == float("-inf"), 0.0, high)
+    return finite + tl.log(tl.exp(a - finite) + tl.exp(b - finite))
+
+
+@triton.jit
+def log_sigmoid(x: tl.tensor) -> tl.tensor:
+    """`-log(1 + exp(-x))` without overflow."""
+    return tl.minimum(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))

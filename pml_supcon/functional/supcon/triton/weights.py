@@ -1,0 +1,126 @@
+"""What the backward kernel multiplies rows by: the gradient of every pair of a tile, for both of its ends."""
+
+import triton
+import triton.language as tl
+
+from pml_supcon.functional.supcon.triton.pieces import LOG2_E, class_masks, log_sigmoid, under_cap
+
+
+@triton.jit
+def load_push(
+    statistics_ptr: tl.tensor, upstream_ptr: tl.tensor, index: tl.tensor, number: int
+) -> tuple[tl.tensor, tl.tensor]:
+    """Upstream gradient and push, in base 2, of anchors; 0 and infinity beyond the last, or where none are anchors."""
+    upstream = tl.zeros_like(index).to(tl.float32)
+    push = upstream + float("inf")
+    if statistics_ptr is not None:
+        upstream = tl.load(upstream_ptr + index, mask=index < number, other=0.0)
+        push = tl.load(statistics_ptr + number + index, mask=index < number, other=float("inf"))
+    return upstream, push * LOG2_E
+
+
+@triton.jit
+def negative_weights(
+    s: tl.tensor,
+    inside: tl.tensor,
+    x_upstream: tl.tensor,
+    x_push: tl.tensor,
+    y_upstream: tl.tensor,
+    y_push: tl.tensor,
+    X_ANCHORS: tl.constexpr,
+    Y_ANCHORS: tl.constexpr,
+    SHIFTED: tl.constexpr,
+) -> tl.tensor:
+    """W of a tile of negatives, `s` and pushes in base 2.
+
+    Without `SHIFTED` both ends share an exponential, `exp(s - push) = exp(s) exp(-push)`. With it, y beyond the last
+    (where `s` is 0) could outgrow an anchor's push and spoil zeros by infinity.
+    """
+    if not SHIFTED:
+        x_weight, y_weight = x_upstream * tl.exp2(-x_push), y_upstream * tl.exp2(-y_push)
+        return tl.exp2(s) * (x_weight[:, None] + y_weight[None, :])
+    weights = tl.zeros_like(s)
+    if X_ANCHORS:
+        s = tl.where(inside[None, :], s, float("-inf"))
+        weights += x_upstream[:, None] * tl.exp2(s - x_push[:, None])
+    if Y_ANCHORS:
+        weights += y_upstream[None, :] * tl.exp2(s - y_push[None, :])
+    return weights
+
+
+@triton.jit
+def anchor_gradient(
+    s: tl.tensor,
+    same: tl.tensor,
+    kept: tl.tensor,
+    statistics_ptr: tl.tensor,
+    upstream_ptr: tl.tensor,
+    index: tl.tensor,
+    number: int,
+    SUMMATION: tl.constexpr,
+    DENOMINATOR: tl.constexpr,
+) -> tl.tensor:
+    """`u d l / d s` of the pairs of a tile, for the anchors `index`, which broadcasts against the tile."""
+    inside = index < number
+    at = statistics_ptr + index
+    upstream = tl.load(upstream_ptr + index, mask=inside, other=0.0)
+    log_neg = tl.load(at, mask=inside, other=0.0)
+    push = tl.load(at + number, mask=inside, other=float("inf"))
+    log_pos = tl.load(at + number * 2, mask=inside, other=0.0)
+    positives = tl.load(at + number * 3, mask=inside, other=1.0)
+    if DENOMINATOR == "one_positive":
+        margin = s - log_neg
+        if SUMMATION == "out":
+            pull = tl.sigmoid(-margin) / positives
+        else:
+            pull = tl.exp(log_sigmoid(margin) - log_pos) * tl.sigmoid(-margin)
+    else:
+        pull = tl.exp(s - log_pos) if SUMMATION == "in" else 1.0 / positives
+        if DENOMINATOR == "all":
+            pull -= tl.exp(s - push)
+    return upstream * tl.where(kept, -pull, tl.where(same, 0.0, tl.exp(s - push)))
+
+
+@triton.jit
+def class_weights(
+    s: tl.tensor,
+    start_ptr: tl.tensor,
+    stop_ptr: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    x_ids: tl.tensor,
+    y_ids_ptr: tl.tensor,
+    x_statistics_ptr: tl.tensor,
+    x_upstream_ptr: tl.tensor,
+    y_statistics_ptr: tl.tensor,
+    y_upstream_ptr: tl.tensor,
+    rank_ptr: tl.tensor,
+    limit_ptr: tl.tensor,
+    num_x: int,
+    num_y: int,
+    SUMMATION: tl.constexpr,
+    DENOMINATOR: tl.constexpr,
+    EXCLUDE_SELF: tl.constexpr,
+) -> tl.tensor:
+    """W of a tile that can hold class mates."""
+    same, mates, y_ids = class_masks(start_ptr, stop_ptr, rows, columns, x_ids, y_ids_ptr, num_x, num_y, EXCLUDE_SELF)
+    row, column = rows[:, None], columns[None, :]
+    s = tl.where(column < num_y, s, float("-inf"))
+    x_kept, y_kept = mates, mates
+    if rank_ptr is not None:
+        x_rank = tl.load(rank_ptr + x_ids, mask=rows < num_x, other=0)[:, None]
+        y_rank = tl.load(rank_ptr + y_ids, mask=columns < num_y, other=0)[None, :]
+        if x_statistics_ptr is not None:
+            x_kept = mates & under_cap(rank_ptr, limit_ptr, x_ids[:, None], row < num_x, y_rank)
+        if y_statistics_ptr is not None:
+            y_kept = mates & under_cap(rank_ptr, limit_ptr, y_ids[None, :], column < num_y, x_rank)
+    weights = tl.zeros_like(s)
+    if x_statistics_ptr is not None:
+        weights += anchor_gradient(
+            s, same, x_kept, x_statistics_ptr, x_upstream_ptr, row, num_x, SUMMATION, DENOMINATOR
+        )  # fmt: skip
+    if y_statistics_ptr is not None:
+        weights += anchor_gradient(
+            s, same, y_kept, y_statistics_ptr, y_upstream_ptr, column, num_y, SUMMATION, DENOMINATOR
+        )  # fmt: skip
+    return weights

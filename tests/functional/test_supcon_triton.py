@@ -1,0 +1,174 @@
+"""The Triton backend without a GPU: what it refuses, its kernels in Triton's interpreter, and compiled for a GPU.
+
+Where its numbers are checked is `test_supcon_triton_numerics.py`. It is run here in a process of its own, because
+Triton decides at its import between compiling and interpreting, for everyone in the process.
+"""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from supcon_batches import random_rows
+
+from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import triton as backend
+from pml_supcon.functional.supcon.problem import build_problem
+
+NUMERICS = Path(__file__).with_name("test_supcon_triton_numerics.py")
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+needs_triton = pytest.mark.skipif(not backend.INSTALLED, reason="needs triton")
+compiles = pytest.mark.skipif(not backend.INSTALLED or INTERPRETED, reason="needs triton, compiling")
+
+PAIRS = tuple(torch.tensor([i]) for i in (0, 1, 0, 2))
+
+
+def problem_of(rows, labels, **options):
+    defaults = {
+        "ref_emb": None, "ref_labels": None, "indices_tuple": None, "num_views": None, "temperature": 0.1,
+        "summation": "out", "denominator": "all", "contrast_mode": "all", "positives_cap": None, "normalize": True,
+        "similarity": None,
+    }  # fmt: skip
+    return build_problem(rows, labels, **(defaults | options))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter takes any device")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "its kernels run on NVIDIA GPUs, and the embeddings are on cpu; backends that can: tiled, reference"),
+        ({"similarity": torch.cdist}, "a similarity other than the dot product needs the whole matrix"),
+        ({"indices_tuple": PAIRS}, "indices_tuple lists pairs, which it does not read"),
+    ],
+)
+def test_refuses_by_name(options, reason):
+    rows, labels = random_rows(6, 3, dtype=torch.float32), torch.arange(6) // 2
+    with pytest.raises(ValueError, match=f"backend='triton' cannot do this: {reason}"):
+        supcon_loss(rows, labels, backend="triton", **options)
+    assert supcon_loss(rows, labels, backend="auto", **options).losses.isfinite().all()
+
+
+def test_refuses_what_no_device_changes(monkeypatch):
+    problem = problem_of(random_rows(6, 3), torch.arange(6) // 2)
+    assert "float32 at most, and the embeddings are torch.float64" in backend.refusal(problem)
+    monkeypatch.setattr(backend, "INSTALLED", False)
+    problem = problem_of(random_rows(6, 3).float(), torch.arange(6) // 2)
+    assert backend.refusal(problem) == "the package triton is not installed"
+
+
+def test_refuses_gpus_that_triton_does_not_support(monkeypatch):
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    problem = dataclasses.replace(problem_of(random_rows(6, 3).float(), torch.arange(6) // 2), anchors=on_gpu)
+    monkeypatch.setattr(backend, "INSTALLED", True)
+    monkeypatch.setattr(backend, "INTERPRETED", False)
+    for major, expected in ((8, None), (9, None), (7, "need compute capability 8.0")):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, major=major: SimpleNamespace(major=major))
+        found = backend.refusal(problem)
+        assert found is None if expected is None else expected in found
+
+
+def test_the_package_does_not_import_triton():
+    """It takes a second, and may be missing."""
+    code = "import sys; from pml_supcon.functional import supcon_loss; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="the numerics run on their own")
+def test_numerics_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(NUMERICS)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run(
+        command, cwd=NUMERICS.parents[2], env=environment, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 90
+    skipped = re.findall(r"SKIPPED \[\d+\] .*: (.*)", run.stdout)
+    assert set(skipped) <= {"needs a GPU"}, skipped
+
+
+#: Compute capability, and bytes of shared memory that a program may take.
+H100, RTX_4090 = (90, 227 * 1024), (89, 99 * 1024)
+
+
+@pytest.fixture
+def compile_for(monkeypatch, tmp_path):
+    """Have launches compile for a GPU, by the shapes that are the first choice there, and be listed instead of run."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    launches = []
+
+    def compile_only(tuner, *args, grid, warmup, **arguments):
+        tuner.nargs = {}
+        (config,) = tuner.prune_configs(arguments)
+        kernel = tuner.fn.run(*args, grid=grid, warmup=True, **arguments, **config.all_kwargs())
+        launches.append((tuner.base_fn.__name__, kernel, grid(config.kwargs), config.kwargs["BLOCK_M"]))
+
+    def install(capability, shared_memory):
+        driver = SimpleNamespace(
+            get_current_target=lambda: GPUTarget("cuda", capability, 32),
+            get_current_device=lambda: -capability,  # kernels are kept by device: none that a real one could be given
+            get_current_stream=lambda device: 0,
+            utils=SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": shared_memory}),
+        )
+        monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+        return launches
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr(triton.runtime.Autotuner, "run", compile_only)
+    return install
+
+
+def local_memory(kernel, folder):
+    """Bytes for each thread that the compiler found no register for."""
+    from triton import knobs
+
+    path = folder / "kernel.cubin"
+    path.write_bytes(kernel.asm["cubin"])
+    report = subprocess.run(
+        [knobs.nvidia.cuobjdump.path, "-res-usage", path], capture_output=True, text=True, check=True
+    )
+    return int(re.search(r"STACK:(\d+)", report.stdout + report.stderr)[1])
+
+
+WHOLE = {"num_views": 2}
+ODD = {
+    "num_views": 2, "positives_cap": 2, "contrast_mode": "one", "summation": "in", "denominator": "one_positive",
+    "temperature": 0.01,
+}  # fmt: skip
+
+
+@compiles
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "width", "options", "kernels"),
+    [
+        (H100, torch.bfloat16, 128, WHOLE, 3),
+        (H100, torch.float32, 128, WHOLE | {"denominator": "negatives"}, 3),
+        (H100, torch.float16, 100, ODD, 4),
+        (H100, torch.bfloat16, 768, WHOLE | {"denominator": "one_positive"}, 3),
+        (RTX_4090, torch.bfloat16, 256, WHOLE | {"summation": "in"}, 3),
+    ],
+)
+def test_kernels_compile_for_a_gpu(compile_for, tmp_path, gpu, dtype, width, options, kernels):
+    """What the interpreter does not see: types, shapes of products, shared memory, registers, tensor cores."""
+    compiled = compile_for(*gpu)
+    rows = random_rows(200, width).to(dtype).requires_grad_()
+    losses, _ = backend.anchor_losses(problem_of(rows, torch.arange(100).repeat(2) // 4, **options))
+    torch.autograd.grad(losses.sum(), rows)
+    names, anchors = [name for name, *_ in compiled], 100 if options is ODD else 200
+    assert names == ["negatives_kernel", "positives_kernel"] + ["gradient_kernel"] * (kernels - 2)
+    for (name, kernel, grid, block), number in zip(compiled, [anchors, anchors, anchors, 200], strict=False):
+        assert grid == (-(-number // block), 2 if name == "gradient_kernel" and width > 512 else 1)
+        assert kernel.metadata.shared <= gpu[1], name
+        assert local_memory(kernel, tmp_path) <= 512, name
+        tensor_cores = "wgmma.mma_async" if gpu == H100 else "mma.sync"
+        assert (tensor_cores in kernel.asm["ptx"]) == (dtype != torch.float32), name

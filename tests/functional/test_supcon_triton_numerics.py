@@ -1,0 +1,340 @@
+"""The Triton backend against the definition in float64, on a GPU or in Triton's interpreter.
+
+`test_supcon_triton.py` runs this file in the interpreter where there is no GPU.
+"""
+
+import dataclasses
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from supcon_batches import OPTION_NAMES, OPTIONS, label_kinds, random_rows
+
+from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import triton
+from pml_supcon.functional.supcon.problem import build_problem
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+if not torch.cuda.is_available() and not INTERPRETED:
+    pytest.skip("needs a GPU, or Triton's interpreter, in which test_supcon_triton.py runs it", allow_module_level=True)
+
+needs_gpu = pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
+# the interpreter computes in NumPy, which reports the infinities that the kernels mask
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+#: Of losses (absolute, and relative above 1) and of gradients (each row's error over the largest row's length), given
+#: rows that the dtype holds exactly. The products are then exact but for rounding in float32; a gradient is a product
+#: of weights rounded to the dtype.
+TOLERANCE = {
+    torch.float32: {"losses": 1e-5, "gradients": 1e-5},
+    torch.float16: {"losses": 1e-5, "gradients": 1e-3},
+    torch.bfloat16: {"losses": 1e-5, "gradients": 8e-3},
+}
+
+
+@pytest.fixture(autouse=True)
+def tuned_for_real_batches_only(request):
+    """Timing block shapes compiles each of them: only where shapes matter."""
+    torch.use_deterministic_algorithms("real" not in request.node.name, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def unit_rows(number, width, dtype=torch.float32):
+    """Rows of unit length but for rounding to the dtype."""
+    return F.normalize(torch.randn(number, width), dim=1).to(dtype)
+
+
+def losses_and_gradients(rows, labels, upstream, *, backend, ref_emb=None, **options):
+    """Losses, validity, and gradients of rows and references under an upstream gradient."""
+    inputs = [part.detach().requires_grad_() for part in (rows, ref_emb) if part is not None]
+    references = {} if ref_emb is None else {"ref_emb": inputs[1]}
+    losses, valid = supcon_loss(inputs[0], labels, backend=backend, **references, **options)
+    return losses.detach(), valid, torch.autograd.grad(losses, inputs, upstream[: len(losses)].to(losses))
+
+
+def assert_agrees(rows, labels, *, upstream=None, scale=1.0, **options):
+    """Compare with the reference in float64 on the same values; `scale` widens the tolerance of the losses."""
+    upstream = torch.randn(len(rows)) if upstream is None else upstream
+    tolerance = TOLERANCE[rows.dtype]
+    for_reference = {key: part.double() if key == "ref_emb" else part for key, part in options.items()}
+    right = losses_and_gradients(rows.double(), labels, upstream, backend="reference", **for_reference)
+    on_device = {key: part.to(DEVICE) if isinstance(part, torch.Tensor) else part for key, part in options.items()}
+    ours = losses_and_gradients(rows.to(DEVICE), labels.to(DEVICE), upstream.to(DEVICE), backend="triton", **on_device)
+    assert ours[0].dtype == torch.float32
+    assert ours[1].tolist() == right[1].tolist()
+    slack = scale * tolerance["losses"] * right[0].abs().clamp(min=1)
+    error = (ours[0].cpu().double() - right[0]).abs()
+    assert (error <= slack).all(), f"losses: off by {error.max()}"
+    for gradient, expected in zip(ours[2], right[2], strict=True):
+        assert gradient.dtype == rows.dtype
+        error = (gradient.cpu().double() - expected).norm(dim=1)
+        # of the upstream gradient's size at least: gradients that cancel leave a rounding of their parts
+        length = max([*expected.norm(dim=1), *upstream.abs()], default=0)
+        assert (error <= tolerance["gradients"] * scale * length).all(), f"gradients: off by {error.max() / length}"
+
+
+@pytest.mark.parametrize("structure", ["rows", "cap 0", "cap 4", "one, cap 2", "references"])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_all_options(summation, denominator, structure):
+    samples = torch.randint(0, 6, (25,))
+    samples[0] = 99  # of its own class but for its other view
+    options = {"summation": summation, "denominator": denominator}
+    if structure == "references":
+        # some labels have no reference, some references no anchor
+        references = {"ref_emb": random_rows(35, 5, dtype=torch.float32), "ref_labels": torch.randint(2, 9, (35,))}
+        return assert_agrees(random_rows(25, 5, dtype=torch.float32), samples, **references, **options)
+    if "one" in structure:
+        options["contrast_mode"] = "one"
+    if "cap" in structure:
+        options["positives_cap"] = int(structure[-1])
+    assert_agrees(random_rows(50, 5, dtype=torch.float32), samples.repeat(2), num_views=2, **options)
+
+
+@pytest.mark.parametrize(("number", "width"), [(1, 3), (2, 1), (3, 128), (65, 3), (5, 512), (4, 600)])
+def test_odd_shapes(number, width):
+    for labels in label_kinds(number).values():
+        for summation, denominator in OPTIONS[::2]:
+            given = {"summation": summation, "denominator": denominator}
+            assert_agrees(random_rows(number, width, dtype=torch.float32), labels, **given)
+
+
+def test_many_blocks():
+    labels = label_kinds(257)["mixed"]
+    assert_agrees(random_rows(257, 40, dtype=torch.float32), labels, summation="in", denominator="one_positive")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_half_products(dtype, summation, denominator):
+    """Given rows that are of unit length already: what is compared is the kernels, not the rounding of the input."""
+    options = {"summation": summation, "denominator": denominator, "normalize": False}
+    samples = torch.randint(0, 5, (20,))
+    rows, labels = unit_rows(40, 24, dtype), samples.repeat(2)
+    assert_agrees(rows, labels, **options)
+    assert_agrees(rows, labels, num_views=2, positives_cap=2, contrast_mode="one", temperature=0.01, scale=5, **options)
+    references = {"ref_emb": unit_rows(37, 24, dtype), "ref_labels": torch.randint(0, 7, (37,))}
+    assert_agrees(rows, labels, **references, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [3, 520])
+def test_half_products_of_odd_widths(dtype, width):
+    assert_agrees(unit_rows(20, width, dtype), torch.randint(0, 4, (20,)), normalize=False)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.005), (torch.bfloat16, 0.04)])
+def test_normalising_half_embeddings(dtype, tolerance):
+    """Rows are normalised in float32 and then rounded, which moves each `s_ij` by up to a rounding over tau."""
+    rows, labels = random_rows(65, 24, dtype=torch.float32).to(dtype), torch.randint(0, 9, (65,))
+    upstream = torch.full((65,), 1 / 65)
+    right = losses_and_gradients(rows.double(), labels, upstream, backend="reference")
+    ours = losses_and_gradients(rows.to(DEVICE), labels.to(DEVICE), upstream.to(DEVICE), backend="triton")
+    torch.testing.assert_close(ours[0].cpu().double(), right[0], rtol=0, atol=tolerance)
+    error = (ours[2][0].cpu().double() - right[2][0]).norm() / right[2][0].norm()
+    assert error < tolerance
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.03])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_low_temperature(summation, denominator, temperature):
+    """Below a temperature of 1/40 exponentials are shifted; here `|s|` is up to 100, and its rounding up to 8e-6."""
+    samples = torch.randint(0, 6, (25,)).repeat(2)
+    options = {"summation": summation, "denominator": denominator, "temperature": temperature}
+    assert_agrees(random_rows(50, 3, dtype=torch.float32), samples, scale=5, **options)
+    assert_agrees(
+        random_rows(50, 3, dtype=torch.float32), samples, num_views=2, contrast_mode="one", scale=5, **options
+    )
+
+
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_long_rows_that_are_not_normalised(summation, denominator):
+    """Similarities far beyond what an exponential holds, also all of them far below 0, where padding would win."""
+    options = {"summation": summation, "denominator": denominator, "normalize": False}
+    labels = torch.randint(0, 4, (37,))
+    assert_agrees(random_rows(37, 4, dtype=torch.float32, scale=2), labels, scale=20, **options)
+    opposite = 0.5 * torch.rand(61, 4) - 3  # exp(-s) is infinite
+    references = {"ref_emb": opposite, "ref_labels": torch.cat([torch.randint(0, 4, (24,)), torch.full((37,), 9)])}
+    assert_agrees(-opposite[:37], labels, scale=100, **references, **options)  # s near -300 is rounded by 3e-5
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-8, 65536.0])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_any_size_of_upstream_gradient(dtype, size):
+    """That of a mean over many anchors, or a gradient scaler's: as float16 weights they would vanish or overflow."""
+    rows, labels = unit_rows(40, 8, dtype), torch.randint(0, 5, (40,))
+    right = losses_and_gradients(
+        rows.double(), labels, torch.full((40,), size), backend="reference", normalize=False
+    )  # fmt: skip
+    leaf = rows.to(DEVICE).float().requires_grad_()
+    problem = build_problem(
+        leaf, labels.to(DEVICE), ref_emb=None, ref_labels=None, indices_tuple=None, num_views=None, temperature=0.1,
+        summation="out", denominator="all", contrast_mode="all", positives_cap=None, normalize=False, similarity=None,
+    )  # fmt: skip
+    # products in the dtype, but a gradient in float32, which does not round it to nothing
+    losses, _ = triton.anchor_losses(dataclasses.replace(problem, input_dtype=dtype))
+    (gradient,) = torch.autograd.grad(losses, leaf, torch.full_like(losses, size))
+    error = (gradient.cpu().double() - right[2][0]).norm(dim=1)
+    assert (error <= TOLERANCE[dtype]["gradients"] * right[2][0].norm(dim=1).max()).all()
+
+
+@pytest.mark.parametrize("summation", ["out", "in"])
+def test_a_positive_beyond_reach_of_the_exponent(summation):
+    """For "one_positive" a share of exp(-200) is far below float32; its gradient is not."""
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.1], [0.9, 0.0]])
+    assert_agrees(
+        rows, torch.tensor([0, 0, 1, 2]), summation=summation, denominator="one_positive", temperature=0.01, scale=5
+    )
+
+
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_gradients_only_where_asked_for(summation, denominator):
+    options = {"summation": summation, "denominator": denominator}
+    rows, refs = (random_rows(n, 4, dtype=torch.float32).to(DEVICE) for n in (20, 17))
+    labels, ref_labels = (torch.randint(0, 4, (n,), device=DEVICE) for n in (20, 17))
+    found = []
+    for of_rows, of_refs in ((True, True), (True, False), (False, True)):
+        rows, refs = rows.detach().requires_grad_(of_rows), refs.detach().requires_grad_(of_refs)
+        loss = supcon_loss(rows, labels, ref_emb=refs, ref_labels=ref_labels, backend="triton", **options).mean()
+        loss.backward()
+        assert (rows.grad is None, refs.grad is None) == (not of_rows, not of_refs)
+        found.append((rows.grad, refs.grad))
+    torch.testing.assert_close(found[0], (found[1][0], found[2][1]), rtol=0, atol=0)
+    assert not supcon_loss(rows.detach(), labels, backend="triton").losses.requires_grad
+
+
+@pytest.mark.parametrize(("number", "references"), [(0, None), (0, 3), (3, 0)])
+def test_nothing_to_contrast(number, references):
+    options = {"ref_emb": torch.randn(references or 0, 4), "ref_labels": torch.zeros(references or 0).long()}
+    assert_agrees(
+        torch.randn(number, 4), torch.zeros(number).long(), **({} if references is None else options)
+    )  # fmt: skip
+
+
+def test_labels_of_any_integer_type():
+    rows = random_rows(12, 3, dtype=torch.float32)
+    for dtype in (torch.int8, torch.uint8, torch.int32, torch.int64):
+        assert_agrees(rows, torch.tensor([1, 0, 100, 1] * 3, dtype=dtype))
+    assert_agrees(rows, torch.tensor([2**62, -(2**62), 5, 2**62 - 1] * 3))
+
+
+def test_runs_are_the_same_bits():
+    rows, labels = random_rows(130, 20, dtype=torch.float32).to(DEVICE), torch.randint(0, 9, (130,)).to(DEVICE)
+    upstream = torch.randn(130, device=DEVICE)
+    first, second = (losses_and_gradients(rows, labels, upstream, backend="triton") for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[2][0], second[2][0])
+
+
+def test_second_derivative_is_refused():
+    rows = random_rows(6, 3, dtype=torch.float32).to(DEVICE).requires_grad_()
+    loss = supcon_loss(rows, torch.arange(6, device=DEVICE) // 2, backend="triton").mean()
+    (gradient,) = torch.autograd.grad(loss, rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once; a second derivative needs backend='reference'"):
+        gradient.square().sum().backward()
+
+
+def test_operators_keep_their_contract():
+    """PyTorch's own checks: schema, fake tensors, autograd registration."""
+    from pml_supcon.functional.supcon.triton.operators import triton_losses
+
+    z = unit_rows(12, 3).to(DEVICE).requires_grad_()
+    ids = torch.arange(12, device=DEVICE, dtype=torch.int32)
+    order = (ids, ids // 3 * 3, ids // 3 * 3 + 3)
+    options = (torch.float32, 0.1, "out", "all", False)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(
+        triton_losses, (z, None, *order, None, None, None, None, None, True, *options), test_utils=checks
+    )
+    refs = unit_rows(12, 3).to(DEVICE).requires_grad_()
+    torch.library.opcheck(triton_losses, (z, refs, *order, *order, None, None, False, *options), test_utils=checks)
+
+
+def test_compiles_whole():
+    """`torch.compile` without a graph break, and the same numbers."""
+    torch.compiler.reset()
+    rows, labels = random_rows(20, 4, dtype=torch.float32).to(DEVICE), (torch.arange(20, device=DEVICE) // 4)
+
+    def step(rows):
+        return supcon_loss(rows, labels, backend="triton").mean()
+
+    found = []
+    for way in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        leaf = rows.clone().requires_grad_()
+        loss = way(leaf)
+        found.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
+    torch.testing.assert_close(*found)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("width", [128, 512, 768])
+def test_a_real_batch(dtype, width):
+    labels = torch.randint(0, 100, (2048,)).repeat(2)
+    rows = unit_rows(4096, width, dtype)
+    for summation, denominator in OPTIONS:
+        given = {"summation": summation, "denominator": denominator, "normalize": False, "scale": 3}
+        assert_agrees(rows, labels, num_views=2, positives_cap=8, **given)
+        assert_agrees(rows, torch.randint(0, 10, (4096,)), **given)
+
+
+@needs_gpu
+def test_auto_takes_it():
+    rows, labels = torch.randn(64, 16, device="cuda"), torch.randint(0, 9, (64,), device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        ours, auto = (supcon_loss(rows, labels, backend=backend).losses for backend in ("triton", "auto"))
+    assert torch.equal(ours, auto)
+    assert ours.dtype == torch.float32
+
+
+@needs_gpu
+def test_nothing_waits_for_the_device():
+    rows = torch.randn(512, 64, device="cuda", requires_grad=True)
+    labels = torch.randint(0, 9, (256,), device="cuda").repeat(2)
+
+    def step():
+        supcon_loss(rows, labels, num_views=2, positives_cap=4, backend="triton").mean().backward()
+
+    step()  # compiles, and times block shapes
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_memory_is_linear():
+    rows = F.normalize(torch.randn(65536, 128, device="cuda"), dim=1).bfloat16().requires_grad_()
+    labels = torch.randint(0, 1000, (65536,), device="cuda")
+    supcon_loss(rows[:512], labels[:512], backend="triton").mean().backward()  # the tuner takes memory of its own
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    supcon_loss(rows, labels, backend="triton").mean().backward()
+    assert torch.cuda.max_memory_allocated() - before < 12 * rows.numel() * 4  # the matrix: 512 times that of the rows
+
+
+@needs_gpu
+def test_more_numbers_than_32_bits_count():
+    """The last of 1,100,000 rows of 2,048 columns lie beyond 2^31 numbers."""
+    if torch.cuda.get_device_properties(0).total_memory < 70 * 2**30:
+        pytest.skip("needs 70 GiB of GPU memory")
+    rows = F.normalize(torch.randn(64, 2048, device="cuda"), dim=1).bfloat16()
+    refs = F.normalize(torch.randn(1_100_000, 2048, device="cuda", dtype=torch.bfloat16), dim=1)
+    labels, ref_labels = torch.arange(64, device="cuda"), torch.randint(0, 64, (len(refs),), device="cuda")
+    options = {"ref_emb": refs.requires_grad_(), "ref_labels": ref_labels, "normalize": False, "backend": "triton"}
+    losses, valid = supcon_loss(rows, labels, **options)
+    s = (rows.float() @ refs.detach().float().T) / 0.1
+    same = labels[:, None] == ref_labels
+    right = s.logsumexp(dim=1) - (s * same).sum(dim=1) / same.sum(dim=1)
+    assert valid.all()
+    torch.testing.assert_close(losses, right, rtol=1e-4, atol=1e-4)
+    (gradient,) = torch.autograd.grad(losses.sum(), refs)
+    weights = (s.softmax(dim=1) - same / same.sum(dim=1, keepdim=True)) / 0.1
+    last = slice(-1000, None)
+    expected = weights[:, last].T @ rows.float()
+    error = (gradient[last].float() - expected).norm(dim=1) / expected.norm(dim=1).max()
+    assert error.max() < 2e-2
