@@ -46,8 +46,9 @@ def supcon_loss(
 
     Args:
         embeddings: `(N, D)` floating point, view-major where `num_views` is given (the first view of every sample, then
-            the second, ...: `torch.cat` of the views), or `(B, V, D)`, which is read as `N = V * B` such rows. For
-            float16 and bfloat16 input products, sums and the loss are float32, also under autocast.
+            the second, ...: `torch.cat` of the views), or `(B, V, D)`, which is read as `N = V * B` such rows. Sums
+            and the loss are float32 for float16 and bfloat16 input, also under autocast; so are products, except on
+            the backend "triton".
         labels: `(N,)`, or `(B,)` where the views are known and `embeddings` has three dimensions; any integer dtype, on
             the device of `embeddings`. None: every sample is its own class (SimCLR), which needs the views known.
         ref_emb: `(M, D)` contrasted rows other than the anchors; no row of theirs is excluded as the anchor itself.
