@@ -24,7 +24,7 @@ docs: $(VENV)/.dev
 	$(BIN)/mkdocs serve
 
 # measure against peers and the floor (a quarter of an hour, on a quiet machine), write docs/benchmarks.md
-bench: $(VENV)/.recipes
+bench: $(VENV)/.bench
 	for script in must_show peers options scaling mined; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
 	$(BIN)/python benchmarks/make_page.py
 
@@ -37,6 +37,10 @@ $(VENV)/bin/python:
 $(VENV)/.recipes: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(FAISS),recipes]"
 	touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(FAISS),recipes,bench]"
+	touch $@ $(VENV)/.recipes
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(FAISS),recipes,docs,dev]"
