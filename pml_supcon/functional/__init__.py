@@ -1,5 +1,5 @@
 """The losses as pure functions of tensors: torch only, one loss per anchor, no host library."""
 
-from pml_supcon.functional.supcon import AnchorLosses, supcon_loss
+from pml_supcon.functional.supcon import AnchorLosses, group_supcon_loss, supcon_loss
 
-__all__ = ["supcon_loss", "AnchorLosses"]  # noqa: RUF022 - the function first, then what it returns
+__all__ = ["supcon_loss", "group_supcon_loss", "AnchorLosses"]  # noqa: RUF022 - functions first, then what they return

@@ -34,14 +34,19 @@ def record_norms(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor) ->
         distance.set_default_stats(embeddings, ref_emb, *normalized)
 
 
+def is_mean(reducer: BaseReducer) -> bool:
+    """Whether the reducer takes the plain mean of our losses."""
+    own = reducer.reducers["loss"] if isinstance(reducer, MultipleReducers) and "loss" in reducer.reducers else reducer
+    return type(own) is MeanReducer
+
+
 def loss_dict(terms: AnchorLosses, reducer: BaseReducer) -> dict[str, dict[str, Any]]:
     """Per-anchor losses as PML's reducers take them; a reducer sees the valid anchors only.
 
     The plain mean is taken here, over a mask: it needs no count of the valid anchors on the host, and is 0 (with a
     graph) where there is none.
     """
-    own = reducer.reducers["loss"] if isinstance(reducer, MultipleReducers) and "loss" in reducer.reducers else reducer
-    if type(own) is MeanReducer:
+    if is_mean(reducer):
         return {"loss": {"losses": terms.mean(), "indices": None, "reduction_type": "already_reduced"}}
     indices = terms.valid.nonzero()[:, 0]
     if len(indices) == 0:

@@ -6,14 +6,18 @@ from typing import Any, ClassVar
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from pml_supcon.functional.supcon import BACKENDS, checks, supcon_loss
+from pml_supcon.functional.supcon import BACKENDS, checks, group_supcon_loss, supcon_loss
 from pml_supcon.functional.supcon.problem import view_major_rows
-from pml_supcon.losses import _host
+from pml_supcon.losses import _host, sharing
 
 
-class _SupConLoss(BaseMetricLossFunction):
+class SupConLoss(BaseMetricLossFunction):
+    """What L_out and L_in have in common; see there."""
+
     summation: ClassVar[str]
+    takes_views: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -79,32 +83,51 @@ class _SupConLoss(BaseMetricLossFunction):
         if ref_emb is embeddings and ref_labels is labels:  # PML's sign for rows contrasted with themselves
             ref_emb, ref_labels = None, None
         _host.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
-        normalize, similarity = _host.similarity_of(self.distance)
-        terms = supcon_loss(
-            embeddings,
-            labels,
-            ref_emb=ref_emb,
-            ref_labels=ref_labels,
-            indices_tuple=indices_tuple,
-            num_views=num_views,
-            temperature=self.temperature,
-            summation=self.summation,
-            denominator=self.denominator,
-            contrast_mode=self.contrast_mode,
-            positives_cap=self.positives_cap,
-            scale_by_temperature=self.scale_by_temperature,
-            normalize=normalize,
-            similarity=similarity,
-            backend=self.backend,
-        )
+        rows: dict[str, Any] = {"ref_emb": ref_emb, "ref_labels": ref_labels, "num_views": num_views}
+        options = rows | self._options() | {"indices_tuple": indices_tuple}
+        group = sharing.processes_with_this_batch()
+        if group is None:
+            terms = supcon_loss(embeddings, labels, **options)
+        else:
+            terms = group_supcon_loss(embeddings, labels, group=group, replicated=True, **options)
         return _host.loss_dict(terms, self.reducer)
+
+    def loss_of_group(self, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup) -> Tensor:
+        """The mean loss of a batch that the processes of a group hold together, the same on all.
+
+        Args:
+            embeddings: this process's share, `(B, V, D)` or `(N, D)`.
+            labels: this process's, or None on all.
+            group: the processes; see `pml_supcon.functional.group_supcon_loss` for gradients and errors.
+        """
+        self.reset_stats()
+        terms = group_supcon_loss(embeddings, labels, group=group, num_views=self.num_views, **self._options())
+        return terms.mean()
+
+    def needs_all_rows(self) -> bool:
+        """Whether the loss of a group is more than a mean of anchors' losses: a reducer or regulariser of PML's."""
+        return self.embedding_regularizer is not None or self.collect_stats or not _host.is_mean(self.reducer)
+
+    def _options(self) -> dict[str, Any]:
+        normalize, similarity = _host.similarity_of(self.distance)
+        return {
+            "temperature": self.temperature,
+            "summation": self.summation,
+            "denominator": self.denominator,
+            "contrast_mode": self.contrast_mode,
+            "positives_cap": self.positives_cap,
+            "scale_by_temperature": self.scale_by_temperature,
+            "normalize": normalize,
+            "similarity": similarity,
+            "backend": self.backend,
+        }
 
     def get_default_distance(self) -> BaseDistance:
         """Cosine similarity, as in the paper."""
         return CosineSimilarity()
 
 
-class SupConLossOut(_SupConLoss):
+class SupConLossOut(SupConLoss):
     r"""L_out, the supervised contrastive loss the paper recommends (Khosla et al., NeurIPS 2020, equation 2).
 
         l_i = -1/|P(i)| * sum_{p in P(i)} log( exp(z_i . z_p / tau) / D_ip )
@@ -151,7 +174,7 @@ class SupConLossOut(_SupConLoss):
     summation = "out"
 
 
-class SupConLossIn(_SupConLoss):
+class SupConLossIn(SupConLoss):
     r"""L_in, the supervised contrastive loss with the mean inside the logarithm (Khosla et al., equation 3).
 
         l_i = -log( 1/|P(i)| * sum_{p in P(i)} exp(z_i . z_p / tau) / D_ip )

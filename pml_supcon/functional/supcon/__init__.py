@@ -5,17 +5,14 @@
 """
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 
 from torch import Tensor
 
-from pml_supcon.functional.supcon import checks, reference, tiled, triton
-from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem
+from pml_supcon.functional.supcon.backends import BACKENDS, choose_backend
+from pml_supcon.functional.supcon.problem import AnchorLosses, build_problem
+from pml_supcon.functional.supcon.spread import group_supcon_loss
 
-__all__ = ["supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
-
-#: Every backend by name; "auto" takes the first that can do what is asked.
-BACKENDS: dict[str, ModuleType] = {"triton": triton, "tiled": tiled, "reference": reference}
+__all__ = ["supcon_loss", "group_supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
 
 
 def supcon_loss(
@@ -24,6 +21,7 @@ def supcon_loss(
     *,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
+    ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None = None,
     num_views: int | None = None,
     temperature: float = 0.1,
@@ -53,6 +51,8 @@ def supcon_loss(
             the device of `embeddings`. None: every sample is its own class (SimCLR), which needs the views known.
         ref_emb: `(M, D)` contrasted rows other than the anchors; no row of theirs is excluded as the anchor itself.
         ref_labels: `(M,)` integers, the labels of `ref_emb`.
+        ref_starts_with_batch: the first N rows of `ref_emb` are the batch (its embeddings, or a momentum encoder's of
+            the same images), more follow (a memory): anchor `i` is then not contrasted with row `i`.
         indices_tuple: pairs `(a1, p, a2, n)` or triplets `(a, p, n)` of row indices, as PML's miners give them. `P(i)`
             and `N(i)` are then exactly these (each pair once), and labels are not needed.
         num_views: V of an `(N, D)` input; needed there by `contrast_mode="one"`, `positives_cap` and missing labels.
@@ -96,6 +96,7 @@ def supcon_loss(
         labels,
         ref_emb=ref_emb,
         ref_labels=ref_labels,
+        ref_starts_with_batch=ref_starts_with_batch,
         indices_tuple=indices_tuple,
         num_views=num_views,
         temperature=temperature,
@@ -106,17 +107,5 @@ def supcon_loss(
         normalize=normalize,
         similarity=similarity,
     )
-    losses, valid = _choose(backend, problem).anchor_losses(problem)
+    losses, valid = choose_backend(backend, problem).anchor_losses(problem)
     return AnchorLosses(losses * temperature if scale_by_temperature else losses, valid)
-
-
-def _choose(backend: str, problem: Problem) -> ModuleType:
-    """The backend named, or for "auto" the first that can; a name that cannot serve is refused, never replaced."""
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
-    able = [name for name, module in BACKENDS.items() if module.refusal(problem) is None]
-    if backend == "auto":
-        return BACKENDS[able[0]]
-    if backend not in able:
-        reason = BACKENDS[backend].refusal(problem)
-        raise ValueError(f"backend={backend!r} cannot do this: {reason}; backends that can: {', '.join(able)}")
-    return BACKENDS[backend]

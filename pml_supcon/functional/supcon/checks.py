@@ -105,6 +105,40 @@ def check_references(
         raise ValueError("Expected `ref_labels` together with `ref_emb`, but got `ref_emb` alone")
 
 
+def check_batch_in_references(
+    labels: Tensor | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    pairs: tuple[Tensor, ...] | None,
+    *,
+    claimed: bool,
+) -> None:
+    """Refuse contrasted rows said to start with the batch that do not, as far as the host can see."""
+    if not claimed:
+        return
+    if ref_emb is None or pairs is not None:
+        raise ValueError(
+            "Expected `ref_emb` with labels, and no `indices_tuple`, together with `ref_starts_with_batch`, but got "
+            + ("no `ref_emb`" if ref_emb is None else "`indices_tuple`, which names all pairs itself")
+        )
+    assert labels is not None  # for the type checker: `check_references` and no pairs
+    assert ref_labels is not None
+    number = len(labels)
+    if len(ref_labels) < number:
+        raise ValueError(
+            f"Expected `ref_emb` to start with the {number} rows of the batch (`ref_starts_with_batch`), "
+            f"but it has {len(ref_labels)} rows"
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        differ = (labels.long() != ref_labels[:number].long()).nonzero()
+        if len(differ):
+            row = int(differ[0])
+            raise ValueError(
+                "Expected `ref_labels` to start with the labels of the batch (`ref_starts_with_batch`), but row "
+                f"{row} has {int(ref_labels[row])} there and {int(labels[row])} in the batch"
+            )
+
+
 def check_pairs(
     indices_tuple: Sequence[Tensor] | None, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:

@@ -46,26 +46,31 @@ class Layout:
         layout = Layout(
             anchor_labels=problem.anchor_labels[anchor_order],
             row_labels=problem.row_labels[row_order],
-            anchor_ids=anchor_order if problem.anchors_are_rows else None,
-            row_ids=row_order if problem.anchors_are_rows else None,
+            anchor_ids=None if problem.first_anchor is None else anchor_order + problem.first_anchor,
+            row_ids=None if problem.first_anchor is None else row_order,
             cap=cap and Cap(cap.anchor_rank[anchor_order], cap.anchor_limit[anchor_order], cap.row_rank[row_order]),
             symmetric=problem.symmetric,
         )
         return layout, anchor_order, row_order
 
-    def tiles(self) -> Iterator[tuple[Tile, list[Tile]]]:
+    def tiles(self, anchors: slice | None = None, rows: slice | None = None) -> Iterator[tuple[Tile, list[Tile]]]:
         """The tiles that cover all pairs, each with its boxes: parts that hold all its pairs of equal labels.
 
         With symmetry the tiles are those on and above the diagonal. Where the labels are not on the host, looking for
         boxes would wait for the device: the whole tile is then its one box.
+
+        Args:
+            anchors: only tiles of these anchors, which are sorted by label; default: all.
+            rows: only tiles of these rows. With symmetry they are the anchors, or lie apart from them.
         """
+        anchors = anchors or slice(0, len(self.anchor_labels))
+        rows = rows or slice(0, len(self.row_labels))
         known = on_host(self.row_labels)
         a, r = (self.anchor_labels.tolist(), self.row_labels.tolist()) if known else ([], [])
-        for top in range(0, len(self.anchor_labels), TILE):
-            bottom = min(top + TILE, len(self.anchor_labels))
-            for left in range(top if self.symmetric else 0, len(self.row_labels), TILE):
-                right = min(left + TILE, len(self.row_labels))
-                tile = slice(top, bottom), slice(left, right)
+        for top in range(anchors.start, anchors.stop, TILE):
+            bottom = min(top + TILE, anchors.stop)
+            for left in range(top if self.symmetric and rows == anchors else rows.start, rows.stop, TILE):
+                tile = slice(top, bottom), slice(left, min(left + TILE, rows.stop))
                 yield tile, list(boxes(a, r, tile)) if known else [tile]
 
     def same(self, box: Tile) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -49,7 +49,7 @@ class Problem:
         rows: `(M, D)` contrasted rows; `rows is anchors` where every row is an anchor.
         anchor_labels: `(A,)`, None with `pairs`.
         row_labels: `(M,)`, None with `pairs`.
-        anchors_are_rows: anchor `i` is row `i`, and so not contrasted with it.
+        first_anchor: anchor `i` is row `first_anchor + i`, and so not contrasted with it; None: anchors are no rows.
         cap: ranks that cap the positives, or None.
         pairs: the pairs `(a1, p, a2, n)` given in place of labels, or None.
         similarity: in place of the dot product, or None.
@@ -61,7 +61,7 @@ class Problem:
     rows: Tensor
     anchor_labels: Tensor | None
     row_labels: Tensor | None
-    anchors_are_rows: bool
+    first_anchor: int | None
     cap: Cap | None
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
     similarity: Callable[[Tensor, Tensor], Tensor] | None
@@ -74,7 +74,19 @@ class Problem:
     @property
     def symmetric(self) -> bool:
         """Whether every row is an anchor, contrasted with the others, so that `s_ij = s_ji`."""
-        return self.anchors_are_rows and self.rows is self.anchors
+        return self.first_anchor is not None and self.rows is self.anchors
+
+    def part(self, anchors: slice) -> "Problem":
+        """The same problem for some of the anchors alone, by labels; `anchors` has a start and a stop."""
+        cap = self.cap
+        assert self.anchor_labels is not None  # for the type checker: no pairs, so labels
+        return replace(
+            self,
+            anchors=self.anchors[anchors],
+            anchor_labels=self.anchor_labels[anchors],
+            first_anchor=None if self.first_anchor is None else self.first_anchor + anchors.start,
+            cap=cap and Cap(cap.anchor_rank[anchors], cap.anchor_limit[anchors], cap.row_rank),
+        )
 
 
 def build_problem(
@@ -83,6 +95,7 @@ def build_problem(
     *,
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
+    ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None,
     num_views: int | None,
     temperature: float,
@@ -107,6 +120,7 @@ def build_problem(
     elif pairs is None:
         labels = own_classes(num_rows, num_views, embeddings.device, has_references=ref_emb is not None)
     checks.check_references(embeddings, labels, ref_emb, ref_labels, pairs)
+    checks.check_batch_in_references(labels, ref_emb, ref_labels, pairs, claimed=ref_starts_with_batch)
     checks.check_pairs_in_range(pairs, num_rows, num_rows if ref_emb is None else ref_emb.shape[0])
     checks.check_views_known(contrast_mode, positives_cap, num_views)
     checks.check_cap(positives_cap, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
@@ -120,11 +134,11 @@ def build_problem(
         return F.normalize(rows, dim=1) if normalize and similarity is None else rows
 
     rows = prepare(embeddings)
-    num_anchors = num_rows
+    anchors, num_anchors = rows, num_rows
     if contrast_mode == "one":
         assert num_views is not None  # for the type checker: `check_views_known` has refused None
         num_anchors = num_rows // num_views
-    anchors = rows if num_anchors == num_rows else rows[:num_anchors]
+        anchors = rows if num_views == 1 else rows[:num_anchors]
     anchor_labels = None if labels is None else labels[:num_anchors]
     cap = None
     if positives_cap is not None and labels is not None and num_views is not None:
@@ -134,7 +148,7 @@ def build_problem(
         rows=rows if ref_emb is None else prepare(ref_emb),
         anchor_labels=anchor_labels if pairs is None else None,
         row_labels=None if pairs is not None else labels if ref_emb is None else ref_labels,
-        anchors_are_rows=ref_emb is None,
+        first_anchor=0 if ref_emb is None or ref_starts_with_batch else None,
         cap=cap,
         pairs=pairs,
         similarity=similarity,

@@ -34,8 +34,8 @@ def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
     assert problem.row_labels is not None
     same = problem.anchor_labels[:, None] == problem.row_labels
     positives = same.clone()
-    if problem.anchors_are_rows:
-        positives.fill_diagonal_(False)
+    if problem.first_anchor is not None:
+        positives.diagonal(problem.first_anchor).fill_(False)
     if problem.cap is not None:
         positives &= problem.cap.keeps(slice(None), slice(None))
     return positives, ~same

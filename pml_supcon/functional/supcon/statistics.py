@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from pml_supcon.functional import collectives
 from pml_supcon.functional.supcon.problem import AnchorLosses
 
 
@@ -39,6 +41,14 @@ class Statistics:
             logarithm.fill_(-torch.inf)
         return statistics
 
+    def copy(self) -> "Statistics":
+        """The same in memory of its own."""
+        return Statistics(self.table.clone(), self.summation, self.denominator)
+
+    def log_neg_or_0(self) -> Tensor:
+        """`log_neg`, 0 where there are no negatives."""
+        return self.log_neg.masked_fill(self.log_neg == -torch.inf, 0)
+
     @classmethod
     def merged(cls, parts: Sequence["Statistics"]) -> "Statistics":
         """Those over all positives, from parts that saw some of them each; the first is changed."""
@@ -49,6 +59,16 @@ class Statistics:
             for mine, theirs in ((first.log_pos, other.log_pos), (first.log_share, other.log_share)):
                 mine.copy_(torch.logaddexp(mine, theirs))
         return first
+
+    def reduced(self, group: ProcessGroup) -> "Statistics":
+        """Those over all positives, from processes that saw some of them each; `self` is changed."""
+        sums = collectives.all_reduce(torch.stack([self.number, self.linear]), group)
+        logarithms = collectives.all_logsumexp(torch.stack([self.log_pos, self.log_share]), group)
+        for mine, whole in zip(
+            (self.number, self.linear, self.log_pos, self.log_share), (*sums, *logarithms), strict=True
+        ):
+            mine.copy_(whole)
+        return self
 
     def add_positives(self, s: Tensor, positives: Tensor, anchors: slice) -> None:
         """Add a block of similarities `s` and its mask."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pml_supcon.functional.supcon import listed, reference
-from pml_supcon.functional.supcon.layout import Layout, Tile, within
+from pml_supcon.functional.supcon.layout import Layout, Tile
+from pml_supcon.functional.supcon.passes import Passes
 from pml_supcon.functional.supcon.problem import AnchorLosses, Cap, Problem
 from pml_supcon.functional.supcon.statistics import Statistics
 from pml_supcon.functional.supcon.workers import shared_out
@@ -78,44 +79,15 @@ def tiled_losses(
     The others are the fields of a `Layout` and the options.
     """
     layout = rebuild(rows, anchor_labels, row_labels, anchor_ids, row_ids, anchor_rank, anchor_limit, row_rank)
-    contrasted = anchors if rows is None else rows
-    scaled = anchors / temperature
+    passes = Passes(anchors, anchors / temperature, anchors if rows is None else rows, layout, anchors.dtype, shifted)
     tiles = list(layout.tiles())
-    negatives = partial(log_negatives, scaled=scaled, rows=contrasted, layout=layout, shifted=shifted)
-    log_neg = torch.stack(shared_out(negatives, tiles, anchors.device)).logsumexp(dim=0)
-
-    def positives(boxes: Sequence[tuple[Tile, bool]]) -> Statistics:
-        statistics = Statistics.of(log_neg, summation, denominator)
-        for box, twice in boxes:
-            s = scaled[box[0]] @ contrasted[box[1]].T
-            statistics.add_positives(s, layout.positives(box), box[0])
-            if twice:
-                statistics.add_positives(s.T, layout.positives(box[::-1]), box[1])
-        return statistics
-
+    log_neg = torch.stack(shared_out(passes.log_negatives, tiles, anchors.device)).logsumexp(dim=0)
+    start = Statistics.of(log_neg, summation, denominator)
     boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, found in tiles for box in found]
+    positives = partial(passes.positives, start)
     statistics = Statistics.merged(shared_out(positives, boxes, anchors.device))
     losses, valid = statistics.losses()
     return losses, valid, statistics.table
-
-
-def log_negatives(
-    tiles: Sequence[tuple[Tile, list[Tile]]], *, scaled: Tensor, rows: Tensor, layout: Layout, shifted: bool
-) -> Tensor:
-    """Log of the sum of `exp(s)` over each anchor's negatives in these tiles, `(A,)`."""
-    sums = scaled.new_full((len(scaled),), -torch.inf if shifted else 0)
-    for (a, r), boxes in tiles:
-        s = scaled[a] @ rows[r].T
-        if not shifted:
-            s.exp_()
-        for box in boxes:
-            s[within((a, r), box)].masked_fill_(layout.same(box), -torch.inf if shifted else 0)
-        for part, dim in ((a, 1), (r, 0))[: 1 + (layout.symmetric and a != r)]:
-            if shifted:
-                sums[part] = torch.logaddexp(sums[part], s.logsumexp(dim=dim))
-            else:
-                sums[part] += s.sum(dim=dim)
-    return sums if shifted else sums.log()
 
 
 @torch.library.custom_op("pml_supcon::tiled_gradient", mutates_args=())
@@ -141,37 +113,14 @@ def tiled_gradient(
     `upstream` `(A,)` is 0 for invalid anchors. The second gradient is empty where the anchors are the rows.
     """
     layout = rebuild(rows, anchor_labels, row_labels, anchor_ids, row_ids, anchor_rank, anchor_limit, row_rank)
-    contrasted = anchors if rows is None else rows
+    passes = Passes(anchors, anchors / temperature, anchors if rows is None else rows, layout, anchors.dtype, shifted)
     statistics = Statistics(table, summation, denominator)
-    scaled = anchors / temperature
-    # negatives: W_ij = weight_i exp(s_ij - shift_i), without negatives weight_i = 0
-    shift = statistics.log_neg.masked_fill(statistics.log_neg == -torch.inf, 0)
-    weight = (upstream * statistics.negative_share()).masked_fill(statistics.log_neg == -torch.inf, 0)
-    if not shifted:
-        weight = weight * (-shift).exp()
-
-    def weights(a: slice, r: slice, s: Tensor) -> Tensor:
-        if not shifted:
-            return s.exp_().mul_(weight[a, None] + weight[r] if layout.symmetric else weight[a, None])
-        w = (s - shift[a, None]).exp() * weight[a, None]
-        return w + (s - shift[r]).exp() * weight[r] if layout.symmetric else w
+    weight = passes.negative_weight(statistics, upstream)
 
     def gradients(tiles: Sequence[tuple[Tile, list[Tile]]]) -> tuple[Tensor, Tensor]:
         grad_anchors = torch.zeros_like(anchors)
         grad_rows = grad_anchors if rows is None else torch.zeros_like(rows)
-        for (a, r), boxes in tiles:
-            s = scaled[a] @ contrasted[r].T
-            insides = [within((a, r), box) for box in boxes]
-            pulls = [
-                box_weights(s[inside], box, layout, statistics, upstream)
-                for inside, box in zip(insides, boxes, strict=True)
-            ]
-            w = weights(a, r, s)
-            for inside, box, pull in zip(insides, boxes, pulls, strict=True):
-                w[inside] = torch.where(layout.same(box), pull, w[inside])
-            grad_anchors[a].addmm_(w, contrasted[r])
-            if not layout.symmetric or a != r:
-                grad_rows[r].addmm_(w.T, anchors[a])
+        passes.gradients(tiles, statistics, upstream, weight, grad_anchors, grad_rows)
         return grad_anchors, grad_rows
 
     (grad_anchors, grad_rows), *others = shared_out(gradients, list(layout.tiles()), anchors.device)
@@ -181,16 +130,6 @@ def tiled_gradient(
             grad_rows += more_rows
     grad_anchors /= temperature
     return grad_anchors, grad_rows.div_(temperature) if rows is not None else anchors.new_empty(0)
-
-
-def box_weights(s: Tensor, box: Tile, layout: Layout, statistics: Statistics, upstream: Tensor) -> Tensor:
-    """The weights of the pairs of a box, as if all had equal labels: their pull, or 0 where they are no positives."""
-    a, r = box
-    weights = torch.where(layout.positives(box), upstream[a, None] * statistics.positive_gradient(s, a), 0)
-    if layout.symmetric:
-        reverse = upstream[r, None] * statistics.positive_gradient(s.T, r)
-        weights = weights + torch.where(layout.positives((r, a)), reverse, 0).T
-    return weights
 
 
 def rebuild(

@@ -21,7 +21,7 @@ class Side(NamedTuple):
 
     Attributes:
         rows: `(n, D)` in the dtype of the products.
-        ids: `(n,)` int32, places in the caller's order.
+        ids: `(n,)` int32, places in the caller's order, counted from the first row that is an anchor (`first`).
         start: `(n,)` int32, with `stop`: the rows of the other side from `start` to `stop` have the row's label.
         stop: `(n,)` int32.
     """
@@ -38,8 +38,9 @@ class Launches(NamedTuple):
     Attributes:
         anchors: the side of the anchors.
         rows: that of the contrasted rows.
-        rank: `(M,)` int32 by id, None without a cap.
+        rank: `(M,)` int32 in the caller's order, None without a cap.
         limit: `(A,)` int32 by id: the cap keeps rows of a lower rank, and of the anchor's own.
+        first: the row that the first anchor is; rows before it have negative ids.
         temperature: of the similarities.
         options: the kernels' constants by name, but for those of `columns`.
     """
@@ -48,6 +49,7 @@ class Launches(NamedTuple):
     rows: Side
     rank: Tensor | None
     limit: Tensor | None
+    first: int
     temperature: float
     options: dict[str, Any]
 
@@ -73,7 +75,7 @@ class Launches(NamedTuple):
             gradient_kernel,
             x,
             y,
-            gradient_ptr=gradient,
+            gradient_ptr=gradient if x is self.anchors else gradient[self.first :],
             x_statistics_ptr=x_given[0],
             x_upstream_ptr=x_given[1],
             y_statistics_ptr=y_given[0],
@@ -92,7 +94,7 @@ class Launches(NamedTuple):
             "y_ids_ptr": y.ids,
             "start_ptr": x.start,
             "stop_ptr": x.stop,
-            "rank_ptr": self.rank,
+            "rank_ptr": None if self.rank is None else self.rank[self.first :],
             "limit_ptr": self.limit,
             "num_x": len(x.ids),
             "num_y": len(y.ids),

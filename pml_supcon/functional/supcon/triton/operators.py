@@ -21,7 +21,7 @@ def solve(problem: Problem) -> AnchorLosses:
         *sort_labels(problem),
         None if cap is None else cap.row_rank.int(),
         None if cap is None else cap.anchor_limit.int(),
-        problem.anchors_are_rows,
+        problem.first_anchor,
         problem.input_dtype,
         problem.temperature,
         problem.summation,
@@ -39,6 +39,7 @@ def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
     row_labels, row_ids = anchor_labels, None
     if not problem.symmetric:
         row_labels, row_ids = torch.sort(problem.row_labels.long(), stable=True)
+        row_ids -= problem.first_anchor or 0  # a row and the anchor that it is have one id
     start, stop = (
         torch.searchsorted(row_labels, anchor_labels, right=right, out_int32=True) for right in (False, True)
     )
@@ -62,7 +63,7 @@ def triton_losses(
     row_stop: Tensor | None,
     rank: Tensor | None,
     limit: Tensor | None,
-    exclude_self: bool,
+    first_anchor: int | None,
     dtype: torch.dtype,
     temperature: float,
     summation: str,
@@ -72,12 +73,12 @@ def triton_losses(
     """Losses `(A,)` and their validity `(A,)`, and the statistics `(4, A)` of the sorted anchors.
 
     Anchors `(A, D)` and rows `(M, D)` are float32 in the caller's order; rows and the next of theirs are None where
-    the anchors are the rows. With `exclude_self` an anchor and the row of its id are no pair; `dtype` is that of the
-    products; `shifted` says that similarities may leave the exponent's safe range. For the others see `Launches`.
+    the anchors are the rows. `first_anchor` is that of the `Problem`, `dtype` that of the products; `shifted` says that
+    similarities may leave the exponent's safe range. For the others see `Launches`.
     """
     return lay_out(
         anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
-        exclude_self, dtype, temperature, summation, denominator, shifted,
+        first_anchor, dtype, temperature, summation, denominator, shifted,
     ).losses()  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def triton_gradient(
     row_stop: Tensor | None,
     rank: Tensor | None,
     limit: Tensor | None,
-    exclude_self: bool,
+    first_anchor: int | None,
     dtype: torch.dtype,
     temperature: float,
     summation: str,
@@ -110,7 +111,7 @@ def triton_gradient(
     """
     launches = lay_out(
         anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
-        exclude_self, dtype, temperature, summation, denominator, shifted,
+        first_anchor, dtype, temperature, summation, denominator, shifted,
     )  # fmt: skip
     upstream = upstream.index_select(0, anchor_ids)
     a, r = launches.anchors, launches.rows
@@ -131,7 +132,7 @@ def lay_out(
     row_stop: Tensor | None,
     rank: Tensor | None,
     limit: Tensor | None,
-    exclude_self: bool,
+    first_anchor: int | None,
     dtype: torch.dtype,
     temperature: float,
     summation: str,
@@ -142,14 +143,15 @@ def lay_out(
     anchor_side = Side(anchors.to(dtype).index_select(0, anchor_ids), anchor_ids, anchor_start, anchor_stop)
     row_side = anchor_side
     if rows is not None and row_ids is not None and row_start is not None and row_stop is not None:
-        row_side = Side(rows.to(dtype).index_select(0, row_ids), row_ids, row_start, row_stop)
+        order = row_ids + (first_anchor or 0)
+        row_side = Side(rows.to(dtype).index_select(0, order), row_ids, row_start, row_stop)
     options = {
         "SUMMATION": summation,
         "DENOMINATOR": denominator,
         "SHIFTED": shifted,
-        "EXCLUDE_SELF": exclude_self,
+        "EXCLUDE_SELF": first_anchor is not None,
     }
-    return Launches(anchor_side, row_side, rank, limit, temperature, options)
+    return Launches(anchor_side, row_side, rank, limit, first_anchor or 0, temperature, options)
 
 
 @triton_losses.register_fake

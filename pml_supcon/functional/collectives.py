@@ -1,0 +1,233 @@
+"""Collectives over rows that processes hold different numbers of, and errors that reach every process.
+
+A process that fails before a collective would leave the others waiting. So processes compare notes first
+(`agree`), and one whose peer is gone says which (`naming_the_lost`).
+"""
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ANSWER_S = 5.0  # how long a process on another machine may take to say that it is there
+
+_calls = count()
+
+
+def group_size(group: dist.ProcessGroup | None) -> int:
+    """Processes in the group; 1 without a group."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def default_group(group: dist.ProcessGroup | None = None) -> dist.ProcessGroup | None:
+    """The group, or the default one; None where one process is all there is."""
+    if group is None and dist.is_available() and dist.is_initialized():
+        group = dist.group.WORLD
+    return group if group_size(group) > 1 else None
+
+
+def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """`(W, *x.shape)`: the tensors of all processes, which have one shape and dtype; no gradient."""
+    gathered = x.new_empty(group_size(group), *x.shape)
+    with naming_the_lost(group):
+        dist.all_gather_into_tensor(gathered.flatten(0, 1) if x.ndim else gathered, x.contiguous(), group=group)
+    return gathered
+
+
+def all_reduce(x: Tensor, group: dist.ProcessGroup, op: Any = dist.ReduceOp.SUM) -> Tensor:
+    """The sum (or maximum) over all processes, in place."""
+    with naming_the_lost(group):
+        dist.all_reduce(x, op, group=group)
+    return x
+
+
+def all_logsumexp(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Elementwise log of the sum of `exp(x)` over all processes; minus infinity where all are."""
+    shift = all_reduce(x.clone(), group, dist.ReduceOp.MAX).clamp(min=torch.finfo(x.dtype).min)
+    return all_reduce((x - shift).exp(), group).log().add_(shift)
+
+
+def all_gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """The rows of all processes one after another, process `r` giving `sizes[r]` of them; no gradient."""
+    most = max(sizes)
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = all_gather(padded, group)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def reduce_scatter_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """The sum over all processes of the rows that are this process's own, in at least float32."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    most, rank = max(sizes), dist.get_rank(group)
+    padded = rows.new_zeros(len(sizes), most, *rows.shape[1:])
+    for part, own in zip(padded, rows.split(list(sizes)), strict=True):
+        part[: len(own)] = own
+    summed = torch.empty_like(padded[0])
+    with naming_the_lost(group):
+        dist.reduce_scatter_tensor(summed, padded.flatten(0, 1), group=group)
+    return summed[: sizes[rank]]
+
+
+def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """`all_gather_rows` with a gradient: each process ends with the sum of what all computed for its rows."""
+    gathered: Tensor = _GatherRows.apply(rows, tuple(sizes), group)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: tuple[int, ...], group: dist.ProcessGroup) -> Tensor:
+        ctx.sizes, ctx.group = sizes, group
+        return all_gather_rows(rows, sizes, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return reduce_scatter_rows(gradient, ctx.sizes, ctx.group).to(gradient.dtype), None, None
+
+
+def broadcast_indices(found: Sequence[Tensor], group: dist.ProcessGroup, device: torch.device) -> tuple[Tensor, ...]:
+    """The int64 tensors `(n,)` of the group's first process, on all; the others' are not looked at."""
+    first = dist.get_global_rank(group, 0)
+    lengths = torch.zeros(5, dtype=torch.int64, device=device)  # of as many as a miner gives, and how many those are
+    if dist.get_rank() == first:
+        lengths[: len(found) + 1] = torch.tensor([len(found), *map(len, found)])
+    with naming_the_lost(group):
+        dist.broadcast(lengths, first, group=group)
+        number, *sizes = lengths.tolist()
+        whole = torch.empty(sum(sizes[:number]), dtype=torch.int64, device=device)
+        if dist.get_rank() == first:
+            whole.copy_(torch.cat([indices.to(device, torch.int64) for indices in found]))
+        dist.broadcast(whole, first, group=group)
+    return tuple(whole.split(sizes[:number]))
+
+
+def agree(
+    sizes: Mapping[str, int],
+    same: Mapping[str, str],
+    error: Exception | None,
+    group: dist.ProcessGroup,
+    device: torch.device,
+) -> dict[str, list[int]]:
+    """What each process says of itself, by rank; an error on every process where they do not fit together.
+
+    Args:
+        sizes: numbers that may differ between processes.
+        same: what has to be the same on all processes, by what it is called.
+        error: what is wrong on this process, if anything.
+        group: the processes.
+        device: where the collective runs.
+
+    Raises:
+        ValueError: a process has an error, or differs; the message names rank and value.
+    """
+    digest = hash_of(repr(sorted(same.items())))
+    notes = torch.tensor([error is not None, digest, *sizes.values()], device=device)
+    everyone: list[list[int]] = all_gather(notes, group).tolist()
+    if any(wrong for wrong, *_ in everyone) or len({digest for _, digest, *_ in everyone}) > 1:
+        said: list[Any] = [None] * group_size(group)
+        with naming_the_lost(group):
+            dist.all_gather_object(said, (None if error is None else str(error), dict(same)), group=group)
+        raise ValueError(disagreement(said)) from error
+    return {name: [notes[2 + i] for notes in everyone] for i, name in enumerate(sizes)}
+
+
+def disagreement(said: Sequence[tuple[str | None, Mapping[str, str]]]) -> str:
+    """Which ranks have an error, or else which of the values that should be the same differ, by rank."""
+    wrong = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(said) if error is not None]
+    if wrong:
+        return "; ".join(wrong)
+    differ = [name for name in said[0][1] if len({same.get(name) for _, same in said}) > 1]
+    values = [
+        f"{name}: " + ", ".join(f"{same.get(name)} on rank {rank}" for rank, (_, same) in enumerate(said))
+        for name in differ
+    ]
+    return "Expected all processes to have the same, but got " + "; ".join(values)
+
+
+def hash_of(text: str) -> int:
+    """A number that all processes compute alike, unlike `hash`."""
+    total = 0
+    for byte in text.encode():
+        total = (total * 1_000_003 + byte) % (2**61 - 1)
+    return total
+
+
+@contextmanager
+def naming_the_lost(group: dist.ProcessGroup) -> Iterator[None]:
+    """Turn the failure of a collective into an error that says which ranks are gone.
+
+    Raises:
+        ConnectionError: a collective failed; names the ranks that no longer run, where that can be found out.
+    """
+    if next(_calls) == 0:
+        leave_address()
+    try:
+        yield
+    except RuntimeError as error:
+        who = lost_ranks(group)
+        raise ConnectionError(f"A collective of {group_size(group)} processes failed: {who} ({error})") from error
+
+
+def leave_address() -> None:
+    """Let the others find out later whether this process still runs."""
+    store().set(f"pml_supcon/address/{dist.get_rank()}", f"{os.getpid()} {socket.gethostname()}")
+
+
+def lost_ranks(group: dist.ProcessGroup) -> str:
+    """What can be found out about who is missing, once a collective of the group has failed."""
+    ranks, me = dist.get_process_group_ranks(group), dist.get_rank()
+    try:
+        store().set(f"pml_supcon/failed/{me}", "")
+        gone = [rank for rank in ranks if rank != me and not runs(rank)]
+        silent = [] if gone else [rank for rank in ranks if rank != me and not answers(rank)]
+        reports = [f"pml_supcon/lost/{rank}" for rank in ranks if rank != me]
+        for report in reports:  # who failed first knows best: later ones only see the first ones leave
+            if store().check([report]):
+                gone, silent = [int(rank) for rank in store().get(report).decode().split()], []
+                break
+        store().set(f"pml_supcon/lost/{me}", " ".join(map(str, gone))) if gone else None
+    except (RuntimeError, OSError):  # the process that keeps the store is gone too
+        return "rank 0 was lost, or its machine cannot be reached"
+    if gone:
+        return f"rank {', '.join(map(str, gone))} was lost"
+    return f"rank {', '.join(map(str, silent))} does not answer" if silent else "all ranks still run"
+
+
+def runs(rank: int) -> bool:
+    """Whether a process runs, as far as this machine can tell; those of other machines count as running."""
+    address = f"pml_supcon/address/{rank}"
+    if not store().check([address]):
+        return True
+    pid, host = store().get(address).decode().split(maxsplit=1)
+    if host != socket.gethostname():
+        return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"  # dead, and not yet collected by its parent
+
+
+def answers(rank: int) -> bool:
+    """Whether another process has failed too, and so is there, within a short time."""
+    try:
+        store().wait([f"pml_supcon/failed/{rank}"], timedelta(seconds=ANSWER_S))
+    except RuntimeError:
+        return False
+    return True
+
+
+def store() -> Any:
+    """The store of the default group."""
+    return dist.distributed_c10d._get_default_store()
