@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from pml_supcon.functional import collectives
-from pml_supcon.functional.supcon.layout import TILE, Layout, Tile
+from pml_supcon.functional.supcon import layout as layouts
+from pml_supcon.functional.supcon.layout import Layout, Tile
 from pml_supcon.functional.supcon.passes import Passes
 from pml_supcon.functional.supcon.problem import AnchorLosses, Cap, Problem, rank_cap
 from pml_supcon.functional.supcon.statistics import Statistics
@@ -133,7 +134,7 @@ class Spread:
         return [
             (tile, boxes)
             for tile, boxes in found
-            if ((tile[0].start - mine.start + tile[1].start - theirs.start) // TILE) % 2 == (self.rank < peer)
+            if (tile[0].start - mine.start + tile[1].start - theirs.start) // layouts.TILE % 2 == (self.rank < peer)
         ]
 
     def visits(self, rows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -1,0 +1,25 @@
+"""Real processes on this machine, in a gloo group, for tests of what they do together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_processes(work: Callable[..., Any], number: int, folder: Path, *arguments: Any) -> list[Any]:
+    """What `work(rank, *arguments)` returns on each of the processes, by rank; `work` is a module's function."""
+    mp.spawn(_process, args=(number, str(folder), work, arguments), nprocs=number)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(number)]
+
+
+def _process(rank: int, number: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=number)
+    try:
+        torch.save(work(rank, *arguments), f"{folder}/{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
