@@ -1,0 +1,65 @@
+"""The benchmark of cached gradients: its dropout, its probe, and a quick run in one process and in two."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import cached
+
+
+def missing():
+    raise ImportError("No module named 'pml_supcon.distributed'")
+
+
+@pytest.fixture
+def no_probe(monkeypatch):
+    """Peaks without processes."""
+    monkeypatch.setattr(cached, "probe", lambda way, sizes, processes: {"whole": 8.0, "chunks": 2.0}[way])
+
+
+def test_the_mask_is_a_function_of_the_row():
+    rows, x = torch.arange(4000), torch.ones(4000, 16, 1, 1)
+    drop = cached.RowDropout(0.2, salt=1)
+    whole = drop(x, rows)
+    order = torch.randperm(4000)
+    assert torch.equal(torch.cat([drop(x[part], rows[part]) for part in order.split(7)]), whole[order])
+    assert whole.unique().tolist() == [0, 1.25]
+    dropped = (whole == 0).double().flatten(1)
+    assert dropped.mean(0) == pytest.approx([0.2] * 16, abs=0.03)  # of each channel over the rows
+    together = [dropped.T, dropped[:-1].T @ dropped[1:] / 3999]  # channels of a row, and of neighbouring rows
+    assert (together[0] @ dropped / 4000).fill_diagonal_(0.04).sub(0.04).abs().max() < 0.03
+    assert together[1].sub(0.04).abs().max() < 0.03
+    assert not torch.equal(cached.RowDropout(0.2, salt=2)(x, rows), whole)
+    assert drop.eval()(x, rows) is x
+
+
+def test_one_process(no_probe, monkeypatch, capsys):
+    monkeypatch.setattr(cached, "global_batch_loss", missing)
+    found = {line.what: line for line in cached.main(["--quick"])}
+    assert 0 < found["one process: error of the gradient, float64"].chunks < 1e-12
+    single = found["one process: error of the gradient, float32"]
+    assert 0 < single.chunks < 5e-6
+    assert 0 < single.whole < 5e-6
+    out = capsys.readouterr().out
+    assert "| one process: extra memory, MB | 8.00 | 2.00 | 0.25 |  |" in out
+    assert "Two processes: skipped, there is no loss over the batch of all processes here (No module named" in out
+
+
+def test_two_processes(no_probe):
+    pytest.importorskip("pml_supcon.distributed")
+    exact = cached.double_gradient("whole", cached.QUICK)
+    memory, seconds, errors, reductions = cached.lines(cached.QUICK, 2, exact)
+    assert memory.what == "two processes: extra memory, MB"
+    assert seconds.chunks > 0
+    assert 0 < errors.chunks < 5e-6
+    assert reductions[1:3] == (1, 1)
+
+
+def test_probe_measures_a_step():
+    (extra,) = json.loads(cached.probed(json.dumps(["whole", cached.QUICK, 1])))
+    assert extra is None or extra >= 0

@@ -1,0 +1,375 @@
+"""Cached gradients against the whole batch's own graph, in one process and in two."""
+
+import copy
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pytorch_metric_learning import losses as pml
+from timm.layers import BatchNormAct2d, DropPath, SyncBatchNormAct
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+
+from pml_supcon.losses import SupConLossOut
+from pml_supcon.models import ChunkedEncoder
+
+B, V, SIDE = 11, 2, 6
+LABELS = torch.tensor([0, 1, 2, 0, 1, 1, 2, 0, 2, 2, 1])
+
+
+class ViewEncoder(nn.Module):
+    """Images with views (B, V, 3, H, W) to embeddings (B, V, 5)."""
+
+    def __init__(self, norm=None, dropout=0.0):
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 4) if norm is None else norm
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3), self.norm, nn.ReLU(), nn.Dropout(dropout), DropPath(dropout), nn.Flatten()
+        )
+        self.last = nn.Linear(4 * (SIDE - 2) ** 2, 5)
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        return self.last(self.layers(images.flatten(0, 1))).unflatten(0, images.shape[:2])
+
+
+def images(dtype=torch.float32):
+    return torch.randn(B, V, 3, SIDE, SIDE, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def triplets(embeddings, labels):
+    return pml.TripletMarginLoss(margin=0.5)(embeddings.flatten(0, 1), labels.repeat_interleave(V))
+
+
+LOSSES = {"supcon": SupConLossOut(), "triplets": triplets}
+
+
+def step(model, x, loss=LOSSES["supcon"], *, seed=3, labels=LABELS):
+    """The loss and the gradient of all parameters in one row."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    value = loss(model(x), labels)
+    value.backward()
+    return value.detach(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def in_chunks(encoder, chunk_size):
+    """The same chunks with all their activations kept."""
+
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, x):
+            return torch.cat([self.encoder(chunk) for chunk in x.tensor_split(-(-len(x) // chunk_size))])
+
+    return Kept()
+
+
+def error(came, expected):
+    assert expected.norm() > 1e-3
+    return ((came - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("chunk_size", [1, 4, B, 99])
+def test_equals_the_whole_batch(chunk_size, dtype, tolerance, loss):
+    encoder = ViewEncoder().to(dtype)
+    x = images(dtype)
+    value, gradient = step(encoder, x, LOSSES[loss])
+    chunked = ChunkedEncoder(encoder, chunk_size)
+    torch.testing.assert_close(chunked(x), encoder(x), rtol=tolerance, atol=tolerance)
+    ours, our_gradient = step(chunked, x, LOSSES[loss])
+    assert abs(ours / value - 1) < tolerance
+    assert error(our_gradient, gradient) < tolerance
+
+
+def test_the_gradient_of_the_input_too():
+    encoder, found = ViewEncoder().double(), []
+    for model in (encoder, ChunkedEncoder(encoder, 4)):
+        x = images(torch.float64).requires_grad_()
+        found.append(torch.autograd.grad(LOSSES["supcon"](model(x), LABELS), x)[0])
+    assert error(*found) < 1e-12
+
+
+@pytest.mark.parametrize(("chunk_size", "sizes"), [(4, [4, 4, 3]), (5, [4, 4, 3]), (10, [6, 5]), (11, [11])])
+def test_chunks_are_few_and_nearly_equal(chunk_size, sizes):
+    chunked = ChunkedEncoder(ViewEncoder(), chunk_size)
+    step(chunked, images())
+    assert chunked.encoder.sizes == sizes + sizes[::-1]  # in the backward pass the last comes first
+
+
+@pytest.mark.parametrize("chunk_size", [3, 4])
+def test_dropout_and_stochastic_depth_draw_the_same_masks_again(chunk_size):
+    encoder, x = ViewEncoder(dropout=0.4).double(), images(torch.float64)
+    value, gradient = step(in_chunks(encoder, chunk_size), x)
+    after = torch.rand(3)
+    chunked = ChunkedEncoder(encoder, chunk_size)
+    ours, our_gradient = step(chunked, x)
+    assert torch.equal(torch.rand(3), after)  # the stream goes on as if nothing had been run twice
+    assert torch.equal(ours, value)
+    assert error(our_gradient, gradient) < 1e-12
+    assert error(step(chunked, x, seed=4)[1], gradient) > 0.1  # other masks show
+
+
+NORMS = {
+    "batch": lambda: nn.BatchNorm2d(4),
+    "cumulative": lambda: nn.BatchNorm2d(4, momentum=None),
+    "timm": lambda: BatchNormAct2d(4),
+    "sync": lambda: nn.SyncBatchNorm(4),
+    "timm sync": lambda: SyncBatchNormAct(4),
+    "instance": lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+    "not tracked": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "frozen": lambda: nn.BatchNorm2d(4).eval(),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_running_statistics_count_each_chunk_once(name):
+    encoder, x = ViewEncoder(NORMS[name](), dropout=0.2).double(), images(torch.float64)
+    plain = copy.deepcopy(encoder)
+    buffers = dict(encoder.named_buffers())
+    begun = copy.deepcopy(buffers)
+    for seed in range(2):
+        value, gradient = step(in_chunks(plain, 4), x, seed=seed)
+        ours, our_gradient = step(ChunkedEncoder(encoder, 4), x, seed=seed)
+        assert torch.equal(ours, value)
+        assert error(our_gradient, gradient) < 1e-12
+    expected = dict(plain.named_buffers())
+    assert all(buffer is buffers[key] for key, buffer in encoder.named_buffers())  # what DDP and compilers hold on to
+    assert buffers.keys() == expected.keys()
+    assert all(torch.equal(buffers[key], expected[key]) for key in buffers)
+    moved = {key.rpartition(".")[2] for key in buffers if not torch.equal(buffers[key], begun[key])}
+    tracked = {"running_mean", "running_var", "num_batches_tracked"}
+    quiet = {"not tracked": tracked, "frozen": tracked, "instance": {"num_batches_tracked"}}
+    assert moved == tracked - quiet.get(name, set())
+
+
+def test_buffers_are_back_after_an_error_in_the_second_pass():
+    encoder = ViewEncoder(nn.BatchNorm2d(4))
+    buffers = dict(encoder.named_buffers())
+    loss = LOSSES["supcon"](ChunkedEncoder(encoder, 4)(images()), LABELS)
+
+    def fails(*_):
+        assert encoder.norm.running_mean is not buffers["norm.running_mean"]
+        raise RuntimeError("out of luck")
+
+    encoder.norm.register_forward_hook(fails)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        loss.backward()
+    assert all(buffer is buffers[key] for key, buffer in encoder.named_buffers())
+
+
+def test_batch_norm_differs_from_the_whole_batch():
+    encoder, x = ViewEncoder(nn.BatchNorm2d(4)), images()
+    assert error(step(ChunkedEncoder(encoder, 4), x)[1], step(encoder, x)[1]) > 1e-2
+
+
+def test_autocast_is_replayed_and_gradients_are_not_summed_in_half_precision():
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 8))
+    kinds = []
+    encoder[0].register_forward_hook(lambda _module, _inputs, output: kinds.append(output.dtype))
+    x, target = torch.randn(1024, 16), torch.randn(1024, 8)
+
+    def loss(embeddings, labels):
+        return (embeddings.float() - labels).square().mean()
+
+    def mixed(model):
+        def forward(rows):
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(rows)
+
+        forward.zero_grad, forward.parameters = model.zero_grad, model.parameters
+        return step(forward, x, loss, labels=target)
+
+    exact = step(in_chunks(encoder, 8), x, loss, labels=target)[1]
+    kinds.clear()
+    came = mixed(ChunkedEncoder(encoder, 8))[1]
+    assert kinds == [torch.bfloat16] * 256  # 128 chunks, twice
+    assert torch.is_autocast_cache_enabled()
+    plain = mixed(in_chunks(encoder, 8))[1]  # through one cast of the weights
+    assert error(came, exact) < 4e-3
+    assert error(came, exact) < error(plain, exact) / 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_gradients_chunks_pass_once_and_keep_nothing(training):
+    chunked = ChunkedEncoder(ViewEncoder(), 4).train(training)
+    with torch.no_grad():
+        embeddings = chunked(images())
+    assert not embeddings.requires_grad
+    torch.testing.assert_close(embeddings, chunked.encoder(images()))
+    assert chunked.encoder.sizes == [4, 4, 3, B]
+
+
+def test_evaluation_mode_with_gradients_passes_once():
+    chunked = ChunkedEncoder(ViewEncoder(dropout=0.5), 4).eval()
+    gradient = step(chunked, images())[1]
+    assert chunked.encoder.sizes == [4, 4, 3]
+    assert error(gradient, step(chunked.encoder, images())[1]) < 1e-6
+
+
+def peak_bytes(model, x):
+    """What is allocated at most during a step beyond what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model(x).square().sum().backward()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    now = peak = 0
+    for event in events:
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def test_activations_of_one_chunk_are_held_at_a_time():
+    deep = [layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.GELU())]
+    encoder, x = nn.Sequential(nn.Linear(8, 64), *deep, nn.Linear(64, 4)), torch.randn(4096, 8)
+    peak_bytes(encoder, x)  # gradients are there from now on
+    whole, chunked = peak_bytes(encoder, x), peak_bytes(ChunkedEncoder(encoder, 128), x)
+    assert whole > 4096 * 64 * 12 * 4  # twelve layers' activations
+    assert chunked < whole / 10
+
+
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d(4)])
+def test_an_empty_batch_has_all_parameters_in_its_graph(norm):
+    chunked = ChunkedEncoder(ViewEncoder(norm), 4)
+    buffers = copy.deepcopy(dict(chunked.named_buffers()))
+    embeddings = chunked(images()[:0])
+    assert embeddings.shape == (0, V, 5)
+    embeddings.sum().backward()
+    assert all(torch.equal(parameter.grad, torch.zeros_like(parameter)) for parameter in chunked.parameters())
+    assert chunked.encoder.sizes == [0]
+    assert all(torch.equal(buffer, buffers[key]) for key, buffer in chunked.named_buffers())
+
+
+def test_the_encoder_is_saved_by_itself():
+    encoder = ViewEncoder()
+    chunked = ChunkedEncoder(encoder, 4)
+    assert chunked.encoder is encoder
+    assert {f"encoder.{key}" for key in encoder.state_dict()} == set(chunked.state_dict())
+    assert "chunk_size=4" in repr(chunked)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="`chunk_size` to be at least 1, but got 0"):
+        ChunkedEncoder(ViewEncoder(), 0)
+    for size in (2.0, "8", None, True):
+        with pytest.raises(TypeError, match=f"`chunk_size` to be an integer, but got {size!r}"):
+            ChunkedEncoder(ViewEncoder(), size)
+    with pytest.raises(TypeError, match=r"`encoder` to be a torch\.nn\.Module, but got function"):
+        ChunkedEncoder(images, 4)
+    with pytest.raises(ValueError, match=r"`x` to have shape \(B, \.\.\.\), but got a tensor without"):
+        ChunkedEncoder(nn.Identity(), 4)(torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"for each of the 4 of its input \(4, 2, 3\), but got \(8, 3\)"):
+        ChunkedEncoder(nn.Flatten(0, 1), 4)(torch.zeros(8, 2, 3))
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(TypeError, match="encoder to return a tensor, but got tuple"):
+        ChunkedEncoder(Two(), 4)(torch.zeros(8, 2))
+
+
+def over_all(loss, world=2):
+    """The loss over the rows of all processes; averaged over them, its gradients are those of one process."""
+
+    def called(embeddings, labels):
+        sizes = [None] * world
+        dist.all_gather_object(sizes, len(labels))
+        rank = dist.get_rank()
+        parts = [None] * world
+        dist.all_gather_object(parts, (embeddings.detach(), labels))
+        joined = torch.cat([embeddings if r == rank else part for r, (part, _) in enumerate(parts)])
+        return world * loss(joined, torch.cat([part for _, part in parts]))
+
+    return called
+
+
+def two_process_results(rank, cut):
+    """The gradient of each split of the batch and how often gradients were reduced in each of two steps."""
+    own = slice(0, cut) if rank == 0 else slice(cut, B)
+    torch.manual_seed(5)
+    model = DistributedDataParallel(ChunkedEncoder(ViewEncoder().double(), 3))
+    reductions = []
+
+    def counted(group, bucket):
+        reductions.append(bucket.buffer().numel())
+        summed = dist.all_reduce(bucket.buffer() / 2, group=group, async_op=True).get_future()
+        return summed.then(lambda future: future.value()[0])
+
+    model.register_comm_hook(dist.group.WORLD, counted)
+    for _ in range(2):  # DDP arranges its buckets anew after the first
+        gradient = step(model, images(torch.float64)[own], over_all(LOSSES["supcon"]), labels=LABELS[own])[1]
+    return gradient, reductions
+
+
+def accelerate_result(rank):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    torch.manual_seed(5)
+    encoder = ViewEncoder()
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
+    model, optimizer = accelerator.prepare(ChunkedEncoder(encoder, 3), optimizer)
+    assert isinstance(model, DistributedDataParallel)
+    own = slice(6 * rank, 6 * rank + 6)
+    before = [parameter.detach().clone() for parameter in encoder.parameters()]
+    accelerator.backward(over_all(LOSSES["supcon"])(model(images()[own]), LABELS[own]))
+    optimizer.step()
+    assert accelerator.unwrap_model(model).encoder is encoder
+    assert encoder.sizes == ([3, 3, 3, 3] if rank == 0 else [3, 2, 2, 3])
+    return torch.cat([(b - p.detach()).flatten() for b, p in zip(before, encoder.parameters(), strict=True)])
+
+
+def work(rank, folder, port):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo")
+    results = {cut: two_process_results(rank, cut) for cut in (6, 2, 0)}
+    results["accelerate"] = accelerate_result(rank)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two processes computed."""
+    pytest.importorskip("accelerate")
+    folder = tmp_path_factory.mktemp("gloo")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(work, args=(str(folder), port), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def one_process(dtype):
+    torch.manual_seed(5)
+    return step(ViewEncoder().to(dtype), images(dtype))[1]
+
+
+@pytest.mark.parametrize("cut", [6, 2, 0])  # rows of the first process: chunks as many, fewer, none at all
+def test_two_processes_have_the_gradient_of_one_and_reduce_once(results, cut):
+    expected = one_process(torch.float64)
+    for result in results:
+        gradient, reductions = result[cut]
+        assert error(gradient, expected) < 1e-12
+        assert reductions == [len(expected)] * 2
+
+
+def test_accelerate_prepares_it_for_two_processes_in_bfloat16(results):
+    expected = one_process(torch.float32)
+    for result in results:
+        assert 1e-5 < error(result["accelerate"], expected) < 2e-2
