@@ -57,15 +57,22 @@ class SupConLoss(BaseMetricLossFunction):
         indices_tuple: Sequence[Tensor] | None = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        ref_starts_with_batch: bool = False,
     ) -> Tensor:
-        """The loss of a batch, a scalar under PML's default reducer; see the class for shapes."""
+        """The loss of a batch, a scalar under PML's default reducer; see the class for shapes.
+
+        With `ref_starts_with_batch` the first N rows of `ref_emb` are the batch and a memory follows: anchor `i` is not
+        contrasted with row `i`.
+        """
         # PML's own forward, but views become rows first, and labels are checked rather than moved to the device
         self.reset_stats()
         checks.check_embeddings("embeddings", embeddings)
         if labels is not None:
             checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
         embeddings, labels, num_views = view_major_rows(embeddings, labels, self.num_views)
-        loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views)
+        memory = {"ref_starts_with_batch": True} if ref_starts_with_batch else {}
+        loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views, **memory)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         loss: Tensor = self.reducer(loss_dict, embeddings, None if labels is None else labels.long())
         return loss
@@ -78,13 +85,16 @@ class SupConLoss(BaseMetricLossFunction):
         ref_emb: Tensor | None,
         ref_labels: Tensor | None,
         num_views: int | None = None,
+        *,
+        ref_starts_with_batch: bool = False,
     ) -> dict[str, dict[str, Any]]:
         """Per-anchor losses of rows `(N, D)` as PML's reducers take them."""
         if ref_emb is embeddings and ref_labels is labels:  # PML's sign for rows contrasted with themselves
             ref_emb, ref_labels = None, None
         _host.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
         rows: dict[str, Any] = {"ref_emb": ref_emb, "ref_labels": ref_labels, "num_views": num_views}
-        options = rows | self._options() | {"indices_tuple": indices_tuple}
+        rows |= {"ref_starts_with_batch": ref_starts_with_batch, "indices_tuple": indices_tuple}
+        options = rows | self._options()
         group = sharing.processes_with_this_batch()
         if group is None:
             terms = supcon_loss(embeddings, labels, **options)
@@ -151,6 +161,7 @@ class SupConLossOut(SupConLoss):
     Raises:
         ValueError: an option, a shape, a device or a value that does not fit.
         TypeError: embeddings that are not floating point, labels that are not integers.
+        IndexError: an `indices_tuple` that names rows that are not there.
 
     Note:
         It differs from PML 2.9's `SupConLoss` in three ways: anchors with a positive are all in the mean, where PML's

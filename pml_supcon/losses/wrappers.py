@@ -1,8 +1,14 @@
-"""PML's loss wrappers that accept losses by class name, with ours on their lists."""
+"""PML's loss wrappers that accept losses by class name, with ours on their lists and what PML's leave out."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pytorch_metric_learning import losses as pml
 from torch import Tensor
+
+from pml_supcon.functional.supcon import checks
+from pml_supcon.losses.supcon import SupConLoss
 
 OWN_LOSSES = ["SupConLossOut", "SupConLossIn"]
 
@@ -11,8 +17,16 @@ class CrossBatchMemory(pml.CrossBatchMemory):
     """PML's memory of past embeddings (Wang et al., CVPR 2020), which also accepts our losses.
 
     Arguments and calls are those of `pytorch_metric_learning.losses.CrossBatchMemory`: embeddings `(N, D)`, labels
-    `(N,)`. It hands the loss the list of all pairs between batch and memory, so that `positives_cap` and
-    `contrast_mode="one"` are refused there.
+    `(N,)`. A batch is contrasted with itself, detached, and what else the memory holds once the batch is in it. With
+    one of our losses and no miner, `indices_tuple` or `enqueue_mask` it does so without PML's list of all pairs, which
+    takes memory for each; the value is the same, and `contrast_mode="one"` works. `positives_cap` is refused.
+
+    Unlike PML's, its `state_dict` says where the memory stands and how far it is filled, so that a loaded memory is
+    used; states saved by PML's load with `strict=False`, as an empty memory. `QueueLoss` is the exact form of the same
+    idea: gradients reach the batch's rows also as contrasted rows, and momentum encoders have their place.
+
+    Raises:
+        ValueError: a batch larger than the memory, or of another width.
 
     Example:
         >>> import torch
@@ -22,6 +36,89 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         0
     """
 
+    embedding_memory: Tensor
+    label_memory: Tensor
+    queue_idx: int
+    has_been_filled: bool
+
+    @property
+    def num_views(self) -> int | None:
+        """V of the embeddings, where the loss knows it."""
+        views: int | None = getattr(self.loss, "num_views", None)
+        return views
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # else it compiles anew wherever the memory stands
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Sequence[Tensor] | None = None,
+        enqueue_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch `(N, D)` against the memory, which it enters."""
+        checks.check_embeddings("embeddings", embeddings, dims=(2,))
+        if embeddings.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"Expected argument `embeddings` to have the width embedding_size={self.embedding_size}, "
+                f"but got {tuple(embeddings.shape)}"
+            )
+        if enqueue_mask is None and len(embeddings) > self.memory_size:
+            raise ValueError(
+                f"Expected `memory_size` to be at least the {len(embeddings)} rows of a batch, all of which enter the "
+                f"memory, but got {self.memory_size}"
+            )
+        listed = self.miner is not None or indices_tuple is not None or enqueue_mask is not None
+        if listed or not isinstance(self.loss, SupConLoss):
+            loss: Tensor = super().forward(embeddings, labels, indices_tuple, enqueue_mask)
+            return loss
+        self.reset_stats()
+        checks.check_labels("labels", labels, len(embeddings), getattr(labels, "device", embeddings.device))
+        labels = labels.to(embeddings.device, torch.int64)  # PML's moves them too, and the memory to the embeddings
+        self.embedding_memory = self.embedding_memory.to(embeddings.device, embeddings.dtype)
+        self.label_memory = self.label_memory.to(embeddings.device, torch.int64)
+        older = self._rows_that_stay(len(embeddings))
+        loss = self.loss(
+            embeddings,
+            labels,
+            ref_emb=torch.cat([embeddings.detach(), *(self.embedding_memory[part] for part in older)]),
+            ref_labels=torch.cat([labels, *(self.label_memory[part] for part in older)]),
+            ref_starts_with_batch=True,
+        )
+        self.add_to_memory(embeddings, labels, len(embeddings))
+        return loss
+
+    def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
+        """Put rows in the place of the oldest."""
+        if batch_size:  # PML's takes the memory for filled when nothing enters it
+            super().add_to_memory(embeddings, labels, batch_size)
+
+    def _rows_that_stay(self, number: int) -> list[slice]:
+        """The filled rows of the memory that a batch of `number` does not replace."""
+        end = self.queue_idx + number
+        if end > self.memory_size:
+            first = end - self.memory_size
+            return [slice(first, self.queue_idx)]
+        return [slice(0, self.queue_idx), *([slice(end, self.memory_size)] if self.has_been_filled else [])]
+
+    def get_extra_state(self) -> Tensor:
+        """Where the memory stands: a tensor, since some formats of checkpoints hold nothing else."""
+        return torch.tensor([self.queue_idx, self.has_been_filled])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Let the memory stand where it stood."""
+        queue_idx, filled = state.tolist()
+        if not 0 <= queue_idx < self.memory_size:
+            raise ValueError(
+                f"Expected the state of a memory of {self.memory_size} rows, but got one whose next is {queue_idx}"
+            )
+        self.queue_idx, self.has_been_filled = queue_idx, bool(filled)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}embedding_memory")
+        if isinstance(saved, Tensor):  # the memory has the dtype of the embeddings, which a new one cannot know
+            self.embedding_memory = self.embedding_memory.to(saved.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @staticmethod
     def supported_losses() -> list[str]:
         """The names of the losses that it accepts."""
@@ -29,31 +126,79 @@ class CrossBatchMemory(pml.CrossBatchMemory):
 
 
 class SelfSupervisedLoss(pml.SelfSupervisedLoss):
-    """PML's wrapper for two views without labels, which also accepts our losses.
+    """PML's wrapper for views without labels, for any number of views, which also accepts our losses.
 
-    Arguments and calls are those of `pytorch_metric_learning.losses.SelfSupervisedLoss`: `loss(embeddings, ref_emb)`,
-    each `(N, D)`. Our losses alone do the same for any number of views: `SupConLossOut()(embeddings)` with `(B, V, D)`.
+    Called as PML's, `loss(embeddings, ref_emb)`, with more views after these, `loss(first, second, third)`, each
+    `(N, D)`; or with all of them as `(B, V, D)`. Each sample is its own class.
+
+    Args:
+        loss: a loss of PML's that needs no more than embeddings and labels, or one of ours, alone the same when
+            symmetric: `SupConLossOut()(embeddings)` with `(B, V, D)`.
+        symmetric: True: every row is an anchor, contrasted with all others. False: the first view's rows are anchors,
+            contrasted with those of the other views only.
+
+    Raises:
+        ValueError: fewer than two views, views of different shapes, or `symmetric=False` around a loss of ours with
+            `num_views`, which would speak of the first view alone.
 
     Example:
         >>> import torch
         >>> from pml_supcon import losses
-        >>> one, other = torch.randn(8, 4), torch.randn(8, 4)
-        >>> wrapped = losses.SelfSupervisedLoss(losses.SupConLossOut())(one, other)
-        >>> bool(torch.isclose(wrapped, losses.SupConLossOut()(torch.stack([one, other], dim=1))))
+        >>> one, other, third = torch.randn(3, 8, 4)
+        >>> wrapped = losses.SelfSupervisedLoss(losses.SupConLossOut())(one, other, third)
+        >>> bool(torch.isclose(wrapped, losses.SupConLossOut()(torch.stack([one, other, third], dim=1))))
         True
     """
 
-    def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        """The loss of two views `(N, D)`, each row's label its number."""
-        # PML's own forward, but with the labels on the device of the embeddings
-        labels = torch.arange(embeddings.shape[0], device=embeddings.device)
-        if self.symmetric:
-            loss: Tensor = self.loss(torch.cat([embeddings, ref_emb]), labels.repeat(2))
+    takes_views = True
+
+    def __init__(self, loss: torch.nn.Module, symmetric: bool = True, **kwargs: Any) -> None:
+        super().__init__(loss, symmetric=symmetric, **kwargs)
+        num_views = getattr(loss, "num_views", None) if isinstance(loss, SupConLoss) else None
+        if not symmetric and num_views not in (None, 1):
+            raise ValueError(
+                "Expected a loss without `num_views` with `symmetric=False`, where the anchors are one view, "
+                f"but got num_views={num_views}"
+            )
+
+    def forward(self, embeddings: Tensor, ref_emb: Tensor | None = None, *more_ref_emb: Tensor) -> Tensor:
+        """The loss of V views `(N, D)`, or of `(B, V, D)`; each sample's label is its number."""
+        views = views_of(embeddings, (ref_emb, *more_ref_emb) if ref_emb is not None or more_ref_emb else ())
+        # the labels are on the device of the embeddings, unlike PML's
+        labels = torch.arange(len(views[0]), device=views[0].device)
+        own = isinstance(self.loss, SupConLoss)
+        loss: Tensor
+        if self.symmetric and own:
+            loss = self.loss(torch.stack(views, dim=1), labels)
+        elif self.symmetric:
+            loss = self.loss(torch.cat(views), labels.repeat(len(views)))
         else:
-            loss = self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=labels.clone())
+            anchors = views[0][:, None] if own else views[0]
+            references, ref_labels = torch.cat(views[1:]), labels.repeat(len(views) - 1)
+            loss = self.loss(anchors, labels, ref_emb=references, ref_labels=ref_labels)
         return loss
 
     @staticmethod
     def supported_losses() -> list[str]:
         """The names of the losses that it accepts."""
         return [*pml.SelfSupervisedLoss.supported_losses(), *OWN_LOSSES]
+
+
+def views_of(embeddings: Tensor, others: Sequence[Any]) -> list[Tensor]:
+    """The views, each `(N, D)`, of `(B, V, D)` embeddings or of the first view and the others."""
+    checks.check_embeddings("embeddings", embeddings, dims=(2,) if others else (2, 3))
+    views = list(embeddings.unbind(dim=1)) if embeddings.ndim == 3 else [embeddings]
+    if len(views) + len(others) < 2:
+        raise ValueError(
+            "Expected at least two views, `loss(embeddings, ref_emb)` or (B, V, D) embeddings, "
+            f"but got {tuple(embeddings.shape)} alone"
+        )
+    for view in others:
+        checks.check_embeddings("ref_emb", view, dims=(2,))
+        if view.shape != views[0].shape:
+            raise ValueError(
+                f"Expected all views to have the shape of the first, {tuple(views[0].shape)}, but got "
+                f"{tuple(view.shape)}"
+            )
+        views.append(view)
+    return views

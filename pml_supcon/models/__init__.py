@@ -4,8 +4,10 @@ Importing this package registers the architecture `small_stem` with timm, so tha
 `save_encoder` loads through `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 """
 
+from pml_supcon.models.chunked import ChunkedEncoder
 from pml_supcon.models.encoders import check_encoder_name, create_encoder, feature_width
 from pml_supcon.models.heads import ProjectionHead
+from pml_supcon.models.momentum import MomentumEncoder
 from pml_supcon.models.stems import shrink_stem, stem_obstacle
 from pml_supcon.models.storage import load_encoder, save_encoder
 
@@ -16,6 +18,8 @@ __all__ = [  # noqa: RUF022 - flow order
     "stem_obstacle",
     "shrink_stem",
     "ProjectionHead",
+    "ChunkedEncoder",
+    "MomentumEncoder",
     "save_encoder",
     "load_encoder",
 ]

@@ -1,6 +1,7 @@
 """PML's `CrossBatchMemory` and `SelfSupervisedLoss` around our losses, beside PML's own around `SupConLoss`."""
 
 import copy
+import pickle
 
 import pytest
 import supcon_oracle
@@ -58,19 +59,110 @@ def test_cross_batch_memory_of_the_inner_loss(denominator):
     assert memory(second, second_labels).item() == pytest.approx(supcon_oracle.mean(oracle), abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"positives_cap": 2}, {"contrast_mode": "one"}])
-def test_cross_batch_memory_refuses_options_that_need_the_batch(options):
-    memory = losses.CrossBatchMemory(losses.SupConLossOut(num_views=2, **options), embedding_size=4)
-    with pytest.raises(ValueError, match=r"indices_tuple|ref_emb"):
+class ListedMemory(pml.CrossBatchMemory):
+    """PML's own memory, which makes lists of all pairs, around our losses."""
+
+    @staticmethod
+    def supported_losses():
+        return losses.CrossBatchMemory.supported_losses()
+
+
+def no_lists(*_):
+    raise AssertionError("index lists were made")
+
+
+@pytest.mark.parametrize("loss_class", [losses.SupConLossOut, losses.SupConLossIn])
+@pytest.mark.parametrize("denominator", ["all", "one_positive", "negatives"])
+@pytest.mark.parametrize("memory_size", [8, 16, 20, 23])
+def test_cross_batch_memory_without_lists_is_that_with_lists(loss_class, denominator, memory_size, monkeypatch):
+    loss, options = loss_class(denominator=denominator), {"embedding_size": 4, "memory_size": memory_size}
+    theirs, ours = ListedMemory(loss, **options), losses.CrossBatchMemory(loss, **options)
+    monkeypatch.setattr(ours, "create_indices_tuple", no_lists)
+    for step, (rows, labels) in enumerate([*STEPS, *STEPS]):
+        rows, labels = rows.double()[: 8 - step % 3], labels[: 8 - step % 3]
+        expected = value_and_gradient(theirs, rows, labels)
+        torch.testing.assert_close(value_and_gradient(ours, rows, labels), expected, rtol=1e-10, atol=1e-12)
+        assert torch.equal(ours.embedding_memory, theirs.embedding_memory)
+        assert torch.equal(ours.label_memory, theirs.label_memory)
+        assert (ours.queue_idx, ours.has_been_filled) == (theirs.queue_idx, theirs.has_been_filled)
+
+
+def test_cross_batch_memory_with_anchors_of_the_first_view():
+    memory = losses.CrossBatchMemory(
+        losses.SupConLossOut(num_views=2, contrast_mode="one"), embedding_size=4, memory_size=16
+    )
+    labels = torch.tensor([0, 1, 0, 2]).repeat(2)
+    (first, _), (second, _) = STEPS[:2]
+    memory(first, labels)
+    refs, ref_labels = torch.cat([second, first]), labels.repeat(2)
+    same = labels[:, None] == ref_labels
+    pairs = (*torch.where(same & ~torch.eye(8, 16).bool()), *torch.where(~same))
+    oracle = supcon_oracle.anchor_losses(second, ref_emb=refs, indices_tuple=pairs, num_views=2, contrast_mode="one")
+    assert memory(second, labels).item() == pytest.approx(supcon_oracle.mean(oracle), abs=1e-5)
+
+
+def test_cross_batch_memory_refuses_the_cap():
+    memory = losses.CrossBatchMemory(losses.SupConLossOut(num_views=2, positives_cap=2), embedding_size=4)
+    with pytest.raises(ValueError, match="Expected no `ref_emb` with `positives_cap`"):
         memory(STEPS[0][0], torch.arange(4).repeat(2))
 
 
-def test_cross_batch_memory_copies_and_states():
+@pytest.mark.parametrize("loss", [losses.SupConLossOut(), pml.TripletMarginLoss()])
+def test_cross_batch_memory_refuses_what_does_not_fit(loss):
+    memory = losses.CrossBatchMemory(loss, embedding_size=4, memory_size=7)
+    with pytest.raises(ValueError, match=r"`memory_size` to be at least the 8 rows of a batch, .* but got 7"):
+        memory(*STEPS[0])
+    with pytest.raises(ValueError, match=r"the width embedding_size=4, but got \(8, 3\)"):
+        memory(STEPS[0][0][:, :3], STEPS[0][1])
+    if isinstance(loss, losses.SupConLossOut):
+        with pytest.raises(TypeError, match=r"`labels` to be a torch\.Tensor, but got NoneType"):
+            memory(STEPS[0][0][:4], None)
+        with pytest.raises(ValueError, match=r"`labels` to have shape \(4,\)"):
+            memory(STEPS[0][0][:4], STEPS[0][1])
+    assert memory.queue_idx == 0  # nothing of it has entered
+
+
+def test_cross_batch_memory_stays_empty_when_nothing_enters():
+    """PML's takes itself for filled, and contrasts with rows of zeros."""
     memory = losses.CrossBatchMemory(losses.SupConLossOut(), embedding_size=4, memory_size=20)
-    memory(*STEPS[0])
-    twin = copy.deepcopy(memory)
-    assert torch.equal(memory(*STEPS[1]), twin(*STEPS[1]))
-    assert set(memory.state_dict()) == {"embedding_memory", "label_memory"}
+    memory(*STEPS[0], enqueue_mask=torch.zeros(8, dtype=torch.bool))
+    memory(STEPS[0][0][:0], STEPS[0][1][:0])
+    assert not memory.has_been_filled
+    theirs = pml.CrossBatchMemory(pml.SupConLoss(), embedding_size=4, memory_size=20)
+    expected = value_and_gradient(theirs, *STEPS[1])
+    torch.testing.assert_close(value_and_gradient(memory, *STEPS[1]), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("miner", [None, miners.MultiSimilarityMiner()])
+def test_cross_batch_memory_copies_and_states(miner, dtype):
+    def new_memory():
+        return losses.CrossBatchMemory(losses.SupConLossOut(), embedding_size=4, memory_size=20, miner=miner)
+
+    steps = [(rows.to(dtype) / 3, labels) for rows, labels in STEPS]  # which float32 does not hold
+    for number in (1, 3):  # partly filled, and wrapped round
+        memory, loaded = new_memory(), new_memory()
+        for step in steps[:number]:
+            memory(*step)
+        assert set(memory.state_dict()) == {"embedding_memory", "label_memory", "_extra_state"}
+        loaded.load_state_dict(memory.state_dict())
+        others = [loaded, copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))]
+        for step in steps:
+            expected = memory(*step)
+            assert all(torch.equal(other(*step), expected) for other in others)
+
+
+def test_cross_batch_memory_of_a_state_of_pml():
+    theirs = pml.CrossBatchMemory(pml.SupConLoss(), embedding_size=4, memory_size=20)
+    theirs(*STEPS[0])
+    memory = losses.CrossBatchMemory(losses.SupConLossOut(), embedding_size=4, memory_size=20)
+    with pytest.raises(RuntimeError, match="_extra_state"):
+        memory.load_state_dict(theirs.state_dict())
+    memory.load_state_dict(theirs.state_dict(), strict=False)
+    assert memory.queue_idx == 0
+    state = memory.state_dict() | {"_extra_state": torch.tensor([20, 1])}
+    with pytest.raises(ValueError, match="memory of 20 rows, but got one whose next is 20"):
+        memory.load_state_dict(state)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -91,6 +183,69 @@ def test_self_supervised_loss_with_options_that_need_the_views():
     loss = losses.SupConLossOut(num_views=2, contrast_mode="one", positives_cap=0)
     expected = losses.SupConLossOut(contrast_mode="one")(torch.stack([one, other], dim=1))
     torch.testing.assert_close(losses.SelfSupervisedLoss(loss)(one, other), expected)
+
+
+def views(number):
+    return [rows.double() for rows, _ in STEPS[:number]]
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize("loss", [
+    losses.SupConLossOut(), losses.SupConLossIn(denominator="one_positive"), pml.NTXentLoss(), pml.TripletMarginLoss(),
+], ids=lambda loss: type(loss).__name__)  # fmt: skip
+def test_self_supervised_loss_of_any_number_of_views(loss, number):
+    samples = views(number)
+    wrapped = losses.SelfSupervisedLoss(loss)
+    value, gradient = value_and_gradient(wrapped, torch.stack(samples, dim=1))
+    expected = loss(torch.cat(samples), torch.arange(8).repeat(number))
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(wrapped(*samples), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(value_and_gradient(wrapped, *samples)[1], gradient[:, 0])
+    if isinstance(loss, losses.SupConLossOut):
+        oracle = supcon_oracle.anchor_losses(torch.cat(samples), num_views=number)
+        assert value.item() == pytest.approx(supcon_oracle.mean(oracle), rel=1e-10)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_self_supervised_loss_of_the_first_view_against_the_rest(number):
+    samples = views(number)
+    rest, labels = torch.cat(samples[1:]), torch.arange(8)
+    for summation, loss in (("out", losses.SupConLossOut()), ("in", losses.SupConLossIn(contrast_mode="one"))):
+        wrapped = losses.SelfSupervisedLoss(loss, symmetric=False)
+        oracle = supcon_oracle.anchor_losses(
+            samples[0], labels, ref_emb=rest, ref_labels=labels.repeat(number - 1), summation=summation
+        )
+        assert wrapped(*samples).item() == pytest.approx(supcon_oracle.mean(oracle), rel=1e-10)
+        assert torch.equal(wrapped(torch.stack(samples, dim=1)), wrapped(*samples))
+    theirs = pml.NTXentLoss()
+    expected = theirs(samples[0], labels, ref_emb=rest, ref_labels=labels.repeat(number - 1))
+    assert torch.equal(losses.SelfSupervisedLoss(theirs, symmetric=False)(*samples), expected)
+
+
+@pytest.mark.parametrize("loss", [losses.SupConLossOut(), pml.SupConLoss()])
+def test_self_supervised_loss_is_called_as_that_of_pml(loss):
+    one, other = STEPS[0][0], STEPS[1][0]
+    wrapped = losses.SelfSupervisedLoss(loss)
+    assert torch.equal(wrapped(embeddings=one, ref_emb=other), wrapped(one, other))
+
+
+@pytest.mark.parametrize("loss", [losses.SupConLossOut(), pml.SupConLoss()])
+def test_self_supervised_loss_refuses_what_are_no_views(loss):
+    wrapped, rows = losses.SelfSupervisedLoss(loss), STEPS[0][0]
+    for alone in (rows, rows[:, None]):
+        with pytest.raises(ValueError, match="at least two views"):
+            wrapped(alone)
+    with pytest.raises(ValueError, match=r"shape of the first, \(8, 4\), but got \(7, 4\)"):
+        wrapped(rows, rows, rows[:7])
+    with pytest.raises(ValueError, match=r"`embeddings` to have shape \(N, D\), but got \(8, 2, 4\)"):
+        wrapped(torch.stack([rows, rows], dim=1), rows)
+    with pytest.raises(TypeError, match=r"`ref_emb` to be a torch\.Tensor, but got NoneType"):
+        wrapped(rows, None, rows)
+
+
+def test_self_supervised_loss_of_one_view_as_anchors_refuses_num_views():
+    with pytest.raises(ValueError, match=r"without `num_views` with `symmetric=False`.* but got num_views=2"):
+        losses.SelfSupervisedLoss(losses.SupConLossOut(num_views=2), symmetric=False)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
