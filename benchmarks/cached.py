@@ -32,7 +32,7 @@ import torch.multiprocessing as mp
 from harness import time_step
 from memory import MALLOC, peak_extra, run
 from providers import Step
-from records import MB
+from records import MB, keep_table
 from tables import markdown, ratio, shown
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -277,6 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
         made += lines(sizes, 2, exact)
     header = ["", "whole batch", f"chunks of {sizes.chunk}", "chunks over whole", "aim for chunks"]
     print(markdown(header, [line.cells() for line in made]))
+    if not asked.quick:
+        keep_table("cached", header, [line.cells() for line in made])
     return made
 
 

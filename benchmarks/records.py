@@ -1,6 +1,7 @@
 """The records of the benchmarks: one CSV, append-only, and what a record says of where it was taken."""
 
 import csv
+import json
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, get_type_hints
 import torch
 
 RESULTS = Path(__file__).resolve().parent / "results.csv"
+TABLES = RESULTS.parent.parent / "docs" / "records"
 MB = 1e6  # bytes
 OK = "ok"
 KEY = ("question", "provider", "backend", "N", "D", "classes", "views", "dtype", "option", "mode", "device")
@@ -170,3 +172,9 @@ def _commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def keep_table(name: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Record a table whose columns are not those of the CSV, for `docs/make_tables.py` to put on its page."""
+    record = {"environment": environment("cpu"), "header": list(header), "rows": [list(row) for row in rows]}
+    (TABLES / f"benchmark-{name}.json").write_text(json.dumps(record, indent=1) + "\n")

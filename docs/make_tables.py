@@ -1,4 +1,4 @@
-"""Write the tables of README from the records in `docs/records`: `python docs/make_tables.py`."""
+"""Write the tables of README and the pages from the records in `docs/records`: `python docs/make_tables.py`."""
 
 import json
 import re
@@ -34,12 +34,32 @@ def digits_table() -> str:
     return "\n".join(lines)
 
 
+def measured_table(name: str) -> str:
+    """The table that a script in `benchmarks/` made, and where."""
+    record = json.loads((ROOT / "docs/records" / f"benchmark-{name}.json").read_text())
+    header, where = record["header"], record["environment"]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *record["rows"]]
+    versions = f"torch {where['torch']}, pytorch-metric-learning {where['pml']}, Python {where['python']}"
+    source = (
+        f"`python benchmarks/{name}.py`, {where['date'][:10]} at commit {where['commit']}; {where['hardware']}, "
+        f"{where['cpus']} CPU cores; {versions}."
+    )
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", source])
+
+
 def filled(text: str) -> str:
-    """README with its table written anew."""
-    marked = re.compile(r"(<!-- records:digits -->\n).*?(<!-- /records -->)", re.S)
-    return marked.sub(lambda found: f"{found[1]}{digits_table()}\n{found[2]}", text)
+    """A page with its tables written anew."""
+    marked = re.compile(r"(<!-- records:(\w+) -->\n).*?(<!-- /records -->)", re.S)
+
+    def table(found: re.Match[str]) -> str:
+        made = digits_table() if found[2] == "digits" else measured_table(found[2])
+        return f"{found[1]}{made}\n{found[3]}"
+
+    return marked.sub(table, text)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text()
+        if filled(text) != text:
+            page.write_text(filled(text))

@@ -10,13 +10,20 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pml_supcon import losses
 from pml_supcon._extras import require_faiss
-from pml_supcon.models import ProjectionHead, check_encoder_name, create_encoder, feature_width
+from pml_supcon.distributed import GlobalBatchLoss
+from pml_supcon.models import (
+    ChunkedEncoder,
+    MomentumEncoder,
+    ProjectionHead,
+    check_encoder_name,
+    create_encoder,
+    feature_width,
+)
 from pml_supcon.recipes.data import ImageData, MemoryImages, open_data
 from pml_supcon.recipes.run_folder import RunFolder, default_path
 from pml_supcon.recipes.settings import DEFAULT_ENCODER, TrainSettings
@@ -30,7 +37,7 @@ from pml_supcon.views import (
     split_views,
 )
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Criterion = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class EncoderWithTop(nn.Module):
@@ -48,13 +55,20 @@ class EncoderWithTop(nn.Module):
 
 @dataclass(frozen=True)
 class Job:
-    """Data, model, loss and optimiser of a run, and the folder that takes its files."""
+    """Data, model, loss and optimiser of a run, and the folder that takes its files.
+
+    Attributes:
+        network: the model, as it is trained.
+        key_encoder: the momentum encoder that fills the queue, or None.
+    """
 
     run: RunFolder
     data: ImageData
     model: EncoderWithTop
     sampler: MultiViewBatchSampler
     loader: DataLoader[Any]
+    network: nn.Module
+    key_encoder: MomentumEncoder | None
     criterion: Criterion
     optimizer: torch.optim.Optimizer
 
@@ -65,7 +79,7 @@ def prepare(settings: TrainSettings, accelerator: Accelerator) -> Job:
     require_faiss()
     check_encoder_name(settings.encoder or DEFAULT_ENCODER)
     check_optimizer_name(settings.optimizer)
-    criterion = build_criterion(settings, accelerator)
+    criterion = build_criterion(settings)
     with accelerator.main_process_first():  # one process downloads
         opened = open_data(
             settings.data, image_size=settings.image_size, max_train=settings.max_train, max_test=settings.max_test
@@ -74,19 +88,22 @@ def prepare(settings: TrainSettings, accelerator: Accelerator) -> Job:
     data = opened.decode()
     set_seed(settings.seed)
     model = build_model(settings, data)
+    network = build_network(settings, model)
+    key_encoder = None if settings.momentum is None else MomentumEncoder(network, settings.momentum)
     optimizer = build_optimizer(settings, model)
     accelerator.wait_for_everyone()  # all have looked into the folder before one of them writes there
     if accelerator.is_main_process:
         run.create(settings)
-    return Job(run, data, model, sampler, build_loader(settings, data, sampler), criterion, optimizer)
+    loader = build_loader(settings, data, sampler)
+    return Job(run, data, model, sampler, loader, network, key_encoder, criterion, optimizer)
 
 
-def build_criterion(settings: TrainSettings, accelerator: Accelerator) -> Criterion:
-    """The loss of outputs `(B, V, D)` and labels `(B,)`, over the batches of all processes."""
+def build_criterion(settings: TrainSettings) -> Criterion:
+    """The loss of outputs `(B, V, D)`, labels `(B,)` and keys, over the batches of all processes."""
     if not settings.contrastive:
-        return lambda logits, labels: F.cross_entropy(flatten_views(logits), labels.repeat(logits.shape[1]))
+        return lambda logits, labels, keys: F.cross_entropy(flatten_views(logits), labels.repeat(logits.shape[1]))
     kind = losses.SupConLossIn if settings.method == "supcon_in" else losses.SupConLossOut
-    contrastive = kind(
+    contrastive: nn.Module = kind(
         settings.temperature,
         denominator=settings.denominator,
         contrast_mode=settings.contrast_mode,
@@ -95,24 +112,21 @@ def build_criterion(settings: TrainSettings, accelerator: Accelerator) -> Criter
         scale_by_temperature=settings.scale_by_temperature,
         backend=settings.backend,
     )
-    if settings.positives_cap is not None and accelerator.num_processes > 1:
-        raise ValueError(
-            "Expected no --positives_cap with several processes: the cap counts in batch order, and each process "
-            "sees the whole batch in an order of its own"
-        )
-    rank: int = accelerator.process_index
-    processes: int = accelerator.num_processes
-    # PML's wrapper returns the loss of the whole batch times the number of processes, whose gradients DDP averages
-    spread = DistributedLossWrapper(contrastive) if processes > 1 else contrastive
+    if settings.queue_size is not None:
+        contrastive = losses.QueueLoss(contrastive, settings.head_dim, settings.queue_size)
+    spread = GlobalBatchLoss(contrastive)
 
-    def own_classes(labels: Tensor) -> Tensor:
-        return torch.arange(len(labels), device=labels.device) * processes + rank
-
-    def criterion(embeddings: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = spread(embeddings, own_classes(labels) if settings.method == "simclr" else labels)
+    def criterion(embeddings: Tensor, labels: Tensor, keys: Tensor | None) -> Tensor:
+        given = {} if keys is None else {"keys": keys}
+        loss: Tensor = spread(embeddings, None if settings.method == "simclr" else labels, **given)
         return loss
 
     return criterion
+
+
+def build_network(settings: TrainSettings, model: EncoderWithTop) -> nn.Module:
+    """The model as it is trained: in chunks of images where that is asked for."""
+    return model if settings.chunk_size is None else ChunkedEncoder(model, settings.chunk_size)
 
 
 def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:

@@ -45,6 +45,10 @@ class TrainSettings:
         positives_cap: at most this many positives besides an anchor's own other views.
         scale_by_temperature: multiply the contrastive loss by tau.
         backend: which engine computes the contrastive loss.
+        queue_size: contrast with this many past rows too (at least a batch of them); default: none.
+        momentum: fill the queue by a momentum encoder, which keeps this share of itself a step; default: by the encoder
+            that is trained.
+        chunk_size: most images that pass the encoder at once on a process, all views of each; default: all of a batch.
         epochs: passes over the training images in stage 1.
         optimizer: any timm optimizer.
         learning_rate: peak learning rate.
@@ -75,6 +79,9 @@ class TrainSettings:
     positives_cap: int | None = None
     scale_by_temperature: bool = False
     backend: Literal["auto", "triton", "tiled", "reference"] = "auto"
+    queue_size: int | None = None
+    momentum: float | None = None
+    chunk_size: int | None = None
     epochs: int = 25
     optimizer: str = "sgd"
     learning_rate: float = 0.1
@@ -99,6 +106,7 @@ class TrainSettings:
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Expected --{name} to be > 0, but got {getattr(self, name)}")
+        self._check_large_batches()
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"Expected --warmup_epochs to be at most --epochs={self.epochs}, but got {self.warmup_epochs}"
@@ -108,6 +116,25 @@ class TrainSettings:
                 f"Expected --positives_cap to be a multiple >= 0 of the number of views, {self.views}, "
                 f"but got {self.positives_cap}"
             )
+
+    def _check_large_batches(self) -> None:
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"Expected --chunk_size to be at least 1, but got {self.chunk_size}")
+        if self.queue_size is None and self.momentum is not None:
+            raise ValueError("Expected --queue_size with --momentum, which fills a queue, but got none")
+        if self.queue_size is None:
+            return
+        if not self.contrastive:
+            raise ValueError("Expected no --queue_size with cross_entropy, which contrasts nothing")
+        if self.queue_size < self.batch_size * self.views:
+            raise ValueError(
+                f"Expected --queue_size to be at least a batch, {self.batch_size} images in {self.views} views = "
+                f"{self.batch_size * self.views} rows, but got {self.queue_size}"
+            )
+        if self.positives_cap is not None:
+            raise ValueError("Expected no --positives_cap with --queue_size: it counts the samples of a batch")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"Expected --momentum to be in [0, 1), but got {self.momentum}")
 
     @property
     def contrastive(self) -> bool:

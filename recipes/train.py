@@ -3,6 +3,7 @@ r"""Train an encoder with a supervised contrastive loss, then score it: retrieva
     accelerate launch recipes/train.py                                        # digits, one process, about a minute
     accelerate launch recipes/train.py --data imagefolder:my/images --epochs 100
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py         # several processes without a GPU
+    accelerate launch recipes/train.py --batch-size 6144 --chunk-size 64      # a large batch in little memory
 
 Stage 1 trains the encoder under a projection head with the contrastive loss over V views of each image (or under a
 classifier with cross entropy); stage 2 freezes the encoder, drops the head, and scores the encoder's output on the
@@ -90,7 +91,8 @@ def train(job: Job, settings: TrainSettings, accelerator: Accelerator) -> list[f
         warmup_lr_init=settings.learning_rate / 100,
         t_in_epochs=False,
     )
-    model, optimizer = accelerator.prepare(job.model, job.optimizer)
+    model, optimizer = accelerator.prepare(job.network, job.optimizer)
+    key_encoder = None if job.key_encoder is None else job.key_encoder.to(accelerator.device)
     set_seed(settings.seed, device_specific=True)  # processes augment differently
     history: list[float] = []
     recent: list[Tensor] = []
@@ -100,17 +102,20 @@ def train(job: Job, settings: TrainSettings, accelerator: Accelerator) -> list[f
             job.sampler.set_epoch(epoch)
             for views, labels in job.loader:
                 schedule.step_update(len(history) + len(recent))
-                outputs = model(views.to(accelerator.device, non_blocking=True))
-                loss = job.criterion(outputs, labels.to(accelerator.device, non_blocking=True))
+                views = views.to(accelerator.device, non_blocking=True)
+                keys = None if key_encoder is None else key_encoder(views)
+                loss = job.criterion(model(views), labels.to(accelerator.device, non_blocking=True), keys)
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
+                if key_encoder is not None:
+                    key_encoder.update_parameters(job.network)
                 recent.append(loss.detach())
                 bar.update()
                 if len(recent) == CHECK_EVERY:
-                    history += settle(recent, job, settings, accelerator, len(history))
+                    history += settle(recent, job, accelerator, len(history))
                     recent = []
-            history += settle(recent, job, settings, accelerator, len(history))
+            history += settle(recent, job, accelerator, len(history))
             recent = []
             bar.set_postfix(epoch=epoch + 1, loss=f"{history[-1]:.3f}")
             if accelerator.is_main_process:
@@ -118,14 +123,11 @@ def train(job: Job, settings: TrainSettings, accelerator: Accelerator) -> list[f
     return history
 
 
-def settle(recent: list[Tensor], job: Job, settings: TrainSettings, accelerator: Accelerator, done: int) -> list[float]:
+def settle(recent: list[Tensor], job: Job, accelerator: Accelerator, done: int) -> list[float]:
     """The losses of recent steps on the host, the same on all processes; refuses one that is not finite."""
     if not recent:
         return []
-    reduced = accelerator.reduce(torch.stack(recent), reduction="mean")
-    if settings.contrastive:
-        reduced = reduced / accelerator.num_processes  # see `build_criterion`
-    values: list[float] = reduced.tolist()
+    values: list[float] = accelerator.reduce(torch.stack(recent), reduction="mean").tolist()
     for step, value in enumerate(values, start=done + 1):
         if not math.isfinite(value):
             last = job.run.checkpoint or "none, it happened in the first epoch"

@@ -1,8 +1,10 @@
-"""The tables in README are those of the records, and the records keep the promise made of the digits."""
+"""What README and the benchmarks' page say is what the records say, and the records keep the promise made of them."""
 
 import importlib.util
 import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,15 @@ def test_readme_shows_the_records():
     spec.loader.exec_module(make_tables)
     readme = (ROOT / "README.md").read_text()
     assert make_tables.filled(readme) == readme, "run `make tables`"
+
+
+def test_the_page_of_benchmarks_shows_the_records(tmp_path):
+    """Its text: figures depend on the version of matplotlib."""
+    make_page = ROOT / "benchmarks" / "make_page.py"
+    command = [sys.executable, str(make_page), "--docs", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True)
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert (tmp_path / "benchmarks.md").read_text() == page, "run `python benchmarks/make_page.py`"
 
 
 @pytest.mark.parametrize("score", ["linear_probe/top1", "retrieval/precision_at_1"])

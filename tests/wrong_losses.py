@@ -1,11 +1,15 @@
 """Supervised contrastive losses with one mistake each: what the oracle must reject.
 
-`MISTAKES` names them, `batch_loss` computes them; with `mistake=None` it is right, so that each differs by its mistake
-alone. Rows are samples seen once; `cap` keeps that many positives, first in batch order.
+`MISTAKES` names those of the batch's loss and `batch_loss` computes them, rows being samples seen once (`cap` keeps
+that many positives, first in batch order); `ANCHOR_MISTAKES` and `anchor_losses` are those of single anchors under the
+options, `GRADIENT_MISTAKES` and `WrongGradient` those of gradients. With `mistake=None` each is right, so that it
+differs by its mistake alone.
 """
 
 import torch
 import torch.nn.functional as F
+
+from pml_supcon.functional.supcon.problem import AnchorLosses
 
 MISTAKES = (
     "rows not normalised",
@@ -59,3 +63,106 @@ def batch_loss(rows, labels, temperature, *, summation, cap=None, mistake=None):
     if mistake == "sum over anchors for their mean":
         return losses.sum()
     return losses.sum() / (len(rows) if mistake == "anchors without positive counted as zeros" else len(losses))
+
+
+def sets(rows, labels, *, ref_emb=None, ref_labels=None, indices_tuple=None, num_views=1, contrast_mode="all", **_):
+    """How often each row is a positive and a negative of each anchor, `(A, M)` both, for a right loss 0 or 1."""
+    number = len(rows) // num_views if contrast_mode == "one" else len(rows)
+    if indices_tuple is not None:
+        positives, negatives = torch.zeros(2, len(rows), len(rows), dtype=rows.dtype)
+        a1, p, a2, n = indices_tuple
+        positives.index_put_((a1, p), torch.ones(len(p), dtype=rows.dtype), accumulate=True)
+        negatives.index_put_((a2, n), torch.ones(len(n), dtype=rows.dtype), accumulate=True)
+        return positives, negatives
+    same = labels[:number, None] == (labels if ref_emb is None else ref_labels)
+    positives = same if ref_emb is not None else same & ~torch.eye(len(rows), dtype=torch.bool)[:number]
+    return positives.to(rows.dtype), (~same).to(rows.dtype)
+
+
+#: Mistakes in the loss of an anchor, each with the options that it concerns.
+ANCHOR_MISTAKES = [
+    ("other positives in the denominator", {"denominator": "one_positive"}),
+    ("the positive left out of its denominator", {"denominator": "one_positive"}),
+    ("positives in the denominator", {"denominator": "negatives"}),
+    ("an anchor without negatives is valid", {"denominator": "negatives"}),
+    ("only the first view is contrasted", {"contrast_mode": "one", "num_views": 2}),
+    ("every row is an anchor", {"contrast_mode": "one", "num_views": 2}),
+    ("the reference of its own number left out", {"references": True}),
+    ("repeats counted twice", {"pairs": True}),
+    ("a pair listed as both counted twice", {"pairs": True}),
+]
+
+
+def anchor_losses(rows, labels, *, temperature, summation, denominator="all", mistake=None, **given):
+    """The loss of every anchor, but for the mistake; `given` are the other arguments of the oracle."""
+    if mistake == "every row is an anchor":
+        given["contrast_mode"] = "all"
+    positives, negatives = sets(rows, labels, **given)
+    contrasted = F.normalize(given.get("ref_emb", rows), dim=1)
+    e = (F.normalize(rows, dim=1)[: len(positives)] @ contrasted.T / temperature).exp()
+    if mistake != "repeats counted twice":
+        positives, negatives = positives.clamp(max=1), negatives.clamp(max=1)
+    if mistake == "only the first view is contrasted":
+        later = torch.arange(len(rows)) >= len(rows) // given["num_views"]
+        negatives = negatives.masked_fill(later, 0)
+    if mistake == "the reference of its own number left out":
+        own = torch.eye(*positives.shape, dtype=torch.bool)
+        positives, negatives = positives.masked_fill(own, 0), negatives.masked_fill(own, 0)
+    union = positives + negatives
+    if mistake not in ("a pair listed as both counted twice", "repeats counted twice"):
+        union = union.clamp(max=1)
+    n = (negatives * e).sum(dim=1, keepdim=True)
+    alone = torch.where(negatives > 0, 0, e)  # what a positive adds to the negatives
+    d = {"all": (union * e).sum(dim=1, keepdim=True), "one_positive": n + alone, "negatives": n}[denominator]
+    if mistake in ("other positives in the denominator", "positives in the denominator"):
+        d = (union * e).sum(dim=1, keepdim=True)
+    if mistake == "the positive left out of its denominator":
+        d = n
+    number = positives.sum(dim=1)
+    valid = number > 0
+    if denominator == "negatives" and mistake != "an anchor without negatives is valid":
+        valid = valid & (negatives.sum(dim=1) > 0)
+    p = torch.where(positives > 0, e / d, 1)
+    if summation == "out":
+        losses = -(positives * p.log()).sum(dim=1) / number
+    else:
+        losses = -((positives * p).sum(dim=1) / number).log()
+    return AnchorLosses(torch.where(valid, losses, 0), valid)
+
+
+GRADIENT_MISTAKES = (
+    "no gradient of contrasted rows",
+    "no gradient through the normalisation",
+    "upstream ignored",
+    "temperature forgotten",
+    "positives without pull",
+)
+
+
+class WrongGradient(torch.autograd.Function):
+    """L_out with the paper's denominator, whose gradient has a mistake, or none for None."""
+
+    @staticmethod
+    def forward(ctx, rows, labels, temperature, mistake):
+        ctx.save_for_backward(rows, labels)
+        ctx.temperature, ctx.mistake = temperature, mistake
+        losses, ctx.valid = anchor_losses(rows, labels, temperature=temperature, summation="out")
+        return losses
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (rows, labels), mistake = ctx.saved_tensors, ctx.mistake
+        if mistake == "upstream ignored":
+            upstream = torch.full_like(upstream, 1 / len(upstream))
+        z = F.normalize(rows, dim=1)
+        e = (z @ z.T / ctx.temperature).exp().fill_diagonal_(0)
+        positives = (labels[:, None] == labels).to(e).fill_diagonal_(0)
+        pull = 0 if mistake == "positives without pull" else positives / positives.sum(dim=1, keepdim=True).clamp(min=1)
+        g = (e / e.sum(dim=1, keepdim=True) - pull) * torch.where(ctx.valid, upstream, 0)[:, None]
+        if mistake != "temperature forgotten":
+            g = g / ctx.temperature
+        to_unit_rows = (g if mistake == "no gradient of contrasted rows" else g + g.T) @ z
+        along = (to_unit_rows * z).sum(dim=1, keepdim=True) * z
+        if mistake == "no gradient through the normalisation":
+            along = 0
+        return (to_unit_rows - along) / rows.norm(dim=1, keepdim=True), None, None, None

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from pml_supcon.functional import collectives
 from pml_supcon.functional.shares import Rows, agree_on_shares
 from pml_supcon.functional.supcon import checks
+from pml_supcon.losses.queue import QueueLoss
 from pml_supcon.losses.sharing import batch_shared_by
 from pml_supcon.losses.supcon import SupConLoss
 
@@ -27,9 +28,9 @@ class GlobalBatchLoss(nn.Module):
     of rows, or none. Without a process group, or with one process, it is the loss itself.
 
     `SupConLossOut` and `SupConLossIn` share out the pairs: with the "tiled" backend a process meets the rows of the
-    others one block at a time and does `1/W` of the work in the memory of its own share; other backends take `1/W` of
-    the anchors. Losses of pytorch-metric-learning, and wrappers of ours around any loss, are computed on every process
-    from all rows.
+    others one block at a time and does `1/W` of the work in the memory of its own share; other backends, and these
+    losses inside `QueueLoss` and other wrappers, gather all rows and take `1/W` of the anchors. Losses of
+    pytorch-metric-learning are computed on every process from all rows.
 
     Args:
         loss: a loss that is called like PML's: `loss(embeddings, labels, ...)`.
@@ -98,7 +99,10 @@ class GlobalBatchLoss(nn.Module):
         except (ValueError, TypeError) as problem:
             error = problem
         if group is not None:
-            whole = agree_on_shares(own, {"loss": describe(self.loss)}, error, group).gather(own, group)
+            same = {"loss": describe(self.loss)}
+            if error is None:
+                same |= {name: f"{tuple(x.shape[1:])} {x.dtype}" for name, x in more.items()}
+            whole = agree_on_shares(own, same, error, group).gather(own, group)
         elif error is not None:
             raise error
         if whole.embeddings.ndim == 3 and not getattr(self.loss, "takes_views", False):
@@ -158,5 +162,7 @@ def describe(module: nn.Module) -> str:
     for part in module.modules():
         names = [name for name in inspect.signature(type(part).__init__).parameters if hasattr(part, name)]
         options = {name: getattr(part, name) for name in names if isinstance(getattr(part, name), plain)}
+        if isinstance(part, QueueLoss):  # as full on all processes
+            options |= {"num_filled": part.num_filled, "next_row": part.next_row}
         said.append(f"{type(part).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})")
     return " ".join(said)

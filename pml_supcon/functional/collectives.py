@@ -147,7 +147,8 @@ def disagreement(said: Sequence[tuple[str | None, Mapping[str, str]]]) -> str:
     wrong = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(said) if error is not None]
     if wrong:
         return "; ".join(wrong)
-    differ = [name for name in said[0][1] if len({same.get(name) for _, same in said}) > 1]
+    names = dict.fromkeys(name for _, same in said for name in same)
+    differ = [name for name in names if len({same.get(name) for _, same in said}) > 1]
     values = [
         f"{name}: " + ", ".join(f"{same.get(name)} on rank {rank}" for rank, (_, same) in enumerate(said))
         for name in differ

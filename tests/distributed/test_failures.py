@@ -14,7 +14,7 @@ from process_groups import run_processes
 from pytorch_metric_learning import losses as pml
 
 from pml_supcon.distributed import GlobalBatchLoss
-from pml_supcon.losses import SupConLossIn, SupConLossOut
+from pml_supcon.losses import QueueLoss, SupConLossIn, SupConLossOut
 
 EMBEDDINGS, LABELS = torch.randn(4, 2, 3), torch.arange(4)
 
@@ -62,6 +62,11 @@ def work(rank):
     said["of pml"] = message(GlobalBatchLoss(pml.TripletMarginLoss(margin=0.1 + rank)), EMBEDDINGS, LABELS)
     pairs = (LABELS, LABELS, LABELS)
     said["pairs"] = message(GlobalBatchLoss(SupConLossOut()), EMBEDDINGS, LABELS, indices_tuple=pairs)
+    queue = QueueLoss(SupConLossOut(), 3, 16)
+    said["keys"] = message(GlobalBatchLoss(queue), EMBEDDINGS, LABELS, **({"keys": EMBEDDINGS} if rank else {}))
+    if rank:
+        queue(EMBEDDINGS, LABELS)
+    said["queues"] = message(GlobalBatchLoss(queue), EMBEDDINGS, LABELS)
     said["afterwards"] = GlobalBatchLoss(SupConLossOut())(EMBEDDINGS, LABELS)
     return said
 
@@ -85,6 +90,9 @@ def test_options_that_differ_end_on_every_process(said):
         assert "summation: out on rank 0, in on rank 1" in one["losses"]
         assert "margin=0.1" in one["of pml"]
         assert "margin=1.1" in one["of pml"]
+        assert "keys: None on rank 0, (2, 3) torch.float32 on rank 1" in one["keys"]
+        assert "num_filled=0" in one["queues"]
+        assert "num_filled=8" in one["queues"]
         assert "rank 0: Expected no `indices_tuple` with several processes" in one["pairs"]
 
 

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from process_groups import run_processes
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners, reducers, regularizers
@@ -116,6 +117,19 @@ def work(rank, shares):
     results["references"] = GlobalBatchLoss(SupConLossOut())(
         views[0], labels[mine], ref_emb=views[1], ref_labels=labels[mine]
     ).detach()  # fmt: skip
+    embeddings = network(torch.float32)(batch(torch.float32)[0][mine]).detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = GlobalBatchLoss(SupConLossOut())(embeddings, labels[mine])
+        value.backward()
+    results["autocast"] = value.detach(), embeddings.grad / len(shares)
+    half = embeddings.detach().bfloat16().requires_grad_()
+    GlobalBatchLoss(SupConLossOut(backend="reference"))(half, labels[mine]).backward()
+    results["half"] = half.grad / len(shares)
+    others = dist.new_group([0, len(shares) - 1])  # without those between
+    if rank in (0, len(shares) - 1):
+        loss = GlobalBatchLoss(SupConLossOut(), miner=miners.MultiSimilarityMiner(), group=others)
+        plain = GlobalBatchLoss(SupConLossOut(), group=others)
+        results["group"] = [over(images[mine], labels[mine]) for over in (plain, loss)]
     results["nobody has a row"] = step(model, GlobalBatchLoss(SupConLossOut()), images[:0], labels[:0])
     return results
 
@@ -171,6 +185,28 @@ def test_views_and_references_given_apart(results):
         torch.testing.assert_close(result["two views"], SelfSupervisedLoss(pml.NTXentLoss())(one, other))
         wanted = SupConLossOut()(one, labels, ref_emb=other, ref_labels=labels.clone())
         torch.testing.assert_close(result["references"], wanted)
+
+
+def test_half_precision(results):
+    """Under autocast the loss is float32; half-precision rows have gradients of their own kind, summed in float32."""
+    images, labels = batch(torch.float32)
+    embeddings = network(torch.float32)(images).detach().requires_grad_()
+    value = SupConLossOut()(embeddings, labels)
+    value.backward()
+    gradient = torch.cat([result["autocast"][1] for result in results])
+    assert_close((results[0]["autocast"][0], gradient), (value.detach(), embeddings.grad), torch.float32)
+    halves = torch.cat([result["half"] for result in results])
+    assert halves.dtype == torch.bfloat16
+    assert (halves - embeddings.grad).abs().max() < 0.05 * embeddings.grad.abs().max()
+
+
+def test_some_of_the_processes(results):
+    shares = SHARES[len(results)]
+    images, labels = batch(torch.float64)
+    mine = list(range(shares[0])) + list(range(SAMPLES - shares[-1], SAMPLES))
+    wanted = [SupConLossOut()(images[mine], labels[mine]), made("mined")(images[mine], labels[mine])]
+    for result in (results[0], results[-1]):
+        torch.testing.assert_close(result["group"], wanted, rtol=1e-12, atol=0)
 
 
 def test_a_batch_without_rows_is_zero(results):

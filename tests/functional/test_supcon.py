@@ -66,6 +66,29 @@ def test_oracle_for_rows_contrasted_with_themselves(backend, summation, denomina
             assert_equals_oracle(ours, expected, f"B={num_samples}, D={width}, {kind}, cap={cap}")
 
 
+@pytest.mark.parametrize("temperature", [0.01, 1, 10])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_oracle_at_other_temperatures(backend, summation, denominator, temperature):
+    given = {"summation": summation, "denominator": denominator, "temperature": temperature}
+    rows, refs, labels = random_rows(10, 3), random_rows(7, 3), torch.tensor([0, 0, 1, 2, 3]).repeat(2)
+    references = {"ref_emb": refs, "ref_labels": torch.tensor([0, 1, 2, 0, 4, 1, 9])}
+    for options in ({}, {"positives_cap": 2}, {"contrast_mode": "one"}, references):
+        expected = supcon_oracle.anchor_losses(rows, labels, num_views=2, **given, **options)
+        ours = supcon_loss(rows, labels, num_views=2, backend=backend, **given, **options)
+        assert_equals_oracle(ours, expected, f"{list(options)}")
+
+
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_oracle_for_equal_rows(backend, summation, denominator):
+    """Rows that are duplicates, within a class and across classes, and rows that all are one."""
+    labels = torch.tensor([0, 0, 1, 1, 2, 3])
+    for rows in (torch.ones(6, 3), torch.eye(3).repeat(2, 1), random_rows(3, 3)[[0, 0, 0, 1, 1, 2]]):
+        for temperature in (0.01, 0.3):
+            given = {"summation": summation, "denominator": denominator, "temperature": temperature}
+            expected = supcon_oracle.anchor_losses(rows.double(), labels, **given)
+            assert_equals_oracle(supcon_loss(rows.double(), labels, backend=backend, **given), expected, f"{rows}")
+
+
 @pytest.mark.parametrize("num_views", [1, 2, 3])
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_oracle_without_labels(backend, summation, denominator, num_views):
@@ -105,10 +128,9 @@ def test_embeddings_that_are_their_own_references(backend, normalize):
 
 
 def random_tuple(kind, number, num_refs):
-    """Index tuples that no labels would give, each pair on one side only, some of them twice."""
-    sides = torch.rand(number, num_refs)
-    a1, p = torch.nonzero(sides < 0.3, as_tuple=True)
-    a2, n = torch.nonzero(sides > 0.6, as_tuple=True)
+    """Index tuples that no labels would give, some pairs positive and negative at once, some of them twice."""
+    a1, p = torch.nonzero(torch.rand(number, num_refs) < 0.4, as_tuple=True)
+    a2, n = torch.nonzero(torch.rand(number, num_refs) < 0.4, as_tuple=True)
     if kind == "pairs":
         return a1, p, a2, n
     if kind == "pairs twice":

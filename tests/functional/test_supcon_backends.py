@@ -2,16 +2,24 @@
 
 import pytest
 import torch
-from supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, label_kinds, loss_and_gradient, random_rows
+from supcon_batches import (
+    BACKENDS,
+    OPTION_NAMES,
+    OPTIONS,
+    assert_gradients_equal,
+    label_kinds,
+    loss_and_gradient,
+    random_rows,
+)
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import layout
+from pml_supcon.functional.supcon import layout, tiled
 
 
 def assert_backends_agree(rows, labels, *, rtol=1e-9, atol=1e-11, **options):
     upstream = torch.randn(len(rows), dtype=rows.dtype)
     tiles, dense = (loss_and_gradient(rows, labels, upstream, backend=backend, **options) for backend in BACKENDS)
-    torch.testing.assert_close(tiles, dense, rtol=rtol, atol=atol)
+    assert_gradients_equal(tiles, dense, rtol=rtol, atol=atol)
 
 
 @pytest.fixture(params=[False, True], ids=["labels on the host", "labels not on the host"])
@@ -28,7 +36,7 @@ def test_odd_shapes_and_tile_borders(monkeypatch, summation, denominator, number
     monkeypatch.setattr(layout, "TILE", tile)
     given = {"summation": summation, "denominator": denominator}
     for kind, labels in label_kinds(number).items():
-        for width in (1, 3, 128) if kind == "mixed" else (3,):
+        for width in (1, 3, 128) if kind == "mixed" or number == 1 else (3,):
             assert_backends_agree(random_rows(number, width), labels, **given)
             # exponentials with a shift: the bound on s is above what the exponent holds
             assert_backends_agree(random_rows(number, width), labels, temperature=0.0015, atol=1e-9, **given)
@@ -51,6 +59,57 @@ def test_tile_borders_with_samples_and_references(monkeypatch, summation, denomi
         for backend in BACKENDS
     ]
     torch.testing.assert_close(terms[0], terms[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_gradients_that_nobody_wants_are_not_made(monkeypatch, summation, denominator):
+    """References that are a memory's: a third of the products of a backward pass, and a buffer as large as they are."""
+    added = []
+    add = torch.Tensor.addmm_
+    spy = lambda self, *products: (added.append(len(self)), add(self, *products))[1]  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "addmm_", spy)
+    options = {"summation": summation, "denominator": denominator, "backend": "tiled"}
+    rows, refs, found = random_rows(12, 4), random_rows(9, 4), []
+    labels, ref_labels = torch.arange(12) // 3, torch.arange(9) // 2
+    for wanted, sizes in (((True, True), [12, 9]), ((True, False), [12]), ((False, True), [9])):
+        inputs = [x.detach().requires_grad_(want) for x, want in zip((rows, refs), wanted, strict=True)]
+        added.clear()
+        supcon_loss(inputs[0], labels, ref_emb=inputs[1], ref_labels=ref_labels, **options).mean().backward()
+        assert added == sizes
+        found.append([x.grad for x in inputs])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[2][1])
+    assert found[1][1] is found[2][0] is None
+
+
+@pytest.mark.parametrize("structure", ["rows", "one, cap", "references"])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_nothing_waits_for_the_device(monkeypatch, summation, denominator, structure):
+    """Tensors on the meta device have no values: whoever looked at one, or at how many there are, would fail.
+
+    Operators never get there, so what they run is called in their place.
+    """
+    more = {
+        "rows": {},
+        "one, cap": {"contrast_mode": "one", "positives_cap": 2},
+        "references": {"ref_emb": torch.empty(9, 3, device="meta"), "ref_labels": torch.empty(9, device="meta").long()},
+    }[structure]
+    rows, labels = torch.empty(12, 3, device="meta"), torch.empty(12, device="meta").long()
+    losses, gradient, calls = tiled.tiled_losses._init_fn, tiled.tiled_gradient._init_fn, []
+
+    def forward_and_backward(*arguments):
+        per_anchor, valid, table = losses(*arguments)
+        gradients = gradient(per_anchor, table, True, True, *arguments)
+        calls.append([part.shape for part in gradients])
+        return per_anchor, valid, table
+
+    monkeypatch.setattr(layout, "TILE", 8)
+    monkeypatch.setattr(tiled, "tiled_losses", forward_and_backward)
+    temperature = {"out": 0.1, "in": 0.01}[summation]  # exponentials, logarithms
+    options = {"summation": summation, "denominator": denominator, "temperature": temperature, "num_views": 2}
+    supcon_loss(rows, labels, backend="tiled", **options, **more)
+    shapes = {"rows": [(12, 3), (0,)], "one, cap": [(6, 3), (12, 3)], "references": [(12, 3), (9, 3)]}
+    assert calls == [shapes[structure]]
 
 
 def test_auto_takes_the_first_backend_that_can(monkeypatch):

@@ -47,6 +47,22 @@ def test_loss_module_compiles_whole(backend):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_temperature_that_changes_compiles_whole(backend, dynamic):
+    """At its second value the compiler takes a number for a symbol, and with `dynamic=True` sizes too."""
+    model = torch.nn.Linear(6, 4)
+
+    def step(rows, labels, temperature):
+        return supcon_loss(model(rows), labels, temperature=temperature, backend=backend).mean()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for number, temperature in ((10, 0.1), (10, 0.2), (12, 0.05), (12, 0.01)):  # the last needs a shift
+        inputs = torch.randn(number, 6), torch.randint(0, 3, (number,)), temperature
+        ours, theirs = (loss_and_gradients(model, way, *inputs) for way in (step, compiled))
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_operators_keep_their_contract():
     """PyTorch's own checks of the tiled operators: schema, fake tensors, autograd registration."""
     from pml_supcon.functional.supcon.tiled import tiled_losses
@@ -56,6 +72,8 @@ def test_operators_keep_their_contract():
     ids = torch.arange(12)
     arguments = (z, None, labels, labels, ids, ids, None, None, None, 0.1, "out", "all", False)
     torch.library.opcheck(tiled_losses, arguments)
+    one_sided = (z.detach().requires_grad_(), torch.randn(7, 3), labels, labels[:7], *[None] * 5)
+    torch.library.opcheck(tiled_losses, (*one_sided, 0.1, "out", "negatives", False))
     references = torch.randn(7, 3, requires_grad=True)
     arguments = (z, references, labels, labels[:7], None, None, None, None, None, 0.1, "in", "one_positive", True)
     torch.library.opcheck(tiled_losses, arguments)

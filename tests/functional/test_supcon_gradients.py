@@ -1,9 +1,11 @@
 """The gradients of `supcon_loss`: finite differences, the paper's formula, any upstream gradient, second order."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, random_rows
+from supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, assert_gradients_equal, random_rows
 from torch.autograd import gradcheck, gradgradcheck
 
 from pml_supcon.functional import supcon_loss
@@ -47,6 +49,22 @@ def test_finite_differences_of_anchors_and_references(monkeypatch, backend, summ
         assert gradcheck(losses, (rows, refs))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_finite_differences_of_views_and_of_rows_that_are_their_own_references(backend, summation, denominator):
+    given = {"summation": summation, "denominator": denominator, "backend": backend}
+    views = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    for more in ({}, {"contrast_mode": "one"}, {"positives_cap": 2}):
+        assert gradcheck(losses_of(torch.tensor([0, 1, 0]), **more, **given), (views,))
+    rows, labels = random_rows(5, 2).requires_grad_(), torch.tensor([0, 1, 0, 2, 1])
+    for ref_labels in (labels, labels.flip(0)):
+
+        def losses(rows, ref_labels=ref_labels):
+            return supcon_loss(rows, labels, ref_emb=rows, ref_labels=ref_labels, temperature=0.5, **given).losses
+
+        assert gradcheck(losses, (rows,))
+
+
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_finite_differences_of_listed_pairs(summation, denominator):
     rows = random_rows(5, 2).requires_grad_()
@@ -73,6 +91,38 @@ def test_the_tiled_backend_refuses_a_second_derivative():
         gradient.square().sum().backward()
 
 
+PAIRS = tuple(map(torch.tensor, ([0], [1], [0], [2])))
+
+
+@pytest.mark.parametrize("given", [{}, {"indices_tuple": PAIRS}], ids=["labels", "pairs"])
+def test_forward_mode_and_functional_derivatives_need_the_reference(given):
+    """The operators have a backward pass alone: a tangent must not get lost in them."""
+    rows, along = random_rows(6, 3), random_rows(6, 3)
+
+    def loss(rows, backend="tiled"):
+        return supcon_loss(rows, torch.arange(6) // 2, backend=backend, **given).mean()
+
+    leaf = rows.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+    for backend in ("reference", "auto"):
+        way = partial(loss, backend=backend)
+        _, tangent = torch.func.jvp(way, (rows,), (along,))
+        torch.testing.assert_close(tangent, (gradient * along).sum())
+        torch.testing.assert_close(torch.func.grad(way)(rows), gradient)
+        torch.testing.assert_close(torch.func.jacrev(way)(rows), gradient)
+    backends = r"; backends that can: reference$"
+    with pytest.raises(ValueError, match=f"it has no forward-mode derivative.*{backends}"):
+        torch.func.jvp(loss, (rows,), (along,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(rows, along)
+        for refs in ({}, {"ref_emb": dual, "ref_labels": torch.arange(6) // 2}):
+            with pytest.raises(ValueError, match=f"it has no forward-mode derivative.*{backends}"):
+                supcon_loss(rows if refs else dual, torch.arange(6) // 2, backend="tiled", **refs, **given)
+    for transform in (torch.func.grad, torch.func.jacrev):
+        with pytest.raises(ValueError, match=f"torch.func does not see its derivative{backends}"):
+            transform(loss)(rows)
+
+
 @pytest.mark.parametrize("summation", ["out", "in"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_gradient_the_paper_gives(backend, summation):
@@ -88,7 +138,7 @@ def test_the_gradient_the_paper_gives(backend, summation):
         to_unit_rows = (g + g.T) @ z
         through = to_unit_rows - (to_unit_rows * z).sum(dim=1, keepdim=True) * z
         expected = through / rows.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(rows.grad, expected, rtol=1e-10, atol=1e-12)
+    assert_gradients_equal(rows.grad, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("contrast_mode", ["all", "one"])
@@ -104,7 +154,7 @@ def test_backends_agree_under_any_upstream_gradient(monkeypatch, summation, deno
     upstream = torch.randn_like(terms[0].losses)
     upstream[3] = 0
     tiles, dense = (torch.autograd.grad(t.losses, rows, upstream, retain_graph=True)[0] for t in terms)
-    torch.testing.assert_close(tiles, dense, rtol=1e-9, atol=1e-12)
+    assert_gradients_equal(tiles, dense)
     again = torch.autograd.grad(terms[0].losses, rows, upstream)[0]  # a second pass over a retained graph
     assert torch.equal(tiles, again)
 

@@ -1,7 +1,9 @@
 """What `supcon_loss` refuses, and that it says what it expected and what came."""
 
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +34,17 @@ def test_embeddings_without_columns_or_views(shape):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_embeddings_that_are_not_floating_point(dtype):
     refused(TypeError, f"`embeddings` to be floating point, but got {dtype}", ROWS.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_embeddings_of_a_dtype_that_is_too_small(dtype):
+    message = f"to be one of float16, bfloat16, float32, float64, but got {dtype}"
+    refused(TypeError, f"`embeddings` {message}", ROWS.to(dtype))
+    refused(TypeError, f"`ref_emb` {message}", ref_emb=ROWS.to(dtype), ref_labels=LABELS)
+
+
+def test_embeddings_that_are_sparse():
+    refused(TypeError, "`embeddings` to be a dense tensor, but got one of layout torch.sparse_coo", ROWS.to_sparse())
 
 
 def test_what_is_no_tensor():
@@ -101,6 +114,12 @@ def test_caps_that_are_no_multiple_of_the_views(cap):
     refused(ValueError, message, VIEWS, LABELS[:3], positives_cap=cap)
 
 
+@pytest.mark.parametrize("cap", [-2, True, 2.0, "2"])
+def test_caps_that_are_none_whatever_the_views(cap):
+    message = f"`positives_cap` to be None or a multiple >= 0 of the number of views, but got {cap!r}"
+    refused(ValueError, message, positives_cap=cap)
+
+
 def test_a_cap_that_has_nothing_to_count_in():
     cap = {"num_views": 2, "positives_cap": 2}
     refused(ValueError, "Expected no `ref_emb` with `positives_cap`", ref_emb=ROWS, ref_labels=LABELS, **cap)
@@ -158,6 +177,12 @@ def test_index_tuples_of_another_length(number):
     refused(ValueError, message, indices_tuple=(INDEX,) * number)
 
 
+@pytest.mark.parametrize("value", [5, iter([INDEX] * 3), torch.zeros(3, 2, dtype=torch.int64)])
+def test_index_tuples_that_are_no_sequence(value):
+    refused(TypeError, f"`indices_tuple` to be a sequence of tensors, but got {type(value).__name__}",
+            indices_tuple=value)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("indices", "came"),
     [
@@ -198,6 +223,33 @@ def test_a_backend_that_cannot_names_those_that_can():
     message = "backend='tiled' cannot do this: a similarity.*; backends that can: reference$"
     with pytest.raises(ValueError, match=message):
         supcon_loss(ROWS, LABELS, similarity=torch.cdist, backend="tiled")
+
+
+def test_similarities_that_are_none():
+    refused(TypeError, "`similarity` to be None or a function of two tensors, but got str", similarity="cosine")
+    message = "Expected `similarity` to give a tensor (anchors, rows) = (6, 6), but got "
+    refused(ValueError, f"{message}(6,)", similarity=lambda a, b: (a @ b.T).sum(dim=1))
+    refused(ValueError, f"{message}float", similarity=lambda a, b: 1.0)
+    refused(ValueError, "= (3, 6), but got (6, 6)", num_views=2, contrast_mode="one", similarity=lambda a, b: b @ b.T)
+
+
+@pytest.mark.parametrize("temperature", [Fraction(1, 5), np.float64(0.2), np.float32(0.2)])
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_temperatures_of_any_real_type(backend, temperature):
+    for scale in (False, True):
+        options = {"scale_by_temperature": scale, "backend": backend}
+        ours = supcon_loss(ROWS, LABELS, temperature=temperature, **options)
+        torch.testing.assert_close(ours.losses, supcon_loss(ROWS, LABELS, temperature=0.2, **options).losses)
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+def test_embeddings_without_values(backend):
+    """On the meta device shapes and dtypes come out, to plan a run by."""
+    rows, labels = ROWS.to("meta").requires_grad_(), LABELS.to("meta")
+    terms = supcon_loss(rows, labels, backend=backend)
+    assert (terms.losses.shape, terms.valid.shape, terms.losses.device.type) == ((6,), (6,), "meta")
+    terms.mean().backward()
+    assert rows.grad.shape == ROWS.shape
 
 
 def test_options_are_keywords():

@@ -17,8 +17,9 @@ def always_listed(monkeypatch):
 
 
 def random_pairs(number, rows, others):
+    """Some are listed as positive and as negative."""
     a1, a2 = torch.randint(0, rows, (2, number))
-    return a1, torch.randint(0, others // 2, (number,)), a2, torch.randint(others // 2, others, (number,))
+    return a1, torch.randint(0, 2 * others // 3, (number,)), a2, torch.randint(others // 3, others, (number,))
 
 
 @pytest.mark.usefixtures("always_listed")
@@ -51,6 +52,27 @@ def test_gradcheck(summation, denominator):
         return supcon_loss(rows, indices_tuple=pairs, backend="tiled", **given).losses
 
     assert torch.autograd.gradcheck(loss, random_rows(6, 3).requires_grad_())
+
+
+@pytest.mark.usefixtures("always_listed")
+def test_gradients_that_nobody_wants_are_not_made(monkeypatch):
+    """Anchors that are a frozen network's, or references that are: one side's products and buffer."""
+    added = []
+    add = torch.Tensor.index_add_
+    spy = lambda self, dim, index, source: (added.append(self.shape[0]), add(self, dim, index, source))[1]  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "index_add_", spy)
+    pairs, found = random_pairs(4, 12, 9), []
+    rows, refs = random_rows(12, 4), random_rows(9, 4)
+    for wanted, sizes in (((True, True), {12, 9}), ((True, False), {12}), ((False, True), {9})):
+        inputs = [x.detach().requires_grad_(want) for x, want in zip((rows, refs), wanted, strict=True)]
+        loss = supcon_loss(inputs[0], ref_emb=inputs[1], indices_tuple=pairs, backend="tiled").mean()
+        added.clear()
+        loss.backward()
+        assert set(added) == sizes
+        found.append([x.grad for x in inputs])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[2][1])
+    assert found[1][1] is found[2][0] is None
 
 
 @pytest.mark.usefixtures("always_listed")

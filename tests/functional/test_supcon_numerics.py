@@ -1,8 +1,22 @@
 """`supcon_loss` on hard numbers, and on every dtype and layout."""
 
+import itertools
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, loss_and_gradient, random_rows
+from supcon_batches import (
+    BACKENDS,
+    NORMALISED_TOLERANCE,
+    OPTION_NAMES,
+    OPTIONS,
+    TOLERANCE,
+    gradient_error,
+    loss_and_gradient,
+    loss_error,
+    random_rows,
+)
 
 from pml_supcon.functional import supcon_loss
 
@@ -16,9 +30,9 @@ def assert_close_in_float32(rows, labels, *, rtol, **options):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("temperature", [0.005, 0.016, 0.018, 1.0])  # below and above the tiled backend's bound
+@pytest.mark.parametrize("temperature", [0.005, 0.016, 0.018, 1.0, 10.0])  # from below to above tiled's bound
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_low_temperatures_in_float32(backend, summation, denominator, temperature):
+def test_temperatures_in_float32(backend, summation, denominator, temperature):
     options = {"summation": summation, "denominator": denominator, "temperature": temperature, "backend": backend}
     rows = random_rows(48, 3, dtype=torch.float32)
     assert_close_in_float32(rows, torch.randint(0, 4, (48,)), rtol=1e-3, **options)
@@ -48,6 +62,31 @@ def test_equal_rows_and_zero_rows(backend, summation, denominator):
         assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e-8, 65536.0])
+@pytest.mark.parametrize("temperature", [0.0168, 0.1])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_any_size_of_upstream_gradient(summation, denominator, temperature, size):
+    """That of a mean over many anchors, or a gradient scaler's, times an inverse sum of exp(60) and more."""
+    options = {"summation": summation, "denominator": denominator, "temperature": temperature}
+    rows, labels = random_rows(12, 3, dtype=torch.float32), torch.randint(0, 4, (12,))
+    upstream = torch.full((12,), size)
+    _, right = loss_and_gradient(rows.double(), labels, upstream.double(), backend="reference", **options)
+    _, gradient = loss_and_gradient(rows, labels, upstream, backend="tiled", **options)
+    assert right.abs().max() > size / 1000
+    torch.testing.assert_close(gradient.double(), right, rtol=0, atol=1e-4 * right.abs().max().item())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_upstream_gradient_that_is_not_finite_stays_where_it_belongs(value):
+    rows, refs, labels = random_rows(4, 3).requires_grad_(), random_rows(6, 3), torch.tensor([0, 0, 1, 1])
+    losses = supcon_loss(rows, labels, ref_emb=refs, ref_labels=torch.arange(6) // 3, backend="tiled").losses
+    upstream = torch.tensor([1.0, 1.0, value, 0.0], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(losses, rows, upstream, retain_graph=True)
+    assert gradient.isfinite().all(dim=1).tolist() == [True, True, False, True]
+    (expected,) = torch.autograd.grad(losses, rows, upstream.nan_to_num(0, posinf=0))
+    torch.testing.assert_close(gradient[:2], expected[:2])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_a_row_that_is_nan_shows(backend, summation, denominator):
@@ -58,18 +97,29 @@ def test_a_row_that_is_nan_shows(backend, summation, denominator):
         assert supcon_loss(rows, torch.tensor(labels), **options).mean().isnan()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_half_precision_input(backend, summation, denominator, dtype):
-    options = {"summation": summation, "denominator": denominator, "backend": backend}
-    rows, labels = random_rows(20, 8, dtype=torch.float32).to(dtype), torch.randint(0, 4, (20,))
-    losses, gradient = loss_and_gradient(rows, labels, **options)
-    assert losses.dtype == torch.float32
-    assert gradient.dtype == dtype
-    expected = loss_and_gradient(rows.float(), labels, **options)
-    torch.testing.assert_close(losses, expected[0])
-    torch.testing.assert_close(gradient, expected[1].to(dtype))
+def test_every_dtype_is_within_the_table_of_tolerances(backend, summation, denominator, dtype):
+    options = {"summation": summation, "denominator": denominator}
+    labels, upstream = torch.randint(0, 4, (40,)), torch.randn(40)
+    for rows in (random_rows(40, 24, dtype=torch.float32).to(dtype), torch.randn(40, 3).to(dtype)):
+        losses, gradient = loss_and_gradient(rows, labels, upstream, backend=backend, **options)
+        assert losses.dtype == torch.float32
+        assert gradient.dtype == dtype
+        right = loss_and_gradient(rows.double(), labels, upstream.double(), backend="reference", **options)
+        assert loss_error(losses, right[0]) <= TOLERANCE[dtype]["losses"]
+        assert gradient_error(gradient, right[1], upstream) <= TOLERANCE[dtype]["gradients"]
+
+
+def test_the_page_shows_the_tolerances():
+    page = (Path(__file__).parents[2] / "docs" / "functional" / "backends.md").read_text()
+    sentences = " ".join(page.split())
+    for dtype, of in TOLERANCE.items():
+        name = str(dtype).removeprefix("torch.")
+        assert re.search(rf"^\| {name} \| {of['losses']:g} \| {of['gradients']:g} \|", page, re.MULTILINE)
+    for dtype, tolerance in NORMALISED_TOLERANCE.items():
+        assert re.search(rf"\b{tolerance} for {str(dtype).removeprefix('torch.')}\b", sentences)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -97,14 +147,31 @@ def test_autocast_changes_nothing(backend, summation, denominator):
     torch.testing.assert_close(from_half, supcon_loss(projected.float(), labels, **options).mean())
 
 
+EVERY_PAIR = (torch.arange(20).repeat_interleave(20), torch.arange(20).repeat(20)) * 2
+
+
+@pytest.mark.parametrize("pairs", [None, tuple(half[:20] for half in EVERY_PAIR), EVERY_PAIR],
+                         ids=["labels", "few pairs", "every pair"])  # fmt: skip
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_a_backward_pass_within_autocast(summation, denominator):
-    """PyTorch's own operations, and so the reference, lose precision there; the tiled backend need not."""
-    options = {"summation": summation, "denominator": denominator, "backend": "tiled"}
+def test_a_backward_pass_within_autocast(backend, summation, denominator, pairs):
+    """PyTorch's own products lose precision there."""
+    options = {"summation": summation, "denominator": denominator, "backend": backend, "indices_tuple": pairs}
     rows, labels = random_rows(20, 16, dtype=torch.float32), torch.randint(0, 4, (20,))
     expected = loss_and_gradient(rows, labels, **options)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(loss_and_gradient(rows, labels, **options), expected)
+
+
+def test_a_second_derivative_within_autocast():
+    rows, labels = random_rows(20, 16, dtype=torch.float32).requires_grad_(), torch.randint(0, 4, (20,))
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = supcon_loss(rows, labels, backend="reference").mean()
+            (gradient,) = torch.autograd.grad(loss, rows, create_graph=True)
+            found.append(torch.autograd.grad(gradient.square().sum(), rows)[0])
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -116,6 +183,11 @@ def test_layout_in_memory_does_not_matter(backend):
         assert not other.is_contiguous()
         spread = torch.stack([labels, labels], dim=1)[:, 0]
         torch.testing.assert_close(loss_and_gradient(other, spread, backend=backend), expected)
+        refs = {"ref_labels": spread, "backend": backend}
+        with_refs = loss_and_gradient(rows, labels, ref_emb=rows.flip(0), **refs)
+        spread_refs = torch.stack([rows.flip(0), rows], dim=2)[..., 0]
+        assert not spread_refs.is_contiguous()
+        torch.testing.assert_close(loss_and_gradient(other, labels, ref_emb=spread_refs, **refs), with_refs)
     upstream = torch.ones((), dtype=torch.float64).expand(12)  # as `sum()` sends it
     expected = loss_and_gradient(rows, labels, torch.ones(12, dtype=torch.float64), backend=backend)
     torch.testing.assert_close(loss_and_gradient(rows, labels, upstream, backend=backend), expected)
@@ -153,7 +225,30 @@ def test_labels_of_any_size(backend):
         torch.testing.assert_close(
             supcon_loss(rows, labels, **options).losses, supcon_loss(rows, small, **options).losses
         )
-    # labels of different dtypes for anchors and references
-    refs = {"ref_emb": rows, "ref_labels": small}
-    expected = supcon_loss(rows, small, backend=backend, **refs).losses
-    torch.testing.assert_close(supcon_loss(rows, small.to(torch.int8), backend=backend, **refs).losses, expected)
+
+
+INTEGERS = [
+    torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_labels_and_ref_labels_of_different_dtypes(backend):
+    rows, labels, ref_labels = random_rows(6, 3), torch.arange(6) // 2, torch.arange(6) // 3
+    expected = supcon_loss(rows, labels, ref_emb=rows, ref_labels=ref_labels, backend=backend)
+    for one, other in itertools.permutations(INTEGERS, 2):
+        given = {"ref_emb": rows, "ref_labels": ref_labels.to(other)}
+        ours = supcon_loss(rows, labels.to(one), backend=backend, **given)
+        assert torch.equal(ours.losses, expected.losses), f"{one}, {other}"
+        assert torch.equal(ours.valid, expected.valid), f"{one}, {other}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_uint64_ids_beside_signed_ones(backend):
+    rows, high = random_rows(2, 3), torch.tensor([-1, 5]).to(torch.uint64)  # 2^64 - 1, as int64 -1
+    for labels, ref_labels in ((high, torch.tensor([-1, 5])), (torch.tensor([-1, 5], dtype=torch.int8), high)):
+        with pytest.raises(ValueError, match=r"but got uint64 ids from 2\^63 on beside negative ones"):
+            supcon_loss(rows, labels, ref_emb=rows, ref_labels=ref_labels, backend=backend)
+    for beside in (torch.tensor([9, 5]), torch.tensor([9, 5], dtype=torch.uint8), high):
+        ours = supcon_loss(rows, high, ref_emb=rows, ref_labels=beside, backend=backend)
+        assert ours.valid.tolist() == [beside is high, True]

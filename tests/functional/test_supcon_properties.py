@@ -1,6 +1,7 @@
 """Invariances of the losses on drawn batches, and label sets of any size."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ def test_loss_is_unchanged_by_rotation_and_renaming(batch, summation):
     rows, labels, options, generator = batch
     expected = supcon_loss(rows, labels, summation=summation, **options)
     rotation = torch.linalg.qr(torch.randn(rows.shape[1], rows.shape[1], generator=generator, dtype=torch.float64))[0]
-    names = torch.randperm(int(labels.max()) + 1, generator=generator) * 2**40 - 2**50
+    names = torch.randperm(int(labels.max()) + 1, generator=generator) - 2**60  # one number to a float
     changed = supcon_loss(rows @ rotation, names[labels], summation=summation, **options)
     torch.testing.assert_close(changed, expected, rtol=1e-7, atol=1e-8)
 
@@ -85,6 +86,25 @@ def test_large_label_ids_are_told_apart():
     for backend in BACKENDS:
         large = supcon_loss(rows, ids.repeat(2), num_views=2, backend=backend)
         torch.testing.assert_close(large, supcon_loss(rows, torch.arange(8).repeat(2), num_views=2, backend=backend))
+
+
+@pytest.mark.parametrize("offset", [2**24, 2**60])
+def test_a_million_references_are_told_apart(offset):
+    """Neighbouring ids, that float32 (beyond 2^60 float64 too) takes for one: against sums over each anchor's row."""
+    number, temperature = 10**6, 0.3
+    ids = torch.randperm(number) // 2  # two references each, but for the anchors of ids beyond
+    refs, rows = torch.randn(number, 4, dtype=torch.float64), torch.randn(64, 4, dtype=torch.float64)
+    anchors = torch.cat([torch.arange(500_000 - 32, 500_000 + 16), torch.arange(16)])
+    losses, valid = supcon_loss(
+        rows, anchors + offset, ref_emb=refs, ref_labels=ids + offset, temperature=temperature, backend="tiled"
+    )
+    z, unit = (x / x.square().sum(dim=1, keepdim=True).sqrt() for x in (rows, refs))
+    for i, label in enumerate(anchors):
+        s = (unit @ z[i]) / temperature
+        positives = ids == label
+        assert bool(valid[i]) == bool(positives.any()) == (label < 500_000)
+        expected = s.exp().sum().log() - s[positives].mean() if valid[i] else torch.zeros(())
+        assert abs(losses[i] - expected) < 1e-10
 
 
 def test_ranks_of_a_million_labels_are_exact():

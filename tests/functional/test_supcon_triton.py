@@ -18,7 +18,7 @@ from supcon_batches import random_rows
 
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon import triton as backend
-from pml_supcon.functional.supcon.problem import build_problem
+from pml_supcon.functional.supcon.problem import Problem, build_problem
 
 NUMERICS = Path(__file__).with_name("test_supcon_triton_numerics.py")
 
@@ -67,6 +67,7 @@ def test_refuses_gpus_that_triton_does_not_support(monkeypatch):
     problem = dataclasses.replace(problem_of(random_rows(6, 3).float(), torch.arange(6) // 2), anchors=on_gpu)
     monkeypatch.setattr(backend, "INSTALLED", True)
     monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(Problem, "transformed", None)
     for major, expected in ((8, None), (9, None), (7, "need compute capability 8.0")):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, major=major: SimpleNamespace(major=major))
         found = backend.refusal(problem)

@@ -65,6 +65,26 @@ def test_repeats_to_the_last_bit():
     assert all(torch.equal(mine, theirs) for other in others for mine, theirs in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("first", range(5))  # a fresh start each
+def test_callers_that_start_together_keep_their_threads(first):
+    """As `DataParallel` calls: each from a thread of its own, which takes torch's default number at its first look."""
+    number = 6
+    start, seen = threading.Barrier(number), []
+
+    def call():
+        start.wait()
+        workers.shared_out(list, range(20), torch.device("cpu"))
+        seen.append(torch.get_num_threads())
+
+    callers = [threading.Thread(target=call) for _ in range(number)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert seen == [2] * number
+    assert torch.get_num_threads() == 2
+
+
 def test_errors_come_through():
     def fail(items):
         raise KeyError(len(items))

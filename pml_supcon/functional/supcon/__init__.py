@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from pml_supcon.functional.supcon.backends import BACKENDS, choose_backend
+from pml_supcon.functional.supcon.group import group_supcon_loss
 from pml_supcon.functional.supcon.problem import AnchorLosses, build_problem
-from pml_supcon.functional.supcon.spread import group_supcon_loss
 
 __all__ = ["supcon_loss", "group_supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
 
@@ -54,7 +54,7 @@ def supcon_loss(
         ref_starts_with_batch: the first N rows of `ref_emb` are the batch (its embeddings, or a momentum encoder's of
             the same images), more follow (a memory): anchor `i` is then not contrasted with row `i`.
         indices_tuple: pairs `(a1, p, a2, n)` or triplets `(a, p, n)` of row indices, as PML's miners give them. `P(i)`
-            and `N(i)` are then exactly these (each pair once), and labels are not needed.
+            and `N(i)` are then exactly these sets (a pair may be in both), and labels are not needed.
         num_views: V of an `(N, D)` input; needed there by `contrast_mode="one"`, `positives_cap` and missing labels.
         temperature: `tau > 0`.
         summation: "out" (the paper's recommendation) or "in".
@@ -77,6 +77,7 @@ def supcon_loss(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes, devices or values do not fit, or the backend named cannot do what is asked.
+        IndexError: `indices_tuple` names rows that are not there.
 
     Note:
         Unlike PML 2.9's `SupConLoss`, a batch without negatives has the paper's loss, not 0. Unlike the authors' code,
@@ -108,4 +109,4 @@ def supcon_loss(
         similarity=similarity,
     )
     losses, valid = choose_backend(backend, problem).anchor_losses(problem)
-    return AnchorLosses(losses * temperature if scale_by_temperature else losses, valid)
+    return AnchorLosses(losses * problem.temperature if scale_by_temperature else losses, valid)

@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 SUMMATIONS = ("out", "in")
 DENOMINATORS = ("all", "one_positive", "negatives")
 CONTRAST_MODES = ("all", "one")
+EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def is_int(value: object) -> bool:
@@ -29,7 +30,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def check_options(*, temperature: float, summation: str, denominator: str, contrast_mode: str) -> None:
     """Refuse options that no data can make valid."""
     number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
-    if not number or not math.isfinite(temperature) or temperature <= 0:
+    if not number or not 0 < temperature < math.inf:  # false for NaN; `math.isfinite` would end a compiled graph
         raise ValueError(f"Expected argument `temperature` to be a finite number > 0, but got {temperature!r}")
     check_choice("summation", summation, SUMMATIONS)
     check_choice("denominator", denominator, DENOMINATORS)
@@ -45,6 +46,11 @@ def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 
         raise ValueError(f"Expected argument `{name}` to have shape {shapes}, but got {tuple(embeddings.shape)}")
     if not embeddings.is_floating_point():
         raise TypeError(f"Expected argument `{name}` to be floating point, but got {embeddings.dtype}")
+    if embeddings.dtype not in EMBEDDING_DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in EMBEDDING_DTYPES)
+        raise TypeError(f"Expected argument `{name}` to be one of {names}, but got {embeddings.dtype}")
+    if embeddings.layout != torch.strided:
+        raise TypeError(f"Expected argument `{name}` to be a dense tensor, but got one of layout {embeddings.layout}")
     if embeddings.shape[-1] == 0 or (embeddings.ndim == 3 and embeddings.shape[1] == 0):
         raise ValueError(f"Expected argument `{name}` to have at least one column and view, "
                          f"but got shape {tuple(embeddings.shape)}")  # fmt: skip
@@ -65,6 +71,26 @@ def check_labels(name: str, labels: Tensor, number: int, device: torch.device) -
         raise ValueError(
             f"Expected argument `{name}` to be on the device of the embeddings, {device}, but got {labels.device}"
         )
+
+
+def int64_labels(labels: Tensor | None, ref_labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Labels of any integer dtypes as int64, in which equal ones stay equal, and others apart.
+
+    uint64 ids from 2^63 on become negative, and could meet a label that is: both together are refused. Looking waits
+    for the device, for uint64 beside a signed dtype alone.
+    """
+    wide = [None if ids is None else ids.to(torch.int64) for ids in (labels, ref_labels)]
+    dtypes = [ids.dtype for ids in (labels, ref_labels) if ids is not None]
+    if (
+        torch.uint64 in dtypes
+        and any(dtype.is_signed for dtype in dtypes)
+        and all(bool((ids < 0).any()) for ids in wide if ids is not None)
+    ):
+        raise ValueError(
+            "Expected `labels` and `ref_labels` that int64 can tell apart, but got uint64 ids from 2^63 on beside "
+            "negative ones"
+        )
+    return wide[0], wide[1]
 
 
 def check_views_agree(labels: Tensor, num_views: int | None) -> None:
@@ -145,6 +171,10 @@ def check_pairs(
     """Pairs `(a1, p, a2, n)` from what a miner gives, or None."""
     if indices_tuple is None:
         return None
+    if not isinstance(indices_tuple, Sequence):
+        raise TypeError(
+            f"Expected argument `indices_tuple` to be a sequence of tensors, but got {type(indices_tuple).__name__}"
+        )
     if len(indices_tuple) not in (3, 4):
         raise ValueError(
             f"Expected `indices_tuple` to hold 3 (triplets) or 4 (pairs) index tensors, but got {len(indices_tuple)}"
@@ -198,19 +228,38 @@ def check_views_known(contrast_mode: str, positives_cap: int | None, num_views: 
 
 def check_cap(positives_cap: int | None, num_views: int | None, *, has_references: bool, has_pairs: bool) -> None:
     """Refuse a cap that is no multiple of the views, or has nothing to count in."""
-    if positives_cap is None or num_views is None:
+    if positives_cap is None:
         return
-    if not is_int(positives_cap) or positives_cap < 0 or positives_cap % num_views:
+    if not is_int(positives_cap) or positives_cap < 0 or positives_cap % (num_views or 1):
+        views = "" if num_views is None else f", {num_views}"
         raise ValueError(
-            f"Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views, {num_views}, "
+            f"Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views{views}, "
             f"but got {positives_cap!r}"
         )
+    if num_views is None:
+        return
     if has_references or has_pairs:
         other = "ref_emb" if has_references else "indices_tuple"
         raise ValueError(
             f"Expected no `{other}` with `positives_cap`, which counts in the batch order of rows contrasted with "
             "themselves"
         )
+
+
+def check_similarity(similarity: Callable[[Tensor, Tensor], Tensor] | None) -> None:
+    """Refuse a similarity that cannot be called."""
+    if similarity is not None and not callable(similarity):
+        raise TypeError(
+            "Expected argument `similarity` to be None or a function of two tensors, "
+            f"but got {type(similarity).__name__}"
+        )
+
+
+def check_similarities(s: Tensor, shape: tuple[int, int]) -> None:
+    """Refuse what a similarity gave, if it is not one number for every pair."""
+    if not isinstance(s, Tensor) or s.shape != shape:
+        came = tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__
+        raise ValueError(f"Expected `similarity` to give a tensor (anchors, rows) = {shape}, but got {came}")
 
 
 def check_num_views(num_views: int | None) -> None:

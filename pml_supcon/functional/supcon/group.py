@@ -14,6 +14,7 @@ from pml_supcon.functional.shares import Rows, agree_on_shares
 from pml_supcon.functional.supcon import ring, tiled
 from pml_supcon.functional.supcon.backends import choose_backend
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem
+from pml_supcon.functional.supcon.spread import Spread
 
 
 def group_supcon_loss(
@@ -113,13 +114,16 @@ def group_supcon_loss(
             module, problem = build(own)
         except (ValueError, TypeError) as problem_with_share:
             error = problem_with_share
-        shares = agree_on_shares(own, options | {"backend": backend, "summation": summation}, error, group)
+        shares = agree_on_shares(
+            own, options | {"scale_by_temperature": scale_by_temperature, "backend": backend}, error, group
+        )
         if module is tiled and ref_emb is None:
             everyones = shares.labels(own, group)
             if everyones is None:
                 everyones = torch.arange(sum(shares.samples), device=embeddings.device)
             keep = None if positives_cap is None else positives_cap // own.views
-            losses, valid = ring.anchor_losses(problem, everyones, shares.samples, own.views, keep, group)
+            spread = Spread.of(problem, everyones, shares.samples, own.views, keep, group)
+            losses, valid = ring.anchor_losses(problem, spread)
         else:
             losses, valid = by_anchors(*build(shares.gather(own, group)), group)
     return AnchorLosses(losses * temperature if scale_by_temperature else losses, valid)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_supcon.functional.supcon.precision import full_precision
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
 CHUNK = 2**15  # pairs whose rows are gathered at once
@@ -26,16 +27,18 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     """Per-anchor losses over the pairs of `problem.pairs`, each pair once; differentiable once."""
     assert problem.pairs is not None  # for the type checker: as above
     num_anchors, num_rows = len(problem.anchors), len(problem.rows)
-    a1, p = unique_pairs(*problem.pairs[:2], num_rows)
-    a2, n = unique_pairs(*problem.pairs[2:], num_rows)
-    with torch.autocast(problem.anchors.device.type, enabled=False):
+    positives, negatives = unique_keys(*problem.pairs[:2], num_rows), unique_keys(*problem.pairs[2:], num_rows)
+    a1, p, a2, n = positives // num_rows, positives % num_rows, negatives // num_rows, negatives % num_rows
+    both = torch.isin(positives, negatives, assume_unique=True)  # to be counted once in a denominator
+    with full_precision(problem.anchors.device):
         s_pos = _PairDots.apply(problem.anchors, problem.rows, a1, p) / problem.temperature
         s_neg = _PairDots.apply(problem.anchors, problem.rows, a2, n) / problem.temperature
         log_neg = segment_logsumexp(s_neg, a2, num_anchors)
         if problem.denominator == "all":
-            log_denominator = torch.logaddexp(log_neg, segment_logsumexp(s_pos, a1, num_anchors))[a1]
+            log_pos = segment_logsumexp(s_pos.masked_fill(both, -torch.inf), a1, num_anchors)
+            log_denominator = torch.logaddexp(log_neg, log_pos)[a1]
         elif problem.denominator == "one_positive":
-            log_denominator = torch.logaddexp(s_pos, log_neg[a1])
+            log_denominator = torch.where(both, log_neg[a1], torch.logaddexp(s_pos, log_neg[a1]))
         else:
             log_denominator = log_neg[a1]
         number = torch.bincount(a1, minlength=num_anchors).to(s_pos.dtype)
@@ -50,10 +53,10 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         return AnchorLosses(torch.where(valid, losses, 0), valid)
 
 
-def unique_pairs(anchors: Tensor, others: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """The pairs without repeats, as a set has them; triplets repeat a pair for each third member."""
-    keys = torch.unique(anchors * num_rows + others)
-    return keys // num_rows, keys % num_rows
+def unique_keys(anchors: Tensor, others: Tensor, num_rows: int) -> Tensor:
+    """`anchor * num_rows + other` without repeats, as a set has them; triplets repeat a pair for each third member."""
+    keys: Tensor = torch.unique(anchors * num_rows + others)
+    return keys
 
 
 def segment_logsumexp(x: Tensor, segment: Tensor, size: int) -> Tensor:
@@ -78,24 +81,31 @@ class _PairDots(torch.autograd.Function):
         return dots
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_anchors, grad_rows = _PairDotsGradient.apply(upstream, *ctx.saved_tensors)
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_anchors, grad_rows = _PairDotsGradient.apply(upstream, *ctx.saved_tensors, ctx.needs_input_grad[:2])
         return grad_anchors, grad_rows, None, None
 
 
 class _PairDotsGradient(torch.autograd.Function):
-    """The gradient, as a function of its own so that a derivative of it is refused rather than taken for 0."""
+    """The gradient, as a function of its own so that a derivative of it is refused rather than taken for 0.
+
+    `wanted` says for anchors and for rows whether it is; None stands for the other.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, upstream: Tensor, anchors: Tensor, rows: Tensor, i: Tensor, j: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        grad_anchors, grad_rows = torch.zeros_like(anchors), torch.zeros_like(rows)
+        ctx: Any, upstream: Tensor, anchors: Tensor, rows: Tensor, i: Tensor, j: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        grad_anchors, grad_rows = (
+            torch.zeros_like(x) if want else None for x, want in zip((anchors, rows), wanted, strict=True)
+        )
         for start in range(0, len(i), CHUNK):
             part = slice(start, start + CHUNK)
             weight = upstream[part, None]
-            grad_anchors.index_add_(0, i[part], weight * rows[j[part]])
-            grad_rows.index_add_(0, j[part], weight * anchors[i[part]])
+            if grad_anchors is not None:
+                grad_anchors.index_add_(0, i[part], weight * rows[j[part]])
+            if grad_rows is not None:
+                grad_rows.index_add_(0, j[part], weight * anchors[i[part]])
         return grad_anchors, grad_rows
 
     @staticmethod

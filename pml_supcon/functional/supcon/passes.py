@@ -74,12 +74,13 @@ class Passes(NamedTuple):
         statistics: Statistics,
         upstream: Tensor,
         weight: Tensor,
-        grad_anchors: Rows,
-        grad_rows: Rows,
+        grad_anchors: Rows | None,
+        grad_rows: Rows | None,
     ) -> None:
         """Add `W z` of these tiles, times the temperature; `W_ij` is the weight of the pair for both its ends.
 
-        `weight` is `negative_weight`; the gradients are one and the same where the anchors are the rows.
+        `weight` is `negative_weight`; the gradients are one and the same where the anchors are the rows, and None where
+        they are not wanted.
         """
         shift = statistics.log_neg_or_0()
         for (a, r), boxes in tiles:
@@ -92,8 +93,9 @@ class Passes(NamedTuple):
             w = self._negative_weights(s, a, r, weight, shift)
             for inside, box, pull in zip(insides, boxes, pulls, strict=True):
                 w[inside] = torch.where(self.layout.same(box), pull, w[inside])
-            grad_anchors[a].addmm_(w, self.rows[r])
-            if not self.layout.symmetric or a != r:
+            if grad_anchors is not None:
+                grad_anchors[a].addmm_(w, self.rows[r])
+            if grad_rows is not None and not (self.layout.symmetric and a == r):
                 grad_rows[r].addmm_(w.T, self.anchors[a])
 
     def _negative_weights(self, s: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from pml_supcon.functional.supcon import checks
 
@@ -47,8 +48,8 @@ class Problem:
     Attributes:
         anchors: `(A, D)`, float32 or float64, normalised where that was asked for.
         rows: `(M, D)` contrasted rows; `rows is anchors` where every row is an anchor.
-        anchor_labels: `(A,)`, None with `pairs`.
-        row_labels: `(M,)`, None with `pairs`.
+        anchor_labels: `(A,)` int64, None with `pairs`.
+        row_labels: `(M,)` int64, None with `pairs`.
         first_anchor: anchor `i` is row `first_anchor + i`, and so not contrasted with it; None: anchors are no rows.
         cap: ranks that cap the positives, or None.
         pairs: the pairs `(a1, p, a2, n)` given in place of labels, or None.
@@ -75,6 +76,18 @@ class Problem:
     def symmetric(self) -> bool:
         """Whether every row is an anchor, contrasted with the others, so that `s_ij = s_ji`."""
         return self.first_anchor is not None and self.rows is self.anchors
+
+    @property
+    def transformed(self) -> str | None:
+        """Why an operator that has a backward pass alone would be silent or obscure about a derivative, or None."""
+        if torch.compiler.is_compiling():
+            return None
+        for rows in (self.anchors, self.rows):
+            if unpack_dual(rows).tangent is not None:
+                return "it has no forward-mode derivative, and the embeddings carry a tangent"
+            if torch._C._functorch.is_gradtrackingtensor(rows):
+                return "torch.func does not see its derivative"
+        return None
 
     def part(self, anchors: slice) -> "Problem":
         """The same problem for some of the anchors alone, by labels; `anchors` has a start and a stop."""
@@ -110,6 +123,7 @@ def build_problem(
     checks.check_options(
         temperature=temperature, summation=summation, denominator=denominator, contrast_mode=contrast_mode
     )
+    checks.check_similarity(similarity)
     checks.check_embeddings("embeddings", embeddings)
     embeddings, labels, num_views = view_major_rows(embeddings, labels, num_views)
     num_rows = embeddings.shape[0]
@@ -122,8 +136,10 @@ def build_problem(
     checks.check_references(embeddings, labels, ref_emb, ref_labels, pairs)
     checks.check_batch_in_references(labels, ref_emb, ref_labels, pairs, claimed=ref_starts_with_batch)
     checks.check_pairs_in_range(pairs, num_rows, num_rows if ref_emb is None else ref_emb.shape[0])
-    checks.check_views_known(contrast_mode, positives_cap, num_views)
     checks.check_cap(positives_cap, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
+    checks.check_views_known(contrast_mode, positives_cap, num_views)
+    labels, ref_labels = checks.int64_labels(labels, ref_labels)
+    temperature = float(temperature)
     if pairs is not None and contrast_mode == "one":
         raise ValueError(
             "Expected `contrast_mode` to be 'all' with `indices_tuple`, which names the anchors itself, but got 'one'"

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.precision import full_precision, products
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
 
@@ -13,9 +15,11 @@ def refusal(problem: Problem) -> str | None:
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
     """Per-anchor losses from the dense `(A, M)` matrix of similarities."""
-    with torch.autocast(problem.anchors.device.type, enabled=False):
-        similarity = problem.similarity or (lambda anchors, rows: anchors @ rows.T)
-        s = similarity(problem.anchors, problem.rows) / problem.temperature
+    with full_precision(problem.anchors.device):
+        similarity = problem.similarity or products
+        s = similarity(problem.anchors, problem.rows)
+        checks.check_similarities(s, (len(problem.anchors), len(problem.rows)))
+        s = s / problem.temperature
         positives, negatives = pair_masks(problem)
         return dense_losses(s, positives, negatives, problem.summation, problem.denominator)
 
@@ -49,6 +53,7 @@ def dense_losses(s: Tensor, positives: Tensor, negatives: Tensor, summation: str
         log_negatives = masked_logsumexp(s, negatives)
         some = log_negatives != -torch.inf
         log_denominator = torch.where(some, torch.logaddexp(s, torch.where(some, log_negatives, 0.0)), s)
+        log_denominator = torch.where(negatives, log_negatives, log_denominator)  # a pair listed as both counts once
     else:
         log_denominator = masked_logsumexp(s, negatives)
     number = positives.sum(dim=1)

@@ -7,7 +7,7 @@ forward pass keeps sums per anchor; the backward pass makes the tiles again. Bot
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def refusal(problem: Problem) -> str | None:
     """Why this backend cannot solve the problem, or None."""
     if problem.similarity is not None:
         return "a similarity other than the dot product needs the whole matrix"
-    return None
+    return problem.transformed
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
@@ -94,6 +94,8 @@ def tiled_losses(
 def tiled_gradient(
     upstream: Tensor,
     table: Tensor,
+    for_anchors: bool,
+    for_rows: bool,
     anchors: Tensor,
     rows: Tensor | None,
     anchor_labels: Tensor,
@@ -110,26 +112,37 @@ def tiled_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of anchors and rows, `dL/dz = W z` tile by tile, `W_ij` the weight of the pair for both its ends.
 
-    `upstream` `(A,)` is 0 for invalid anchors. The second gradient is empty where the anchors are the rows.
+    `upstream` `(A,)` is 0 for invalid anchors. A gradient that is not asked for is empty, and so is that of the rows
+    where they are the anchors.
     """
     layout = rebuild(rows, anchor_labels, row_labels, anchor_ids, row_ids, anchor_rank, anchor_limit, row_rank)
     passes = Passes(anchors, anchors / temperature, anchors if rows is None else rows, layout, anchors.dtype, shifted)
     statistics = Statistics(table, summation, denominator)
+    scale = scale_of(upstream)
+    upstream = upstream / scale
     weight = passes.negative_weight(statistics, upstream)
 
-    def gradients(tiles: Sequence[tuple[Tile, list[Tile]]]) -> tuple[Tensor, Tensor]:
-        grad_anchors = torch.zeros_like(anchors)
-        grad_rows = grad_anchors if rows is None else torch.zeros_like(rows)
-        passes.gradients(tiles, statistics, upstream, weight, grad_anchors, grad_rows)
-        return grad_anchors, grad_rows
+    def gradients(tiles: Sequence[tuple[Tile, list[Tile]]]) -> list[Tensor | None]:
+        grad_anchors = torch.zeros_like(anchors) if for_anchors else None
+        grad_rows = torch.zeros_like(rows) if rows is not None and for_rows else None
+        both = grad_anchors if rows is None else grad_rows
+        passes.gradients(tiles, statistics, upstream, weight, grad_anchors, both)
+        return [grad_anchors, grad_rows]
 
-    (grad_anchors, grad_rows), *others = shared_out(gradients, list(layout.tiles()), anchors.device)
-    for more_anchors, more_rows in others:
-        grad_anchors += more_anchors
-        if rows is not None:
-            grad_rows += more_rows
-    grad_anchors /= temperature
-    return grad_anchors, grad_rows.div_(temperature) if rows is not None else anchors.new_empty(0)
+    parts = shared_out(gradients, list(layout.tiles()), anchors.device)
+    of_anchors, of_rows = (
+        anchors.new_empty(0) if first is None else reduce(Tensor.add_, others, first).mul_(scale / temperature)
+        for first, *others in zip(*parts, strict=True)
+    )
+    return of_anchors, of_rows
+
+
+def scale_of(upstream: Tensor) -> Tensor:
+    """What to divide an upstream gradient by, lest tiny ones vanish in the product with `exp(-log_neg)`."""
+    if len(upstream) == 0:
+        return upstream.new_ones(())
+    largest = upstream.abs().amax()
+    return torch.where(largest.isfinite() & (largest > 0), largest, 1)
 
 
 def rebuild(
@@ -156,8 +169,17 @@ def _(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @tiled_gradient.register_fake
-def _(upstream: Tensor, table: Tensor, anchors: Tensor, rows: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(anchors), anchors.new_empty(0) if rows is None else torch.empty_like(rows)
+def _(
+    upstream: Tensor,
+    table: Tensor,
+    for_anchors: bool,
+    for_rows: bool,
+    anchors: Tensor,
+    rows: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    of_rows = torch.empty_like(rows) if rows is not None and for_rows else anchors.new_empty(0)
+    return torch.empty_like(anchors) if for_anchors else anchors.new_empty(0), of_rows
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -169,9 +191,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     valid, table, anchors, rows, *layout = ctx.saved_tensors
+    for_anchors, for_rows = ctx.needs_input_grad[:2]
     upstream = torch.where(valid, upstream, 0)
-    grad_anchors, grad_rows = tiled_gradient(upstream, table, anchors, rows, *layout, *ctx.options)
-    return grad_anchors, grad_rows if rows is not None else None, *[None] * 11
+    of_anchors, of_rows = tiled_gradient(
+        upstream, table, for_anchors, for_rows, anchors, rows, *layout, *ctx.options
+    )  # fmt: skip
+    return of_anchors if for_anchors else None, of_rows if for_rows else None, *[None] * 11
 
 
 def _refuse_second(ctx: Any, *_: Tensor) -> tuple[None, ...]:

@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 
 MOST_WORKERS = 8  # each keeps sums of its own; beyond it their operations take several threads each
 LEAST_ITEMS = 4  # for each worker, to be worth their meeting
+STARTING = threading.Lock()
 
 
 def shared_out(work: Callable[[Sequence[Item]], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
@@ -27,21 +28,30 @@ def shared_out(work: Callable[[Sequence[Item]], Result], items: Sequence[Item], 
     Which item is in which part depends on their number and on `torch.get_num_threads()` alone, so that sums over the
     results can be repeated to the last bit.
     """
-    threads = torch.get_num_threads()
-    workers = min(threads, MOST_WORKERS)
-    if device.type != "cpu" or workers == 1 or len(items) < LEAST_ITEMS * workers:
+    if device.type != "cpu":
+        return [work(items)]
+    with STARTING:  # a thread takes the default number at its first look, which `pool` changes for a moment
+        threads = torch.get_num_threads()
+        workers = min(threads, MOST_WORKERS)
+        alone = workers == 1 or len(items) < LEAST_ITEMS * workers
+        executor = None if alone else pool(os.getpid(), threads)
+    if executor is None:
         return [work(items)]
 
     def without_graph(part: Sequence[Item]) -> Result:
         with torch.no_grad():  # the mode of the calling thread does not come along
             return work(part)
 
-    return list(pool(os.getpid(), threads).map(without_graph, [items[i::workers] for i in range(workers)]))
+    return list(executor.map(without_graph, [items[i::workers] for i in range(workers)]))
 
 
 @lru_cache(maxsize=1)
 def pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """The workers of this process, whose operations share its threads; a forked process makes its own."""
+    """The workers of this process, whose operations share its threads; a forked process makes its own.
+
+    That serves processes forked before the first operation on several threads. After one, PyTorch's own threads are
+    missing in the fork, and any of its operations can hang there.
+    """
     del process
     workers = min(threads, MOST_WORKERS)
     ready = threading.Barrier(workers + 1)

@@ -135,11 +135,12 @@ def positives_kernel(
         push = log_add(log_neg, log_pos)
         loss += push
     elif DENOMINATOR == "negatives":
-        valid = valid & (log_neg > float("-inf"))
+        valid = valid & (log_neg != float("-inf"))  # NaN is to show
         loss += log_neg
     else:
         push += (tl.log(number) if SUMMATION == "out" else log_pos) - log_share
-    push = tl.where(push > float("-inf"), push, float("inf"))  # NaN too: without negatives nothing is pushed
+        push = tl.where(valid & (log_neg != float("-inf")), push, float("inf"))  # infinities less infinities
+    push = tl.where(push == float("-inf"), float("inf"), push)  # without negatives nothing is pushed
     tl.store(losses_ptr + x_ids, tl.where(valid, loss, 0.0), mask=inside)
     tl.store(valid_ptr + x_ids, valid, mask=inside)
     tl.store(statistics_ptr + num_x + rows, push, mask=inside)

@@ -1,0 +1,207 @@
+"""What does a global batch cost each of W processes, in products, memory and time, and is its gradient right?
+
+    python benchmarks/processes.py [--quick]
+
+A batch of N = 8,192 rows (D = 128, 100 classes, two views, float32) lies in equal shares on 1, 2 and 4 processes with
+one thread each: ours under `GlobalBatchLoss`, PML's `SupConLoss` under its `DistributedLossWrapper` in both modes. A
+step is the forward and the backward pass of the loss, from embeddings to their gradient.
+
+- products: multiply-adds of all matrix products of a process, counted by torch's profiler, in units of `N^2 D`;
+- memory: the highest peak of a process above its share of the rows;
+- time: the median of the slowest process. More processes than cores share these: the time does not show `1/W` then;
+- loss: the reported value over that of one process with the whole batch;
+- gradient error: the largest error of a process's gradient, averaged over processes as DDP does it, over the largest
+  entry; the right one is that of `reference` formulas in float64, in tiles.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from subprocess import PIPE
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from memory import MALLOC, peak_extra
+from providers import TEMPERATURE, Case, Step, of_loss
+from pytorch_metric_learning import losses as pml
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+from records import MB, keep_table
+from tables import markdown, shown
+from torch import Tensor
+from torch.profiler import profile
+
+from pml_supcon.distributed import GlobalBatchLoss
+from pml_supcon.functional import supcon_loss
+from pml_supcon.losses import SupConLossOut
+
+HEADER = ["a process's", "processes", "products, N^2 D", "memory, MB", "time, s", "loss", "gradient error"]
+PROCESSES = (1, 2, 4)
+LIMIT_S = 600
+
+
+def make_loss(provider: str) -> Any:
+    """The loss over all processes' rows."""
+    if provider == "pml_supcon":
+        return GlobalBatchLoss(SupConLossOut(temperature=TEMPERATURE), num_views=2)
+    return DistributedLossWrapper(pml.SupConLoss(temperature=TEMPERATURE), efficient=provider == "pml/efficient")
+
+
+PROVIDERS = {
+    "pml_supcon": "`GlobalBatchLoss(SupConLossOut)`",
+    "pml/exact": "PML's `DistributedLossWrapper`",
+    "pml/efficient": "PML's, `efficient=True`",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measure every provider on every number of processes, print the table, keep the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="256 rows, one and two processes, one repetition")
+    quick = parser.parse_args(arguments).quick
+    case = Case(256, D=16, classes=10) if quick else Case(8192)
+    rows = []
+    for provider in PROVIDERS:
+        for processes in PROCESSES[: 2 if quick else None]:
+            rows.append(measure(provider, processes, case, repetitions=1 if quick else 3))
+            print(rows[-1], flush=True)
+    print(markdown(HEADER, cells(rows)))
+    if not quick:
+        keep_table("processes", HEADER, cells(rows))
+    return rows
+
+
+def measure(provider: str, processes: int, case: Case, repetitions: int) -> dict[str, Any]:
+    """A row of the table; memory is measured apart, in processes that return what they free."""
+    told = launch("time", provider, processes, case, repetitions)
+    peaks = launch("memory", provider, processes, case, 1)
+    return {
+        "provider": provider,
+        "processes": processes,
+        "products": max(one["products"] for one in told) / (case.N**2 * case.D),
+        "memory_mb": max(one["memory_mb"] for one in peaks),
+        "seconds": max(one["seconds"] for one in told),
+        "loss": max(one["loss"] for one in told),
+        "gradient_error": max(one["gradient_error"] for one in told),
+    }
+
+
+def launch(what: str, provider: str, processes: int, case: Case, repetitions: int) -> list[dict[str, Any]]:
+    """What each process tells."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    command = [sys.executable, __file__, "--process", what, provider, str(processes), str(port)]
+    command += [str(case.N), str(case.D), str(case.classes), str(repetitions)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | (MALLOC if what == "memory" else {})
+    running = [
+        subprocess.Popen([*command, str(rank)], stdout=PIPE, stderr=PIPE, text=True, env=env)
+        for rank in range(processes)
+    ]
+    said = [process.communicate(timeout=LIMIT_S) for process in running]
+    for process, (_, errors) in zip(running, said, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{provider} on {processes} processes: {errors[-2000:]}")
+    return [json.loads(output.splitlines()[-1]) for output, _ in said]
+
+
+def process(arguments: Sequence[str]) -> None:
+    """One of the processes; prints what it measured as JSON."""
+    what, provider = arguments[:2]
+    number, port, N, D, classes, repetitions, rank = map(int, arguments[2:])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=number)
+    case = Case(N, D=D, classes=classes)
+    small = make_step(provider, replace(case, N=64 * number), rank, number)[0]
+    run(small)
+    step, own = make_step(provider, case, rank, number)
+    if what == "memory":
+        dist.barrier()
+        peak = peak_extra(step, "cpu")
+        told = {"memory_mb": 0.0 if peak is None else peak / MB}
+    else:
+        seconds = [timed(step) for _ in range(repetitions)]
+        told = {"seconds": statistics.median(seconds), **counted(step), **compared(step, own, case, rank, number)}
+    dist.barrier()
+    dist.destroy_process_group()
+    print(json.dumps(told))
+
+
+def make_step(provider: str, case: Case, rank: int, number: int) -> tuple[Step, Tensor]:
+    """A step on this process's share, view-major rows, and the share."""
+    embeddings, labels = share(*case.rows(), rank, number)
+    embeddings = embeddings.contiguous().requires_grad_()
+    loss = make_loss(provider)
+    return of_loss(lambda: loss(embeddings, labels), [embeddings]), embeddings
+
+
+def share(embeddings: Tensor, labels: Tensor, rank: int, number: int) -> tuple[Tensor, Tensor]:
+    """A process's rows of a view-major batch, view-major, and their labels."""
+    mine = [part.unflatten(0, (2, -1)).chunk(number, dim=1)[rank].flatten(0, 1) for part in (embeddings, labels)]
+    return mine[0], mine[1]
+
+
+def run(step: Step) -> tuple[Tensor, Any]:
+    """Forward and backward."""
+    assert step.backward is not None
+    loss = step.forward()
+    return loss, step.backward(loss)
+
+
+def timed(step: Step) -> float:
+    """Seconds of a step that all processes begin together."""
+    dist.barrier()
+    started = time.perf_counter()
+    run(step)
+    return time.perf_counter() - started
+
+
+def counted(step: Step) -> dict[str, float]:
+    """The multiply-adds of the matrix products of a step."""
+    with profile(record_shapes=True) as profiled:
+        run(step)
+    total = 0
+    for event in profiled.events():
+        if event.name in ("aten::mm", "aten::addmm", "aten::addmm_"):
+            left, right = [shape for shape in event.input_shapes if len(shape) == 2][-2:]
+            total += left[0] * left[1] * right[1]
+    return {"products": total}
+
+
+def compared(step: Step, own: Tensor, case: Case, rank: int, number: int) -> dict[str, float]:
+    """The reported loss and this process's gradient, against one process with the whole batch in float64."""
+    loss, (gradient,) = run(step)
+    embeddings, labels = case.rows()
+    whole = embeddings.double().requires_grad_()
+    right = supcon_loss(whole, labels, temperature=TEMPERATURE).mean()
+    (wanted,) = torch.autograd.grad(right, [whole])
+    wanted = share(wanted, labels, rank, number)[0]
+    error = (gradient.double() / number - wanted).abs().max() / wanted.abs().max()
+    return {"loss": (loss / right).item(), "gradient_error": error.item()}
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The rows of the table."""
+    return [
+        [
+            PROVIDERS[row["provider"]],
+            str(row["processes"]),
+            shown(row["products"]),
+            shown(row["memory_mb"], 1),
+            shown(row["seconds"]),
+            shown(row["loss"]),
+            f"{row['gradient_error']:.0e}",
+        ]
+        for row in rows
+    ]
+
+
+if __name__ == "__main__":
+    process(sys.argv[2:]) if sys.argv[1:2] == ["--process"] else main(sys.argv[1:])

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Train on two machines, each a network namespace of its own on this one, joined by a virtual cable. Needs root and
+# iproute2:
+#
+#     benchmarks/two_machines.sh --epochs 5 --output runs/two-machines
+#
+# What it types in each is what one types on two real machines, with the address of the first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+name=supcon$$
+
+cleanup() {
+    ip netns del "${name}0" 2>/dev/null || true
+    ip netns del "${name}1" 2>/dev/null || true
+}
+trap cleanup EXIT
+
+ip netns add "${name}0"
+ip netns add "${name}1"
+ip link add "v${name}0" netns "${name}0" type veth peer name "v${name}1" netns "${name}1"
+for machine in 0 1; do
+    ip -n "$name$machine" addr add "10.77.0.$((machine + 1))/24" dev "v$name$machine"
+    ip -n "$name$machine" link set "v$name$machine" up
+    ip -n "$name$machine" link set lo up
+done
+
+train() { # on machine $1
+    local machine=$1
+    shift
+    ip netns exec "$name$machine" env ACCELERATE_USE_CPU=1 OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME="v$name$machine" \
+        "$python" -m torch.distributed.run --nnodes 2 --nproc_per_node 1 --node_rank "$machine" \
+        --master_addr 10.77.0.1 --master_port 29500 --local_addr "10.77.0.$((machine + 1))" \
+        recipes/train.py "$@"
+}
+train 1 "$@" >/dev/null 2>&1 &
+train 0 "$@"
+wait

@@ -1,0 +1,66 @@
+"""Linear memory, measured: the peak of a step above its inputs, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MB = 10**6
+WIDTH = 16
+
+#: Freed blocks go back at once, so that what is resident is what is in use; see `benchmarks/memory.py`.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
+
+#: Options by name, and numbers of rows.
+CASES = {
+    "rows": ({}, [2048, 4096, 8192]),
+    "logarithms": ({"temperature": 0.01, "summation": "in", "denominator": "one_positive"}, [2048, 4096]),
+    "labels not on the host": ({"hidden": True}, [2048, 4096]),
+    "references": ({"references": True, "denominator": "negatives"}, [2048, 4096]),
+    "listed pairs": ({"listed": 4}, [2048, 4096, 8192]),
+}
+
+PROBE = """
+import json, re, sys
+from pathlib import Path
+import torch
+from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import layout
+
+def resident(what):
+    return 1024 * int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def peak(number, width, classes=20, references=False, listed=0, hidden=False, **options):
+    layout.on_host = lambda labels: not hidden
+    rows = torch.randn(number, width, requires_grad=True)
+    labels = torch.randint(0, classes, (number // 2,)).repeat(2)
+    given = {"labels": labels, "num_views": 2}
+    if references:
+        given |= {"ref_emb": torch.randn(number, width, requires_grad=True), "ref_labels": labels.flip(0)}
+    if listed:
+        given = {"indices_tuple": tuple(torch.randint(0, number, (listed * number,)) for _ in range(4))}
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    supcon_loss(rows, **given, **options, backend="tiled").mean().backward()
+    return resident("VmHWM") - before
+
+torch.set_num_threads(2)
+width, cases = json.loads(sys.argv[1])
+for options, _ in cases.values():
+    peak(600, width, **options)  # what a first step loads
+print(json.dumps({name: [peak(size, width, **options) for size in sizes] for name, (options, sizes) in cases.items()}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of a process's peak")
+def test_memory_is_linear_in_the_rows():
+    """A matrix of similarities would take 67 MB at 4,096 rows, and 4 times as much at twice as many."""
+    command = [sys.executable, "-c", PROBE, json.dumps([WIDTH, CASES])]
+    run = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    for name, peaks in json.loads(run.stdout).items():
+        assert max(peaks) < 24 * MB, f"{name}: {max(peaks) / MB} MB"
+        assert peaks[-1] - peaks[0] < 10 * MB, f"{name}: from {peaks[0] / MB} to {peaks[-1] / MB} MB"
