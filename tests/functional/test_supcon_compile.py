@@ -70,10 +70,10 @@ def test_operators_keep_their_contract():
     z = torch.nn.functional.normalize(torch.randn(12, 3), dim=1).requires_grad_()
     labels = torch.arange(12) // 3
     ids = torch.arange(12)
-    arguments = (z, None, labels, labels, ids, ids, None, None, None, 0.1, "out", "all", False)
+    arguments = (z, None, labels, labels, ids, ids, None, None, None, "out", "all", False)
     torch.library.opcheck(tiled_losses, arguments)
     one_sided = (z.detach().requires_grad_(), torch.randn(7, 3), labels, labels[:7], *[None] * 5)
-    torch.library.opcheck(tiled_losses, (*one_sided, 0.1, "out", "negatives", False))
+    torch.library.opcheck(tiled_losses, (*one_sided, "out", "negatives", False))
     references = torch.randn(7, 3, requires_grad=True)
-    arguments = (z, references, labels, labels[:7], None, None, None, None, None, 0.1, "in", "one_positive", True)
+    arguments = (z, references, labels, labels[:7], None, None, None, None, None, "in", "one_positive", True)
     torch.library.opcheck(tiled_losses, arguments)

@@ -126,7 +126,7 @@ def group_supcon_loss(
             losses, valid = ring.anchor_losses(problem, spread)
         else:
             losses, valid = by_anchors(*build(shares.gather(own, group)), group)
-    return AnchorLosses(losses * temperature if scale_by_temperature else losses, valid)
+    return AnchorLosses(losses * float(temperature) if scale_by_temperature else losses, valid)
 
 
 def by_anchors(backend: ModuleType, problem: Problem, group: ProcessGroup) -> AnchorLosses:

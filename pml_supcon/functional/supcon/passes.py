@@ -22,15 +22,13 @@ class Passes(NamedTuple):
 
     Attributes:
         anchors: sorted anchors.
-        scaled: the same, divided by the temperature.
-        rows: sorted contrasted rows.
+        rows: sorted contrasted rows; the products of both are the similarities.
         layout: who is whose positive.
         dtype: of the rows.
         shifted: similarities may leave the exponent's safe range.
     """
 
     anchors: Rows
-    scaled: Rows
     rows: Rows
     layout: Layout
     dtype: torch.dtype
@@ -41,7 +39,7 @@ class Passes(NamedTuple):
         nothing = -torch.inf if self.shifted else 0
         sums = torch.full_like(self.layout.anchor_labels, nothing, dtype=self.dtype)
         for (a, r), boxes in tiles:
-            s = self.scaled[a] @ self.rows[r].T
+            s = self.anchors[a] @ self.rows[r].T
             if not self.shifted:
                 s.exp_()
             for box in boxes:
@@ -57,7 +55,7 @@ class Passes(NamedTuple):
         """Statistics over the positives in these boxes; `True`: a box serves its columns too."""
         statistics = start.copy()
         for box, twice in boxes:
-            s = self.scaled[box[0]] @ self.rows[box[1]].T
+            s = self.anchors[box[0]] @ self.rows[box[1]].T
             statistics.add_positives(s, self.layout.positives(box), box[0])
             if twice:
                 statistics.add_positives(s.T, self.layout.positives(box[::-1]), box[1])
@@ -77,14 +75,14 @@ class Passes(NamedTuple):
         grad_anchors: Rows | None,
         grad_rows: Rows | None,
     ) -> None:
-        """Add `W z` of these tiles, times the temperature; `W_ij` is the weight of the pair for both its ends.
+        """Add `W z` of these tiles; `W_ij` is the weight of the pair for both its ends.
 
         `weight` is `negative_weight`; the gradients are one and the same where the anchors are the rows, and None where
         they are not wanted.
         """
         shift = statistics.log_neg_or_0()
         for (a, r), boxes in tiles:
-            s = self.scaled[a] @ self.rows[r].T
+            s = self.anchors[a] @ self.rows[r].T
             insides = [within((a, r), box) for box in boxes]
             pulls = [
                 self._box_weights(s[inside], box, statistics, upstream)

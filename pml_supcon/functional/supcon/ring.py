@@ -16,9 +16,11 @@ from torch.autograd.function import once_differentiable
 from pml_supcon.functional import collectives
 from pml_supcon.functional.supcon.exchange import Parcel, send_home, visits
 from pml_supcon.functional.supcon.passes import Passes
+from pml_supcon.functional.supcon.precision import full_precision
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.spread import Spread, Tiles
 from pml_supcon.functional.supcon.statistics import Statistics
+from pml_supcon.functional.supcon.tiled import evenly_scaled, scale_of
 from pml_supcon.functional.supcon.workers import shared_out
 
 
@@ -27,8 +29,10 @@ def anchor_losses(problem: Problem, spread: Spread) -> AnchorLosses:
 
     The gradient is that of the sum of what all processes make of the losses. `problem` is of this process's own rows.
     """
-    rows = problem.rows[spread.row_order]
-    anchors = rows if spread.layout.symmetric else problem.anchors[spread.anchor_order]
+    rows = evenly_scaled(problem.rows[spread.row_order], problem.temperature)
+    anchors = rows
+    if not spread.layout.symmetric:
+        anchors = evenly_scaled(problem.anchors[spread.anchor_order], problem.temperature)
     losses, valid = _Ring.apply(anchors, rows, spread)
     back = torch.argsort(spread.anchor_places)
     return AnchorLosses(losses[back], valid[back])
@@ -39,7 +43,7 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, rows: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
-        with torch.autocast(anchors.device.type, enabled=False):
+        with full_precision(anchors.device):
             statistics = sums(spread, anchors, rows)
         losses, valid = statistics.losses()
         ctx.mark_non_differentiable(valid)
@@ -52,27 +56,28 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor, Tensor | None, None]:
         anchors, rows, valid, table = ctx.saved_tensors
         spread: Spread = ctx.spread
-        with torch.autocast(anchors.device.type, enabled=False):
+        with full_precision(anchors.device):
             upstream = collectives.all_reduce(torch.where(valid, upstream, 0), spread.group)
+            scale = scale_of(upstream)
             statistics = Statistics(table, spread.summation, spread.denominator)
-            of_anchors, of_rows = gradients(spread, anchors, rows, statistics, upstream)
-        return of_anchors, None if spread.layout.symmetric else of_rows, None
+            of_anchors, of_rows = gradients(spread, anchors, rows, statistics, upstream / scale)
+            of_anchors *= scale
+        return of_anchors, None if spread.layout.symmetric else of_rows.mul_(scale), None
 
 
 def sums(spread: Spread, anchors: Tensor, rows: Tensor) -> Statistics:
     """What the losses need to know of every anchor of the batch: once around for the negatives, then the positives."""
     layout, device = spread.layout, anchors.device
-    scaled = anchors / spread.temperature
     log_neg = torch.full_like(layout.anchor_labels, -torch.inf, dtype=anchors.dtype)
     for peer, block in visits(spread, rows):
-        passes = passes_of(spread, anchors, scaled, peer, block)
+        passes = passes_of(spread, anchors, peer, block)
         parts = shared_out(passes.log_negatives, spread.tiles(peer), device)
         log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
     log_neg = collectives.all_logsumexp(log_neg, spread.group)
     start = Statistics.of(log_neg, spread.summation, spread.denominator)
     statistics = start.copy()
     for peer, block in visits(spread, rows):
-        passes = passes_of(spread, anchors, scaled, peer, block)
+        passes = passes_of(spread, anchors, peer, block)
         boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, found in spread.tiles(peer) for box in found]
         statistics = Statistics.merged([statistics, *shared_out(partial(passes.positives, start), boxes, device)])
     return statistics.reduced(spread.group)
@@ -82,28 +87,27 @@ def gradients(
     spread: Spread, anchors: Tensor, rows: Tensor, statistics: Statistics, upstream: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of this process's anchors and rows (one and the same with symmetry): the third time around."""
-    symmetric, temperature = spread.layout.symmetric, spread.temperature
-    scaled = anchors / temperature
+    symmetric = spread.layout.symmetric
     of_anchors = torch.zeros_like(anchors)
     of_rows = of_anchors if symmetric else torch.zeros_like(rows)
     on_its_way: Parcel | None = None
     for peer, block in visits(spread, rows):
-        passes = passes_of(spread, anchors, scaled, peer, block)
+        if on_its_way is not None:  # before there is another: memory for two would be kept
+            of_rows += on_its_way.wait()
+            on_its_way = None
+        passes = passes_of(spread, anchors, peer, block)
         work = partial(gradients_with, spread, passes, peer, anchors, block, statistics, upstream)
         parts = shared_out(work, spread.tiles(peer), anchors.device)
         of_anchors += reduce(Tensor.add_, [part.of_anchors for part in parts])
-        if on_its_way is not None:
-            of_rows += on_its_way.wait()
-            on_its_way = None
         if peer != spread.rank:
             of_block = reduce(Tensor.add_, [part.of_block for part in parts])
             on_its_way = send_home(spread, of_block, peer)
         elif not symmetric:
             of_rows += reduce(Tensor.add_, [part.of_block for part in parts])
+        del parts
     if on_its_way is not None:
         of_rows += on_its_way.wait()
-    of_anchors /= temperature
-    return of_anchors, of_rows if symmetric else of_rows.div_(temperature)
+    return of_anchors, of_rows
 
 
 class Gradients(NamedTuple):
@@ -123,7 +127,7 @@ def gradients_with(
     upstream: Tensor,
     tiles: Tiles,
 ) -> Gradients:
-    """What some of the tiles with a peer's rows add to the gradients, times the temperature."""
+    """What some of the tiles with a peer's rows add to the gradients."""
     of_anchors = torch.zeros_like(anchors)
     of_block = of_anchors if peer == spread.rank and spread.layout.symmetric else torch.zeros_like(block)
     passes.gradients(
@@ -137,12 +141,11 @@ def gradients_with(
     return Gradients(of_anchors, of_block)
 
 
-def passes_of(spread: Spread, anchors: Tensor, scaled: Tensor, peer: int, block: Tensor) -> Passes:
+def passes_of(spread: Spread, anchors: Tensor, peer: int, block: Tensor) -> Passes:
     """The passes over this process's anchors and the rows of a peer."""
     mine = spread.anchor_blocks[spread.rank]
     return Passes(
         anchors=At(mine, anchors),
-        scaled=At(mine, scaled),
         rows=At(spread.row_blocks[peer], block),
         layout=spread.layout,
         dtype=anchors.dtype,

@@ -31,7 +31,7 @@ class Spread:
         anchor_places: `(A,)`: where the anchor of each place stands in the view-major order of the batch.
         rank: of this process.
         group: the processes.
-        temperature: this and the other options are those of the problem.
+        summation: this and the other options are those of the problem.
     """
 
     layout: Layout
@@ -42,7 +42,6 @@ class Spread:
     anchor_places: Tensor
     rank: int
     group: ProcessGroup
-    temperature: float
     summation: str
     denominator: str
     shifted: bool
@@ -84,7 +83,6 @@ class Spread:
             anchor_places=anchor_places,
             rank=rank,
             group=group,
-            temperature=problem.temperature,
             summation=problem.summation,
             denominator=problem.denominator,
             shifted=not problem.bound <= SAFE_EXPONENT[problem.rows.dtype],

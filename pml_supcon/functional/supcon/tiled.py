@@ -39,22 +39,27 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     if problem.pairs is not None:
         return listed.anchor_losses(problem) if listed.worthwhile(problem) else reference.anchor_losses(problem)
     layout, anchor_order, row_order = Layout.of(problem)
-    rows = problem.rows[row_order]
+    rows = evenly_scaled(problem.rows[row_order], problem.temperature)
     losses, valid, _ = tiled_losses(
-        rows if layout.symmetric else problem.anchors[anchor_order],
+        rows if layout.symmetric else evenly_scaled(problem.anchors[anchor_order], problem.temperature),
         None if layout.symmetric else rows,
         layout.anchor_labels,
         layout.row_labels,
         layout.anchor_ids,
         layout.row_ids,
         *(layout.cap or (None, None, None)),
-        problem.temperature,
         problem.summation,
         problem.denominator,
         not problem.bound <= SAFE_EXPONENT[rows.dtype],
     )
     back = torch.argsort(anchor_order)
     return AnchorLosses(losses[back], valid[back])
+
+
+def evenly_scaled(rows: Tensor, temperature: float) -> Tensor:
+    """Rows whose products are similarities, so that either side of a product can be the other."""
+    scaled: Tensor = rows * temperature**-0.5
+    return scaled
 
 
 @torch.library.custom_op("pml_supcon::tiled_losses", mutates_args=())
@@ -68,7 +73,6 @@ def tiled_losses(
     anchor_rank: Tensor | None,
     anchor_limit: Tensor | None,
     row_rank: Tensor | None,
-    temperature: float,
     summation: str,
     denominator: str,
     shifted: bool,
@@ -79,7 +83,7 @@ def tiled_losses(
     The others are the fields of a `Layout` and the options.
     """
     layout = rebuild(rows, anchor_labels, row_labels, anchor_ids, row_ids, anchor_rank, anchor_limit, row_rank)
-    passes = Passes(anchors, anchors / temperature, anchors if rows is None else rows, layout, anchors.dtype, shifted)
+    passes = Passes(anchors, anchors if rows is None else rows, layout, anchors.dtype, shifted)
     tiles = list(layout.tiles())
     log_neg = torch.stack(shared_out(passes.log_negatives, tiles, anchors.device)).logsumexp(dim=0)
     start = Statistics.of(log_neg, summation, denominator)
@@ -105,7 +109,6 @@ def tiled_gradient(
     anchor_rank: Tensor | None,
     anchor_limit: Tensor | None,
     row_rank: Tensor | None,
-    temperature: float,
     summation: str,
     denominator: str,
     shifted: bool,
@@ -116,7 +119,7 @@ def tiled_gradient(
     where they are the anchors.
     """
     layout = rebuild(rows, anchor_labels, row_labels, anchor_ids, row_ids, anchor_rank, anchor_limit, row_rank)
-    passes = Passes(anchors, anchors / temperature, anchors if rows is None else rows, layout, anchors.dtype, shifted)
+    passes = Passes(anchors, anchors if rows is None else rows, layout, anchors.dtype, shifted)
     statistics = Statistics(table, summation, denominator)
     scale = scale_of(upstream)
     upstream = upstream / scale
@@ -131,7 +134,7 @@ def tiled_gradient(
 
     parts = shared_out(gradients, list(layout.tiles()), anchors.device)
     of_anchors, of_rows = (
-        anchors.new_empty(0) if first is None else reduce(Tensor.add_, others, first).mul_(scale / temperature)
+        anchors.new_empty(0) if first is None else reduce(Tensor.add_, others, first).mul_(scale)
         for first, *others in zip(*parts, strict=True)
     )
     return of_anchors, of_rows
@@ -196,7 +199,7 @@ def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     of_anchors, of_rows = tiled_gradient(
         upstream, table, for_anchors, for_rows, anchors, rows, *layout, *ctx.options
     )  # fmt: skip
-    return of_anchors if for_anchors else None, of_rows if for_rows else None, *[None] * 11
+    return of_anchors if for_anchors else None, of_rows if for_rows else None, *[None] * 10
 
 
 def _refuse_second(ctx: Any, *_: Tensor) -> tuple[None, ...]:
