@@ -34,6 +34,21 @@ def digits_table() -> str:
     return "\n".join(lines)
 
 
+def spread_table() -> str:
+    """The digits on one process and on two, in chunks too."""
+    records = [json.loads(path.read_text()) for path in sorted((ROOT / "docs/records").glob("spread-*.json"))]
+    one = json.loads((ROOT / "docs/records/digits-seed0.json").read_text())
+    lines = ["| the digits, seed 0, 256 images in a batch | linear probe, top-1 | precision@1 | final loss |"]
+    lines.append("| --- | ---: | ---: | ---: |")
+    for record in (one, *records):
+        title = f"{record['processes']} process{'es' if record['processes'] > 1 else ''}"
+        title += f", chunks of {record['chunk_size']}" if record.get("chunk_size") else ""
+        scores = (record["linear_probe/top1"], record["retrieval/precision_at_1"], record["train/final_loss"])
+        lines.append(f"| {title} | " + " | ".join(f"{score:.4f}" for score in scores) + " |")
+    command = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py [--chunk-size 64]"
+    return "\n".join([*lines, "", f"`{command}` on {records[0]['date']}, commit {records[0]['commit']}."])
+
+
 def measured_table(name: str) -> str:
     """The table that a script in `benchmarks/` made, and where."""
     record = json.loads((ROOT / "docs/records" / f"benchmark-{name}.json").read_text())
@@ -47,12 +62,16 @@ def measured_table(name: str) -> str:
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", source])
 
 
+#: Tables that are made of the recipe's records, by the name in a page.
+TABLES = {"digits": digits_table, "spread": spread_table}
+
+
 def filled(text: str) -> str:
     """A page with its tables written anew."""
     marked = re.compile(r"(<!-- records:(\w+) -->\n).*?(<!-- /records -->)", re.S)
 
     def table(found: re.Match[str]) -> str:
-        made = digits_table() if found[2] == "digits" else measured_table(found[2])
+        made = TABLES[found[2]]() if found[2] in TABLES else measured_table(found[2])
         return f"{found[1]}{made}\n{found[3]}"
 
     return marked.sub(table, text)

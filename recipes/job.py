@@ -79,7 +79,7 @@ def prepare(settings: TrainSettings, accelerator: Accelerator) -> Job:
     require_faiss()
     check_encoder_name(settings.encoder or DEFAULT_ENCODER)
     check_optimizer_name(settings.optimizer)
-    criterion = build_criterion(settings)
+    criterion = build_criterion(settings, accelerator.device)
     with accelerator.main_process_first():  # one process downloads
         opened = open_data(
             settings.data, image_size=settings.image_size, max_train=settings.max_train, max_test=settings.max_test
@@ -98,7 +98,7 @@ def prepare(settings: TrainSettings, accelerator: Accelerator) -> Job:
     return Job(run, data, model, sampler, loader, network, key_encoder, criterion, optimizer)
 
 
-def build_criterion(settings: TrainSettings) -> Criterion:
+def build_criterion(settings: TrainSettings, device: torch.device) -> Criterion:
     """The loss of outputs `(B, V, D)`, labels `(B,)` and keys, over the batches of all processes."""
     if not settings.contrastive:
         return lambda logits, labels, keys: F.cross_entropy(flatten_views(logits), labels.repeat(logits.shape[1]))
@@ -114,7 +114,7 @@ def build_criterion(settings: TrainSettings) -> Criterion:
     )
     if settings.queue_size is not None:
         contrastive = losses.QueueLoss(contrastive, settings.head_dim, settings.queue_size)
-    spread = GlobalBatchLoss(contrastive)
+    spread = GlobalBatchLoss(contrastive).to(device)  # a queue lies with the embeddings
 
     def criterion(embeddings: Tensor, labels: Tensor, keys: Tensor | None) -> Tensor:
         given = {} if keys is None else {"keys": keys}

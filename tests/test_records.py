@@ -13,12 +13,16 @@ ROOT = Path(__file__).parent.parent
 RECORDS = [json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "records").glob("digits-*.json"))]
 
 
-def test_readme_shows_the_records():
+def test_pages_show_the_records():
     spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
     make_tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_tables)
-    readme = (ROOT / "README.md").read_text()
-    assert make_tables.filled(readme) == readme, "run `make tables`"
+    pages = [
+        page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if "<!-- records:" in page.read_text()
+    ]
+    assert len(pages) == 4
+    for page in pages:
+        assert make_tables.filled(page.read_text()) == page.read_text(), f"run `make tables` for {page}"
 
 
 def test_the_page_of_benchmarks_shows_the_records(tmp_path):
@@ -28,6 +32,15 @@ def test_the_page_of_benchmarks_shows_the_records(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert (tmp_path / "benchmarks.md").read_text() == page, "run `python benchmarks/make_page.py`"
+
+
+@pytest.mark.parametrize("score", ["linear_probe/top1", "retrieval/precision_at_1"])
+def test_digits_on_two_processes_are_within_noise_of_one(score):
+    one = [record[score] for record in RECORDS]
+    spread = [json.loads(path.read_text()) for path in (ROOT / "docs" / "records").glob("spread-*.json")]
+    assert sorted((record["processes"], record["chunk_size"]) for record in spread) == [(2, 0), (2, 64)]
+    for record in spread:
+        assert abs(record[score] - statistics.mean(one)) <= 0.01
 
 
 @pytest.mark.parametrize("score", ["linear_probe/top1", "retrieval/precision_at_1"])
