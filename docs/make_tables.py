@@ -37,6 +37,7 @@ def digits_table() -> str:
 def spread_table() -> str:
     """The digits on one process and on two, in chunks too."""
     records = [json.loads(path.read_text()) for path in sorted((ROOT / "docs/records").glob("spread-*.json"))]
+    records.sort(key=lambda record: record["chunk_size"])
     one = json.loads((ROOT / "docs/records/digits-seed0.json").read_text())
     lines = ["| the digits, seed 0, 256 images in a batch | linear probe, top-1 | precision@1 | final loss |"]
     lines.append("| --- | ---: | ---: | ---: |")
