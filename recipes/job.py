@@ -117,8 +117,7 @@ def build_criterion(settings: TrainSettings, device: torch.device) -> Criterion:
     spread = GlobalBatchLoss(contrastive).to(device)  # a queue lies with the embeddings
 
     def criterion(embeddings: Tensor, labels: Tensor, keys: Tensor | None) -> Tensor:
-        given = {} if keys is None else {"keys": keys}
-        loss: Tensor = spread(embeddings, None if settings.method == "simclr" else labels, **given)
+        loss: Tensor = spread(embeddings, None if settings.method == "simclr" else labels, keys=keys)
         return loss
 
     return criterion

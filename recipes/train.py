@@ -3,7 +3,7 @@ r"""Train an encoder with a supervised contrastive loss, then score it: retrieva
     accelerate launch recipes/train.py                                        # digits, one process, about a minute
     accelerate launch recipes/train.py --data imagefolder:my/images --epochs 100
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py         # several processes without a GPU
-    accelerate launch recipes/train.py --batch-size 6144 --chunk-size 64      # a large batch in little memory
+    accelerate launch recipes/train.py --data torchvision:CIFAR10 --batch-size 6144 --chunk-size 256
 
 Stage 1 trains the encoder under a projection head with the contrastive loss over V views of each image (or under a
 classifier with cross entropy); stage 2 freezes the encoder, drops the head, and scores the encoder's output on the
@@ -106,7 +106,8 @@ def train(job: Job, settings: TrainSettings, accelerator: Accelerator) -> list[f
             for views, labels in job.loader:
                 schedule.step_update(len(history) + len(recent))
                 views = views.to(accelerator.device, non_blocking=True)
-                keys = None if key_encoder is None else key_encoder(views)
+                with accelerator.autocast():  # as the model that accelerate has prepared
+                    keys = None if key_encoder is None else key_encoder(views)
                 loss = job.criterion(model(views), labels.to(accelerator.device, non_blocking=True), keys)
                 accelerator.backward(loss)
                 optimizer.step()

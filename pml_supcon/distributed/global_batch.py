@@ -1,20 +1,21 @@
 """Any loss, over the embeddings of all processes."""
 
-import inspect
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from pml_supcon.functional import collectives
 from pml_supcon.functional.shares import Rows, agree_on_shares
 from pml_supcon.functional.supcon import checks
-from pml_supcon.losses.queue import QueueLoss
+from pml_supcon.functional.supcon.problem import view_major_rows
 from pml_supcon.losses.sharing import batch_shared_by
-from pml_supcon.losses.supcon import SupConLoss
+from pml_supcon.losses.supcon import SupConLoss, SupConLossIn, SupConLossOut
+
+OWN_LOSSES = (SupConLossOut, SupConLossIn)  # a class derived from them may compute anything
 
 
 class GlobalBatchLoss(nn.Module):
@@ -42,6 +43,7 @@ class GlobalBatchLoss(nn.Module):
         - embeddings: this process's `(N, D)` or `(B, V, D)`; losses of PML get all `(B, V, D)` as view-major rows.
         - labels: this process's `(N,)` or `(B,)`, any integer dtype, or None where the loss needs none.
         - the batch: samples of the first process, then of the second, and so on, view-major.
+        - other tensors that the loss takes, by keyword and by row or sample, as the embeddings go (`keys=`).
 
     Raises:
         ValueError: on every process, where one has a wrong share, or differs from the others in width, dtype, views or
@@ -49,8 +51,8 @@ class GlobalBatchLoss(nn.Module):
         ConnectionError: a process is gone; names its rank.
 
     Note:
-        All processes have to call it, and to go backward. The numbers of rows are compared at each call, which waits
-        for the device once.
+        All processes have to call it, and to go backward. The numbers of rows are compared at each call, on the host. A
+        loss of PML's that draws at random draws on each process for itself; a miner draws once, for all.
 
     Example:
         >>> import torch
@@ -73,9 +75,14 @@ class GlobalBatchLoss(nn.Module):
         if not callable(loss):
             raise TypeError(f"Expected argument `loss` to be a loss module, but got {type(loss).__name__}")
         checks.check_num_views(num_views)
+        views_of_loss = getattr(loss, "num_views", None)
+        if None not in (num_views, views_of_loss) and num_views != views_of_loss:
+            raise ValueError(
+                f"Expected argument `num_views` to be that of the loss, {views_of_loss}, but got {num_views}"
+            )
         self.loss = loss
         self.miner = miner
-        self.num_views = getattr(loss, "num_views", None) if num_views is None else num_views
+        self.num_views = views_of_loss if num_views is None else num_views
         self.group = group
 
     def forward(
@@ -85,84 +92,106 @@ class GlobalBatchLoss(nn.Module):
         indices_tuple: Any = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
-        **more: Tensor,
+        **more: Tensor | None,
     ) -> Tensor:
         """The loss of the whole batch, a scalar; `more` tensors go by row or sample, as the embeddings do."""
         group = collectives.default_group(self.group)
-        own = Rows(embeddings, labels, ref_emb, ref_labels, self.num_views, more)
-        alone = ref_emb is None and indices_tuple is None and self.miner is None and not more
-        if group is not None and alone and isinstance(self.loss, SupConLoss) and not self.loss.needs_all_rows():
-            return self.loss.loss_of_group(embeddings, labels, group)
-        whole, error = own, None
-        try:
-            check(own, indices_tuple, spread=group is not None)
-        except (ValueError, TypeError) as problem:
-            error = problem
+        given = {name: tensor for name, tensor in more.items() if tensor is not None}
+        own = Rows(embeddings, labels, ref_emb, ref_labels, self.num_views, given)
         if group is not None:
-            same = {"loss": describe(self.loss)}
-            if error is None:
-                same |= {name: f"{tuple(x.shape[1:])} {x.dtype}" for name, x in more.items()}
-            whole = agree_on_shares(own, same, error, group).gather(own, group)
-        elif error is not None:
-            raise error
-        if whole.embeddings.ndim == 3 and not getattr(self.loss, "takes_views", False):
-            whole = whole.view_major()
-        arguments: dict[str, Any] = {"labels": whole.labels, "ref_emb": whole.ref_emb, "ref_labels": whole.ref_labels}
-        arguments["indices_tuple"] = self._mine(whole, group) if self.miner is not None else indices_tuple
-        arguments = {name: value for name, value in arguments.items() if value is not None} | dict(whole.more)
+            of_group: Tensor = self._loss_of_group(own, indices_tuple, group)
+            return of_group
+        check(own, mined=self.miner is not None)
+        return self._loss_over(own.by_sample(), indices_tuple, None)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives, and decisions on what they bring
+    def _loss_of_group(self, own: Rows, indices_tuple: Any, group: ProcessGroup) -> Tensor:
+        """The loss of the batch of all processes: our own losses leave the rows where they are."""
+        loss = self.loss
+        alone = self.miner is None and indices_tuple is None and own.ref_emb is None and not own.more
+        if alone and isinstance(loss, SupConLoss) and type(loss) in OWN_LOSSES and not loss.needs_all_rows():
+            return loss.loss_of_group(own.embeddings, own.labels, group, self.num_views)
+        error: Exception | None = None
+        try:
+            if indices_tuple is not None:
+                raise ValueError(
+                    "Expected no `indices_tuple` with several processes: it names the rows of one of them; give the "
+                    "miner to `GlobalBatchLoss(loss, miner=...)`, which mines in the whole batch"
+                )
+            check(own, mined=self.miner is not None)
+        except Exception as local:  # whatever it is, the others have to hear of it
+            error = local
+        shares = agree_on_shares(own, {"loss": describe(self.loss)}, error, group)
+        return self._loss_over(shares.gather(own, group), None, group)
+
+    def _loss_over(self, rows: Rows, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
+        """The loss of rows that all processes have."""
+        if self.miner is not None:
+            indices_tuple = self._mine(rows.view_major(), group)
+        if not getattr(self.loss, "takes_views", False):
+            rows = rows.view_major()
+        arguments = {
+            "labels": rows.labels,
+            "indices_tuple": indices_tuple,
+            "ref_emb": rows.ref_emb,
+            "ref_labels": rows.ref_labels,
+            **rows.more,
+        }
         with nullcontext() if group is None else batch_shared_by(group):
-            loss: Tensor = self.loss(whole.embeddings, **arguments)
+            loss: Tensor = self.loss(
+                rows.embeddings, **{name: value for name, value in arguments.items() if value is not None}
+            )
         return loss
 
     @torch.no_grad()
-    def _mine(self, whole: Rows, group: ProcessGroup | None) -> tuple[Tensor, ...]:
+    def _mine(self, rows: Rows, group: ProcessGroup | None) -> list[Tensor]:
         """What the miner finds in the batch; the same on all processes, also where it draws at random."""
-        assert self.miner is not None
-        rows = whole.view_major()
-        references = () if rows.ref_emb is None else (rows.ref_emb, rows.ref_labels)
+        miner = self.miner
+        assert miner is not None  # for the type checker
+
+        def mine() -> list[Tensor]:
+            return list(miner(rows.embeddings, rows.labels, rows.ref_emb, rows.ref_labels))
+
         if group is None:
-            return tuple(self.miner(rows.embeddings, rows.labels, *references))
-        found: tuple[Tensor, ...] = ()
-        if dist.get_rank(group) == 0:
-            found = tuple(self.miner(rows.embeddings, rows.labels, *references))
-        return collectives.broadcast_indices(found, group, rows.embeddings.device)
+            return mine()
+        return [indices.to(rows.embeddings.device) for indices in collectives.from_first(mine, group)]
 
 
-def check(own: Rows, indices_tuple: Any, *, spread: bool) -> None:
+def check(own: Rows, *, mined: bool) -> None:
     """Refuse a share of the batch that cannot be right."""
     embeddings, labels, ref_emb, ref_labels, num_views, more = own
     checks.check_embeddings("embeddings", embeddings)
     if labels is not None:
         checks.check_labels("labels", labels, len(embeddings), embeddings.device)
-    if embeddings.ndim == 2 and num_views is not None and len(embeddings) % num_views:
-        raise ValueError(
-            f"Expected the rows of `embeddings` to be num_views={num_views} views of every sample, but "
-            f"{len(embeddings)} is not a multiple of {num_views}"
-        )
+    elif mined:
+        raise ValueError("Expected `labels` with a `miner`, which mines by them, but got none")
+    if embeddings.ndim == 2:
+        view_major_rows(embeddings, labels, num_views)  # refuses rows that are no whole number of samples
+        if labels is not None:
+            checks.check_views_agree(labels, num_views)
     if ref_emb is not None:
-        checks.check_embeddings("ref_emb", ref_emb)
+        checks.check_fits(embeddings, "ref_emb", ref_emb)
     if ref_labels is not None:
         checks.check_labels("ref_labels", ref_labels, 0 if ref_emb is None else len(ref_emb), embeddings.device)
     for name, tensor in more.items():
-        if len(tensor) != len(embeddings):
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(embeddings):
+            came = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(
-                f"Expected `{name}` to go by row, as the {len(embeddings)} of `embeddings`, but got {len(tensor)}"
+                f"Expected `{name}` to go by row, as the {len(embeddings)} of `embeddings`, but got {came}"
             )
-    if spread and indices_tuple is not None:
-        raise ValueError(
-            "Expected no `indices_tuple` with several processes: it names the rows of one of them; give the miner to "
-            "`GlobalBatchLoss(loss, miner=...)`, which mines in the whole batch"
-        )
 
 
 def describe(module: nn.Module) -> str:
-    """Classes and plain options of a loss and all inside it."""
+    """Classes, plain options and saved state of a loss and all inside it."""
     plain = (bool, int, float, str, type(None))
     said = []
     for part in module.modules():
-        names = [name for name in inspect.signature(type(part).__init__).parameters if hasattr(part, name)]
-        options = {name: getattr(part, name) for name in names if isinstance(getattr(part, name), plain)}
-        if isinstance(part, QueueLoss):  # as full on all processes
-            options |= {"num_filled": part.num_filled, "next_row": part.next_row}
-        said.append(f"{type(part).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})")
+        makers = [vars(kind)["__init__"] for kind in type(part).__mro__ if "__init__" in vars(kind)]
+        names = dict.fromkeys(name for maker in makers for name in signature(maker).parameters)
+        options = {name: value for name in names if isinstance(value := getattr(part, name, part), plain)}
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            options["state"] = str(part.get_extra_state().tolist())
+        for name, buffer in part.named_buffers(recurse=False):
+            options[name] = str(buffer.dtype)
+        said.append(f"{type(part).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})")
     return " ".join(said)

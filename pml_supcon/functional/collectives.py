@@ -1,15 +1,15 @@
 """Collectives over rows that processes hold different numbers of, and errors that reach every process.
 
 A process that fails before a collective would leave the others waiting. So processes compare notes first
-(`agree`), and one whose peer is gone says which (`naming_the_lost`).
+(`agree`), and one whose peer is gone says which (`naming_the_lost`). What one process runs into between the two, such
+as an out-of-memory error inside a loss, the others learn only when it leaves.
 """
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 ANSWER_S = 5.0  # how long a process on another machine may take to say that it is there
 
-_calls = count()
+_known: dict[str, tuple[Any, dict[int, tuple[int, str]]]] = {}  # by group: its store, and who is who
 
 
 def group_size(group: dist.ProcessGroup | None) -> int:
@@ -32,7 +32,16 @@ def default_group(group: dist.ProcessGroup | None = None) -> dist.ProcessGroup |
     """The group, or the default one; None where one process is all there is."""
     if group is None and dist.is_available() and dist.is_initialized():
         group = dist.group.WORLD
+    if group is not None and dist.get_rank(group) < 0:
+        raise ValueError(f"Expected a process of the group, but got rank {dist.get_rank()}, which is not in it")
     return group if group_size(group) > 1 else None
+
+
+def device_of(group: dist.ProcessGroup) -> torch.device:
+    """Where all processes of the group can run a collective, whatever they hold."""
+    backend = str(dist.get_backend(group))
+    on_host = "gloo" in backend or "mpi" in backend or not torch.cuda.is_available()
+    return torch.device("cpu" if on_host else "cuda")
 
 
 def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -96,20 +105,25 @@ class _GatherRows(torch.autograd.Function):
         return reduce_scatter_rows(gradient, ctx.sizes, ctx.group).to(gradient.dtype), None, None
 
 
-def broadcast_indices(found: Sequence[Tensor], group: dist.ProcessGroup, device: torch.device) -> tuple[Tensor, ...]:
-    """The int64 tensors `(n,)` of the group's first process, on all; the others' are not looked at."""
+def from_first(make: Callable[[], Sequence[Tensor]], group: dist.ProcessGroup) -> list[Tensor]:
+    """What the group's first process makes, on all; also the error that it runs into.
+
+    Raises:
+        RuntimeError: making failed; names the rank and the error.
+    """
     first = dist.get_global_rank(group, 0)
-    lengths = torch.zeros(5, dtype=torch.int64, device=device)  # of as many as a miner gives, and how many those are
+    made: list[Any] = [None, None]
     if dist.get_rank() == first:
-        lengths[: len(found) + 1] = torch.tensor([len(found), *map(len, found)])
+        try:
+            made[0] = [indices.cpu() for indices in make()]
+        except Exception as error:
+            made[1] = f"{type(error).__name__}: {error}"
     with naming_the_lost(group):
-        dist.broadcast(lengths, first, group=group)
-        number, *sizes = lengths.tolist()
-        whole = torch.empty(sum(sizes[:number]), dtype=torch.int64, device=device)
-        if dist.get_rank() == first:
-            whole.copy_(torch.cat([indices.to(device, torch.int64) for indices in found]))
-        dist.broadcast(whole, first, group=group)
-    return tuple(whole.split(sizes[:number]))
+        dist.broadcast_object_list(made, first, group=group, device=device_of(group))
+    if made[1] is not None:
+        raise RuntimeError(f"rank 0: {made[1]}")
+    tensors: list[Tensor] = made[0]
+    return tensors
 
 
 def agree(
@@ -117,7 +131,6 @@ def agree(
     same: Mapping[str, str],
     error: Exception | None,
     group: dist.ProcessGroup,
-    device: torch.device,
 ) -> dict[str, list[int]]:
     """What each process says of itself, by rank; an error on every process where they do not fit together.
 
@@ -126,20 +139,24 @@ def agree(
         same: what has to be the same on all processes, by what it is called.
         error: what is wrong on this process, if anything.
         group: the processes.
-        device: where the collective runs.
 
     Raises:
         ValueError: a process has an error, or differs; the message names rank and value.
     """
     digest = hash_of(repr(sorted(same.items())))
-    notes = torch.tensor([error is not None, digest, *sizes.values()], device=device)
+    notes = torch.tensor([error is not None, digest, *sizes.values()], device=device_of(group))
     everyone: list[list[int]] = all_gather(notes, group).tolist()
     if any(wrong for wrong, *_ in everyone) or len({digest for _, digest, *_ in everyone}) > 1:
         said: list[Any] = [None] * group_size(group)
         with naming_the_lost(group):
-            dist.all_gather_object(said, (None if error is None else str(error), dict(same)), group=group)
+            dist.all_gather_object(said, (None if error is None else said_by(error), dict(same)), group=group)
         raise ValueError(disagreement(said)) from error
     return {name: [notes[2 + i] for notes in everyone] for i, name in enumerate(sizes)}
+
+
+def said_by(error: Exception) -> str:
+    """An error in words, with its kind where that is not one of ours."""
+    return str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
 
 
 def disagreement(said: Sequence[tuple[str | None, Mapping[str, str]]]) -> str:
@@ -171,62 +188,68 @@ def naming_the_lost(group: dist.ProcessGroup) -> Iterator[None]:
     Raises:
         ConnectionError: a collective failed; names the ranks that no longer run, where that can be found out.
     """
-    if next(_calls) == 0:
-        leave_address()
     try:
+        introduce(group)
         yield
     except RuntimeError as error:
         who = lost_ranks(group)
         raise ConnectionError(f"A collective of {group_size(group)} processes failed: {who} ({error})") from error
 
 
-def leave_address() -> None:
-    """Let the others find out later whether this process still runs."""
-    store().set(f"pml_supcon/address/{dist.get_rank()}", f"{os.getpid()} {socket.gethostname()}")
+def introduce(group: dist.ProcessGroup) -> None:
+    """Let the processes of a group know each other, once, so that they can find out later which of them still run."""
+    if group.group_name not in _known or _known[group.group_name][0] is not store():
+        addresses: list[Any] = [None] * group_size(group)
+        dist.all_gather_object(addresses, (os.getpid(), socket.gethostname()), group=group)
+        _known[group.group_name] = store(), dict(zip(dist.get_process_group_ranks(group), addresses, strict=True))
 
 
 def lost_ranks(group: dist.ProcessGroup) -> str:
     """What can be found out about who is missing, once a collective of the group has failed."""
-    ranks, me = dist.get_process_group_ranks(group), dist.get_rank()
+    me = dist.get_rank()
+    addresses: dict[int, tuple[int, str]] = _known.get(group.group_name, (None, {}))[1]
+    gone = [rank for rank, address in addresses.items() if rank != me and not runs(*address)]
+    others = [rank for rank in dist.get_process_group_ranks(group) if rank != me and rank not in gone]
+    silent: list[int] = []
     try:
+        reports = [key for rank in others if store().check([key := f"pml_supcon/lost/{rank}"])]
+        if reports:  # who failed first knows best: later ones also see the first ones leave
+            gone = [int(rank) for rank in store().get(reports[0]).decode().split()]
+        elif gone:
+            store().set(f"pml_supcon/lost/{me}", " ".join(map(str, gone)))
         store().set(f"pml_supcon/failed/{me}", "")
-        gone = [rank for rank in ranks if rank != me and not runs(rank)]
-        silent = [] if gone else [rank for rank in ranks if rank != me and not answers(rank)]
-        reports = [f"pml_supcon/lost/{rank}" for rank in ranks if rank != me]
-        for report in reports:  # who failed first knows best: later ones only see the first ones leave
-            if store().check([report]):
-                gone, silent = [int(rank) for rank in store().get(report).decode().split()], []
-                break
-        store().set(f"pml_supcon/lost/{me}", " ".join(map(str, gone))) if gone else None
-    except (RuntimeError, OSError):  # the process that keeps the store is gone too
-        return "rank 0 was lost, or its machine cannot be reached"
+        if me == 0 or not gone:  # the store may live in rank 0, and the others have to read it
+            silent = without_answer([rank for rank in others if rank not in gone])
+    except (RuntimeError, OSError):
+        silent = []  # the store is gone too
     if gone:
         return f"rank {', '.join(map(str, gone))} was lost"
-    return f"rank {', '.join(map(str, silent))} does not answer" if silent else "all ranks still run"
+    return f"rank {', '.join(map(str, silent))} does not answer" if silent else "all ranks that can be seen still run"
 
 
-def runs(rank: int) -> bool:
+def runs(pid: int, host: str) -> bool:
     """Whether a process runs, as far as this machine can tell; those of other machines count as running."""
-    address = f"pml_supcon/address/{rank}"
-    if not store().check([address]):
-        return True
-    pid, host = store().get(address).decode().split(maxsplit=1)
     if host != socket.gethostname():
         return True
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return not Path("/proc/self/stat").exists()  # elsewhere than on Linux nobody knows
     except OSError:
-        return False
+        return True
     return state not in "ZX"  # dead, and not yet collected by its parent
 
 
-def answers(rank: int) -> bool:
-    """Whether another process has failed too, and so is there, within a short time."""
+def without_answer(ranks: Sequence[int]) -> list[int]:
+    """Those that have not failed too, and so said that they are there, within a short time."""
+    keys = {rank: f"pml_supcon/failed/{rank}" for rank in ranks}
+    if not keys:
+        return []
     try:
-        store().wait([f"pml_supcon/failed/{rank}"], timedelta(seconds=ANSWER_S))
+        store().wait(list(keys.values()), timedelta(seconds=ANSWER_S))
     except RuntimeError:
-        return False
-    return True
+        return [rank for rank, key in keys.items() if not store().check([key])]
+    return []
 
 
 def store() -> Any:

@@ -5,7 +5,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -85,6 +84,11 @@ class Shares(NamedTuple):
         labels = own.sample_labels
         return None if labels is None else collectives.all_gather_rows(labels.to(torch.int64), self.samples, group)
 
+    def labels_or_numbers(self, own: Rows, group: ProcessGroup) -> Tensor:
+        """`labels`, or without any the samples' numbers: each is its own class."""
+        labels = self.labels(own, group)
+        return torch.arange(sum(self.samples), device=own.embeddings.device) if labels is None else labels
+
     def gather(self, own: Rows, group: ProcessGroup) -> Rows:
         """The rows of all processes, samples one process after another; gradients go back to their senders."""
         labels = self.labels(own, group)
@@ -120,24 +124,30 @@ def agree_on_shares(own: Rows, same: Mapping[str, Any], error: Exception | None,
     sizes = {"samples": 0, "references": 0}
     if error is None:
         sizes = {"samples": own.samples, "references": 0 if own.ref_emb is None else len(own.ref_emb)}
-        same = {
-            **same,
-            "embedding width": own.embeddings.shape[-1],
-            "dtype of the embeddings": own.embeddings.dtype,
-            "device of the embeddings": own.embeddings.device.type,
-            "number of views": own.embeddings.shape[1] if own.embeddings.ndim == 3 else own.num_views,
-            "labels given": own.labels is not None,
-            "ref_emb given": own.ref_emb is not None,
-            "a gradient wanted": own.embeddings.requires_grad and torch.is_grad_enabled(),
-        }
-    notes = collectives.agree(
-        sizes, {name: str(value) for name, value in same.items()}, error, group, collectives_device(own, group)
-    )
+        same = {**same, **described(own)}
+    notes = collectives.agree(sizes, {name: str(value) for name, value in same.items()}, error, group)
     return Shares(notes["samples"], notes["references"])
 
 
-def collectives_device(own: Rows, group: ProcessGroup) -> torch.device:
-    """Where collectives of the group can run."""
-    if isinstance(own.embeddings, Tensor):
-        return own.embeddings.device
-    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+def described(own: Rows) -> dict[str, Any]:
+    """What of a share has to be the same on all processes."""
+    by_row = {"ref_emb": own.ref_emb, **own.more}
+    return {
+        "embedding width": own.embeddings.shape[-1],
+        "dtype of the embeddings": own.embeddings.dtype,
+        "device of the embeddings": own.embeddings.device.type,
+        "number of views": own.embeddings.shape[1] if own.embeddings.ndim == 3 else own.num_views,
+        "labels given": own.labels is not None,
+        "ref_labels given": own.ref_labels is not None,
+        "a gradient wanted": wants_gradient(own.embeddings),
+        **{
+            name: f"rows {tuple(x.shape[1:])} {x.dtype}{' with a gradient' if wants_gradient(x) else ''}"
+            for name, x in by_row.items()
+            if x is not None
+        },
+    }
+
+
+def wants_gradient(x: Tensor) -> bool:
+    """Whether a backward pass will come back to the tensor."""
+    return x.requires_grad and torch.is_grad_enabled()

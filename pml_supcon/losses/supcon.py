@@ -102,21 +102,27 @@ class SupConLoss(BaseMetricLossFunction):
             terms = group_supcon_loss(embeddings, labels, group=group, replicated=True, **options)
         return _host.loss_dict(terms, self.reducer)
 
-    def loss_of_group(self, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup) -> Tensor:
+    def loss_of_group(
+        self, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup, num_views: int | None = None
+    ) -> Tensor:
         """The mean loss of a batch that the processes of a group hold together, the same on all.
 
         Args:
             embeddings: this process's share, `(B, V, D)` or `(N, D)`.
             labels: this process's, or None on all.
             group: the processes; see `pml_supcon.functional.group_supcon_loss` for gradients and errors.
+            num_views: V of `(N, D)` embeddings; default: that of the loss.
         """
         self.reset_stats()
-        terms = group_supcon_loss(embeddings, labels, group=group, num_views=self.num_views, **self._options())
+        num_views = self.num_views if num_views is None else num_views
+        terms = group_supcon_loss(embeddings, labels, group=group, num_views=num_views, **self._options())
         return terms.mean()
 
     def needs_all_rows(self) -> bool:
-        """Whether the loss of a group is more than a mean of anchors' losses: a reducer or regulariser of PML's."""
-        return self.embedding_regularizer is not None or self.collect_stats or not _host.is_mean(self.reducer)
+        """Whether it is more than a mean over dot products: with a distance, reducer or regulariser of PML's."""
+        _, similarity = _host.similarity_of(self.distance)
+        plain = similarity is None and _host.is_mean(self.reducer)
+        return not plain or self.collect_stats or self.embedding_regularizer is not None
 
     def _options(self) -> dict[str, Any]:
         normalize, similarity = _host.similarity_of(self.distance)
@@ -167,9 +173,9 @@ class SupConLossOut(SupConLoss):
         It differs from PML 2.9's `SupConLoss` in three ways: anchors with a positive are all in the mean, where PML's
         default reducer leaves out losses that are exactly 0; a batch without negatives has the paper's loss, where PML
         returns 0; labels on another device are an error. See `pml_supcon.functional.supcon_loss` for the definitions.
-        Under PML's `DistributedLossWrapper` give `(B, V, D)` embeddings where views count: it joins the rows of the
-        processes one after another, so that `(N, D)` rows are view-major no more; a cap counts in another order on
-        each process and should not be used there.
+        On several processes take `pml_supcon.distributed.GlobalBatchLoss`. Under PML's `DistributedLossWrapper` give
+        `(B, V, D)` embeddings where views count: it joins the rows of the processes one after another, so that `(N, D)`
+        rows are view-major no more; a cap counts in another order on each process and should not be used there.
 
     Example:
         >>> import torch

@@ -80,6 +80,13 @@ def step(model, loss, images, labels, form="views"):
     return value.detach(), torch.cat([parameter.grad.flatten().clone() for parameter in model.parameters()])
 
 
+class Derived(SupConLossOut):
+    def compute_loss(self, *arguments, **options):
+        return super().compute_loss(*arguments, **options) | {
+            "loss": {"losses": torch.tensor(7.0), "indices": None, "reduction_type": "already_reduced"}
+        }
+
+
 def made(name):
     """The loss of a name, the same whenever it is made."""
     torch.manual_seed(2)
@@ -121,6 +128,12 @@ def work(rank, shares):
     with torch.autocast("cpu", torch.bfloat16):
         value = GlobalBatchLoss(SupConLossOut())(embeddings, labels[mine])
         value.backward()
+    loss = GlobalBatchLoss(SupConLossOut(contrast_mode="one"), num_views=2)
+    rows = images[mine].transpose(0, 1).flatten(0, 1)
+    results["views by the wrapper"] = loss(rows, labels[mine].repeat(2))
+    results["a loss derived from ours"] = GlobalBatchLoss(Derived())(images[mine], labels[mine])
+    compiled = torch.compile(GlobalBatchLoss(SupConLossOut()), backend="eager")
+    results["compiled"] = compiled(images[mine], labels[mine])
     results["autocast"] = value.detach(), embeddings.grad / len(shares)
     half = embeddings.detach().bfloat16().requires_grad_()
     GlobalBatchLoss(SupConLossOut(backend="reference"))(half, labels[mine]).backward()
@@ -200,6 +213,15 @@ def test_half_precision(results):
     assert (halves - embeddings.grad).abs().max() < 0.05 * embeddings.grad.abs().max()
 
 
+def test_ways_to_call_it(results):
+    images, labels = batch(torch.float64)
+    first, plain = SupConLossOut(contrast_mode="one")(images, labels), SupConLossOut()(images, labels)
+    for result in results:
+        torch.testing.assert_close(result["views by the wrapper"], first)
+        torch.testing.assert_close(result["compiled"], plain)
+        assert result["a loss derived from ours"] == 7
+
+
 def test_some_of_the_processes(results):
     shares = SHARES[len(results)]
     images, labels = batch(torch.float64)
@@ -238,10 +260,23 @@ def test_can_be_copied_and_pickled():
         assert other(images, labels) == loss(images, labels)
 
 
+def test_views_that_the_loss_does_not_know():
+    """`num_views` counts for our losses too, and what is None is not there."""
+    images, labels = batch(torch.float64)
+    rows, repeated = images.transpose(0, 1).flatten(0, 1), labels.repeat(2)
+    loss = GlobalBatchLoss(SupConLossOut(contrast_mode="one"), num_views=2)
+    assert loss(rows, repeated, keys=None) == SupConLossOut(contrast_mode="one")(images, labels)
+    assert GlobalBatchLoss(SupConLossOut(), num_views=2)(rows) == SupConLossOut()(images)
+    with pytest.raises(ValueError, match="Expected `labels` to repeat the labels of the first view"):
+        GlobalBatchLoss(pml.NTXentLoss(), num_views=2)(rows, labels.repeat_interleave(2))
+
+
 def test_refuses_what_is_no_loss():
     with pytest.raises(TypeError, match="Expected argument `loss` to be a loss module, but got int"):
         GlobalBatchLoss(3)
     with pytest.raises(ValueError, match="Expected argument `num_views` to be a positive integer or None, but got 0"):
         GlobalBatchLoss(SupConLossOut(), num_views=0)
+    with pytest.raises(ValueError, match="Expected argument `num_views` to be that of the loss, 3, but got 2"):
+        GlobalBatchLoss(SupConLossOut(num_views=3), num_views=2)
     with pytest.raises(ValueError, match="Expected the rows of `embeddings` to be num_views=2 views"):
         GlobalBatchLoss(pml.NTXentLoss(), num_views=2)(torch.randn(3, 4), torch.arange(3))

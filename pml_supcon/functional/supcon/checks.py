@@ -105,6 +105,18 @@ def check_views_agree(labels: Tensor, num_views: int | None) -> None:
         )
 
 
+def check_fits(embeddings: Tensor, name: str, rows: Tensor) -> None:
+    """Refuse rows `(M, D)` that cannot be compared with the embeddings."""
+    check_embeddings(name, rows, dims=(2,))
+    for what, expected, came in (
+        ("width", embeddings.shape[-1], rows.shape[1]),
+        ("dtype", embeddings.dtype, rows.dtype),
+        ("device", embeddings.device, rows.device),
+    ):
+        if expected != came:
+            raise ValueError(f"Expected `{name}` to have the {what} of the embeddings, {expected}, but got {came}")
+
+
 def check_references(
     embeddings: Tensor,
     labels: Tensor | None,
@@ -117,14 +129,7 @@ def check_references(
         if ref_labels is not None:
             raise ValueError("Expected `ref_emb` together with `ref_labels`, but got `ref_labels` alone")
         return
-    check_embeddings("ref_emb", ref_emb, dims=(2,))
-    for what, expected, came in (
-        ("width", embeddings.shape[1], ref_emb.shape[1]),
-        ("dtype", embeddings.dtype, ref_emb.dtype),
-        ("device", embeddings.device, ref_emb.device),
-    ):
-        if expected != came:
-            raise ValueError(f"Expected `ref_emb` to have the {what} of the embeddings, {expected}, but got {came}")
+    check_fits(embeddings, "ref_emb", ref_emb)
     if ref_labels is not None:
         check_labels("ref_labels", ref_labels, ref_emb.shape[0], ref_emb.device)
     elif pairs is None:

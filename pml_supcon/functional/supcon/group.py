@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -104,7 +103,7 @@ def group_supcon_loss(
     if replicated:
         losses, valid = by_anchors(*build(own), group)
     else:
-        error: Exception | None = None
+        module, problem, error = None, None, None
         try:
             if indices_tuple is not None or ref_starts_with_batch:
                 raise ValueError(
@@ -112,17 +111,17 @@ def group_supcon_loss(
                     "they speak of the rows of one process"
                 )
             module, problem = build(own)
-        except (ValueError, TypeError) as problem_with_share:
-            error = problem_with_share
-        shares = agree_on_shares(
-            own, options | {"scale_by_temperature": scale_by_temperature, "backend": backend}, error, group
-        )
+        except Exception as local:  # whatever it is, the others have to hear of it
+            error = local
+        taken = None if module is None else module.__name__.rpartition(".")[2]
+        same = options | {"scale_by_temperature": scale_by_temperature, "backend": backend, "backend taken": taken}
+        shares = agree_on_shares(own, same, error, group)
+        assert module is not None  # for the type checker: processes have agreed, so there was no error
+        assert problem is not None
         if module is tiled and ref_emb is None:
-            everyones = shares.labels(own, group)
-            if everyones is None:
-                everyones = torch.arange(sum(shares.samples), device=embeddings.device)
-            keep = None if positives_cap is None else positives_cap // own.views
-            spread = Spread.of(problem, everyones, shares.samples, own.views, keep, group)
+            spread = Spread.of(
+                problem, shares.labels_or_numbers(own, group), shares.samples, own.views, positives_cap, group
+            )
             losses, valid = ring.anchor_losses(problem, spread)
         else:
             losses, valid = by_anchors(*build(shares.gather(own, group)), group)

@@ -3,6 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,12 +67,17 @@ class Layout:
         anchors = anchors or slice(0, len(self.anchor_labels))
         rows = rows or slice(0, len(self.row_labels))
         known = on_host(self.row_labels)
-        a, r = (self.anchor_labels.tolist(), self.row_labels.tolist()) if known else ([], [])
+        a, r = self._labels_on_host if known else ([], [])
         for top in range(anchors.start, anchors.stop, TILE):
             bottom = min(top + TILE, anchors.stop)
             for left in range(top if self.symmetric and rows == anchors else rows.start, rows.stop, TILE):
                 tile = slice(top, bottom), slice(left, min(left + TILE, rows.stop))
                 yield tile, list(boxes(a, r, tile)) if known else [tile]
+
+    @cached_property
+    def _labels_on_host(self) -> tuple[list[int], list[int]]:
+        anchor_labels = self.anchor_labels.tolist()
+        return anchor_labels, anchor_labels if self.symmetric else self.row_labels.tolist()
 
     def same(self, box: Tile) -> Tensor:
         """Which pairs of a box have equal labels, bool."""

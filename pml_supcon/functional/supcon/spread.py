@@ -48,7 +48,7 @@ class Spread:
 
     @staticmethod
     def of(
-        problem: Problem, labels: Tensor, samples: list[int], views: int, keep: int | None, group: ProcessGroup
+        problem: Problem, labels: Tensor, samples: list[int], views: int, positives_cap: int | None, group: ProcessGroup
     ) -> "Spread":
         """The plan.
 
@@ -57,7 +57,7 @@ class Spread:
             labels: `(B,)`, of the samples of all processes one after another.
             samples: how many of them each process has.
             views: rows of each sample.
-            keep: other samples of its class that an anchor keeps as positives; None: all.
+            positives_cap: rows of other samples of its class that an anchor keeps as positives, None: all.
             group: the processes.
         """
         rank = dist.get_rank(group)
@@ -65,7 +65,9 @@ class Spread:
         rows = [order_of(labels, block, views) for block in blocks(samples)]
         anchors = [order_of(labels, block, anchor_views) for block in blocks(samples)]
         row_places, anchor_places = (torch.cat([places for _, places in side]) for side in (rows, anchors))
-        cap = None if keep is None else rank_cap(labels.repeat(views), views, keep, len(labels) * anchor_views)
+        cap = None
+        if positives_cap is not None:
+            cap = rank_cap(labels.repeat(views), views, positives_cap // views, len(labels) * anchor_views)
         layout = Layout(
             anchor_labels=labels.repeat(anchor_views)[anchor_places],
             row_labels=labels.repeat(views)[row_places],
