@@ -23,10 +23,12 @@ test: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs serve
 
-# measure against peers and the floor (a quarter of an hour, on a quiet machine), write docs/benchmarks.md
+# measure against peers and the floor, over processes and in chunks (half an hour, on a quiet machine); write the pages
 bench: $(VENV)/.bench
 	for script in must_show peers options scaling mined; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
+	for script in processes cached; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/make_page.py
+	$(MAKE) tables
 
 tables: $(VENV)/.recipes
 	$(BIN)/python docs/make_tables.py

@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -37,6 +36,7 @@ from tables import markdown, ratio, shown
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pml_supcon.distributed import GlobalBatchLoss
 from pml_supcon.losses import SupConLossOut
 from pml_supcon.models import ChunkedEncoder
 
@@ -115,14 +115,14 @@ class Training:
     def __init__(self, way: str, sizes: Sizes, rank: int | None, dtype: torch.dtype = torch.float32) -> None:
         torch.manual_seed(1)
         self.model: nn.Module = Network(sizes.width).to(dtype)
-        self.loss: Callable[[Tensor, Tensor], Tensor] = SupConLossOut()
+        loss = SupConLossOut()
+        self.loss: Callable[[Tensor, Tensor], Tensor] = loss if rank is None else GlobalBatchLoss(loss)
         self.reductions = 0
         images, self.labels = batch(sizes, slice(None) if rank is None else slice(rank, None, 2))
         self.images = images.to(dtype)
         if way == "chunks":
             self.model = ChunkedEncoder(self.model, sizes.chunk)
         if rank is not None:
-            self.loss = global_batch_loss()(self.loss)
             parallel = self.model = DistributedDataParallel(self.model)
             parallel.register_comm_hook(None, self._reduce)
         self.step = Step(self._forward, Tensor.backward)
@@ -139,15 +139,6 @@ class Training:
     def gradient(self) -> Tensor:
         """The last step's gradient of all parameters in one row."""
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]).double()
-
-
-def global_batch_loss() -> Any:
-    """The module that takes a loss over the batch of all processes.
-
-    Raises:
-        ImportError: where this version of the package has none.
-    """
-    return import_module("pml_supcon.distributed").GlobalBatchLoss
 
 
 class Found(NamedTuple):
@@ -268,13 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     sizes = QUICK if asked.quick else Sizes()
     exact = double_gradient("whole", sizes)
     made = [Line(f"one process: {ERROR}, float64", 0.0, error(double_gradient("chunks", sizes), exact), "at most 1e-6")]
-    made += lines(sizes, 1, exact)
-    try:
-        global_batch_loss()
-    except (ImportError, AttributeError) as missing:
-        print(f"Two processes: skipped, there is no loss over the batch of all processes here ({missing})")
-    else:
-        made += lines(sizes, 2, exact)
+    for processes in (1, 2):
+        made += lines(sizes, processes, exact)
     header = ["", "whole batch", f"chunks of {sizes.chunk}", "chunks over whole", "aim for chunks"]
     print(markdown(header, [line.cells() for line in made]))
     if not asked.quick:

@@ -10,9 +10,17 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 name=supcon$$
 
-cleanup() {
-    ip netns del "${name}0" 2>/dev/null || true
-    ip netns del "${name}1" 2>/dev/null || true
+log=$(mktemp)
+
+cleanup() { # also where a run has failed on one machine, and goes on or waits on the other
+    for machine in 0 1; do
+        { ip netns pids "$name$machine" | xargs -r kill -KILL; } 2>/dev/null || true
+    done
+    wait 2>/dev/null || true
+    for machine in 0 1; do
+        ip netns del "$name$machine" 2>/dev/null || true
+    done
+    rm -f "$log"
 }
 trap cleanup EXIT
 
@@ -28,11 +36,17 @@ done
 train() { # on machine $1
     local machine=$1
     shift
-    ip netns exec "$name$machine" env ACCELERATE_USE_CPU=1 OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME="v$name$machine" \
+    exec ip netns exec "$name$machine" env ACCELERATE_USE_CPU=1 OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME="v$name$machine" \
         "$python" -m torch.distributed.run --nnodes 2 --nproc_per_node 1 --node_rank "$machine" \
-        --master_addr 10.77.0.1 --master_port 29500 --local_addr "10.77.0.$((machine + 1))" \
-        recipes/train.py "$@"
+        --master_addr 10.77.0.1 --master_port 29500 recipes/train.py "$@"
 }
-train 1 "$@" >/dev/null 2>&1 &
-train 0 "$@"
-wait
+train 0 "$@" &
+train 1 "$@" >"$log" 2>&1 &
+for _ in 0 1; do # whichever ends first: if it fails, so does the run, and the other is ended
+    wait -n || {
+        status=$?
+        echo "The run failed with exit status $status. Machine 1 said:"
+        cat "$log"
+        exit "$status"
+    } >&2
+done

@@ -1,5 +1,6 @@
 """Real processes on this machine, in a gloo group, for tests of what they do together."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,13 @@ def run_processes(work: Callable[..., Any], number: int, folder: Path, *argument
     """What `work(rank, *arguments)` returns on each of the processes, by rank; `work` is a module's function."""
     mp.spawn(_process, args=(number, str(folder), work, arguments), nprocs=number)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(number)]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
 
 
 def _process(rank: int, number: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

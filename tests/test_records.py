@@ -48,3 +48,39 @@ def test_digits_records_reach_the_promised_mean(score):
     assert sorted(record["seed"] for record in RECORDS) == [0, 1, 2]
     assert statistics.mean(record[score] for record in RECORDS) >= 0.985
     assert all(record["seconds/total"] <= 120 for record in RECORDS)
+
+
+def table_of(name):
+    """The rows of a recorded table, by the header's names, numbers read."""
+    record = json.loads((ROOT / "docs" / "records" / f"benchmark-{name}.json").read_text())
+    return [dict(zip(record["header"], map(number_in, row), strict=True)) for row in record["rows"]]
+
+
+def number_in(cell):
+    try:
+        return float(cell.replace(",", ""))
+    except ValueError:
+        return cell
+
+
+def test_processes_share_the_work_and_have_the_right_gradient():
+    rows = {(row["a process's"], row["processes"]): row for row in table_of("processes")}
+    ours = {W: rows["`GlobalBatchLoss(SupConLossOut)`", W] for W in (1, 2, 4)}
+    for W, row in ours.items():
+        assert row["products, N^2 D"] <= 1.05 * ours[1]["products, N^2 D"] / W
+        assert row["gradient error"] <= 1e-5
+        assert row["loss"] == 1.00
+    assert ours[1]["memory, MB"] > ours[2]["memory, MB"] > ours[4]["memory, MB"]
+    for W in (1, 2, 4):  # what the page says of the other
+        assert rows["PML's `DistributedLossWrapper`", W]["loss"] == W
+
+
+def test_chunks_have_the_gradient_of_the_batch_in_its_time_and_reduce_once():
+    rows = {row[""]: row for row in table_of("cached")}
+    for where in ("one process", "two processes"):
+        assert rows[f"{where}: error of the gradient, float32"]["chunks of 64"] <= 1e-6
+        assert rows[f"{where}: seconds of a step"]["chunks over whole"] <= 1.5
+        memory = rows[f"{where}: extra memory, MB"]
+        assert memory["chunks of 64"] < memory["whole batch"]
+    assert rows["one process: error of the gradient, float64"]["chunks of 64"] <= 1e-6
+    assert rows["two processes: reductions of the gradient in a step"]["chunks of 64"] == 1

@@ -12,10 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import cached
 
 
-def missing():
-    raise ImportError("No module named 'pml_supcon.distributed'")
-
-
 @pytest.fixture
 def no_probe(monkeypatch):
     """Peaks without processes."""
@@ -38,26 +34,18 @@ def test_the_mask_is_a_function_of_the_row():
     assert drop.eval()(x, rows) is x
 
 
-def test_one_process(no_probe, monkeypatch, capsys):
-    monkeypatch.setattr(cached, "global_batch_loss", missing)
+def test_one_process_and_two(no_probe, capsys):
     found = {line.what: line for line in cached.main(["--quick"])}
     assert 0 < found["one process: error of the gradient, float64"].chunks < 1e-12
-    single = found["one process: error of the gradient, float32"]
-    assert 0 < single.chunks < 5e-6
-    assert 0 < single.whole < 5e-6
+    for where in ("one process", "two processes"):
+        assert found[f"{where}: seconds of a step"].chunks > 0
+        errors = found[f"{where}: error of the gradient, float32"]
+        assert 0 < errors.chunks < 5e-6
+        assert 0 < errors.whole < 5e-6
+    assert found["two processes: reductions of the gradient in a step"][1:3] == (1, 1)
     out = capsys.readouterr().out
-    assert "| one process: extra memory, MB | 8.00 | 2.00 | 0.25 |  |" in out
-    assert "Two processes: skipped, there is no loss over the batch of all processes here (No module named" in out
-
-
-def test_two_processes(no_probe):
-    pytest.importorskip("pml_supcon.distributed")
-    exact = cached.double_gradient("whole", cached.QUICK)
-    memory, seconds, errors, reductions = cached.lines(cached.QUICK, 2, exact)
-    assert memory.what == "two processes: extra memory, MB"
-    assert seconds.chunks > 0
-    assert 0 < errors.chunks < 5e-6
-    assert reductions[1:3] == (1, 1)
+    for where in ("one process", "two processes"):
+        assert f"| {where}: extra memory, MB | 8.00 | 2.00 | 0.25 |  |" in out
 
 
 def test_probe_measures_a_step():

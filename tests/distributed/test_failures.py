@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import time
 from datetime import timedelta
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from process_groups import run_processes
+from process_groups import free_port, run_processes
 from pytorch_metric_learning import distances, regularizers
 from pytorch_metric_learning import losses as pml
 
@@ -194,9 +193,3 @@ def test_a_process_that_is_gone_ends_the_others_within_the_time_out(tmp_path, ho
         took, said = torch.load(tmp_path / str(rank))
         assert re.search(text, said), said
         assert took < TIMEOUT_S + 10
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import itertools
 import os
 
 import pytest
@@ -21,7 +22,7 @@ from supcon_batches import (
 )
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import triton
+from pml_supcon.functional.supcon import reference, triton
 from pml_supcon.functional.supcon.problem import build_problem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -233,6 +234,58 @@ def test_nothing_to_contrast(number, references):
     assert_agrees(
         torch.randn(number, 4), torch.zeros(number).long(), **({} if references is None else options)
     )  # fmt: skip
+
+
+#: What several processes that share out the anchors compute, each on a GPU of its own: see `group.by_anchors`.
+PARTS = {
+    "rows": {},
+    "rows, cap": {"positives_cap": 4},
+    "first view, cap": {"positives_cap": 2, "contrast_mode": "one"},
+    "batch and memory": {"ref_starts_with_batch": True},
+    "batch and memory, first view": {"ref_starts_with_batch": True, "contrast_mode": "one"},
+}
+
+
+def problem_in(dtype, device, rows, labels, memory, memory_labels, *, ref_starts_with_batch=False, **options):
+    """The problem of two views, and its anchors and rows as leaves of their own."""
+    rows, labels, memory, memory_labels = (x.to(device) for x in (rows, labels, memory, memory_labels))
+    references = {"ref_emb": None, "ref_labels": None}
+    if ref_starts_with_batch:
+        references["ref_emb"] = torch.cat([rows, memory]).to(dtype)
+        references |= {"ref_labels": torch.cat([labels, memory_labels]), "ref_starts_with_batch": True}
+    defaults = {"num_views": 2, "temperature": 0.1, "contrast_mode": "all", "positives_cap": None, "normalize": True}
+    problem = build_problem(
+        rows.to(dtype), labels, **references, indices_tuple=None, similarity=None, **(defaults | options)
+    )  # fmt: skip
+    anchors, rows = (x.detach().clone().requires_grad_() for x in (problem.anchors, problem.rows))
+    return dataclasses.replace(problem, anchors=anchors, rows=rows), (anchors, rows)
+
+
+@pytest.mark.parametrize("structure", PARTS)
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS[::2])
+def test_parts_of_the_anchors_are_the_whole(summation, denominator, structure):
+    """Parts at the start, in the middle and at the end, and one of no anchors."""
+    batch = (
+        random_rows(50, 5, dtype=torch.float32), torch.randint(0, 6, (25,)).repeat(2),
+        random_rows(19, 5, dtype=torch.float32), torch.randint(0, 9, (19,)),
+    )  # fmt: skip
+    options = PARTS[structure] | {"summation": summation, "denominator": denominator}
+    whole, right_leaves = problem_in(torch.float64, "cpu", *batch, **options)
+    right, valid = reference.anchor_losses(whole)
+    upstream = torch.randn(len(right))
+    right_gradients = torch.autograd.grad(right, right_leaves, upstream.double())
+
+    problem, leaves = problem_in(torch.float32, DEVICE, *batch, **options)
+    cuts = [0, 0, 7, len(right) - 3, len(right)]
+    parts = [triton.anchor_losses(problem.part(slice(*cut))) for cut in itertools.pairwise(cuts)]
+    assert [len(part.losses) for part in parts] == [0, 7, len(right) - 10, 3]
+    assert torch.cat([part.valid for part in parts]).tolist() == valid.tolist()
+    losses = torch.cat([part.losses for part in parts])
+    assert loss_error(losses, right) <= TOLERANCE[torch.float32]["losses"]
+    gradients = torch.autograd.grad(losses, leaves, upstream.to(DEVICE))
+    for gradient, expected in zip(gradients, right_gradients, strict=True):
+        assert expected.abs().max() > 1e-3
+        assert gradient_error(gradient, expected, upstream) <= TOLERANCE[torch.float32]["gradients"]
 
 
 def test_labels_of_any_integer_type():

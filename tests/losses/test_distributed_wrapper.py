@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_groups import run_processes
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
@@ -33,9 +32,7 @@ def views_of(samples):
     return torch.stack([INPUTS[:6][samples], INPUTS[6:][samples]], dim=1)
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def work(rank):
     samples = slice(3 * rank, 3 * rank + 3)
     views, labels = views_of(samples), LABELS[samples]
     rows = views.transpose(0, 1).flatten(0, 1)
@@ -52,17 +49,13 @@ def work(rank, folder):
         DistributedLossWrapper(LOSSES["ours"], efficient=True)(views @ WEIGHTS, labels)
     except ValueError as error:
         results["refused"] = str(error)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each of two processes computed."""
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_processes(work, 2, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("efficient", [False, True])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import supcon_oracle
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from process_groups import run_processes
 from pytorch_metric_learning import distances, reducers, regularizers
 from pytorch_metric_learning import losses as pml
 from safetensors.torch import load_file, save_file
@@ -393,24 +393,18 @@ def train_global(name, loss, samples):
     return results
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def work(rank):
     samples = slice(0, 3) if rank == 0 else slice(3, 7)
     results = {}
     for name, make in GLOBAL.items():
         loss = distributed.GlobalBatchLoss(make())
         results[name] = train_global(name, loss, samples), loss.loss.state_dict()
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_processes(work, 2, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("name", GLOBAL)

@@ -2,18 +2,18 @@
 
 import copy
 import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_groups import run_processes
 from pytorch_metric_learning import losses as pml
 from timm.layers import BatchNormAct2d, DropPath, SyncBatchNormAct
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
+from pml_supcon.distributed import GlobalBatchLoss
 from pml_supcon.losses import SupConLossOut
 from pml_supcon.models import ChunkedEncoder
 
@@ -280,21 +280,6 @@ def test_bad_arguments():
         ChunkedEncoder(Two(), 4)(torch.zeros(8, 2))
 
 
-def over_all(loss, world=2):
-    """The loss over the rows of all processes; averaged over them, its gradients are those of one process."""
-
-    def called(embeddings, labels):
-        sizes = [None] * world
-        dist.all_gather_object(sizes, len(labels))
-        rank = dist.get_rank()
-        parts = [None] * world
-        dist.all_gather_object(parts, (embeddings.detach(), labels))
-        joined = torch.cat([embeddings if r == rank else part for r, (part, _) in enumerate(parts)])
-        return world * loss(joined, torch.cat([part for _, part in parts]))
-
-    return called
-
-
 def two_process_results(rank, cut):
     """The gradient of each split of the batch and how often gradients were reduced in each of two steps."""
     own = slice(0, cut) if rank == 0 else slice(cut, B)
@@ -309,7 +294,7 @@ def two_process_results(rank, cut):
 
     model.register_comm_hook(dist.group.WORLD, counted)
     for _ in range(2):  # DDP arranges its buckets anew after the first
-        gradient = step(model, images(torch.float64)[own], over_all(LOSSES["supcon"]), labels=LABELS[own])[1]
+        gradient = step(model, images(torch.float64)[own], GlobalBatchLoss(LOSSES["supcon"]), labels=LABELS[own])[1]
     return gradient, reductions
 
 
@@ -324,35 +309,23 @@ def accelerate_result(rank):
     assert isinstance(model, DistributedDataParallel)
     own = slice(6 * rank, 6 * rank + 6)
     before = [parameter.detach().clone() for parameter in encoder.parameters()]
-    accelerator.backward(over_all(LOSSES["supcon"])(model(images()[own]), LABELS[own]))
+    accelerator.backward(GlobalBatchLoss(LOSSES["supcon"])(model(images()[own]), LABELS[own]))
     optimizer.step()
     assert accelerator.unwrap_model(model).encoder is encoder
     assert encoder.sizes == ([3, 3, 3, 3] if rank == 0 else [3, 2, 2, 3])
     return torch.cat([(b - p.detach()).flatten() for b, p in zip(before, encoder.parameters(), strict=True)])
 
 
-def work(rank, folder, port):
-    torch.set_num_threads(1)
+def work(rank):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo")
-    results = {cut: two_process_results(rank, cut) for cut in (6, 2, 0)}
-    results["accelerate"] = accelerate_result(rank)
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return {cut: two_process_results(rank, cut) for cut in (6, 2, 0)} | {"accelerate": accelerate_result(rank)}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each of two processes computed."""
     pytest.importorskip("accelerate")
-    folder = tmp_path_factory.mktemp("gloo")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(work, args=(str(folder), port), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_processes(work, 2, tmp_path_factory.mktemp("gloo"))
 
 
 def one_process(dtype):

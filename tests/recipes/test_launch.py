@@ -2,15 +2,18 @@
 
 import json
 import os
-import socket
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from process_groups import free_port
 
 REPOSITORY = Path(__file__).parent.parent.parent
+TWO_MACHINES = REPOSITORY / "benchmarks" / "two_machines.sh"
 LAUNCH = REPOSITORY / "recipes" / "launch"
 QUICK = ["--max-train", "300", "--max-test", "100", "--batch-size", "100", "--epochs", "2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -21,12 +24,6 @@ def metrics_of(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
@@ -35,13 +32,13 @@ def one_process(tmp_path_factory):
     return metrics_of(folder)
 
 
-def test_two_machines_train_as_one(one_process, tmp_path):
-    """Two launchers, as on two machines, that meet at an address; each here has a loopback address of its own."""
+def test_two_launchers_train_as_one(one_process, tmp_path):
+    """Two launchers at one address: how they meet is that of two machines, the network between these is not there."""
     port = free_port()
     launchers = []
     for rank in range(2):
         where = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank), "--master_port", str(port)]
-        where += ["--master_addr", "127.0.0.1", "--local_addr", f"127.0.0.{rank + 1}"]
+        where += ["--master_addr", "127.0.0.1"]
         script = [str(REPOSITORY / "recipes" / "train.py"), *QUICK, "--output", str(tmp_path / "run")]
         environment = {**CPU, "GLOO_SOCKET_IFNAME": "lo"}
         launchers.append(
@@ -57,8 +54,75 @@ def test_two_machines_train_as_one(one_process, tmp_path):
     assert metrics["train/final_loss"] == pytest.approx(one_process["train/final_loss"], rel=0.1)
 
 
+def network_namespaces():
+    """Those of this machine: their names."""
+    return subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout.split()
+
+
+@pytest.fixture
+def may_make_machines():
+    """Skips where there can be no network namespaces."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    if shutil.which("ip") is None:
+        pytest.skip("network namespaces need iproute2")
+    name = f"try{os.getpid()}"
+    tried = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"this machine makes no network namespaces: {tried.stderr.strip()}")
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def on_two_machines(*arguments, python=sys.executable):
+    """Run the script that makes them; what it wrote, and its machines that are left."""
+    script = subprocess.Popen(
+        [str(TWO_MACHINES), *arguments],
+        env={**os.environ, "PYTHON": str(python)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    written = script.communicate(timeout=300)[0]
+    return script.returncode, written, [name for name in network_namespaces() if f"supcon{script.pid}" in name]
+
+
+def test_two_machines_train_as_one(may_make_machines, one_process, tmp_path):
+    """Each is a network namespace, joined to the other by a virtual cable alone."""
+    status, written, left = on_two_machines(*QUICK, "--output", str(tmp_path / "run"))
+    assert status == 0, written
+    assert left == []
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["processes"] == 2
+    assert metrics["train/final_loss"] == pytest.approx(one_process["train/final_loss"], rel=0.1)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_machine_that_fails_ends_the_other(may_make_machines, failing, tmp_path):
+    python, waiting = tmp_path / "python", tmp_path / "waiting"
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in *"--node_rank {failing} "*) until [ -s {waiting} ]; do sleep 0.1; done; echo it broke; exit 3;; esac
+echo $$ > {waiting}
+exec sleep 60
+"""
+    )
+    python.chmod(0o755)
+    started = time.monotonic()
+    status, written, left = on_two_machines("--epochs", "1", python=python)
+    assert time.monotonic() - started < 45
+    assert status == 3
+    assert "it broke" in written
+    assert left == []
+    assert not Path("/proc", waiting.read_text().strip()).exists()
+
+
 @pytest.mark.parametrize(
-    "options", [["--chunk-size", "20", "--positives-cap", "4"], ["--queue-size", "400", "--momentum", "0.9"]]
+    "options",
+    [
+        ["--chunk-size", "20", "--positives-cap", "4"],
+        ["--queue-size", "400", "--momentum", "0.9"],
+        ["--chunk-size", "20", "--queue-size", "400", "--momentum", "0.9"],
+    ],
 )
 def test_large_batches_on_two_processes(options, tmp_path):
     script = [str(REPOSITORY / "recipes" / "train.py"), *QUICK, *options, "--output", str(tmp_path / "run")]

@@ -1,0 +1,160 @@
+"""The plan of a batch over processes: all pairs are computed once, and what is sent is awaited; without processes."""
+
+import random
+from collections import defaultdict
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pml_supcon.functional import collectives
+from pml_supcon.functional.supcon import layout
+from pml_supcon.functional.supcon.exchange import send_home, visits
+from pml_supcon.functional.supcon.problem import build_problem
+from pml_supcon.functional.supcon.spread import Spread
+
+PROCESSES = range(1, 8)
+TRIALS = 6
+modes = pytest.mark.parametrize("contrast_mode", ["all", "one"])
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Many tiles and boxes of few rows; and processes without a group, whose rank stands in its place."""
+    monkeypatch.setattr(layout, "TILE", 5)
+    monkeypatch.setattr(layout, "STRIP", 3)
+    monkeypatch.setattr(dist, "get_rank", lambda group: group)
+
+
+def plans(samples, views, contrast_mode, labels):
+    """What each process plans."""
+    made = []
+    for rank, number in enumerate(samples):
+        problem = build_problem(
+            torch.randn(number, views, 2), torch.zeros(number, dtype=torch.int64), ref_emb=None, ref_labels=None,
+            indices_tuple=None, num_views=None, temperature=0.1, summation="out", denominator="all",
+            contrast_mode=contrast_mode, positives_cap=None, normalize=True, similarity=None,
+        )  # fmt: skip
+        made.append(Spread.of(problem, labels, samples, views, None, rank))
+    return made
+
+
+def batches(processes, contrast_mode):
+    """Uneven shares, some of them empty: the shares, views, labels and what each process plans."""
+    draw = random.Random(processes)
+    for trial in range(TRIALS):
+        samples = [draw.choice([0, 0, 1, 3, 7, 12]) for _ in range(processes)]
+        views = 1 + trial % 3
+        labels = torch.tensor([draw.choice([-4, 0, 9]) for _ in range(sum(samples))], dtype=torch.int64)
+        yield samples, views, labels, plans(samples, views, contrast_mode, labels)
+
+
+@modes
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_places_are_those_of_each_process(processes, contrast_mode):
+    for samples, views, labels, every in batches(processes, contrast_mode):
+        anchor_views = views if contrast_mode == "all" else 1
+        owner = torch.arange(len(samples)).repeat_interleave(torch.tensor(samples))
+        for rank, plan in enumerate(every):
+            places = plan.anchor_places
+            assert places.sort().values.tolist() == list(range(anchor_views * len(labels)))
+            block = places[plan.anchor_blocks[rank]] % max(1, len(labels))
+            assert owner[block].tolist() == [rank] * (anchor_views * samples[rank])
+            assert plan.layout.anchor_labels.tolist() == labels[places % max(1, len(labels))].tolist()
+            rows = plan.layout.row_labels[plan.row_blocks[rank]]
+            assert rows.tolist() == labels[owner == rank].repeat(views).sort().values.tolist()
+
+
+@modes
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_every_pair_is_computed_once(processes, contrast_mode):
+    for samples, _, _, every in batches(processes, contrast_mode):
+        anchor_labels, row_labels = every[0].layout.anchor_labels, every[0].layout.row_labels
+        computed, boxed = torch.zeros(2, len(anchor_labels), len(row_labels), dtype=torch.int64)
+        for plan in every:
+            assert plan.peers[0] == plan.rank
+            assert len(set(plan.peers)) == len(plan.peers)
+            for peer in plan.peers:
+                for tile, boxes in plan.tiles(peer):
+                    turned = plan.layout.symmetric and tile[0] != tile[1]  # its pairs serve both of their rows
+                    for count, parts in ((computed, [tile]), (boxed, boxes)):
+                        for anchors, rows in parts:
+                            count[anchors, rows] += 1
+                            if turned:
+                                count[rows, anchors] += 1
+        assert (computed == 1).all(), samples
+        assert (boxed[anchor_labels[:, None] == row_labels] == 1).all(), samples
+        assert (boxed <= 1).all(), samples
+
+
+@modes
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_equal_shares_are_equal_work(processes, contrast_mode):
+    labels = torch.arange(24 * processes) % 5
+    work = []
+    for plan in plans([24] * processes, 2, contrast_mode, labels):
+        tiles = [tile for peer in plan.peers for tile, _ in plan.tiles(peer)]
+        work.append(sum((a.stop - a.start) * (r.stop - r.start) for a, r in tiles))
+    assert max(work) <= 1.1 * sum(work) / processes
+
+
+class Wires:
+    """Between each two processes, in order: what is sent, and how much of it has been asked for."""
+
+    def __init__(self, monkeypatch):
+        self.sent, self.awaited = defaultdict(list), defaultdict(list)
+        monkeypatch.setattr(collectives, "naming_the_lost", nullcontext)
+        monkeypatch.setattr(dist, "get_global_rank", lambda group, rank: rank)
+        monkeypatch.setattr(dist, "P2POp", lambda way, tensor, peer, group: (way, tensor, peer, group))
+        monkeypatch.setattr(dist, "batch_isend_irecv", lambda operations: [self.post(*one) for one in operations])
+
+    def post(self, way, tensor, peer, own):
+        """The n-th receive takes the n-th send, once it is waited for."""
+        assert peer != own
+        assert len(tensor) > 0
+        if way is dist.isend:
+            self.sent[own, peer].append(tensor.clone())
+            return SimpleNamespace(wait=lambda: None)
+        wire, number = self.sent[peer, own], len(self.awaited[peer, own])
+        self.awaited[peer, own].append(tensor)
+
+        def wait():
+            assert wire[number].shape == tensor.shape
+            tensor.copy_(wire[number])
+
+        return SimpleNamespace(wait=wait)
+
+
+@modes
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_what_is_sent_is_what_is_awaited(processes, contrast_mode, monkeypatch):
+    """All processes in step, as `ring.gradients` goes: blocks are those of the peer, gradients come home once."""
+    for samples, views, _, every in batches(processes, contrast_mode):
+        wires = Wires(monkeypatch)
+        sizes = [views * number for number in samples]
+        travels = [visits(plan, torch.full((sizes[plan.rank], 2), float(plan.rank))) for plan in every]
+        homeward, home = [None] * processes, [[] for _ in every]
+        for _ in every[0].peers:
+            peers = []
+            for travel in travels:
+                peer, block = next(travel)
+                assert block.tolist() == [[peer, peer]] * sizes[peer]
+                peers.append(peer)
+            assert sorted(peers) == list(range(processes))
+            for rank in range(processes):
+                if homeward[rank] is not None:
+                    home[rank].append(homeward[rank].wait())
+                if peers[rank] != rank:
+                    gradient = torch.tensor([[float(rank), peers[rank]]]).repeat(sizes[peers[rank]], 1)
+                    homeward[rank] = send_home(every[rank], gradient, peers[rank])
+        for travel in travels:
+            assert next(travel, None) is None
+        for rank in range(processes):
+            if homeward[rank] is not None:
+                home[rank].append(homeward[rank].wait())
+            hosts = [plan.rank for plan in every if rank in plan.peers[1:]]
+            assert sorted(gradient.tolist() for gradient in home[rank]) == [[[h, rank]] * sizes[rank] for h in hosts]
+        for wire in {*wires.sent, *wires.awaited}:
+            assert [len(x) for x in wires.sent[wire]] == [len(x) for x in wires.awaited[wire]], (samples, wire)
