@@ -61,11 +61,6 @@ class Passes(NamedTuple):
                 statistics.add_positives(s.T, self.layout.positives(box[::-1]), box[1])
         return statistics
 
-    def negative_weight(self, statistics: Statistics, upstream: Tensor) -> Tensor:
-        """`(A,)`: the factor of `exp(s_ij)` (`exp(s_ij - log_neg_i)` if shifted) in what a negative's pair weighs."""
-        weight = (upstream * statistics.negative_share()).masked_fill(statistics.log_neg == -torch.inf, 0)
-        return weight if self.shifted else weight * (-statistics.log_neg_or_0()).exp()
-
     def gradients(
         self,
         tiles: Sequence[tuple[Tile, list[Tile]]],
@@ -77,8 +72,8 @@ class Passes(NamedTuple):
     ) -> None:
         """Add `W z` of these tiles; `W_ij` is the weight of the pair for both its ends.
 
-        `weight` is `negative_weight`; the gradients are one and the same where the anchors are the rows, and None where
-        they are not wanted.
+        `weight` is `Statistics.negative_weight`; the gradients are one and the same where the anchors are the rows, and
+        None where they are not wanted.
         """
         shift = statistics.log_neg_or_0()
         for (a, r), boxes in tiles:

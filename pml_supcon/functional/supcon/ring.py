@@ -90,13 +90,14 @@ def gradients(
     symmetric = spread.layout.symmetric
     of_anchors = torch.zeros_like(anchors)
     of_rows = of_anchors if symmetric else torch.zeros_like(rows)
+    weight = statistics.negative_weight(upstream, shifted=spread.shifted)
     on_its_way: Parcel | None = None
     for peer, block in visits(spread, rows):
         if on_its_way is not None:  # before there is another: memory for two would be kept
             of_rows += on_its_way.wait()
             on_its_way = None
         passes = passes_of(spread, anchors, peer, block)
-        work = partial(gradients_with, spread, passes, peer, anchors, block, statistics, upstream)
+        work = partial(gradients_with, spread, passes, peer, anchors, block, statistics, upstream, weight)
         parts = shared_out(work, spread.tiles(peer), anchors.device)
         of_anchors += reduce(Tensor.add_, [part.of_anchors for part in parts])
         if peer != spread.rank:
@@ -125,6 +126,7 @@ def gradients_with(
     block: Tensor,
     statistics: Statistics,
     upstream: Tensor,
+    weight: Tensor,
     tiles: Tiles,
 ) -> Gradients:
     """What some of the tiles with a peer's rows add to the gradients."""
@@ -134,7 +136,7 @@ def gradients_with(
         tiles,
         statistics,
         upstream,
-        passes.negative_weight(statistics, upstream),
+        weight,
         At(spread.anchor_blocks[spread.rank], of_anchors),
         At(spread.row_blocks[peer], of_block),
     )

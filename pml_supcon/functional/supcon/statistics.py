@@ -116,6 +116,11 @@ class Statistics:
             share = (self.log_share - self.log_pos).exp()
         return torch.where(self.number > 0, share, 0)
 
+    def negative_weight(self, upstream: Tensor, *, shifted: bool) -> Tensor:
+        """`(A,)`: the factor of `exp(s_ij)` (`exp(s_ij - log_neg_i)` if shifted) in what a negative's pair weighs."""
+        weight = (upstream * self.negative_share()).masked_fill(self.log_neg == -torch.inf, 0)
+        return weight if shifted else weight * (-self.log_neg_or_0()).exp()
+
     def positive_gradient(self, s: Tensor, anchors: slice) -> Tensor:
         """`d l_i / d s_ip` over a block of similarities, as if every pair were a positive."""
         number = self.number[anchors, None].clamp(min=1)

@@ -123,7 +123,7 @@ def tiled_gradient(
     statistics = Statistics(table, summation, denominator)
     scale = scale_of(upstream)
     upstream = upstream / scale
-    weight = passes.negative_weight(statistics, upstream)
+    weight = statistics.negative_weight(upstream, shifted=shifted)
 
     def gradients(tiles: Sequence[tuple[Tile, list[Tile]]]) -> list[Tensor | None]:
         grad_anchors = torch.zeros_like(anchors) if for_anchors else None
