@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -45,6 +45,10 @@ class MemoryImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
 
+    def select(self, indices: Tensor, labels: Tensor) -> "MemoryImages":
+        """These images, with these labels."""
+        return MemoryImages(self.images[indices], labels)
+
 
 class LazyImages(Dataset[tuple[Image.Image | Tensor, int]]):
     """Pairs (PIL image of mode "L" or "RGB", label), decoded when read; `labels` int64 (n,)."""
@@ -58,6 +62,10 @@ class LazyImages(Dataset[tuple[Image.Image | Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, int]:
         return read_image(self._images, index, self._in_chans), int(self.labels[index])
+
+    def select(self, indices: Tensor, labels: Tensor) -> "LazyImages":
+        """These images, with these labels."""
+        return LazyImages(Pool(self._images, self.labels).select(indices.tolist()).images, labels, self._in_chans)
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,17 @@ class OpenedData:
     def train_labels(self) -> Tensor:
         """The labels of train, int64."""
         return self.train.labels
+
+    def with_train_fraction(self, fraction: float, seed: int) -> "OpenedData":
+        """The same with a share of the training images, every class in its share and with one image at least."""
+        most = round(fraction * len(self.train))
+        classes = len(self.train_labels.bincount().nonzero())
+        if most < classes:
+            raise ValueError(
+                f"Expected --train_fraction to leave an image of each of {classes} classes, but {fraction} of "
+                f"{len(self.train)} are {most}"
+            )
+        return replace(self, train=_subset(self.train, most, "train_fraction", seed, first=False))
 
     def decode(self) -> ImageData:
         """Look at the images; see `load_data`."""

@@ -1,198 +1,180 @@
 """What a run works with, built from the settings and checked before any long work."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import timm.optim
-import torch
-import torch.nn.functional as F
+import timm.layers
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, set_seed
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from timm.utils import ModelEmaV3
+from torch import nn
 
-from pml_supcon import losses
 from pml_supcon._extras import require_faiss
-from pml_supcon.distributed import GlobalBatchLoss
-from pml_supcon.models import (
-    ChunkedEncoder,
-    MomentumEncoder,
-    ProjectionHead,
-    check_encoder_name,
-    create_encoder,
-    feature_width,
-)
-from pml_supcon.recipes.data import ImageData, MemoryImages, open_data
-from pml_supcon.recipes.run_folder import RunFolder, default_path
-from pml_supcon.recipes.settings import DEFAULT_ENCODER, TrainSettings
-from pml_supcon.samplers import MultiViewBatchSampler
-from pml_supcon.views import (
-    MultiViewDataset,
-    MultiViewTensorDataset,
-    contrastive_augmentation,
-    digit_augmentation,
-    flatten_views,
-    split_views,
-)
-
-Criterion = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-
-
-class EncoderWithTop(nn.Module):
-    """An encoder under a projection head or a classifier: views `(B, V, C, H, W)` to `(B, V, D)`."""
-
-    def __init__(self, encoder: nn.Module, top: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.top = encoder, top
-
-    def forward(self, views: Tensor) -> Tensor:
-        """All views pass in one batch, so that BatchNorm sees them together."""
-        rows: Tensor = self.top(self.encoder(flatten_views(views)))
-        return split_views(rows, views.shape[1])
+from pml_supcon.models import ChunkedEncoder, MomentumEncoder, check_encoder_name, create_encoder, feature_width
+from pml_supcon.recipes.data import ImageData, open_data
+from pml_supcon.recipes.division import Division, divide
+from pml_supcon.recipes.loading import build_loader, build_sampler, build_stage2_sampler, check_shares
+from pml_supcon.recipes.loop import Stage
+from pml_supcon.recipes.methods import Classification, EncoderWithTop, build_criterion, build_top
+from pml_supcon.recipes.optimization import build_optimizer, build_schedule, check_optimizer
+from pml_supcon.recipes.run_folder import RunFolder, check_space, default_path
+from pml_supcon.recipes.run_state import bytes_of
+from pml_supcon.recipes.settings import TrainSettings
+from pml_supcon.recipes.settings.model import DEFAULT_ENCODER
+from pml_supcon.recipes.stage2 import FrozenEncoderWithClassifier
 
 
 @dataclass(frozen=True)
 class Job:
-    """Data, model, loss and optimiser of a run, and the folder that takes its files.
+    """Data, first stage and folder of a run; the second stage is built when the first one is done.
 
     Attributes:
-        network: the model, as it is trained.
-        key_encoder: the momentum encoder that fills the queue, or None.
+        run: takes the files.
+        data: the images.
+        division: which training images are trained on, with which labels.
+        stage1: what is trained first.
+        build_stage2: makes the second stage; None where there is none to train.
     """
 
     run: RunFolder
     data: ImageData
-    model: EncoderWithTop
-    sampler: MultiViewBatchSampler
-    loader: DataLoader[Any]
-    network: nn.Module
-    key_encoder: MomentumEncoder | None
-    criterion: Criterion
-    optimizer: torch.optim.Optimizer
+    division: Division
+    stage1: Stage
+    build_stage2: Callable[[], Stage] | None
 
 
-def prepare(settings: TrainSettings, accelerator: Accelerator) -> Job:
-    """Build everything; what is wrong with the settings or the data is raised here."""
-    run = RunFolder(settings.output or broadcast_object_list([default_path(settings)])[0])
+def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
+    """The folder of the run, and all that can be checked without reading data."""
+    run = RunFolder(settings.output or broadcast_object_list([default_path(settings)])[0], settings)
     require_faiss()
     check_encoder_name(settings.encoder or DEFAULT_ENCODER)
-    check_optimizer_name(settings.optimizer)
-    criterion = build_criterion(settings, accelerator.device)
+    check_optimizer(settings.optimizer, "optimizer")
+    if settings.stage2_optimizer is not None:
+        check_optimizer(settings.stage2_optimizer, "stage2_optimizer")
+    if settings.encoder_weights is not None and not settings.encoder_weights.exists():
+        raise FileNotFoundError(
+            f"Expected --encoder_weights to be a file or a folder, but got {settings.encoder_weights}"
+        )
+    check_shares(settings, accelerator)
+    if settings.sync_batch_norm and accelerator.device.type != "cuda":
+        raise ValueError(f"Expected GPUs with --sync_batch_norm, as torch has it, but got {accelerator.device.type}")
+    return run
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuse a tracker that is not installed."""
+    names = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    if name is not None and name not in names:
+        raise ImportError(
+            f"Expected --tracker to be one that is installed ({', '.join(names) or 'none is'}), but got {name!r}"
+        )
+
+
+def prepare(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> Job:
+    """Build everything; what is wrong with the settings or the data is raised here."""
     with accelerator.main_process_first():  # one process downloads
         opened = open_data(
             settings.data, image_size=settings.image_size, max_train=settings.max_train, max_test=settings.max_test
         )
-    sampler = build_sampler(settings, opened.train_labels, accelerator)
+    if settings.train_fraction < 1:
+        opened = opened.with_train_fraction(settings.train_fraction, settings.seed)
+    division = divide(
+        opened.train_labels, held_out=settings.held_out, label_noise=settings.label_noise, seed=settings.seed
+    )
+    sampler = build_sampler(settings, division.labels, accelerator)
     data = opened.decode()
     set_seed(settings.seed)
     model = build_model(settings, data)
-    network = build_network(settings, model)
-    key_encoder = None if settings.momentum is None else MomentumEncoder(network, settings.momentum)
-    optimizer = build_optimizer(settings, model)
+    network = model if settings.chunk_size is None else ChunkedEncoder(model, settings.chunk_size)
+    criterion = build_criterion(settings).to(accelerator.device)  # a queue lies with the embeddings
+    stage = build_stage(settings, model, network, criterion, sampler, data, division, accelerator)
+    check_space(run.path, bytes_of(stage), settings.keep)
     accelerator.wait_for_everyone()  # all have looked into the folder before one of them writes there
     if accelerator.is_main_process:
-        run.create(settings)
-    loader = build_loader(settings, data, sampler)
-    return Job(run, data, model, sampler, loader, network, key_encoder, criterion, optimizer)
+        run.create()
+    trains_stage2 = not settings.has_classifier and settings.stage2_optimizer is not None
+
+    def build_stage2() -> Stage:
+        return second_stage(settings, stage, data, division, accelerator)
+
+    return Job(run, data, division, stage, build_stage2 if trains_stage2 else None)
 
 
-def build_criterion(settings: TrainSettings, device: torch.device) -> Criterion:
-    """The loss of outputs `(B, V, D)`, labels `(B,)` and keys, over the batches of all processes."""
-    if not settings.contrastive:
-        return lambda logits, labels, keys: F.cross_entropy(flatten_views(logits), labels.repeat(logits.shape[1]))
-    kind = losses.SupConLossIn if settings.method == "supcon_in" else losses.SupConLossOut
-    contrastive: nn.Module = kind(
-        settings.temperature,
-        denominator=settings.denominator,
-        contrast_mode=settings.contrast_mode,
-        positives_cap=settings.positives_cap,
+def build_stage(
+    settings: TrainSettings,
+    model: EncoderWithTop,
+    network: nn.Module,
+    criterion: Any,
+    sampler: Any,
+    data: ImageData,
+    division: Division,
+    accelerator: Accelerator,
+) -> Stage:
+    """Stage 1."""
+    plan = settings.stage1()
+    optimizer = build_optimizer(plan, model)
+    schedule = build_schedule(plan, optimizer, len(sampler))
+    ema = None if settings.ema is None else ModelEmaV3(model, settings.ema).to(accelerator.device)
+    key_encoder = None
+    if settings.momentum is not None:
+        key_encoder = MomentumEncoder(network, settings.momentum).to(accelerator.device)
+    if settings.compile:
+        model.compile()
+    prepared, optimizer = accelerator.prepare(network, optimizer)
+    loader = build_loader(
+        settings,
+        data,
+        division.training_images(data),
+        sampler,
+        accelerator.device,
+        augment=settings.augment,
         num_views=settings.views,
-        scale_by_temperature=settings.scale_by_temperature,
-        backend=settings.backend,
     )
-    if settings.queue_size is not None:
-        contrastive = losses.QueueLoss(contrastive, settings.head_dim, settings.queue_size)
-    spread = GlobalBatchLoss(contrastive).to(device)  # a queue lies with the embeddings
-
-    def criterion(embeddings: Tensor, labels: Tensor, keys: Tensor | None) -> Tensor:
-        loss: Tensor = spread(embeddings, None if settings.method == "simclr" else labels, keys=keys)
-        return loss
-
-    return criterion
+    return Stage(1, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema)
 
 
-def build_network(settings: TrainSettings, model: EncoderWithTop) -> nn.Module:
-    """The model as it is trained: in chunks of images where that is asked for."""
-    return model if settings.chunk_size is None else ChunkedEncoder(model, settings.chunk_size)
-
-
-def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
-    """Batches of image indices; several processes need equal shares, so that the last, smaller batch is dropped."""
-    processes = accelerator.num_processes
-    if settings.batch_size % processes:
-        raise ValueError(
-            f"Expected --batch_size to be a multiple of the {processes} processes, but got {settings.batch_size}"
-        )
-    return MultiViewBatchSampler(
-        labels,
-        settings.batch_size,
-        max_per_class=settings.max_per_class,
-        samples_per_class=settings.samples_per_class,
-        drop_last=processes > 1,
-        seed=settings.seed,
-        num_replicas=processes,
-        rank=accelerator.process_index,
+def second_stage(
+    settings: TrainSettings, first: Stage, data: ImageData, division: Division, accelerator: Accelerator
+) -> Stage:
+    """Stage 2: a classifier on the encoder of stage 1, which stays as it is."""
+    plan = settings.stage2()
+    assert plan is not None  # for the type checker: it is built where there is one
+    encoder: Any = first.scored().encoder
+    set_seed(settings.seed)
+    model = FrozenEncoderWithClassifier(encoder, data.num_classes, channels_last=settings.channels_last)
+    sampler = build_stage2_sampler(settings, division.labels, accelerator)
+    optimizer = build_optimizer(plan, model)
+    schedule = build_schedule(plan, optimizer, len(sampler))
+    network, optimizer = accelerator.prepare(model, optimizer)
+    loader = build_loader(
+        settings,
+        data,
+        division.training_images(data),
+        sampler,
+        accelerator.device,
+        augment=settings.stage2_augment or settings.augment,
+        num_views=1,
     )
+    criterion = Classification(settings.stage2_label_smoothing)
+    return Stage(2, plan, model, network, criterion, optimizer, schedule, sampler, loader, first_step=first.last_step)
 
 
 def build_model(settings: TrainSettings, data: ImageData) -> EncoderWithTop:
-    """The encoder with a projection head, or with a classifier for cross entropy."""
+    """The encoder with what the method puts on it."""
     encoder = create_encoder(
         settings.encoder or DEFAULT_ENCODER,
         in_chans=data.in_chans,
         image_size=data.image_size,
         small_stem=settings.small_stem,
         pretrained=settings.pretrained,
+        checkpoint=settings.encoder_weights,
         **settings.encoder_args,
     )
-    width = feature_width(encoder)
-    top = ProjectionHead(width, settings.head_dim) if settings.contrastive else nn.Linear(width, data.num_classes)
-    return EncoderWithTop(encoder, top)
-
-
-def check_optimizer_name(name: str) -> None:
-    """Refuse what is no optimizer of timm."""
-    names = timm.optim.list_optimizers()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"Expected --optimizer to be one of timm's optimizers, but got {name!r}{hint}")
-
-
-def build_optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """A timm optimizer, without decay on biases and norms."""
-    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-        model, opt=settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    return optimizer
-
-
-def build_loader(settings: TrainSettings, data: ImageData, sampler: MultiViewBatchSampler) -> DataLoader[Any]:
-    """Batches `(B, V, C, H, W)` and labels `(B,)` of this process's share."""
-    make = digit_augmentation if data.family == "digits" else contrastive_augmentation
-    augmentation = make(data.image_size, mean=data.mean, std=data.std)
-    views: Any
-    if isinstance(data.train, MemoryImages):
-        views = MultiViewTensorDataset(data.train.images, data.train.labels, augmentation, settings.views)
-    else:
-        views = MultiViewDataset(data.train, augmentation, settings.views)
-    return DataLoader(
-        views,
-        batch_sampler=sampler,
-        num_workers=settings.workers,
-        collate_fn=getattr(views, "collate", None),
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=settings.workers > 0,
-    )
+    if settings.sync_batch_norm:
+        encoder = timm.layers.convert_sync_batchnorm(encoder)
+    top = build_top(settings, feature_width(encoder), data.num_classes)
+    if settings.sync_batch_norm:
+        top = nn.SyncBatchNorm.convert_sync_batchnorm(top)
+    return EncoderWithTop(encoder, top, channels_last=settings.channels_last)

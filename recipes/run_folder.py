@@ -1,11 +1,14 @@
 """The folder of a run: its settings, checkpoints, metrics and pictures."""
 
+import errno
 import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,53 +16,136 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_model
-from torch import nn
 
-from pml_supcon.recipes.settings import TrainSettings
+from pml_supcon.recipes.checkpoints import Checkpoint, CheckpointError, CheckpointFolder, read_checkpoint
+from pml_supcon.recipes.settings import FREE_TO_CHANGE, TrainSettings
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
 
 
 class RunFolder:
-    """Where a run leaves its files; nothing of an earlier run is overwritten.
+    """Where a run leaves its files; nothing of another run is overwritten.
 
     Args:
-        path: the folder; it may exist, but not hold a run.
+        path: the folder; it may exist, but holds a run only where that one goes on.
+        settings: of the run.
+
+    Attributes:
+        finished: the run that goes on had come to its end: there is nothing to do.
 
     Raises:
         FileExistsError: the folder holds a run already.
         NotADirectoryError: the path is a file.
+        CheckpointError: the run in the folder has other settings.
+        OSError: nothing can be written there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: TrainSettings) -> None:
         self.path = path
-        self.checkpoint: Path | None = None
+        self.settings = settings
+        self.checkpoints = CheckpointFolder(path / "checkpoints", settings.keep)
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"Expected --output to be a folder, but {path} is a file")
-        if (path / CONFIG).exists():
-            raise FileExistsError(f"{path} already holds a run; name another --output, or remove it first")
+        exists = (path / CONFIG).exists()
+        if exists and not settings.resume:
+            raise FileExistsError(
+                f"{path} already holds a run; name another --output, remove it, or go on with it by --resume"
+            )
+        if exists:
+            self._check_config()
+        self.finished = exists and (path / METRICS).exists()
+        check_writable(path)
 
-    def create(self, settings: TrainSettings) -> None:
+    def create(self) -> None:
         """Make the folder and write the settings, which `--config` takes to repeat the run."""
         self.path.mkdir(parents=True, exist_ok=True)
-        config = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-        del config["output"]
-        (self.path / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+        self.checkpoints.clear()
+        if (self.path / CONFIG).exists():
+            return
+        config = plain(self.settings)
+        del config["output"], config["resume"]
+        replace_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
-    def save_checkpoint(self, model: nn.Module, epoch: int) -> None:
-        """Write the weights after an epoch, then remove the checkpoint before it."""
-        target = self.path / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
-        target.parent.mkdir(exist_ok=True)
-        save_model(model, str(target.with_suffix(".partial")))
-        os.replace(target.with_suffix(".partial"), target)
-        if self.checkpoint is not None:
-            self.checkpoint.unlink()
-        self.checkpoint = target
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; see `CheckpointFolder.write`."""
+        self.checkpoints.write(step, checkpoint)
+
+    def load(self) -> Checkpoint | None:
+        """The newest checkpoint of the run that goes on; None where there is none."""
+        newest = self.checkpoints.newest() if self.settings.resume else None
+        return None if newest is None else read_checkpoint(newest, computed(self.settings))
+
+    def last_good(self) -> str:
+        """The newest checkpoint, in words."""
+        return str(self.checkpoints.newest() or "none, it happened before the first")
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the flat record of the run."""
-        (self.path / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+        replace_text(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
+
+    def metrics(self) -> dict[str, Any]:
+        """The record of a run that has come to its end."""
+        read: dict[str, Any] = json.loads((self.path / METRICS).read_text())
+        return read
+
+    def _check_config(self) -> None:
+        file = self.path / CONFIG
+        try:
+            saved = dict(yaml.safe_load(file.read_text()))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{file} is not the configuration of a run: {error}") from error
+        own = plain(self.settings)
+        differences = [
+            f"{name} is {saved.get(name)!r} there and {own[name]!r} here"
+            for name in own
+            if name not in FREE_TO_CHANGE and saved.get(name) != own[name]
+        ]
+        if differences:
+            raise CheckpointError(f"{self.path} holds a run with other settings: {'; '.join(differences)}")
+
+
+def plain(settings: TrainSettings) -> dict[str, Any]:
+    """The settings as YAML and JSON hold them."""
+    described = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
+    read: dict[str, Any] = json.loads(json.dumps(described))
+    return read
+
+
+def computed(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that decide what a run computes."""
+    return {name: value for name, value in plain(settings).items() if name not in FREE_TO_CHANGE}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file aside and move it into place: a kill leaves the old one or the new one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return path if path.is_dir() else existing(path.absolute().parent)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a folder in which nothing can be written."""
+    try:
+        with tempfile.TemporaryFile(dir=existing(path)) as file:
+            file.write(b"?")
+    except OSError as error:
+        raise OSError(error.errno, f"Expected to write into --output {path}, but: {error.strerror}") from error
+
+
+def check_space(path: Path, checkpoint: int, keep: int) -> None:
+    """Refuse a disk without room for the checkpoints that are kept and the next, of so many bytes each."""
+    free, needed = shutil.disk_usage(existing(path)).free, checkpoint * (keep + 1)
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"Expected room for {keep} + 1 checkpoints of about {checkpoint / 2**20:.0f} MiB at {path} (--keep), but "
+            f"{free / 2**20:.0f} MiB are free",
+        )
 
 
 def default_path(settings: TrainSettings) -> Path:

@@ -1,68 +1,148 @@
-r"""Train an encoder with a supervised contrastive loss, then score it: retrieval and a linear probe.
+r"""Train an encoder by any method of the paper, then score it: retrieval and a linear classifier.
 
     accelerate launch recipes/train.py                                        # digits, one process, about a minute
-    accelerate launch recipes/train.py --data imagefolder:my/images --epochs 100
+    accelerate launch recipes/train.py --method triplet --miner batch_hard    # a comparator: one flag differs
+    accelerate launch recipes/train.py --config recipes/configs/cifar10.yaml
+    accelerate launch recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/mine
+    accelerate launch recipes/train.py --output runs/mine --resume            # goes on where it was stopped or killed
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py         # several processes without a GPU
-    accelerate launch recipes/train.py --data torchvision:CIFAR10 --batch-size 6144 --chunk-size 256
 
-Stage 1 trains the encoder under a projection head with the contrastive loss over V views of each image (or under a
-classifier with cross entropy); stage 2 freezes the encoder, drops the head, and scores the encoder's output on the
-test split, once, after the last epoch. `--help` lists the settings, README has the figures of the last record.
+Stage 1 trains the encoder under a projection head with a contrastive loss over V views of each image, under a
+classifier with cross entropy, or both at once; stage 2 freezes the encoder, drops the head and trains a linear
+classifier. The test split is touched once, after the last epoch. `--help` lists the settings, README has the figures of
+the last record.
 """
 
-import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
-from timm.scheduler import CosineLRScheduler
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from pml_supcon.models import save_encoder
 from pml_supcon.recipes import report
-from pml_supcon.recipes.evaluation import draw, embed, score
-from pml_supcon.recipes.job import Job, prepare
-from pml_supcon.recipes.run_folder import environment
-from pml_supcon.recipes.settings import TrainSettings, parse_settings
+from pml_supcon.recipes.checkpoints import CheckpointError
+from pml_supcon.recipes.evaluation import draw, embed_splits, knn_accuracy, score
+from pml_supcon.recipes.history import History, Row
+from pml_supcon.recipes.job import Job, check_tracker, open_run, prepare
+from pml_supcon.recipes.loop import Hooks, Stage, run_stage
+from pml_supcon.recipes.methods import classifier_of
+from pml_supcon.recipes.run_folder import RunFolder, computed, environment
+from pml_supcon.recipes.run_state import capture, restore
+from pml_supcon.recipes.settings import TrainSettings
+from pml_supcon.recipes.settings.parser import parse_settings
+from pml_supcon.recipes.stopping import Stopped
 
-CHECK_EVERY = 50  # steps between looks at the losses on the host
+SHOWN = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, score, report."""
     started = time.perf_counter()
     settings = parse_settings(arguments)
-    accelerator = Accelerator()
     try:
-        job = prepare(settings, accelerator)
+        check_tracker(settings.tracker)
+        accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=settings.tracker)
+        run = open_run(settings, accelerator)
+        if run.finished:
+            show(run)
+            return
+        job = prepare(settings, run, accelerator)
     except (ValueError, TypeError, OSError, ImportError) as error:
         fail(error)
     try:
-        history = train(job, settings, accelerator)
+        history = open_history(job, settings, accelerator)
+        stage, seconds = train(job, settings, history, accelerator, started)
         if accelerator.is_main_process:
-            finish(job, settings, accelerator, history, started)
-    except FloatingPointError as error:
+            finish(job, stage, settings, accelerator, history, seconds)
+    except (FloatingPointError, CheckpointError, OSError) as error:
         fail(error)
+    except Stopped as stopped:
+        stop(stopped, run)
     accelerator.end_training()
 
 
-def finish(job: Job, settings: TrainSettings, accelerator: Accelerator, history: list[float], started: float) -> None:
-    """Stage 2, on one process: score the frozen encoder, leave its files, print the summary."""
-    embedded = embed(job, settings, accelerator.device)
-    save_encoder(job.model.encoder, job.run.path / "encoder", mean=job.data.mean, std=job.data.std)
-    report.draw_loss_curve(history, len(job.sampler), job.run.path / "loss_curve.png")
+def open_history(job: Job, settings: TrainSettings, accelerator: Accelerator) -> History:
+    """The history of the run, and the tracker."""
+    if settings.tracker is not None:
+        accelerator.project_configuration.set_directories(str(job.run.path))
+        config = {
+            name: value if isinstance(value, int | float | str) else str(value)
+            for name, value in computed(settings).items()
+        }
+        accelerator.init_trackers("pml_supcon", config=config)
+    return History(job.run.path / "history.jsonl", accelerator)
+
+
+def train(
+    job: Job, settings: TrainSettings, history: History, accelerator: Accelerator, started: float
+) -> tuple[Stage, float]:
+    """All stages, from the newest checkpoint where the run goes on; returns the last one and the seconds in all."""
+    checkpoint = job.run.load()
+    before = 0.0 if checkpoint is None else checkpoint.about["seconds"]
+    history.cut(0 if checkpoint is None else checkpoint.about["step"])
+    stage, start = job.stage1, 0
+    if checkpoint is not None and checkpoint.about["stage"] == 2 and job.build_stage2 is not None:
+        stage = job.build_stage2()
+    if checkpoint is not None:
+        restore(stage, checkpoint, accelerator)
+        start = checkpoint.about["step"]
+
+    def seconds() -> float:
+        return before + time.perf_counter() - started
+
+    def hooks_of(stage: Stage) -> Hooks:
+        def save(step: int) -> None:
+            about = {"settings": computed(settings), "processes": accelerator.num_processes, "seconds": seconds()}
+            state = capture(stage, step, about, accelerator)
+            if accelerator.is_main_process:
+                job.run.save(step, state)
+
+        def is_due(step: int, ends_epoch: bool) -> bool:
+            return ends_epoch if settings.save_every is None else step % settings.save_every == 0
+
+        def look(epoch: int) -> Row:
+            due = epoch % settings.knn_every == 0 or epoch == stage.plan.epochs
+            if stage.number == 2 or not len(job.division.held_out) or not due or not accelerator.is_main_process:
+                return {}
+            scored: Any = stage.scored()
+            return knn_accuracy(job, scored.encoder, accelerator.device)
+
+        return Hooks(save, is_due, look, job.run.last_good)
+
+    run_stage(stage, start, hooks_of(stage), history, accelerator)
+    if stage.number == 1 and job.build_stage2 is not None:
+        stage = job.build_stage2()
+        run_stage(stage, stage.first_step, hooks_of(stage), history, accelerator)
+    return stage, seconds()
+
+
+def finish(
+    job: Job, stage: Stage, settings: TrainSettings, accelerator: Accelerator, history: History, seconds: float
+) -> None:
+    """Score the frozen encoder, leave its files, print the summary; on one process."""
+    started = time.perf_counter()
+    model: Any = stage.scored()
+    embedded = embed_splits(job, model.encoder, accelerator.device)
+    save_encoder(model.encoder, job.run.path / "encoder", mean=job.data.mean, std=job.data.std)
+    losses, per_epoch = history.losses(1), len(job.stage1.sampler)
+    report.draw_loss_curve(losses, per_epoch, job.run.path / "loss_curve.png")
     metrics: dict[str, Any] = {
-        **score(embedded),
-        "train/final_loss": sum(history[-len(job.sampler) :]) / len(job.sampler),
-        "train/steps": len(history),
-        "seconds/total": round(time.perf_counter() - started, 1),
+        **score(embedded, job.division.labels, classifier_of(model.top)),
+        "train/final_loss": sum(losses[-per_epoch:]) / per_epoch,
+        "train/steps": stage.last_step,
+        "train/images": len(job.division.train),
+        "train/wrong_labels": job.division.wrong,
+        **seen_last(history),
+        "seconds/total": 0.0,
         "seed": settings.seed,
         "method": settings.method,
+        "miner": settings.miner or "none",
+        "augment": settings.augment,
+        "optimizer": settings.optimizer,
+        "stage2": "none" if settings.has_classifier else settings.stage2_optimizer or "lbfgs",
         "data": settings.data,
         "batch_size": settings.batch_size,
         "chunk_size": settings.chunk_size or 0,
@@ -71,75 +151,30 @@ def finish(job: Job, settings: TrainSettings, accelerator: Accelerator, history:
         "device": accelerator.device.type,
         **environment(),
     }
-    job.run.write_metrics(metrics)  # before the pictures, so that none of them can cost the scores
     draw(job, settings, embedded)
-    metrics["seconds/total"] = round(time.perf_counter() - started, 1)
-    job.run.write_metrics(metrics)
-    shown = ("linear_probe/", "retrieval/", "train/", "seconds/", "seed")
-    print(report.summary_table({name: value for name, value in metrics.items() if name.startswith(shown)}))
-    print(f"run folder: {job.run.path}")
+    metrics["seconds/total"] = round(seconds + time.perf_counter() - started, 1)
+    scores = {name: value for name, value in metrics.items() if name.startswith(("linear_probe/", "retrieval/"))}
+    accelerator.log(scores, step=stage.last_step)
+    job.run.write_metrics(metrics)  # last: a run with metrics is a finished run
+    show(job.run)
 
 
-def train(job: Job, settings: TrainSettings, accelerator: Accelerator) -> list[float]:
-    """Stage 1; returns the loss of every step.
-
-    Raises:
-        FloatingPointError: the loss became infinite or NaN.
-    """
-    steps = len(job.sampler) * settings.epochs
-    schedule = CosineLRScheduler(
-        job.optimizer,
-        t_initial=steps,
-        warmup_t=round(len(job.sampler) * settings.warmup_epochs),
-        warmup_lr_init=settings.learning_rate / 100,
-        t_in_epochs=False,
-    )
-    model, optimizer = accelerator.prepare(job.network, job.optimizer)
-    key_encoder = None if job.key_encoder is None else job.key_encoder.to(accelerator.device)
-    set_seed(settings.seed, device_specific=True)  # processes augment differently
-    history: list[float] = []
-    recent: list[Tensor] = []
-    with tqdm(total=steps, desc="stage 1", unit="step", disable=not accelerator.is_main_process) as bar:
-        for epoch in range(settings.epochs):
-            model.train()
-            job.sampler.set_epoch(epoch)
-            for views, labels in job.loader:
-                schedule.step_update(len(history) + len(recent))
-                views = views.to(accelerator.device, non_blocking=True)
-                with accelerator.autocast():  # as the model that accelerate has prepared
-                    keys = None if key_encoder is None else key_encoder(views)
-                loss = job.criterion(model(views), labels.to(accelerator.device, non_blocking=True), keys)
-                accelerator.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
-                if key_encoder is not None:
-                    key_encoder.update_parameters(job.network)
-                recent.append(loss.detach())
-                bar.update()
-                if len(recent) == CHECK_EVERY:
-                    history += settle(recent, job, accelerator, len(history))
-                    recent = []
-            history += settle(recent, job, accelerator, len(history))
-            recent = []
-            bar.set_postfix(epoch=epoch + 1, loss=f"{history[-1]:.3f}")
-            if accelerator.is_main_process:
-                job.run.save_checkpoint(job.model, epoch + 1)
-    return history
+def seen_last(history: History) -> dict[str, float]:
+    """What the last epoch of stage 1 showed, by its name in the record."""
+    row = history.last_epoch(1)
+    names = {"images_per_second": "train/images_per_second", "data_wait": "train/data_wait"}
+    names |= {name: f"train/{name}" for name in ("alignment", "uniformity", "knn_accuracy")}
+    names |= {name: name for name in row if name.startswith("miner/")}
+    return {title: row[name] for name, title in names.items() if name in row}
 
 
-def settle(recent: list[Tensor], job: Job, accelerator: Accelerator, done: int) -> list[float]:
-    """The losses of recent steps on the host, the same on all processes; refuses one that is not finite."""
-    if not recent:
-        return []
-    values: list[float] = accelerator.reduce(torch.stack(recent), reduction="mean").tolist()
-    for step, value in enumerate(values, start=done + 1):
-        if not math.isfinite(value):
-            last = job.run.checkpoint or "none, it happened in the first epoch"
-            raise FloatingPointError(
-                f"the loss became {value} at step {step} (epoch {(step - 1) // len(job.sampler) + 1}); "
-                f"last good checkpoint: {last}; a lower --learning_rate may help"
-            )
-    return values
+def show(run: RunFolder) -> None:
+    """Print the summary of a finished run, on one process."""
+    if not PartialState().is_main_process:
+        return
+    metrics = run.metrics()
+    print(report.summary_table({name: value for name, value in metrics.items() if name.startswith(SHOWN)}))
+    print(f"run folder: {run.path}")
 
 
 def fail(error: Exception) -> NoReturn:
@@ -147,6 +182,17 @@ def fail(error: Exception) -> NoReturn:
     if PartialState().is_main_process:
         print(f"train.py: error: {error}", file=sys.stderr)
     sys.exit(1)
+
+
+def stop(stopped: Stopped, run: RunFolder) -> NoReturn:
+    """End the program as a signal wants it, with one line: 128 + its number is what shells expect."""
+    if PartialState().is_main_process:
+        name = signal.Signals(stopped.number).name
+        print(
+            f"train.py: stopped by {name} {stopped}; saved {run.last_good()}; go on with: --output {run.path} --resume",
+            file=sys.stderr,
+        )
+    sys.exit(128 + stopped.number)
 
 
 if __name__ == "__main__":

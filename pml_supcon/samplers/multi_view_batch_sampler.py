@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import BatchSampler
 
 from .epoch_planner import EpochPlanner, integer_argument
+from .seeded_batch import SeededBatch
 
 logger = logging.getLogger("pml_supcon")
 
@@ -32,8 +33,9 @@ class MultiViewBatchSampler(BatchSampler):
     samples cannot keep their order, and any order here can be had again.
 
     Everything follows from `(seed, epoch)`, so that all processes agree without talking (numpy may change its
-    random streams between versions). The epoch is the one given to `set_epoch`; after a whole epoch the next
-    follows by itself, for trainers that never call `set_epoch`. An iteration that is broken off is begun
+    random streams between versions). A batch is a list that also carries a `seed`, by which `views.SeededDataset`
+    makes its views the same whatever came before. The epoch is the one given to `set_epoch`; after a whole epoch the
+    next follows by itself, for trainers that never call `set_epoch`. An iteration that is broken off is begun
     again with the same batches: call `set_epoch` where epochs are cut short.
 
     Many processes, in one of two ways:
@@ -148,7 +150,8 @@ class MultiViewBatchSampler(BatchSampler):
             if done == len(self) and self._next == start:
                 self._next = (epoch + 1, 0)
             self._at = (epoch, done)
-            yield plan[done - 1][self.rank :: self.num_replicas].tolist()
+            seeds = (self.seed, epoch, done, self.rank, self.num_replicas)
+            yield SeededBatch(plan[done - 1][self.rank :: self.num_replicas].tolist(), seeds)
 
     @property
     def sampler(self) -> "MultiViewBatchSampler":  # type: ignore[override]

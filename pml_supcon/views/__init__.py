@@ -1,16 +1,23 @@
 """Several views of each sample: what makes them, and the layouts of a batch that has them."""
 
 from pml_supcon.views.augment import contrastive_augmentation, digit_augmentation, evaluation_transform
+from pml_supcon.views.image_transform import ImageTransform
 from pml_supcon.views.in_memory import MultiViewTensorDataset
 from pml_supcon.views.multi_view import MultiView, MultiViewDataset, flatten_views, split_views
+from pml_supcon.views.named import AUGMENTATIONS, augmentation
+from pml_supcon.views.seeded import SeededDataset
 
 __all__ = [  # noqa: RUF022 - flow order
+    "AUGMENTATIONS",
+    "augmentation",
     "contrastive_augmentation",
     "digit_augmentation",
     "evaluation_transform",
+    "ImageTransform",
     "MultiView",
     "MultiViewDataset",
     "MultiViewTensorDataset",
+    "SeededDataset",
     "flatten_views",
     "split_views",
 ]

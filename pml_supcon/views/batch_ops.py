@@ -2,7 +2,8 @@
 
 torchvision's transforms cost hundreds of microseconds per image of 8 x 8 or 32 x 32, nearly all of it overhead. Here
 one tensor operation serves the batch. Images are float (N, C, H, W) in [0, 1] on any device; C is 1 or 3 for the
-operations on colour. Parameters are tensors (N,). Formulas are torchvision's, so that the two can be compared.
+operations on colour. Parameters are tensors (N,). Formulas are torchvision's, so that the two can be compared; they
+are written without `where`, `stack` and other operations that are many times slower than a multiplication on a CPU.
 """
 
 import math
@@ -36,8 +37,18 @@ def warp(images: Tensor, theta: Tensor, image_size: int) -> Tensor:
     if max(height, width) > limit:
         smaller = [min(height, limit), min(width, limit)]
         images = F.interpolate(images, size=smaller, mode="bilinear", antialias=True, align_corners=False)
-    grid = F.affine_grid(theta, [len(images), images.shape[1], image_size, image_size], align_corners=False)
+    grid = affine_grid(theta, image_size)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def affine_grid(theta: Tensor, image_size: int) -> Tensor:
+    """Positions (N, image_size, image_size, 2) of affine maps, as torch's `affine_grid`, without its matrix product."""
+    centres = (2 * torch.arange(image_size, device=theta.device) + 1) / image_size - 1
+    grid = theta.new_empty(len(theta), image_size, image_size, 2)
+    for axis in range(2):
+        along, across, shift = theta[:, axis].unsqueeze(-1).unbind(1)
+        torch.add((along * centres).unsqueeze(1), (across * centres + shift).unsqueeze(2), out=grid[..., axis])
+    return grid
 
 
 def crop_theta(images: Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
@@ -96,24 +107,24 @@ def grey(images: Tensor) -> Tensor:
     """Return the brightness (N, 1, H, W) of images with 1 or 3 channels."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor(_GREY_WEIGHTS).view(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    brightness: Tensor = red * _GREY_WEIGHTS[0]
+    return brightness.add_(green, alpha=_GREY_WEIGHTS[1]).add_(blue, alpha=_GREY_WEIGHTS[2])
 
 
-def blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
+def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """Return `factor` of the images and `1 - factor` of the other, clipped to [0, 1]; factors may exceed 1."""
-    share = factor.view(-1, 1, 1, 1)
-    return (images * share + other * (1 - share)).clamp_(0, 1)
+    return torch.lerp(other, images, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with black."""
-    return blend(images, 0.0, factor)
+    return (images * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean brightness of each image."""
-    return blend(images, grey(images).mean((1, 2, 3), keepdim=True), factor)
+    return blend(images, grey(images.mean((2, 3), keepdim=True)), factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -126,14 +137,18 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(1)
-    value = images.amax(1)
-    chroma = value - images.amin(1)
-    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))  # grey pixels have no hue and keep their colour
-    hue = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    hue = hue + 6 * turns.view(-1, 1, 1)
-    sixths = (hue.unsqueeze(1) + hue.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)).remainder(6)
-    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(sixths, 4 - sixths).clamp_(0, 1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = value - low
+    inverse = chroma.clamp_min(1e-12).reciprocal_()  # a grey pixel has no hue, and whichever it gets is times 0 below
+    is_red, is_green = ((channel - value).sign_().add_(1) for channel in (red, green))  # 1 where the largest, else 0
+    hue = torch.lerp((red - green).mul_(inverse).add_(4), (blue - red).mul_(inverse).add_(2), is_green)
+    hue = torch.lerp(hue, (green - blue).mul_(inverse), is_red).add_(
+        6 * turns.view(-1, 1, 1)
+    )  # in sixths of the circle
+    hue.sub_((hue / 6).floor_(), alpha=6)
+    turned = torch.empty_like(images)
+    torch.addcmul(low, chroma, (hue - 3).abs_().sub_(1).clamp_(0, 1), out=turned[:, 0])
+    torch.addcmul(low, chroma, (hue - 2).abs_().neg_().add_(2).clamp_(0, 1), out=turned[:, 1])
+    torch.addcmul(low, chroma, (hue - 4).abs_().neg_().add_(2).clamp_(0, 1), out=turned[:, 2])
+    return turned

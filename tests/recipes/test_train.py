@@ -21,7 +21,8 @@ from pml_supcon.views import evaluation_transform
 
 REPOSITORY = Path(__file__).parent.parent.parent
 CIFAR10 = REPOSITORY.parent / "shared" / "data" / "cifar10"
-FILES = {"config.yaml", "metrics.json", "encoder", "checkpoints", "loss_curve.png", "embedding_map.png", "gallery.png"}
+FILES = {"config.yaml", "metrics.json", "history.jsonl", "encoder", "checkpoints"}
+FILES |= {"loss_curve.png", "embedding_map.png", "gallery.png"}
 KEYS = {
     "retrieval/precision_at_1",
     "retrieval/r_precision",
@@ -144,8 +145,8 @@ def test_diverging_run_names_step_and_checkpoint(tmp_path, capsys):
     message = capsys.readouterr().err.splitlines()[-1]
     assert "the loss became" in message
     assert "at step" in message
-    saved = list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
-    assert f"last good checkpoint: {saved[0]}" in message if saved else "none" in message
+    saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert f"last good checkpoint: {saved[-1] if saved else 'none'}" in message
 
 
 def test_a_run_that_breaks_in_its_last_step_says_so(tmp_path, capsys):
@@ -195,7 +196,7 @@ def fill(folder, **classes):
         (["--weight-decay", "-1"], "--weight_decay to be at least 0"),
         (["--seed", "-1"], "--seed to be at least 0"),
         (["--warmup-epochs", "99"], "--warmup_epochs to be at most --epochs"),
-        (["--method", "cross_entropy", "--positives-cap", "3"], "--positives_cap to be a multiple"),
+        (["--method", "cross_entropy", "--positives-cap", "2"], "no --positives_cap with cross_entropy"),
         (["--epoch", "3"], "did you mean 'epochs'"),
         (["--chunk-size", "0"], "--chunk_size to be at least 1, but got 0"),
         (["--momentum", "0.9"], "--queue_size with --momentum"),

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from pml_supcon.views import batch_ops as ops
+from pml_supcon.views import image_transform
 from pml_supcon.views.augment import contrastive_augmentation, digit_augmentation, evaluation_transform
 
 RGB = {"mean": [0.0] * 3, "std": [1.0] * 3}
@@ -243,3 +244,29 @@ def test_inputs_are_checked(transform):
         transform(torch.zeros(3, 8, 8, dtype=torch.int64))
     with pytest.raises(TypeError, match="but got ndarray"):
         transform(torch.zeros(3, 8, 8).numpy())
+
+
+def test_affine_grid_agrees_with_torch():
+    theta = torch.randn(6, 2, 3)
+    expected = torch.nn.functional.affine_grid(theta, [6, 1, 9, 9], align_corners=False)
+    torch.testing.assert_close(ops.affine_grid(theta, 9), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("make", [contrastive_augmentation, digit_augmentation])
+def test_parts_of_a_batch_are_all_there_in_order(make, monkeypatch):
+    """Without randomness the whole is what it is in one part, whatever the number of images in a part."""
+    still = {**STILL, "flip": False} if make is contrastive_augmentation else {}
+    if make is digit_augmentation:
+        still = {"rotation": 0, "shift": 0, "scale": (1, 1), "shear": 0, "brightness": 0, "contrast": 0}
+    images = torch.randint(0, 256, (11, 3, 8, 8), dtype=torch.uint8)
+    transform = make(8, **RGB, **still)
+    for part in (1, 3 * 64 * 4, 10**9):
+        monkeypatch.setattr(image_transform, "PART", part)
+        torch.testing.assert_close(transform(images), images / 255, atol=1e-5, rtol=0)
+
+
+def test_one_large_image_is_cropped_before_it_is_shrunk():
+    """A fine pattern survives in a small crop of one image; shrinking it first would have left grey."""
+    stripes = (torch.arange(256) % 2).float().expand(1, 256, 256)
+    transform = contrastive_augmentation(16, **GREY, crop_scale=(0.002, 0.003), flip=False, jitter_probability=0.0)
+    assert transform(stripes).std() > 0.2

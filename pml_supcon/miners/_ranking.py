@@ -1,0 +1,79 @@
+"""The highest of many scores, and triplets a part at a time, so that all N^3 never stand in memory."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+def number_of(share: float, number: int, most: int | None) -> int:
+    """How many a share of `number` things is, rounded up: one at least, where there is one."""
+    # the decimal that the user wrote: 0.07 of 100 is 7, where floats make it 8
+    chosen = -int(-Fraction(str(share)) * number // 1)
+    return chosen if most is None else min(chosen, most)
+
+
+def highest(scores: Tensor, number: int) -> Tensor:
+    """Where the `number` highest scores are, highest first; of equal scores the first (`torch.topk` takes any)."""
+    return scores.argsort(descending=True, stable=True)[:number]
+
+
+class RunningHighest:
+    """The `number` highest of scores that come in parts, and what belongs to them; of equal scores the first.
+
+    Parts are kept until `room` or `number` of them wait, so that what is kept is sorted seldom. Those that cannot be
+    among the highest any more do not wait.
+    """
+
+    def __init__(self, number: int, room: int) -> None:
+        self.number = number
+        self.room = max(number, room)
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._waiting = 0
+        self._lowest: Tensor | None = None
+
+    def add(self, scores: Tensor, items: Tensor) -> None:
+        """Scores `(T,)` and what belongs to them, `(k, T)`."""
+        if self._lowest is not None:
+            keep = ~(scores <= self._lowest)  # what is not a number counts as highest, as in a sort
+            scores, items = scores[keep], items[:, keep]
+        self._parts.append((scores, items))
+        self._waiting += len(scores)
+        if self._waiting > self.room:
+            self._merge()
+
+    def items(self) -> Tensor:
+        """What belongs to the highest, `(k, number)`, highest first; `add` has been called once at least."""
+        self._merge()
+        return self._parts[0][1]
+
+    def _merge(self) -> None:
+        scores = torch.cat([scores for scores, _ in self._parts])
+        items = torch.cat([items for _, items in self._parts], dim=1)
+        order = highest(scores, self.number)
+        self._parts = [(scores[order], items[:, order])]
+        self._waiting = 0
+        if len(order) == self.number:
+            self._lowest = scores[order[-1]]
+
+
+def number_of_triplets(pos_anchors: Tensor, neg_anchors: Tensor, anchors: int) -> int:
+    """How many (anchor, positive, negative) there are among `anchors` rows."""
+    return int(torch.bincount(neg_anchors, minlength=anchors)[pos_anchors].sum())
+
+
+def triplets(
+    pos_anchors: Tensor, positives: Tensor, neg_anchors: Tensor, negatives: Tensor, *, anchors: int, pairs_a_part: int
+) -> Iterator[Tensor]:
+    """All triplets, `(3, T)` a part: anchors, positives, negatives, in this order of indices.
+
+    A part holds the triplets of `pairs_a_part` positive pairs. Pairs come ordered by anchor.
+    """
+    count = torch.bincount(neg_anchors, minlength=anchors)
+    start = count.cumsum(0) - count  # where an anchor's negatives begin
+    for a, p in zip(pos_anchors.split(pairs_a_part), positives.split(pairs_a_part), strict=True):
+        of_pair = torch.repeat_interleave(torch.arange(len(a), device=a.device), count[a])
+        first = count[a].cumsum(0) - count[a]
+        place = torch.arange(len(of_pair), device=a.device) - first[of_pair]
+        yield torch.stack([a[of_pair], p[of_pair], negatives[start[a][of_pair] + place]])

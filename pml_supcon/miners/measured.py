@@ -1,0 +1,162 @@
+"""What a miner costs, and what it chooses."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pytorch_metric_learning.miners import BaseMiner
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import _host
+
+COUNTS = ("positive_pairs", "negative_pairs", "triplets")
+SIMILARITIES = ("positive_similarity", "positive_similarity_all", "negative_similarity", "negative_similarity_all")
+
+
+class MeasuredMiner(BaseMiner):
+    """A miner that is called as the one inside it, returns what that returns, and keeps account on the side.
+
+    Args:
+        miner: a PML miner, ours or PML's own.
+
+    Shape:
+        - input and output: those of the miner inside.
+
+    Raises:
+        TypeError: `miner` is no PML miner.
+
+    Note:
+        Only the miner inside is timed: on the clock of the host, or on CUDA by events, which nothing waits for until
+        `report`. To account, a call takes some `(N, M)` matrices and one product of them. Nothing of it is in the
+        `state_dict`. Inside `GlobalBatchLoss` the first process mines for all: it alone has a report. PML's
+        `DistributedMinerWrapper` goes around this miner, not into it.
+
+    Example:
+        >>> import torch
+        >>> from pytorch_metric_learning.miners import BatchHardMiner
+        >>> from pml_supcon import miners
+        >>> miner = miners.MeasuredMiner(BatchHardMiner())
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [0.6, 0.8]])
+        >>> _ = miner(embeddings, torch.tensor([0, 0, 0, 1]))
+        >>> {name: round(mean, 2) for name, mean in miner.report().items() if name.startswith("positive")}
+        {'positive_similarity': -0.93, 'positive_similarity_all': -0.33}
+    """
+
+    def __init__(self, miner: BaseMiner) -> None:
+        if not isinstance(miner, BaseMiner):
+            raise TypeError(
+                "Expected argument `miner` to be a miner of pytorch-metric-learning (a BaseMiner), "
+                f"but got {type(miner).__name__}"
+            )
+        super().__init__(distance=miner.distance, collect_stats=False)
+        self.miner = miner
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all calls so far."""
+        self._calls = 0
+        self._timer = _Timer()
+        self._counts = {name: [0, 0] for name in COUNTS}  # how many were chosen, in how many calls
+        self._similarities: dict[torch.device, Tensor] = {}
+
+    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
+        """What the miner inside returns."""
+        chosen: Sequence[Tensor] = self._timer.time(
+            embeddings.device, self.miner, embeddings, labels, ref_emb, ref_labels
+        )
+        self._calls += 1
+        for name, number in _numbers(chosen).items():
+            self._counts[name][0] += number
+            self._counts[name][1] += 1
+        sums, counts = _similarities(_host.Batch(embeddings, labels, ref_emb, ref_labels), chosen)
+        present = counts > 0
+        # a mean of no pairs is no value, and must not become one
+        values = torch.stack([torch.where(present, sums / counts.clamp(min=1), 0.0), present.to(sums.dtype)])
+        so_far = self._similarities.get(values.device)
+        self._similarities[values.device] = values if so_far is None else so_far + values
+        return chosen
+
+    def report(self) -> dict[str, float]:
+        """The means over the calls since the last `reset`; waits for the device.
+
+        Returns:
+            `seconds` a call; `positive_pairs` and `negative_pairs` chosen a call, or `triplets`, by what the miner
+            returns; `positive_similarity` and `negative_similarity`, the mean cosine similarity of the pairs chosen
+            (those of triplets: one of each for a triplet), and `positive_similarity_all` and `negative_similarity_all`,
+            that of all pairs of the batch: positives are harder the lower, negatives the higher. A batch counts for a
+            similarity where it has such pairs. What there was nothing of is left out; before any call all is.
+        """
+        report = {}
+        if self._calls:
+            report["seconds"] = self._timer.seconds() / self._calls
+        report |= {name: number / calls for name, (number, calls) in self._counts.items() if calls}
+        totals = torch.zeros(2, len(SIMILARITIES), dtype=torch.float64)
+        for values in self._similarities.values():
+            totals += values.cpu()
+        for name, total, number in zip(SIMILARITIES, *totals.tolist(), strict=True):
+            if number:
+                report[name] = total / number
+        return report
+
+
+def _numbers(chosen: Sequence[Tensor]) -> dict[str, int]:
+    if len(chosen) == 3:
+        return {"triplets": len(chosen[0])}
+    return {"positive_pairs": len(chosen[0]), "negative_pairs": len(chosen[2])}
+
+
+def _similarities(batch: _host.Batch, chosen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums of cosine similarities, by `SIMILARITIES`, and of how many pairs each is; without waiting for the device."""
+    embeddings, labels, ref_emb, ref_labels = _host.in_full_precision(batch)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        similarity = F.normalize(embeddings) @ F.normalize(ref_emb).T
+    positive, negative = _host.matches(labels, ref_labels)
+    a1, p, a2, n = chosen if len(chosen) == 4 else (chosen[0], chosen[1], chosen[0], chosen[2])
+    sums = [
+        similarity[a1, p].sum(),
+        similarity.where(positive, 0.0).sum(),
+        similarity[a2, n].sum(),
+        similarity.where(negative, 0.0).sum(),
+    ]
+    all_p, all_n = positive.sum(), negative.sum()
+    counts = [torch.full_like(all_p, len(a1)), all_p, torch.full_like(all_n, len(a2)), all_n]
+    wide = torch.float32 if similarity.device.type == "mps" else torch.float64  # MPS has none wider
+    return torch.stack(sums).to(wide), torch.stack(counts)
+
+
+class _Timer:
+    """The seconds that calls take, added up."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    def time(self, device: torch.device, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What the call returns."""
+        if device.type != "cuda":
+            start = time.perf_counter()
+            result = call(*arguments)
+            self._seconds += time.perf_counter() - start
+            return result
+        with torch.cuda.device(device):
+            before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            before.record()
+            result = call(*arguments)
+            after.record()
+        self._running.append((before, after))
+        while self._running and self._running[0][1].query():  # those that are over: asking does not wait
+            self._add(*self._running.popleft())
+        return result
+
+    def seconds(self) -> float:
+        """All seconds so far, after those that still run."""
+        while self._running:
+            self._running[0][1].synchronize()
+            self._add(*self._running.popleft())
+        return self._seconds
+
+    def _add(self, before: torch.cuda.Event, after: torch.cuda.Event) -> None:
+        self._seconds += before.elapsed_time(after) / 1000

@@ -1,0 +1,36 @@
+"""A batch of indices that carries a seed."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class SeededBatch(list[int]):
+    """Indices of a batch, with a seed for what is drawn at random when its samples are made.
+
+    Args:
+        indices: the samples.
+        place: integers >= 0 that tell this batch from all others.
+
+    Attributes:
+        seed: follows from `place` alone, in [0, 2^63).
+
+    Example:
+        >>> SeededBatch([4, 2], (0, 1)) == [4, 2], SeededBatch([4, 2], (0, 1)).seed == SeededBatch([], (0, 1)).seed
+        (True, True)
+    """
+
+    def __init__(self, indices: Iterable[int], place: Sequence[int]) -> None:
+        super().__init__(indices)
+        self.seed = int(np.random.SeedSequence(list(place)).generate_state(1, np.uint64)[0] >> 1)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As it goes to the workers of a loader: list's own way would call `__init__` without a place."""
+        return (_restore, (list(self), self.seed))
+
+
+def _restore(indices: list[int], seed: int) -> SeededBatch:
+    batch = SeededBatch.__new__(SeededBatch)
+    batch.extend(indices)
+    batch.seed = seed
+    return batch

@@ -1,0 +1,146 @@
+"""What all transforms of images share: the kinds of input they take, and the normalised float images they give."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
+
+Step = Callable[[Tensor], Tensor]  # images (N, C, H, W) to images; may write into what it is given
+
+PART = 2**18  # values of a part: with a few copies they stay in a core's cache, worth a factor of two at 32 x 32
+
+
+class ImageTransform:
+    """Crop images to a square, change them, normalise them; what the factories of this package return.
+
+    Args:
+        image_size: side of the output, >= 1.
+        mean: channel means in [0, 1], one per channel of the images.
+        std: channel deviations, > 0.
+        crop: from float images (N, C, H, W) in [0, 1], N >= 1, to such images of `image_size`.
+        crop_one: the same for one image (C, H, W), uint8 or float, whose kind it keeps; a large image need not become
+            float as a whole. None uses `crop`.
+        policy: what to do next with uint8 images (N, C, image_size, image_size), all of a batch at once.
+        steps: one after the other, from such float images to the same. On a CPU `crop` and `steps` see a batch in
+            parts that fit into a core's cache.
+
+    Raises:
+        ValueError: for an `image_size` below 1, `mean` and `std` of different or no length, a deviation that is not
+            positive; when called, for images of another shape or number of channels.
+        TypeError: when called, for anything but a PIL image or a uint8 or float tensor.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        crop: Step,
+        crop_one: Step | None = None,
+        policy: Step | None = None,
+        steps: Sequence[Step] = (),
+    ) -> None:
+        if image_size < 1:
+            raise ValueError(f"Expected argument `image_size` to be at least 1, but got {image_size}")
+        if not mean or len(mean) != len(std):
+            raise ValueError(
+                f"Expected `mean` and `std` to have one entry per channel, but got {len(mean)} and {len(std)} entries"
+            )
+        if min(std) <= 0:
+            raise ValueError(f"Expected every entry of `std` to be positive, but got {tuple(std)}")
+        self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
+        self._crop_one, self._policy = crop_one, policy
+        self._finish = InParts((*steps, Normalise(self.mean, self.std)), image_size)
+        self._bytes = InParts((crop, to_bytes), image_size)
+        self._all = InParts((crop, *self._finish.steps), image_size)
+
+    def __call__(self, images: Any) -> Tensor:
+        """Transform one image or a batch."""
+        if isinstance(images, Image.Image):
+            images = VF.pil_to_tensor(images.convert("L" if len(self.mean) == 1 else "RGB"))
+        if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"Expected a PIL image or a uint8 or float tensor, but got {kind}")
+        if images.ndim not in (3, 4) or images.shape[-3] != len(self.mean):
+            raise ValueError(
+                f"Expected images of shape (C, H, W) or (N, C, H, W) with C={len(self.mean)} (one entry of `mean` per "
+                f"channel), but got {tuple(images.shape)}"
+            )
+        if len(images) == 0:  # an empty batch, which torch's sampling grids refuse
+            return torch.empty(0, len(self.mean), self.image_size, self.image_size, device=images.device)
+        if images.ndim == 3 and self._crop_one is not None:
+            cropped = self._crop_one(images).unsqueeze(0)
+            if self._policy is not None:
+                cropped = self._policy(cropped if cropped.dtype == torch.uint8 else to_bytes(cropped))
+            return self._finish(cropped).squeeze(0)
+        if images.ndim == 3:
+            return self(images.unsqueeze(0)).squeeze(0)
+        return self._all(images) if self._policy is None else self._finish(self._policy(self._bytes(images)))
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Subtract the channels' means and divide by their deviations."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise float images."""
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return torch.addcmul(-mean / std, images, 1 / std)
+
+
+@dataclass(frozen=True)
+class InParts:
+    """Steps one after the other, on a CPU for a part of the batch at a time; images become float first."""
+
+    steps: tuple[Step, ...]
+    image_size: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Take images (N, C, H, W), uint8 or float, which are left as they are; N >= 1."""
+        values = images.shape[1] * self.image_size**2
+        size = max(1, PART // values) if images.device.type == "cpu" else len(images)
+        if size >= len(images):
+            return self._part(images)
+        first = self._part(images[:size])
+        made = first.new_empty(len(images), *first.shape[1:])
+        made[:size] = first
+        for start in range(size, len(images), size):
+            made[start : start + size] = self._part(images[start : start + size])
+        return made
+
+    def _part(self, images: Tensor) -> Tensor:
+        images = to_float(images)
+        for step in self.steps:
+            images = step(images)
+        return images
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Uint8 in 0..255, or floats in [0, 1], as float32 in [0, 1]; always a copy."""
+    copy = images.to(torch.float32, copy=True)
+    return copy.div_(255) if images.dtype == torch.uint8 else copy
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Floats in [0, 1] as uint8 in 0..255, rounded."""
+    return (images * 255).round_().byte()
+
+
+def check_range(name: str, bounds: tuple[float, float], above: float, most: float = float("inf")) -> None:
+    """Refuse what is no increasing pair in (above, most]."""
+    if len(bounds) != 2 or not above < bounds[0] <= bounds[1] <= most:
+        raise ValueError(f"Expected `{name}` to be an increasing pair in ({above}, {most}], but got {bounds}")
+
+
+def check_channels(mean: Sequence[float]) -> None:
+    """Refuse what is neither one channel nor three."""
+    if len(mean) not in (1, 3):
+        raise ValueError(f"Expected `mean` to have 1 or 3 entries, but got {len(mean)}")

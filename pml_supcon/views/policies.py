@@ -1,0 +1,155 @@
+"""AutoAugment and RandAugment on a whole batch: every image draws operations of its own, equal ones are run together.
+
+torchvision's transforms draw one operation per call, for all images of a batch. Here operations are drawn per image;
+the images that drew the same one (of 14, at one strength, with one sign) go through torchvision's function for it in
+one call. A result is to the pixel that of torchvision's transform for the same draw: nearest neighbours, black outside.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms.v2 import functional as VF
+
+AUTO_BINS = 10  # strengths of AutoAugment are numbered 0 to 9
+RAND_BINS = 31  # strengths of RandAugment in torchvision: 0 to 30
+#: Operations with a strength, and the largest one; those after them have none. "Color" is saturation.
+_STRONGEST = {
+    "ShearX": 0.3,
+    "ShearY": 0.3,
+    "TranslateX": 150 / 331,  # of the side, in both directions: 150 pixels of 331 in the papers
+    "TranslateY": 150 / 331,
+    "Rotate": 30.0,
+    "Brightness": 0.9,
+    "Color": 0.9,
+    "Contrast": 0.9,
+    "Sharpness": 0.9,
+}
+SIGNED = frozenset(_STRONGEST)
+RAND_OPERATIONS = ("Identity", *_STRONGEST, "Posterize", "Solarize", "AutoContrast", "Equalize")
+
+
+def magnitude_of(name: str, level: int, bins: int, side: int) -> float:
+    """The strength number `level` of `bins` of an operation, 0 for one without strengths (Cubuk et al. 2019).
+
+    Signed operations give the positive one: a slope, pixels, degrees, or a factor minus 1. Posterize keeps 8 to 4
+    bits, Solarize inverts from a threshold of 1 down to 0 (as a part of the largest value).
+    """
+    if name in SIGNED:
+        most = _STRONGEST[name] * (side if name.startswith("Translate") else 1)
+        return float(torch.linspace(0.0, most, bins)[level])  # in float32, as torchvision
+    if name == "Posterize":
+        return 8 - round(4 * level / (bins - 1))
+    return float(torch.linspace(1.0, 0.0, bins)[level]) if name == "Solarize" else 0.0
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation at one strength, sign included: uint8 images (N, C, H, W) to the same, C = 1 or 3."""
+
+    name: str
+    magnitude: float = 0.0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply it."""
+        changed: Tensor = _OPERATIONS[self.name](images, self.magnitude)
+        return changed
+
+
+class RandomOperations:
+    """Apply operations that each image draws for itself, in a number of rounds.
+
+    Args:
+        table: for each choice the operations of all rounds: tuples `(name, level, probability)`.
+        bins: the number of levels of strength.
+        side: of the images, in pixels.
+        joint: one choice holds for all rounds (AutoAugment's sub-policies); else each round makes its own.
+
+    The call takes and gives uint8 images (N, C, H, W) with C of 1 or 3, and leaves its input as it is.
+    """
+
+    def __init__(
+        self, table: Sequence[Sequence[tuple[str, int | None, float]]], *, bins: int, side: int, joint: bool
+    ) -> None:
+        self.operations = [Operation("Identity")]
+        self._joint = joint
+        self._probabilities = torch.tensor([[probability for *_, probability in row] for row in table])
+        numbers = [[self._signs(name, level, bins, side) for name, level, _ in row] for row in table]
+        self._numbers = torch.tensor(numbers)  # (choices, rounds, 2): which operation for either sign
+
+    def _signs(self, name: str, level: int | None, bins: int, side: int) -> tuple[int, int]:
+        strength = magnitude_of(name, level or 0, bins, side)
+        wanted = [Operation(name, strength), Operation(name, -strength if name in SIGNED else strength)]
+        for operation in wanted:
+            if operation not in self.operations:
+                self.operations.append(operation)
+        return self.operations.index(wanted[0]), self.operations.index(wanted[1])
+
+    def draw(self, number: int, device: torch.device) -> Tensor:
+        """Draw the operations of each image: indices into `operations`, (rounds, number)."""
+        choices, rounds, _ = self._numbers.shape
+        numbers, probabilities = self._numbers.to(device), self._probabilities.to(device)
+        choice = torch.randint(choices, (1 if self._joint else rounds, number), device=device).expand(rounds, number)
+        signs = torch.randint(2, (rounds, number), device=device)
+        turn = torch.arange(rounds, device=device).unsqueeze(1)
+        happens = torch.rand(rounds, number, device=device) < probabilities[choice, turn]
+        return numbers[choice, turn, signs] * happens  # 0 is the identity
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Draw, and apply round by round."""
+        for drawn in self.draw(len(images), images.device):
+            images = self.apply(images, drawn)
+        return images
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Apply to each image the operation with its number in `drawn` (N,)."""
+        changed = images.clone()
+        for number in drawn.unique().tolist():
+            if number:
+                rows = (drawn == number).nonzero().squeeze(1)
+                changed[rows] = self.operations[number](images[rows])
+        return changed
+
+
+def auto_augment(policy: str, side: int) -> RandomOperations:
+    """Make AutoAugment with a learnt policy (Cubuk et al. 2019): "imagenet", "cifar10" or "svhn" (house numbers)."""
+    # The first version of torchvision's transform shows its policy; the second does not.
+    learnt = transforms.AutoAugment(transforms.AutoAugmentPolicy(policy)).policies
+    table = [[(name, level, probability) for name, probability, level in pair] for pair in learnt]
+    return RandomOperations(table, bins=AUTO_BINS, side=side, joint=True)
+
+
+def rand_augment(rounds: int, level: int, side: int) -> RandomOperations:
+    """Make RandAugment (Cubuk et al. 2020): so many operations, each any of 14, all at one level in 0 to 30."""
+    table = [[(name, level, 1.0)] * rounds for name in RAND_OPERATIONS]
+    return RandomOperations(table, bins=RAND_BINS, side=side, joint=False)
+
+
+def _affine(images: Tensor, *, x: float = 0.0, y: float = 0.0, shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """Shift by whole pixels, or shear about the upper left corner by slopes."""
+    slopes = [math.degrees(math.atan(slope)) for slope in shear]
+    centre = [0, 0] if any(shear) else None
+    moved: Tensor = VF.affine(images, angle=0.0, translate=[int(x), int(y)], scale=1.0, shear=slopes, center=centre)
+    return moved
+
+
+_OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "Identity": lambda images, _: images,
+    "ShearX": lambda images, slope: _affine(images, shear=(slope, 0.0)),
+    "ShearY": lambda images, slope: _affine(images, shear=(0.0, slope)),
+    "TranslateX": lambda images, pixels: _affine(images, x=pixels),
+    "TranslateY": lambda images, pixels: _affine(images, y=pixels),
+    "Rotate": lambda images, degrees: VF.rotate(images, degrees),
+    "Brightness": lambda images, more: VF.adjust_brightness(images, 1 + more),
+    "Color": lambda images, more: VF.adjust_saturation(images, 1 + more),
+    "Contrast": lambda images, more: VF.adjust_contrast(images, 1 + more),
+    "Sharpness": lambda images, more: VF.adjust_sharpness(images, 1 + more),
+    "Posterize": lambda images, bits: VF.posterize(images, int(bits)),
+    "Solarize": lambda images, part: VF.solarize(images, 255 * part),
+    "AutoContrast": lambda images, _: VF.autocontrast(images),
+    "Equalize": lambda images, _: VF.equalize(images),
+    "Invert": lambda images, _: VF.invert(images),
+}

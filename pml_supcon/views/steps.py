@@ -1,0 +1,141 @@
+"""The steps that augmentations are made of: each draws parameters for every image of a batch, and applies them.
+
+A step takes float images (N, C, H, W) in [0, 1] and gives the same; it may write into its input. Steps are plain
+values (no state, no generator of their own), so that they can be sent to the workers of a loader.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from pml_supcon.views import batch_ops as ops
+from pml_supcon.views import smooth_ops
+from pml_supcon.views.image_transform import Step
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class CropAndFlip:
+    """A random crop resized to a square, half of them mirrored, in one look-up of pixels."""
+
+    image_size: int
+    scale: Range = (0.2, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Draw, and look up."""
+        theta = ops.crop_theta(images, self.scale, self.ratio)
+        if self.flip:
+            theta[:, :, 0] *= torch.where(ops.uniform(images, 0, 1) < 0.5, -1.0, 1.0).unsqueeze(1)
+        return ops.warp(images, theta, self.image_size)
+
+    def one(self, image: Tensor) -> Tensor:
+        """The same for one image (C, H, W) of any kind, by torchvision, which crops before it shrinks."""
+        crop = v2.RandomResizedCrop(self.image_size, self.scale, self.ratio, antialias=True)
+        cropped: Tensor = crop(image)
+        return cropped.flip(-1) if self.flip and torch.rand(()) < 0.5 else cropped
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Brightness, contrast, saturation and hue of some images, in an order drawn anew on each call; some grey."""
+
+    strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    probability: float = 0.8
+    grey_probability: float = 0.2
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Draw, and change in place."""
+        images = apply_to_some(images, self.probability, self._jitter)
+        return apply_to_some(images, self.grey_probability, lambda some: ops.grey(some).expand_as(some))
+
+    def _jitter(self, images: Tensor) -> Tensor:
+        adjustments = (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation)
+        for index in torch.randperm(4).tolist():
+            strength = self.strengths[index]
+            if strength == 0:
+                continue
+            if index == 3:
+                images = ops.adjust_hue(images, ops.uniform(images, -strength, strength))
+            else:
+                images = adjustments[index](images, ops.uniform(images, max(0.0, 1 - strength), 1 + strength))
+        return images
+
+
+@dataclass(frozen=True)
+class SmoothWarp:
+    """Some images warped by a smooth random field of vectors up to about `largest` times the side."""
+
+    probability: float
+    largest: float
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Draw, and change in place."""
+        return apply_to_some(images, self.probability, self._warp)
+
+    def _warp(self, images: Tensor) -> Tensor:
+        control = smooth_ops.random_control(images, self.largest)
+        height, width = images.shape[-2:]
+        return smooth_ops.displace(images, smooth_ops.smooth_field(control, (height, width)))
+
+
+@dataclass(frozen=True)
+class GaussianBlur:
+    """Some images blurred, with deviations uniform in `sigma`, in pixels."""
+
+    probability: float
+    sigma: Range
+    radius: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Draw, and change in place."""
+        return apply_to_some(images, self.probability, self._blur)
+
+    def _blur(self, images: Tensor) -> Tensor:
+        return smooth_ops.gaussian_blur(images, ops.uniform(images, *self.sigma), self.radius)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Images turned, shifted, enlarged and sheared; see `digit_augmentation`."""
+
+    image_size: int
+    rotation: float
+    shift: float
+    scale: Range
+    shear: float
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Draw, and look up."""
+        theta = ops.affine_theta(
+            images,
+            angle=ops.uniform(images, -self.rotation, self.rotation),
+            shift_x=ops.uniform(images, -self.shift, self.shift),
+            shift_y=ops.uniform(images, -self.shift, self.shift),
+            scale=ops.uniform(images, *self.scale),
+            shear=ops.uniform(images, -self.shear, self.shear),
+        )
+        return ops.warp(images, theta, self.image_size)
+
+
+@dataclass(frozen=True)
+class BrightnessAndContrast:
+    """Factors of brightness, then of contrast, up to so much from 1."""
+
+    brightness: float
+    contrast: float
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Draw, and change."""
+        images = ops.adjust_brightness(images, ops.uniform(images, 1 - self.brightness, 1 + self.brightness))
+        return ops.adjust_contrast(images, ops.uniform(images, 1 - self.contrast, 1 + self.contrast))
+
+
+def apply_to_some(images: Tensor, probability: float, step: Step) -> Tensor:
+    """Apply a step to each image with a probability, in place."""
+    chosen = (ops.uniform(images, 0, 1) < probability).nonzero().squeeze(1)
+    return images if len(chosen) == 0 else images.index_copy_(0, chosen, step(images[chosen]))

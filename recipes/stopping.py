@@ -1,0 +1,62 @@
+"""SIGTERM and Ctrl-C end a run at the next step, on all processes together."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):  # noqa: N818 - the end of a run that was asked for is no error
+    """The run was told to stop and has saved where it stood.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class StopRequest:
+    """Takes note of a signal while a block runs, in place of dying of it.
+
+    Every process may get the signal, or one alone; `agreed` tells all of them. A launcher passes Ctrl-C on to processes
+    that got it already, so that repeats change nothing.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._before: dict[int, Any] = {}
+        self._group: dist.ProcessGroup | None = None
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            own = "gloo" in str(dist.get_backend())
+            self._group = dist.group.WORLD if own else dist.new_group(backend="gloo")  # no wait for the GPU
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # others cannot take signals
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> int:
+        """The signal that any process got, the same on all; 0 for none. All processes have to ask."""
+        if self._group is None:
+            return self._number
+        number = torch.tensor(self._number)
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group)
+        return int(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._number = self._number or number

@@ -1,0 +1,116 @@
+"""CappedPositivesMiner against loops over the anchors."""
+
+from collections import Counter
+
+import miner_oracle as oracle
+import pytest
+import torch
+from pytorch_metric_learning import distances
+
+from pml_supcon.miners import CappedPositivesMiner
+
+CHOICES = ("random", "hardest", "easiest")
+
+
+def by_anchor(pairs):
+    return {a: [other for b, other in pairs if a == b] for a, _ in pairs}
+
+
+@pytest.mark.parametrize("choose", CHOICES)
+@pytest.mark.parametrize("cap", [1, 2, 5, 1000])
+@pytest.mark.parametrize("shape", oracle.SHAPES)
+def test_every_anchor_has_as_many_positives_as_there_are_up_to_the_cap(shape, cap, choose):
+    rows = oracle.batch(*shape)
+    ours, negatives = oracle.as_lists(CappedPositivesMiner(cap, choose=choose)(*rows))
+    positive, negative = oracle.pairs(*rows[1::2])
+    assert negatives == negative
+    assert ours == sorted(set(ours))
+    assert set(ours) <= set(positive)
+    assert {a: len(p) for a, p in by_anchor(ours).items()} == {
+        a: min(cap, len(p)) for a, p in by_anchor(positive).items()
+    }
+
+
+@pytest.mark.parametrize("choose", ["hardest", "easiest"])
+@pytest.mark.parametrize("similarity", [False, True], ids=["distance", "similarity"])
+@pytest.mark.parametrize("cap", [1, 3])
+@pytest.mark.parametrize("shape", oracle.SHAPES)
+def test_the_farthest_or_the_nearest(shape, cap, similarity, choose):
+    rows = oracle.batch(*shape)
+    miner = CappedPositivesMiner(cap, choose=choose, distance=distances.CosineSimilarity() if similarity else None)
+    ours = by_anchor(oracle.as_lists(miner(*rows))[0])
+    d = oracle.far(rows[0], rows[2] if len(rows) == 4 else None)
+    for anchor, positives in by_anchor(oracle.pairs(*rows[1::2])[0]).items():
+        ranked = sorted(positives, key=lambda j, i=anchor: d[i][j], reverse=choose == "hardest")
+        assert set(ours[anchor]) == set(ranked[:cap])
+
+
+@pytest.mark.parametrize("choose", ["hardest", "easiest"])
+def test_of_equally_far_ones_the_first(choose):
+    embeddings, labels = torch.ones(6, 2), torch.zeros(6, dtype=torch.int64)
+    ours, _ = oracle.as_lists(CappedPositivesMiner(2, choose=choose)(embeddings, labels))
+    assert by_anchor(ours) == {0: [1, 2], 1: [0, 2], **{a: [0, 1] for a in range(2, 6)}}
+
+
+def test_random_choices_are_uniform_and_new():
+    embeddings, labels = torch.randn(7, 2), torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    miner = CappedPositivesMiner(2)
+    calls = 2000
+    seen = Counter(pair for _ in range(calls) for pair in oracle.as_lists(miner(embeddings, labels))[0])
+    for (a, p), number in seen.items():
+        share = 2 / 4 if labels[a] == 0 else 1
+        assert abs(number / calls - share) < 0.06, (a, p)  # five standard deviations
+    assert len(seen) == 5 * 4 + 2
+    both = Counter(tuple(by_anchor(oracle.as_lists(miner(embeddings, labels))[0])[0]) for _ in range(calls))
+    assert len(both) == 6  # any two of four
+    assert all(abs(number / calls - 1 / 6) < 0.05 for number in both.values())
+
+
+def test_random_choices_follow_the_generator():
+    rows = oracle.batch(20, 3, 2, None)
+    seeded = CappedPositivesMiner(2, generator=torch.Generator().manual_seed(5))
+    state = torch.get_rng_state()
+    first, second = (oracle.as_lists(seeded(*rows)) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert first != second
+    again = CappedPositivesMiner(2, generator=torch.Generator().manual_seed(5))
+    assert oracle.as_lists(again(*rows)) == first
+    torch.manual_seed(5)
+    assert oracle.as_lists(CappedPositivesMiner(2)(*rows)) == first
+
+
+@pytest.mark.parametrize("choose", ["hardest", "easiest"])
+@pytest.mark.parametrize("references", [None, 9])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_ranked_in_float32(dtype, references, choose):
+    rows = oracle.batch(14, 4, 2, references, dtype=dtype)
+    miner = CappedPositivesMiner(2, choose=choose)
+    right = miner(*(x.float() if x.is_floating_point() else x for x in rows))
+    assert oracle.as_lists(miner(*rows)) == oracle.as_lists(right)
+
+
+@pytest.mark.parametrize("choose", CHOICES)
+@pytest.mark.parametrize("labels", [[], [0], [0] * 4, [0, 1, 2, 3]], ids=["empty", "row", "one class", "singletons"])
+def test_batches_without_positives_or_negatives(labels, choose):
+    rows = torch.randn(len(labels), 3), torch.tensor(labels, dtype=torch.int64)
+    assert oracle.as_lists(CappedPositivesMiner(9, choose=choose)(*rows)) == oracle.pairs(rows[1])
+
+
+@pytest.mark.parametrize("choose", CHOICES)
+def test_no_references(choose):
+    assert oracle.as_lists(CappedPositivesMiner(1, choose=choose)(*oracle.batch(3, 2, 2, 0))) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"cap": 0}, ValueError, "`cap` to be an integer >= 1, but got 0"),
+        ({"cap": 1.0}, ValueError, "`cap` to be an integer >= 1, but got 1.0"),
+        ({"cap": True}, ValueError, "`cap` to be an integer >= 1, but got True"),
+        ({"cap": 1, "choose": "hard"}, ValueError, "`choose` to be one of .*, but got 'hard'; did you mean 'hardest'"),
+        ({"cap": 1, "generator": 3}, TypeError, "`generator` to be a torch.Generator or None, but got int"),
+    ],
+)
+def test_options_that_do_not_fit(options, error, message):
+    with pytest.raises(error, match=message):
+        CappedPositivesMiner(**options)

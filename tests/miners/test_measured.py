@@ -1,0 +1,285 @@
+"""MeasuredMiner: the account it keeps, against loops, and that it changes nothing."""
+
+from types import SimpleNamespace
+
+import miner_oracle as oracle
+import pytest
+import torch
+from process_groups import run_processes
+from pytorch_metric_learning import losses as pml
+from pytorch_metric_learning import miners as pml_miners
+from pytorch_metric_learning.utils.distributed import DistributedMinerWrapper
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pml_supcon.distributed import GlobalBatchLoss
+from pml_supcon.losses import SupConLossOut
+from pml_supcon.miners import CappedPositivesMiner, MeasuredMiner, OnlineHardExampleMiner, measured
+
+MINERS = {
+    "hard pairs": lambda: OnlineHardExampleMiner(0.3),
+    "hard triplets": lambda: OnlineHardExampleMiner(0.3, kind="triplets"),
+    "capped": lambda: CappedPositivesMiner(2, choose="hardest"),
+    "batch-hard": pml_miners.BatchHardMiner,
+    "semi-hard": lambda: pml_miners.TripletMarginMiner(type_of_triplets="semihard"),
+    "easy-hard": lambda: pml_miners.BatchEasyHardMiner(pos_strategy="all", neg_strategy="hard"),
+    "distance-weighted": pml_miners.DistanceWeightedMiner,
+}
+
+
+class FixedMiner(pml_miners.BaseMiner):
+    """Returns what it is told to; each call takes as long as it is told to."""
+
+    def __init__(self, *results, wait=lambda: None):
+        super().__init__()
+        self.results, self.wait = list(results), wait
+
+    def mine(self, *_):
+        self.wait()
+        return self.results.pop(0)
+
+
+def indices(*lists):
+    return tuple(torch.tensor(x, dtype=torch.int64) for x in lists)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def account(rows, chosen):
+    """What one call adds, by loops."""
+    near = oracle.far(rows[0], rows[2] if len(rows) == 4 else None, oracle.cosine)
+    positive, negative = oracle.pairs(*rows[1::2])
+    if len(chosen) == 3:
+        a, p, n = chosen
+        account, pairs = {"triplets": len(a)}, oracle.as_lists((a, p, a, n))
+    else:
+        pairs = oracle.as_lists(chosen)
+        account = {"positive_pairs": len(pairs[0]), "negative_pairs": len(pairs[1])}
+    for name, listed in zip(
+        ("positive_similarity", "positive_similarity_all", "negative_similarity", "negative_similarity_all"),
+        (pairs[0], positive, pairs[1], negative),
+        strict=True,
+    ):
+        if listed:
+            account[name] = mean([near[i][j] for i, j in listed])
+    return account
+
+
+@pytest.mark.parametrize("references", [None, 11])
+@pytest.mark.parametrize("name", MINERS)
+def test_the_account_is_that_of_loops_over_the_pairs(name, references):
+    miner, accounts = MeasuredMiner(MINERS[name]()), []
+    for rows in (oracle.batch(n, 4, 3, references, dtype=torch.float32) for n in (8, 13, 20)):
+        accounts.append(account(rows, miner(*rows)))
+    report = miner.report()
+    assert report.pop("seconds") > 0
+    assert all(type(value) is float for value in report.values())
+    assert set(report) == set().union(*accounts)
+    for key, value in report.items():
+        assert value == pytest.approx(mean([one[key] for one in accounts if key in one]), abs=1e-5), key
+
+
+def test_a_call_without_pairs_spoils_no_mean():
+    rows = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    some, none = indices([0, 2], [1, 3], [0], [2]), indices([], [], [], [])
+    miner = MeasuredMiner(FixedMiner(none, some, none, none))
+    empty = torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)
+    singletons = torch.randn(3, 3), torch.arange(3)
+    for call in (empty, rows, rows, singletons):
+        miner(*call)
+    report, right = miner.report(), account(rows, some)
+    negatives = [account(x, none)["negative_similarity_all"] for x in (rows, rows, singletons)]
+    right |= {"positive_pairs": 2 / 4, "negative_pairs": 1 / 4, "negative_similarity_all": mean(negatives)}
+    del report["seconds"]
+    assert report == pytest.approx(right, abs=1e-5)
+
+
+def test_what_there_is_nothing_of_is_left_out():
+    miner = MeasuredMiner(FixedMiner(indices([], [], []), indices([0], [1], [2])))
+    assert miner.report() == {}
+    miner(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    assert set(miner.report()) == {"seconds", "triplets"}
+    miner.reset()
+    assert miner.report() == {}
+    miner(torch.randn(3, 2), torch.tensor([0, 0, 1]))
+    assert miner.report()["triplets"] == 1
+
+
+def test_not_a_number_stays_one():
+    miner = MeasuredMiner(CappedPositivesMiner(1))
+    embeddings = torch.randn(4, 2)
+    embeddings[0] = float("nan")
+    miner(embeddings, torch.tensor([0, 0, 1, 1]))
+    report = miner.report()
+    assert report["positive_similarity"] != report["positive_similarity"]
+
+
+@pytest.mark.parametrize("name", MINERS)
+def test_it_returns_what_the_miner_inside_returns(name):
+    rows = oracle.batch(16, 4, 3, None, dtype=torch.float32)
+    torch.manual_seed(3)
+    right = MINERS[name]()(*rows)
+    torch.manual_seed(3)
+    assert oracle.as_lists(MeasuredMiner(MINERS[name]())(*rows)) == oracle.as_lists(right)
+    fixed = indices([0], [1], [2])
+    assert MeasuredMiner(FixedMiner(fixed))(*rows) is fixed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_measured_in_float32(dtype):
+    rows = oracle.batch(30, 16, 3, 20, dtype=dtype)
+    miner = MeasuredMiner(CappedPositivesMiner(2, choose="easiest"))
+    right = account([x.double() if x.is_floating_point() else x for x in rows], miner(*rows))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        miner(*rows)
+    report = miner.report()
+    assert {key: report[key] for key in right} == pytest.approx(right, abs=1e-5)
+
+
+def test_only_the_miner_inside_is_timed(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    clock.perf_counter = lambda: clock.now
+
+    def pass_time(seconds):
+        clock.now += seconds
+
+    monkeypatch.setattr(measured, "time", clock)
+    similarities = measured._similarities
+    monkeypatch.setattr(measured, "_similarities", lambda *x: (pass_time(100), similarities(*x))[1])
+    waits = iter([1, 2, 6])
+    chosen = indices([0], [1], [2])
+    miner = MeasuredMiner(FixedMiner(chosen, chosen, chosen, wait=lambda: pass_time(next(waits))))
+    for _ in range(3):
+        miner(torch.randn(3, 2), torch.tensor([0, 0, 1]))
+        pass_time(1000)
+    assert miner.report()["seconds"] == 3
+
+
+class FakeEvent:
+    """A CUDA event that the device comes to when it is waited for, or when `over` says so."""
+
+    clock, over, waited = 0.0, False, 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = FakeEvent.clock
+
+    def query(self):
+        return FakeEvent.over
+
+    def synchronize(self):
+        FakeEvent.waited += 1
+
+    def elapsed_time(self, other):
+        return other.at - self.at
+
+
+def test_on_cuda_nothing_is_waited_for_before_the_report(monkeypatch):
+    def call(milliseconds):
+        FakeEvent.clock += milliseconds
+        return "result"
+
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(FakeEvent, "clock", 0.0)
+    monkeypatch.setattr(FakeEvent, "over", False)
+    monkeypatch.setattr(FakeEvent, "waited", 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
+    timer = measured._Timer()
+    assert [timer.time(torch.device("cuda"), call, 10 * i) for i in range(1, 4)] == ["result"] * 3
+    assert (FakeEvent.waited, len(timer._running)) == (0, 3)
+    assert timer.seconds() == pytest.approx(0.06)
+    assert FakeEvent.waited == 3
+    timer.time(torch.device("cuda"), call, 500)
+    FakeEvent.over = True  # events that are over are not kept
+    timer.time(torch.device("cuda"), call, 440)
+    assert (FakeEvent.waited, len(timer._running)) == (3, 0)
+    assert timer.seconds() == pytest.approx(1)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_account_reads_nothing_from_the_device():
+    chosen = indices([0], [1], [2])
+    miner, rows = MeasuredMiner(FixedMiner(chosen, chosen)), (torch.randn(3, 2), torch.tensor([0, 0, 1]))
+    with Operations() as operations:
+        miner(*rows)
+        miner(*rows)
+    assert "mm" in operations.names
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"}
+    assert not operations.names & waiting
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_real_cuda_device():
+    rows = [x.cuda() for x in oracle.batch(64, 8, 4, None, dtype=torch.float32)]
+    chosen = [x.cuda() for x in indices([0], [1], [2])]
+    miner = MeasuredMiner(FixedMiner(chosen, chosen, chosen))
+    miner(*rows)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        miner(*rows)
+        miner(*rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    report = miner.report()
+    right = account([x.cpu() for x in rows], [x.cpu() for x in chosen])
+    assert 0 < report["seconds"] < 10
+    assert {key: report[key] for key in right} == pytest.approx(right, abs=1e-5)
+    for name, make in MINERS.items():
+        miner = MeasuredMiner(make())
+        right = account([x.cpu() for x in rows], [x.cpu() for x in miner(*rows)])
+        report = miner.report()
+        assert {key: report[key] for key in right} == pytest.approx(right, abs=1e-5), name
+
+
+def test_nothing_is_state():
+    miner = MeasuredMiner(OnlineHardExampleMiner())
+    miner(*oracle.batch(6, 3, 2, None))
+    assert not miner.state_dict()
+
+
+@pytest.mark.parametrize(
+    "miner", [None, SupConLossOut(), OnlineHardExampleMiner, DistributedMinerWrapper(FixedMiner())]
+)
+def test_what_is_no_miner_is_refused(miner):
+    with pytest.raises(TypeError, match=rf"`miner` to be a miner of .*, but got {type(miner).__name__}"):
+        MeasuredMiner(miner)
+
+
+def test_pmls_wrapper_takes_it():
+    assert DistributedMinerWrapper(MeasuredMiner(OnlineHardExampleMiner()))
+
+
+ROWS = torch.randn(12, 2, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+
+def mine_together(rank):
+    measured_miner = MeasuredMiner(OnlineHardExampleMiner(0.2, kind="triplets"))
+    embeddings, labels = (x[rank * 6 : rank * 6 + 6] for x in ROWS)
+    loss = GlobalBatchLoss(pml.TripletMarginLoss(), miner=measured_miner)(embeddings, labels)
+    return loss.item(), measured_miner.report()
+
+
+def test_in_a_global_batch_the_first_process_has_the_report(tmp_path):
+    embeddings, labels = ROWS[0].transpose(0, 1).reshape(24, 4), ROWS[1].repeat(2)
+    miner = MeasuredMiner(OnlineHardExampleMiner(0.2, kind="triplets"))
+    right = pml.TripletMarginLoss()(embeddings, labels, miner(embeddings, labels)).item()
+    alone = GlobalBatchLoss(pml.TripletMarginLoss(), miner=miner)(*ROWS).item()
+    (first, report), (second, nothing) = run_processes(mine_together, 2, tmp_path)
+    assert [alone, first, second] == pytest.approx([right] * 3)
+    assert nothing == {}
+    own = miner.report()
+    del own["seconds"], report["seconds"]
+    assert report == pytest.approx(own)

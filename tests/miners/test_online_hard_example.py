@@ -1,0 +1,271 @@
+"""OnlineHardExampleMiner against loops over all pairs and triplets."""
+
+import miner_oracle as oracle
+import pytest
+import torch
+from pytorch_metric_learning import distances
+from pytorch_metric_learning import losses as pml
+from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pml_supcon.losses import CrossBatchMemory, SupConLossOut
+from pml_supcon.miners import OnlineHardExampleMiner, _ranking, online_hard_example
+
+SHARES = [0.001, 0.07, 0.25, 0.5, 1]
+KINDS = ("pairs", "triplets")
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(online_hard_example, "SMALLEST_PART", 1)
+
+
+def distances_of(rows, similarity):
+    """`d[i][j]` of the oracle; of a similarity the negative."""
+    matrix = oracle.far(rows[0], rows[2] if len(rows) == 4 else None, oracle.cosine if similarity else oracle.euclidean)
+    return [[-x for x in row] for row in matrix] if similarity else matrix
+
+
+@pytest.mark.parametrize("most", [None, 3])
+@pytest.mark.parametrize("similarity", [False, True], ids=["distance", "similarity"])
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("shape", oracle.SHAPES)
+def test_pairs_are_the_farthest_positives_and_the_nearest_negatives(shape, share, similarity, most):
+    rows = oracle.batch(*shape)
+    distance = distances.CosineSimilarity() if similarity else None
+    chosen = oracle.as_lists(OnlineHardExampleMiner(share, most=most, distance=distance)(*rows))
+    d = distances_of(rows, similarity)
+    for ours, items, sign in zip(chosen, oracle.pairs(*rows[1::2]), (1, -1), strict=True):
+        scores = [sign * d[i][j] for i, j in items]
+        oracle.assert_hardest(ours, items, scores, oracle.number_of(share, len(items), most))
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("most", [None, 3])
+@pytest.mark.parametrize("similarity", [False, True], ids=["distance", "similarity"])
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("shape", oracle.SHAPES)
+def test_triplets_violate_most(shape, share, similarity, most):
+    rows = oracle.batch(*shape)
+    distance = distances.CosineSimilarity() if similarity else None
+    chosen = oracle.as_lists(OnlineHardExampleMiner(share, kind="triplets", most=most, distance=distance)(*rows))
+    d, items = distances_of(rows, similarity), oracle.triplets(*rows[1::2])
+    scores = [d[a][p] - d[a][n] for a, p, n in items]
+    oracle.assert_hardest(chosen, items, scores, oracle.number_of(share, len(items), most))
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("references", [None, 9])
+def test_equally_hard_ones_are_chosen_by_their_indices(references, share):
+    # small whole numbers: distances are exact, and mostly equal
+    embeddings, labels = torch.randint(-1, 2, (14, 2)).double(), torch.randint(2, (14,))
+    more = () if references is None else (torch.randint(-1, 2, (references, 2)).double(), torch.arange(references) % 2)
+    rows = (embeddings, labels, *more)
+    options = {"distance": distances.DotProductSimilarity(normalize_embeddings=False)}
+    near = (embeddings @ (more[0] if more else embeddings).T).tolist()
+    positive, negative = oracle.pairs(*rows[1::2])
+    triplets = oracle.triplets(*rows[1::2])
+    assert oracle.as_lists(OnlineHardExampleMiner(share, **options)(*rows)) == (
+        oracle.hardest(positive, [-near[i][j] for i, j in positive], oracle.number_of(share, len(positive))),
+        oracle.hardest(negative, [near[i][j] for i, j in negative], oracle.number_of(share, len(negative))),
+    )
+    scores = [near[a][n] - near[a][p] for a, p, n in triplets]
+    assert oracle.as_lists(OnlineHardExampleMiner(share, kind="triplets", **options)(*rows)) == oracle.hardest(
+        triplets, scores, oracle.number_of(share, len(triplets))
+    )
+
+
+class AroundOneLoss(GenericPairLoss):
+    """Hard is what is far from a distance of 1: another order than by distance."""
+
+    def __init__(self):
+        super().__init__(mat_based_loss=False)
+
+    def _compute_loss(self, positive, negative, indices):
+        return {
+            "positive": {"losses": (positive - 1) ** 2, "indices": indices[:2], "reduction_type": "pos_pair"},
+            "negative": {"losses": 1 / (negative - 1) ** 2, "indices": indices[2:], "reduction_type": "neg_pair"},
+        }
+
+    def _sub_loss_names(self):
+        return ["positive", "negative"]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+@pytest.mark.parametrize("references", [None, 13])
+def test_pairs_by_a_losss_own_terms(references, share):
+    rows = oracle.batch(15, 3, 3, references)
+    d = distances_of(rows, similarity=False)
+    chosen = oracle.as_lists(OnlineHardExampleMiner(share, loss=AroundOneLoss())(*rows))
+    terms = (lambda x: (x - 1) ** 2, lambda x: 1 / (x - 1) ** 2)
+    for ours, items, term in zip(chosen, oracle.pairs(*rows[1::2]), terms, strict=True):
+        scores = [term(d[i][j]) for i, j in items]
+        oracle.assert_hardest(ours, items, scores, oracle.number_of(share, len(items)))
+
+
+def test_pairs_without_a_loss_are_equally_hard():
+    rows = oracle.batch(20, 2, 2, None)
+    d = distances_of(rows, similarity=False)
+    positive, negative = oracle.pairs(*rows[1::2])
+    margin = 0.3
+    chosen = oracle.as_lists(OnlineHardExampleMiner(0.9, loss=pml.ContrastiveLoss(neg_margin=margin))(*rows))
+    scores = [max(margin - d[i][j], 0) for i, j in negative]
+    zeros = [pair for pair, score in zip(negative, scores, strict=True) if score == 0]
+    number = oracle.number_of(0.9, len(negative))
+    assert chosen[1][len(negative) - len(zeros) :] == zeros[: number - len(negative)]
+    oracle.assert_hardest(chosen[1], negative, scores, number)
+    oracle.assert_hardest(chosen[0], positive, [d[i][j] for i, j in positive], oracle.number_of(0.9, len(positive)))
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_triplets_by_a_losss_own_terms(share):
+    embeddings, labels = oracle.batch(15, 3, 3, None)
+    d, items = oracle.far(embeddings), oracle.triplets(labels)
+    chosen = OnlineHardExampleMiner(share, kind="triplets", loss=pml.TripletMarginLoss(margin=0.1, swap=True))(
+        embeddings, labels
+    )
+    scores = [max(d[a][p] - min(d[a][n], d[p][n]) + 0.1, 0) for a, p, n in items]
+    oracle.assert_hardest(oracle.as_lists(chosen), items, scores, oracle.number_of(share, len(items)))
+    chosen = OnlineHardExampleMiner(share, kind="triplets", loss=pml.MarginLoss(beta=0.7, learn_beta=True))(
+        embeddings, labels
+    )
+    scores = [max(d[a][p] - 0.7 + 0.2, 0) + max(0.7 - d[a][n] + 0.2, 0) for a, p, n in items]
+    oracle.assert_hardest(oracle.as_lists(chosen), items, scores, oracle.number_of(share, len(items)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "came"),
+    [
+        (SupConLossOut(), "pairs", r"SupConLossOut with already_reduced \(\)"),
+        (pml.SupConLoss(), "pairs", r"SupConLoss with element \(12,\)"),
+        (pml.NTXentLoss(), "pairs", r"NTXentLoss with pos_pair"),
+        (pml.TripletMarginLoss(), "pairs", r"TripletMarginLoss with triplet"),
+        (pml.ContrastiveLoss(), "triplets", r"ContrastiveLoss with pos_pair \(\d+,\), neg_pair"),
+        (pml.MultiSimilarityLoss(), "triplets", r"MultiSimilarityLoss with element \(12, 1\)"),
+    ],
+)
+def test_a_loss_without_such_terms_is_refused(loss, kind, came):
+    rows = torch.randn(12, 3), torch.arange(12) % 3
+    with pytest.raises(TypeError, match=rf"Expected argument `loss` to have a term for each.*, but got {came}"):
+        OnlineHardExampleMiner(kind=kind, loss=loss)(*rows)
+
+
+def test_a_loss_that_pml_gives_as_plain_zero_leaves_all_equal():
+    rows = torch.randn(1, 2), torch.tensor([0]), torch.randn(2, 2), torch.tensor([0, 1])
+    loss = pml.ContrastiveLoss()
+    assert loss(*rows[:2], None, *rows[2:]) == 0  # one pair of each: PML computes nothing
+    assert oracle.as_lists(OnlineHardExampleMiner(0.5, loss=loss)(*rows)) == ([(0, 0)], [(0, 1)])
+
+
+@pytest.mark.parametrize("loss", [None, pml.TripletMarginLoss()])
+def test_parts_change_nothing(monkeypatch, loss):
+    rows = oracle.batch(40, 3, 4, None, dtype=torch.float32)
+    miner = OnlineHardExampleMiner(0.2, kind="triplets", loss=loss)
+    whole = oracle.as_lists(miner(*rows))
+    monkeypatch.setattr(online_hard_example, "SMALLEST_PART", 1)
+    assert oracle.as_lists(miner(*rows)) == whole
+
+
+class LargestTensor(TorchDispatchMode):
+    """The elements of the largest tensor that any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.largest = max(self.largest, leaf.numel())
+        return result
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("loss", [None, pml.TripletMarginLoss()])
+def test_triplets_never_stand_in_memory_together(loss):
+    rows, number = 96, 500
+    embeddings, labels = torch.randn(rows, 3), torch.arange(rows) % 2
+    triplets = rows * (rows // 2 - 1) * (rows // 2)
+    with LargestTensor() as seen:
+        chosen = OnlineHardExampleMiner(1, kind="triplets", most=number, loss=loss)(embeddings, labels)
+    assert len(chosen[0]) == number
+    assert 6 * rows**2 <= triplets / 3
+    assert seen.largest <= 6 * rows**2
+
+
+def test_running_highest_keeps_the_first_of_equal_ones():
+    scores = torch.tensor([1.0, 3, 3, 2, 3, 1, 3, 2])
+    for room in (1, 3, 100):
+        running = _ranking.RunningHighest(3, room)
+        for part in torch.arange(8).split(2):
+            running.add(scores[part], part[None])
+        assert running.items().tolist() == [[1, 2, 4]], room
+
+
+@pytest.mark.parametrize(
+    ("share", "number", "most", "right"),
+    [(0.07, 100, None, 7), (0.1, 3, None, 1), (1e-9, 5, None, 1), (0.3, 0, None, 0), (1.0, 7, None, 7), (0.5, 9, 2, 2)],
+)
+def test_a_share_is_rounded_up(share, number, most, right):
+    assert _ranking.number_of(share, number, most) == right
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("references", [None, 7])
+@pytest.mark.parametrize("with_loss", [False, True])
+def test_half_precision_is_ranked_in_float32(dtype, kind, references, with_loss):
+    rows = oracle.batch(12, 4, 3, references, dtype=dtype)
+    loss = {"pairs": pml.ContrastiveLoss(), "triplets": pml.TripletMarginLoss()}[kind] if with_loss else None
+    miner = OnlineHardExampleMiner(kind=kind, loss=loss)
+    right = miner(*(x.float() if x.is_floating_point() else x for x in rows))
+    assert oracle.as_lists(miner(*rows)) == oracle.as_lists(right)
+    similarity = OnlineHardExampleMiner(kind=kind, distance=distances.CosineSimilarity())
+    wide = [x.float() if x.is_floating_point() else x for x in rows]
+    right = oracle.as_lists(similarity(*wide))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert oracle.as_lists(similarity(*wide)) == right
+
+
+@pytest.mark.parametrize("loss", [False, True])
+@pytest.mark.parametrize("labels", [[], [0], [0] * 4, [0, 1, 2, 3]], ids=["empty", "row", "one class", "singletons"])
+def test_batches_without_positives_or_negatives(labels, loss):
+    rows = torch.randn(len(labels), 3), torch.tensor(labels, dtype=torch.int64)
+    pair_loss, triplet_loss = (pml.ContrastiveLoss(), pml.TripletMarginLoss()) if loss else (None, None)
+    positive, negative = oracle.as_lists(OnlineHardExampleMiner(1, loss=pair_loss)(*rows))
+    assert (sorted(positive), sorted(negative)) == oracle.pairs(rows[1])
+    assert oracle.as_lists(OnlineHardExampleMiner(1, kind="triplets", loss=triplet_loss)(*rows)) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_references(kind):
+    chosen = OnlineHardExampleMiner(kind=kind)(*oracle.batch(3, 2, 2, 0))
+    assert [x.tolist() for x in chosen] == [[]] * len(chosen)
+    assert all(x.dtype == torch.int64 for x in chosen)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"share": 0}, ValueError, r"`share` to be a number in \(0, 1\], but got 0"),
+        ({"share": 1.1}, ValueError, r"`share` to be a number in \(0, 1\], but got 1.1"),
+        ({"share": float("nan")}, ValueError, r"`share` to be a number in \(0, 1\], but got nan"),
+        ({"share": "0.5"}, ValueError, r"`share` to be a number in \(0, 1\], but got '0.5'"),
+        ({"share": True}, ValueError, r"`share` to be a number in \(0, 1\], but got True"),
+        ({"kind": "pair"}, ValueError, r"`kind` to be one of .*, but got 'pair'; did you mean 'pairs'\?"),
+        ({"most": 0}, ValueError, r"`most` to be an integer >= 1 or None, but got 0"),
+        ({"most": 2.5}, ValueError, r"`most` to be an integer >= 1 or None, but got 2.5"),
+        ({"loss": torch.nn.Linear(2, 2)}, TypeError, r"`loss` to be a loss of pytorch-metric-learning .*got Linear"),
+        ({"loss": CrossBatchMemory(SupConLossOut(), 2)}, TypeError, r"`loss` to be .*but got CrossBatchMemory"),
+        (
+            {"loss": pml.ContrastiveLoss(), "distance": distances.LpDistance()},
+            ValueError,
+            "Expected no `distance` with a `loss`, which has its own, but got both",
+        ),
+    ],
+)
+def test_options_that_do_not_fit(options, error, message):
+    with pytest.raises(error, match=message):
+        OnlineHardExampleMiner(**options)

@@ -1,0 +1,217 @@
+"""`augmentation`: every name on every kind of input, and what the family and the size change."""
+
+import pickle
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as VF
+
+from pml_supcon.views import AUGMENTATIONS, MultiView, augmentation
+from pml_supcon.views.steps import GaussianBlur
+
+RANDOM = [name for name in AUGMENTATIONS if name != "none"]
+
+
+def plain(channels):
+    return {"mean": [0.0] * channels, "std": [1.0] * channels}
+
+
+def pictures(number, channels, side):
+    """Smooth random uint8 images, so that equalising or solarising them leaves something."""
+    coarse = torch.rand(number, channels, 4, 4)
+    images = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
+    return (images * 255).byte()
+
+
+@pytest.mark.parametrize("side", [8, 32, 224])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_kind_of_input(name, channels, side):
+    images = pictures(2, channels, side)
+    before = images.clone()
+    mean, std = [0.4, 0.5, 0.6][:channels], [0.25, 0.3, 0.2][:channels]
+    low = (0 - torch.tensor(mean)) / torch.tensor(std) - 1e-4
+    high = (1 - torch.tensor(mean)) / torch.tensor(std) + 1e-4
+    for family in ("natural", "digits"):
+        transform = augmentation(name, side, mean=mean, std=std, family=family)
+        for given, shape in (
+            (images, (2, channels, side, side)),
+            (images.float() / 255, (2, channels, side, side)),
+            (images[0], (channels, side, side)),
+            (images[0].double() / 255, (channels, side, side)),
+            (VF.to_pil_image(images[1]), (channels, side, side)),
+            (images[:0], (0, channels, side, side)),
+        ):
+            result = transform(given)
+            assert result.shape == shape
+            assert result.dtype == torch.float32
+            assert result.isfinite().all()
+            assert ((result.movedim(-3, -1) >= low) & (result.movedim(-3, -1) <= high)).all(), "not normalised"
+    assert torch.equal(images, before), "the input was written to"
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_float_input_is_left_as_it_is(name):
+    images = torch.rand(4, 3, 8, 8)
+    before = images.clone()
+    transform = augmentation(name, 8, **plain(3))
+    for given in (images, images[0]):
+        transform(given)
+        assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_larger_and_oblong_images_become_squares(name):
+    image = pictures(1, 3, 60)[0, :, :, :41]
+    transform = augmentation(name, 16, **plain(3))
+    assert transform(image).shape == (3, 16, 16)
+    assert transform(image.expand(3, 3, 60, 41)).shape == (3, 3, 16, 16)
+    assert MultiView(transform, 5)(VF.to_pil_image(image)).shape == (5, 3, 16, 16)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("shape", [(3, 16, 16), (300, 3, 16, 16)])
+def test_torch_seed_governs_the_randomness(name, shape):
+    images, transform = pictures(300, 3, 16)[: shape[0]].view(-1, *shape[-3:]), augmentation(name, 16, **plain(3))
+    images = images if len(shape) == 4 else images[0]
+    torch.manual_seed(5)
+    first, second = transform(images), transform(images)
+    torch.manual_seed(5)
+    assert torch.equal(transform(images), first)
+    assert not torch.equal(first, second)
+
+
+def test_none_has_no_randomness():
+    images = pictures(3, 3, 8)
+    transform = augmentation("none", 8, **plain(3))
+    assert torch.equal(transform(images), transform(images))
+    torch.testing.assert_close(transform(images), images / 255)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_images_of_a_batch_have_parameters_of_their_own(name):
+    image = (torch.rand(1, 3, 16, 16) * 255).byte().expand(400, 3, 16, 16)
+    result = augmentation(name, 16, **plain(3))(image).flatten(1)
+    assert len(result.unique(dim=0)) > 390
+
+
+@pytest.mark.parametrize("layout", ["one", "batch"])
+@pytest.mark.parametrize("name", RANDOM)
+def test_digits_are_never_mirrored_and_natural_images_are(name, layout):
+    """A ramp from left to right still rises after anything but a mirror (and an inversion of its brightness)."""
+    ramp = torch.linspace(0.3, 0.7, 32).expand(120, 1, 32, 32)
+    steps = torch.linspace(0, 1, 32).view(1, 1, 32, 1) * 0.2  # from top to bottom: tells a mirror from an inversion
+    images = ramp + steps
+
+    def mirrored(family):
+        transform = augmentation(name, 32, **plain(1), family=family)
+        done = transform(images) if layout == "batch" else torch.stack([transform(image) for image in images])
+        middle = done[:, 0, 10:22, 10:22]
+        right, down = middle[..., -3:].mean((1, 2)) - middle[..., :3].mean((1, 2)), middle[:, -3:].mean((1, 2))
+        down = down - middle[:, :3].mean((1, 2))
+        clear = (right.abs() > 0.02) & (down.abs() > 0.02)
+        return ((right * down < 0) & clear).float().mean()
+
+    assert mirrored("digits") <= 0.12  # a turn or a shear by policies may look like one
+    if name != "digits":
+        assert mirrored("natural") > 0.25
+
+
+@pytest.mark.parametrize("name", ["simclr", "simaugment", "autoaugment", "randaugment", "stacked_randaugment"])
+def test_the_family_sets_flip_crop_and_hue(name):
+    """Read from the transform itself: exact, where pictures only suggest."""
+    natural, digits = (augmentation(name, 32, **plain(3), family=family) for family in ("natural", "digits"))
+    crops = [transform._all.steps[0] for transform in (natural, digits)]
+    assert [crop.flip for crop in crops] == [True, False]
+    assert [crop.scale[0] for crop in crops] == [0.2, 0.6]
+    for transform, crop in zip((natural, digits), crops, strict=True):
+        assert transform._crop_one.__self__ is crop
+    hues = [[s.strengths[3] for s in t._all.steps if hasattr(s, "strengths")] for t in (natural, digits)]
+    has_jitter = name in ("simclr", "simaugment", "stacked_randaugment")
+    assert hues == ([[0.1], [0.0]] if has_jitter else [[], []])
+
+
+def test_hue_of_digits_stays():
+    red = torch.zeros(200, 3, 8, 8)
+    red[:, 0] = 0.6
+    done = augmentation("simclr", 8, **plain(3), family="digits")(red)
+    assert (done[:, 1] - done[:, 2]).abs().max() < 1e-5
+    done = augmentation("simclr", 8, **plain(3))(red)
+    assert (done[:, 1] - done[:, 2]).abs().max() > 0.05
+
+
+def test_order_of_the_steps():
+    kinds = [type(step).__name__ for step in augmentation("simaugment", 224, **plain(3))._all.steps]
+    assert kinds == ["CropAndFlip", "ColourJitter", "SmoothWarp", "GaussianBlur", "Normalise"]
+    stacked = augmentation("stacked_randaugment", 32, **plain(3))
+    assert stacked._policy is not None  # before `_finish`
+    assert [type(step).__name__ for step in stacked._finish.steps] == ["ColourJitter", "Normalise"]
+
+
+def test_blur_goes_with_the_size():
+    def blur(side):
+        steps = augmentation("simaugment", side, **plain(3))._all.steps
+        return [step for step in steps if isinstance(step, GaussianBlur)]
+
+    assert blur(8) == blur(32) == []
+    assert blur(224) == [GaussianBlur(0.5, (0.1, 2.0), radius=11)]
+    (middle,) = blur(112)
+    assert middle.sigma == pytest.approx((0.05, 1.0))
+    assert middle.radius == 5
+
+
+def test_policies_go_with_the_size_and_the_family():
+    def operations(name, side, family="natural"):
+        return augmentation(name, side, **plain(3), family=family)._policy.operations
+
+    def names(*arguments):
+        return {operation.name for operation in operations("autoaugment", *arguments)}
+
+    assert "ShearX" not in names(32)  # CIFAR-10's policy shears along y alone, ImageNet's along x alone
+    assert "ShearY" in names(64)
+    assert "ShearX" in names(224)
+    assert "ShearY" not in names(224)
+    assert {"ShearX", "ShearY"} <= names(8, "digits")  # SVHN's
+    turns = [
+        max(operation.magnitude for operation in operations("randaugment", side) if operation.name == "Rotate")
+        for side in (32, 64, 65, 224)
+    ]
+    assert turns == pytest.approx([5, 5, 9, 9])
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_transforms_can_be_sent_to_workers(name):
+    transform = augmentation(name, 8, **plain(3))
+    images = pictures(5, 3, 8)
+    torch.manual_seed(1)
+    expected = transform(images)
+    torch.manual_seed(1)
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("simlcr", "; did you mean 'simclr'"),
+        ("RandAugment", "; did you mean 'randaugment'"),
+        ("stacked", "did you mean 'stacked_randaugment'"),
+        ("qqq", "but got 'qqq'$"),
+        (None, "but got None"),
+    ],
+)
+def test_unknown_names(name, hint):
+    with pytest.raises(ValueError, match=rf"`name` to be one of none, simclr, .*{hint}"):
+        augmentation(name, 8, **plain(3))
+
+
+def test_other_wrong_arguments():
+    with pytest.raises(ValueError, match="`family` to be 'natural' or 'digits', but got 'letters'"):
+        augmentation("simclr", 8, **plain(3), family="letters")
+    for name in AUGMENTATIONS:
+        with pytest.raises(ValueError, match="`image_size` to be at least 1, but got 0"):
+            augmentation(name, 0, **plain(3))
+        with pytest.raises(ValueError, match="one entry per channel, but got 3 and 1"):
+            augmentation(name, 8, mean=[0.5] * 3, std=[1.0])
+    for name in RANDOM:
+        with pytest.raises(ValueError, match="1 or 3 entries, but got 2"):
+            augmentation(name, 8, **plain(2))
