@@ -33,7 +33,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._number = 0
         self._before: dict[int, Any] = {}
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             own = "gloo" in str(dist.get_backend())
             self._group = dist.group.WORLD if own else dist.new_group(backend="gloo")  # no wait for the GPU
