@@ -4,6 +4,9 @@ import json
 import re
 import statistics
 from pathlib import Path
+from typing import Any
+
+from pml_supcon.recipes.compare import COMPARISONS
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {
@@ -50,6 +53,59 @@ def spread_table() -> str:
     return "\n".join([*lines, "", f"`{command}` on {records[0]['date']}, commit {records[0]['commit']}."])
 
 
+def compared(name: str) -> dict[str, list[dict[str, Any]]]:
+    """The records of a comparison by row, in the order in which `recipes/compare.py` has them."""
+    found = sorted((ROOT / "docs/records").glob(f"{name}-*-seed*.json"))
+    records = [json.loads(path.read_text()) for path in found]
+    return {row: [record for record in records if record["row"] == row] for row in COMPARISONS[name]}
+
+
+def mean_and_deviation(values: list[float], digits: int) -> str:
+    """Mean and standard deviation of values."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def compared_table(name: str, columns: dict[str, tuple[str, int]]) -> str:
+    """A row for each method or miner: mean and deviation over seeds; `columns`: the record's key, and digits."""
+    rows = compared(name)
+    seeds = sorted({record["seed"] for records in rows.values() for record in records})
+    lines = [f"| the digits, seeds {', '.join(map(str, seeds))} | {' | '.join(columns)} |"]
+    lines.append("| --- |" + " ---: |" * len(columns))
+    for row, records in rows.items():
+        values = [[record[key] for record in records if key in record] for key, _ in columns.values()]
+        digits = [number for _, number in columns.values()]
+        cells = [mean_and_deviation(found, number) if found else "" for found, number in zip(values, digits, strict=True)]
+        lines.append(f"| `{row.replace('-', ' --miner ')}` | {' | '.join(cells)} |")
+    first = rows["supcon_out"][0]
+    where = f"{first['cpus']} CPU cores, torch {first['version/torch']}, commit {first['commit']}"
+    return "\n".join([*lines, "", f"`python recipes/compare.py {name}` on {first['date']}, {where}."])
+
+
+def methods_table() -> str:
+    """All methods under one recipe."""
+    columns = {title: (key, 0 if title == "seconds" else 4) for title, key in ROWS.items() if title != "R-precision"}
+    return compared_table("methods", columns)
+
+
+def miners_table() -> str:
+    """Triplets with every miner beside the loss that mines by itself: cost, choice, scores."""
+    columns = {
+        "linear probe, top-1": ("linear_probe/top1", 4),
+        "precision@1": ("retrieval/precision_at_1", 4),
+        "seconds": ("seconds/total", 0),
+        "mining, seconds a step": ("miner/seconds", 4),
+        "triplets": ("miner/triplets", 0),
+        "positive pairs": ("miner/positive_pairs", 0),
+        "cosine of chosen positives": ("miner/positive_similarity", 3),
+        "of all": ("miner/positive_similarity_all", 3),
+        "of chosen negatives": ("miner/negative_similarity", 3),
+        "of all negatives": ("miner/negative_similarity_all", 3),
+    }
+    return compared_table("miners", columns)
+
+
 def measured_table(name: str) -> str:
     """The table that a script in `benchmarks/` made, and where."""
     record = json.loads((ROOT / "docs/records" / f"benchmark-{name}.json").read_text())
@@ -64,7 +120,7 @@ def measured_table(name: str) -> str:
 
 
 #: Tables that are made of the recipe's records, by the name in a page.
-TABLES = {"digits": digits_table, "spread": spread_table}
+TABLES = {"digits": digits_table, "spread": spread_table, "methods": methods_table, "miners": miners_table}
 
 
 def filled(text: str) -> str:

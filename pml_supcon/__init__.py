@@ -7,7 +7,7 @@ from importlib import import_module
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["samplers", "views", "models", "functional", "losses", "distributed", "testers"]  # noqa: RUF022 - flow order
+__all__ = ["samplers", "views", "models", "functional", "miners", "losses", "distributed", "testers"]  # noqa: RUF022
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -57,9 +57,7 @@ def embed(images: MemoryImages | LazyImages, data: ImageData, encoder: nn.Module
     made = tester.get_all_embeddings(Transformed(images, transform), encoder, collate_fn=lambda batch: batch)
     features = made[0].cpu()
     if not features.isfinite().all():
-        raise FloatingPointError(
-            "the encoder's features are not finite after the last step; a lower --learning_rate may help"
-        )
+        raise FloatingPointError("the encoder's features are not finite after the last step")
     return Embedded(features, F.normalize(features), images.labels)
 
 

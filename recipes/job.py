@@ -16,13 +16,13 @@ from pml_supcon.models import ChunkedEncoder, MomentumEncoder, check_encoder_nam
 from pml_supcon.recipes.data import ImageData, open_data
 from pml_supcon.recipes.division import Division, divide
 from pml_supcon.recipes.loading import build_loader, build_sampler, build_stage2_sampler, check_shares
-from pml_supcon.recipes.loop import Stage
 from pml_supcon.recipes.methods import Classification, EncoderWithTop, build_criterion, build_top
 from pml_supcon.recipes.optimization import build_optimizer, build_schedule, check_optimizer
 from pml_supcon.recipes.run_folder import RunFolder, check_space, default_path
 from pml_supcon.recipes.run_state import bytes_of
 from pml_supcon.recipes.settings import TrainSettings
 from pml_supcon.recipes.settings.model import DEFAULT_ENCODER
+from pml_supcon.recipes.stage import Stage
 from pml_supcon.recipes.stage2 import FrozenEncoderWithClassifier
 
 
@@ -141,7 +141,7 @@ def second_stage(
     """Stage 2: a classifier on the encoder of stage 1, which stays as it is."""
     plan = settings.stage2()
     assert plan is not None  # for the type checker: it is built where there is one
-    encoder: Any = first.scored().encoder
+    encoder = first.scored().encoder
     set_seed(settings.seed)
     model = FrozenEncoderWithClassifier(encoder, data.num_classes, channels_last=settings.channels_last)
     sampler = build_stage2_sampler(settings, division.labels, accelerator)

@@ -89,7 +89,11 @@ class Criterion(nn.Module):
         state: the part with a state to keep (a queue); may have none.
     """
 
-    miner: MeasuredMiner | None = None
+    miner: MeasuredMiner | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.miner = None  # not on the class, where it would hide a module of that name
 
     def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
         """The loss, a scalar."""

@@ -66,10 +66,6 @@ class RunFolder:
         del config["output"], config["resume"]
         replace_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
-    def save(self, step: int, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; see `CheckpointFolder.write`."""
-        self.checkpoints.write(step, checkpoint)
-
     def load(self) -> Checkpoint | None:
         """The newest checkpoint of the run that goes on; None where there is none."""
         newest = self.checkpoints.newest() if self.settings.resume else None
@@ -77,7 +73,7 @@ class RunFolder:
 
     def last_good(self) -> str:
         """The newest checkpoint, in words."""
-        return str(self.checkpoints.newest() or "none, it happened before the first")
+        return str(self.checkpoints.newest() or "none")
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the flat record of the run."""

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pml_supcon.recipes.checkpoints import Checkpoint, CheckpointError
-from pml_supcon.recipes.loop import Stage
+from pml_supcon.recipes.stage import Stage
 
 
 def modules_of(stage: Stage) -> dict[str, nn.Module]:
@@ -38,8 +38,7 @@ def capture(stage: Stage, step: int, about: dict[str, Any], accelerator: Acceler
 
 def batches_done(stage: Stage, step: int) -> int | None:
     """Batches of the running epoch that were used; None at its end, where all were."""
-    done = (step - stage.first_step) % len(stage.sampler)
-    return done or None
+    return None if stage.ends_epoch(step) else (step - stage.first_step) % stage.steps_per_epoch
 
 
 def restore(stage: Stage, checkpoint: Checkpoint, accelerator: Accelerator) -> None:

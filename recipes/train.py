@@ -24,15 +24,17 @@ from accelerate import Accelerator, PartialState
 from pml_supcon.models import save_encoder
 from pml_supcon.recipes import report
 from pml_supcon.recipes.checkpoints import CheckpointError
-from pml_supcon.recipes.evaluation import draw, embed_splits, knn_accuracy, score
-from pml_supcon.recipes.history import History, Row
+from pml_supcon.recipes.evaluation import draw, embed_splits, score
+from pml_supcon.recipes.history import History
 from pml_supcon.recipes.job import Job, check_tracker, open_run, prepare
-from pml_supcon.recipes.loop import Hooks, Stage, run_stage
+from pml_supcon.recipes.keeper import RunKeeper
+from pml_supcon.recipes.loop import run_stage
 from pml_supcon.recipes.methods import classifier_of
 from pml_supcon.recipes.run_folder import RunFolder, computed, environment
-from pml_supcon.recipes.run_state import capture, restore
+from pml_supcon.recipes.run_state import restore
 from pml_supcon.recipes.settings import TrainSettings
 from pml_supcon.recipes.settings.parser import parse_settings
+from pml_supcon.recipes.stage import Stage
 from pml_supcon.recipes.stopping import Stopped
 
 SHOWN = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/", "seed")
@@ -57,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stage, seconds = train(job, settings, history, accelerator, started)
         if accelerator.is_main_process:
             finish(job, stage, settings, accelerator, history, seconds)
-    except (FloatingPointError, CheckpointError, OSError) as error:
+    except FloatingPointError as error:
+        fail(f"{error}; last good checkpoint: {run.last_good()}; a lower --learning_rate may help")
+    except (CheckpointError, OSError) as error:
         fail(error)
     except Stopped as stopped:
         stop(stopped, run)
@@ -81,42 +85,19 @@ def train(
 ) -> tuple[Stage, float]:
     """All stages, from the newest checkpoint where the run goes on; returns the last one and the seconds in all."""
     checkpoint = job.run.load()
-    before = 0.0 if checkpoint is None else checkpoint.about["seconds"]
-    history.cut(0 if checkpoint is None else checkpoint.about["step"])
-    stage, start = job.stage1, 0
-    if checkpoint is not None and checkpoint.about["stage"] == 2 and job.build_stage2 is not None:
-        stage = job.build_stage2()
+    stage, step, before = job.stage1, 0, 0.0
     if checkpoint is not None:
+        step, before = checkpoint.about["step"], checkpoint.about["seconds"]
+        if checkpoint.about["stage"] == 2 and job.build_stage2 is not None:
+            stage = job.build_stage2()
         restore(stage, checkpoint, accelerator)
-        start = checkpoint.about["step"]
-
-    def seconds() -> float:
-        return before + time.perf_counter() - started
-
-    def hooks_of(stage: Stage) -> Hooks:
-        def save(step: int) -> None:
-            about = {"settings": computed(settings), "processes": accelerator.num_processes, "seconds": seconds()}
-            state = capture(stage, step, about, accelerator)
-            if accelerator.is_main_process:
-                job.run.save(step, state)
-
-        def is_due(step: int, ends_epoch: bool) -> bool:
-            return ends_epoch if settings.save_every is None else step % settings.save_every == 0
-
-        def look(epoch: int) -> Row:
-            due = epoch % settings.knn_every == 0 or epoch == stage.plan.epochs
-            if stage.number == 2 or not len(job.division.held_out) or not due or not accelerator.is_main_process:
-                return {}
-            scored: Any = stage.scored()
-            return knn_accuracy(job, scored.encoder, accelerator.device)
-
-        return Hooks(save, is_due, look, job.run.last_good)
-
-    run_stage(stage, start, hooks_of(stage), history, accelerator)
+    history.cut(step)
+    keeper = RunKeeper(job, settings, accelerator, started - before)
+    run_stage(stage, step, keeper, history, accelerator)
     if stage.number == 1 and job.build_stage2 is not None:
         stage = job.build_stage2()
-        run_stage(stage, stage.first_step, hooks_of(stage), history, accelerator)
-    return stage, seconds()
+        run_stage(stage, stage.first_step, keeper, history, accelerator)
+    return stage, keeper.seconds()
 
 
 def finish(
@@ -124,7 +105,7 @@ def finish(
 ) -> None:
     """Score the frozen encoder, leave its files, print the summary; on one process."""
     started = time.perf_counter()
-    model: Any = stage.scored()
+    model = stage.scored()
     embedded = embed_splits(job, model.encoder, accelerator.device)
     save_encoder(model.encoder, job.run.path / "encoder", mean=job.data.mean, std=job.data.std)
     losses, per_epoch = history.losses(1), len(job.stage1.sampler)
@@ -177,7 +158,7 @@ def show(run: RunFolder) -> None:
     print(f"run folder: {run.path}")
 
 
-def fail(error: Exception) -> NoReturn:
+def fail(error: Exception | str) -> NoReturn:
     """End the program with one line."""
     if PartialState().is_main_process:
         print(f"train.py: error: {error}", file=sys.stderr)

@@ -55,7 +55,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """
     number, channels, height, width = images.shape
     offsets = torch.arange(-radius, radius + 1, device=images.device)
-    kernels = torch.softmax(-0.5 * (offsets / sigma.unsqueeze(1)) ** 2, dim=1).repeat(channels, 1)
+    kernels = torch.softmax(-0.5 * (offsets / sigma.unsqueeze(1)) ** 2, dim=1).repeat_interleave(channels, dim=0)
     planes = F.pad(images, [radius] * 4, mode="reflect").flatten(0, 1).unsqueeze(0)  # a group of one plane each
     for kernel in (kernels[:, None, None, :], kernels[:, None, :, None]):
         planes = F.conv2d(planes, kernel, groups=number * channels)

@@ -137,3 +137,34 @@ def test_accelerate_reads_the_configs(name, processes):
     assert config.num_processes == processes
     assert config.mixed_precision == "bf16"
     assert not config.use_cpu
+
+
+DIES_ONCE = """
+import os, signal, sys
+from pathlib import Path
+from pml_supcon.recipes import loop, train
+
+marker, step = Path(sys.argv.pop(1)), loop.take_step
+
+def dying(stage, views, labels, number, *more):
+    if number == 7 and os.environ["RANK"] == "1" and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(stage, views, labels, number, *more)
+
+loop.take_step = dying
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_restarted_launch_goes_on(tmp_path):
+    """One of two processes is killed; torchrun starts both again with the same arguments."""
+    (tmp_path / "script.py").write_text(DIES_ONCE)
+    options = [*QUICK, "--epochs", "4", "--save-every", "2", "--output", str(tmp_path / "run"), "--resume"]
+    launch = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "--max_restarts", "2"]
+    command = [*launch, str(tmp_path / "script.py"), str(tmp_path / "died"), *options]
+    subprocess.run(command, env=CPU, check=True, timeout=300, capture_output=True)
+    assert (tmp_path / "died").exists()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert metrics_of(tmp_path / "run")["train/steps"] == 12
