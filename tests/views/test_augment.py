@@ -270,3 +270,31 @@ def test_one_large_image_is_cropped_before_it_is_shrunk():
     stripes = (torch.arange(256) % 2).float().expand(1, 256, 256)
     transform = contrastive_augmentation(16, **GREY, crop_scale=(0.002, 0.003), flip=False, jitter_probability=0.0)
     assert transform(stripes).std() > 0.2
+
+
+def test_steps_that_write_in_place_never_reach_the_input():
+    images = torch.rand(4, 3, 8, 8)
+    before = images.clone()
+    darker = image_transform.ImageTransform(8, **RGB, crop=lambda images: images, steps=[lambda x: x.mul_(0.5)])
+    for given, expected in ((images, before / 2), (images[0], before[0] / 2)):
+        torch.testing.assert_close(darker(given), expected)
+        assert torch.equal(images, before)
+
+
+def test_bytes_are_rounded():
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(image_transform.to_bytes(image_transform.to_float(every)), every)
+    assert image_transform.to_bytes(torch.tensor([0.4, 0.6, 254.6]) / 255).tolist() == [0, 1, 255]
+
+
+def test_the_number_of_threads_does_not_change_the_draws():
+    images, transform = torch.rand(200, 3, 32, 32), contrastive_augmentation(32, **RGB)
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            results.append(transform(images))
+    finally:
+        torch.set_num_threads(1)
+    torch.testing.assert_close(*results, atol=1e-5, rtol=0)

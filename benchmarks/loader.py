@@ -1,0 +1,228 @@
+"""How many views a second come out of the loader, beside the usual pipeline, and is the loss a small part of a step?
+
+    python benchmarks/loader.py [--quick] [--data FOLDER]
+
+CIFAR-10's images in batches of 512 with two views each, SimCLR's augmentation. Ours is the loader of the recipe:
+`MultiViewTensorDataset` with a seed for each batch, which makes the views of a batch at once from images held in
+memory. The usual one makes a PIL image of each array held in memory, twice calls torchvision's transforms on it and
+collates tensors. Both have the same number of workers, each of which computes on one thread; so does the main process
+in all that is timed here: on a machine with other work, waiting for threads would hide all else. An epoch is timed from
+its first batch asked for to its last one got, the workers at work already; the figure is the median of epochs in turns.
+
+The step of training is that of the recipe's default encoder, a narrow resnet10t, with a projection head, on a batch of
+512 images with two views: forward, `SupConLossOut`, backward, SGD. The loss's part is its forward and its own
+backward. Takes about three minutes on two quiet cores.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from records import keep_table
+from tables import markdown, ratio, shown
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from pml_supcon.losses import SupConLossOut
+from pml_supcon.models import ProjectionHead, create_encoder, feature_width
+from pml_supcon.recipes.data import ImageData, MemoryImages, load_data
+from pml_supcon.samplers import MultiViewBatchSampler
+from pml_supcon.views import AUGMENTATIONS, MultiViewTensorDataset, SeededDataset, augmentation, flatten_views
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+HEADER = ["CIFAR-10, 32 x 32", "ours", "PIL images", "ours over PIL", "aim"]
+WORKERS = (0, 2)
+VIEWS = 2
+
+
+class Sizes(NamedTuple):
+    """Images of an epoch and of a batch, epochs of each loader, steps of training, calls of each augmentation."""
+
+    images: int = 5_120
+    batch: int = 512
+    epochs: int = 5
+    steps: int = 4
+    calls: int = 15
+
+
+QUICK = Sizes(images=96, batch=32, epochs=1, steps=1, calls=1)
+
+
+class PilViews(Dataset[tuple[list[Tensor], int]]):
+    """The usual way: a PIL image per item, as torchvision's `CIFAR10` gives it, and transforms called once per view."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Any], Tensor]) -> None:
+        self.arrays, self.labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
+        image = Image.fromarray(self.arrays[index])
+        return [self.transform(image) for _ in range(VIEWS)], self.labels[index]
+
+
+def usual_loader(data: ImageData, images: Tensor, labels: Tensor, batch: int, workers: int) -> DataLoader[Any]:
+    """PIL images through torchvision's transforms."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(data.image_size, scale=(0.2, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+    return DataLoader(
+        PilViews(images, labels, transform), batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+
+
+def our_loader(data: ImageData, images: Tensor, labels: Tensor, batch: int, workers: int) -> DataLoader[Any]:
+    """Views of a whole batch at once, as the recipe loads them."""
+    transform = augmentation("simclr", data.image_size, mean=data.mean, std=data.std)
+    views: Any = SeededDataset(MultiViewTensorDataset(images, labels, transform, VIEWS))
+    return DataLoader(
+        views,
+        batch_sampler=MultiViewBatchSampler(labels, batch),
+        num_workers=workers,
+        collate_fn=views.collate,
+        persistent_workers=workers > 0,
+    )
+
+
+def epoch_seconds(loader: DataLoader[Any], images: int) -> float:
+    """How long an epoch takes; it must have all images."""
+    started = time.perf_counter()
+    came = sum(len(labels) for _, labels in loader)
+    seconds = time.perf_counter() - started
+    if came != images:
+        raise RuntimeError(f"Expected an epoch of {images} images, but got {came}")
+    return seconds
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute as in a worker of a loader."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Line(NamedTuple):
+    """A line of the table: our figure, the usual one's where there is one, and the aim."""
+
+    what: str
+    ours: float
+    usual: float | None = None
+    aim: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as text."""
+        if "%" in self.what:
+            return self.what, shown(self.ours, 1), "-", "-", self.aim
+        return self.what, shown(self.ours, 0), shown(self.usual, 0), shown(ratio(self.ours, self.usual), 1), self.aim
+
+
+def loader_lines(data: ImageData, images: Tensor, labels: Tensor, sizes: Sizes) -> Iterator[Line]:
+    """Views a second of both loaders, for each number of workers."""
+    makers = {"ours": our_loader, "usual": usual_loader}
+    for workers in WORKERS:
+        loaders = {who: make(data, images, labels, sizes.batch, workers) for who, make in makers.items()}
+        times: dict[str, list[float]] = {who: [] for who in makers}
+        for done in range(sizes.epochs + 1):
+            for who in list(makers)[:: 1 if done % 2 else -1]:
+                seconds = epoch_seconds(loaders[who], len(images))
+                if done:  # the first starts the workers and warms up
+                    times[who].append(seconds)
+        figures = {who: VIEWS * len(images) / median(seconds) for who, seconds in times.items()}
+        title = f"views a second, {workers or 'no'} workers"
+        yield Line(title, figures["ours"], figures["usual"], "at least 2 x")
+
+
+class Training:
+    """The recipe's default encoder with a head, and its loss."""
+
+    def __init__(self, data: ImageData) -> None:
+        torch.manual_seed(0)
+        encoder = create_encoder("resnet10t", in_chans=3, image_size=data.image_size, channels=[32, 64, 128, 256])
+        self.model = nn.Sequential(encoder, ProjectionHead(feature_width(encoder), 128))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+        self.loss = SupConLossOut()
+
+    def step(self, views: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Seconds of a step, and of the loss in it; views (B, V, C, H, W)."""
+        self.optimizer.zero_grad()
+        marks = [time.perf_counter()]
+        embeddings = self.model(flatten_views(views))
+        marks.append(time.perf_counter())
+        leaf = embeddings.detach().requires_grad_()
+        self.loss(leaf, labels.repeat(views.shape[1])).backward()
+        marks.append(time.perf_counter())
+        embeddings.backward(leaf.grad)
+        self.optimizer.step()
+        marks.append(time.perf_counter())
+        return marks[3] - marks[0], marks[2] - marks[1]
+
+
+def loss_line(data: ImageData, images: Tensor, labels: Tensor, sizes: Sizes) -> Line:
+    """The loss's part of a step."""
+    training = Training(data)
+    views, labels = next(iter(our_loader(data, images, labels, sizes.batch, 0)))
+    steps = [training.step(views, labels) for _ in range(sizes.steps + 1)][1:]
+    share = median(loss / step for step, loss in steps)
+    return Line("the loss in a step of training, %", 100 * share, aim="under 3")
+
+
+def augmentation_lines(data: ImageData, images: Tensor, sizes: Sizes) -> Iterator[Line]:
+    """Views a second of each augmentation by itself, on the rows of a batch, in turns."""
+    rows = images[: sizes.batch].repeat(VIEWS, 1, 1, 1)
+    made = {name: augmentation(name, data.image_size, mean=data.mean, std=data.std) for name in AUGMENTATIONS}
+    times: dict[str, list[float]] = {name: [] for name in made}
+    for done in range(sizes.calls + 1):
+        for name in AUGMENTATIONS[:: 1 if done % 2 else -1]:
+            started = time.perf_counter()
+            made[name](rows)
+            if done:
+                times[name].append(time.perf_counter() - started)
+    for name, seconds in times.items():
+        yield Line(f'views a second, `augmentation("{name}")`', len(rows) / median(seconds))
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Line]:
+    """Measure, print the table, keep the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="96 images, one repetition, to see that it works")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with CIFAR-10 as Parquet files (%(default)s)")
+    asked = parser.parse_args(arguments)
+    if not any(asked.data.glob("*.parquet")):
+        parser.error(f"--data: expected a folder with CIFAR-10's Parquet files, but {asked.data} has none")
+    sizes = QUICK if asked.quick else Sizes()
+    data = load_data(f"hf:{asked.data}", max_train=sizes.images, max_test=sizes.images)
+    if not isinstance(data.train, MemoryImages):
+        parser.error(f"--data: expected images of one size, but those in {asked.data} differ")
+    images, labels = data.train.images, data.train.labels
+    with one_thread():
+        lines = [*loader_lines(data, images, labels, sizes), loss_line(data, images, labels, sizes)]
+        lines += augmentation_lines(data, images, sizes)
+    print(markdown(HEADER, [line.cells() for line in lines]))
+    if not asked.quick:
+        keep_table("loader", HEADER, [line.cells() for line in lines])
+    return lines
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
