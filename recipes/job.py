@@ -53,6 +53,9 @@ def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
     check_optimizer(settings.optimizer, "optimizer")
     if settings.stage2_optimizer is not None:
         check_optimizer(settings.stage2_optimizer, "stage2_optimizer")
+    for plan in (settings.stage1(), settings.stage2()):
+        if plan is not None:
+            build_optimizer(plan, nn.Linear(1, 1))  # refuses arguments now, not when stage 1 is done
     if settings.encoder_weights is not None and not settings.encoder_weights.exists():
         raise FileNotFoundError(
             f"Expected --encoder_weights to be a file or a folder, but got {settings.encoder_weights}"

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C end a run at the next step, on all processes together."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -27,11 +28,15 @@ class StopRequest:
     """Takes note of a signal while a block runs, in place of dying of it.
 
     Every process may get the signal, or one alone; `agreed` tells all of them. A launcher passes Ctrl-C on to processes
-    that got it already, so that repeats change nothing.
+    that got it already, so that repeats change nothing. `accelerate launch` on one process passes SIGTERM on to nobody:
+    where it is gone, that counts as the signal.
     """
 
     def __init__(self) -> None:
         self._number = 0
+        self._launcher = (
+            os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+        )  # set by accelerate launch
         self._before: dict[int, Any] = {}
         self._group: Any = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -51,6 +56,8 @@ class StopRequest:
 
     def agreed(self) -> int:
         """The signal that any process got, the same on all; 0 for none. All processes have to ask."""
+        if self._launcher is not None and os.getppid() != self._launcher:
+            self._note(signal.SIGTERM, None)
         if self._group is None:
             return self._number
         number = torch.tensor(self._number)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import filter_trackers
 
 from pml_supcon.models import save_encoder
 from pml_supcon.recipes import report
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
     try:
         check_tracker(settings.tracker)
-        accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=settings.tracker)
+        accelerator = Accelerator(mixed_precision=settings.mixed_precision)
         run = open_run(settings, accelerator)
         if run.finished:
             show(run)
@@ -72,6 +73,8 @@ def open_history(job: Job, settings: TrainSettings, accelerator: Accelerator) ->
     """The history of the run, and the tracker."""
     if settings.tracker is not None:
         accelerator.project_configuration.set_directories(str(job.run.path))
+        # not given to `Accelerator()`: some trackers need a folder then, and the run's is not known yet
+        accelerator.log_with = filter_trackers(settings.tracker, str(job.run.path))
         config = {
             name: value if isinstance(value, int | float | str) else str(value)
             for name, value in computed(settings).items()

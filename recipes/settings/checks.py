@@ -36,6 +36,7 @@ NEVER_TOGETHER = (
     ("positives_cap", "miner", "the miner chooses the positives"),
     ("miner", "queue_size", "a miner sees the batch alone"),
     ("miner", "triplets_per_anchor", "the miner chooses the triplets"),
+    ("miner", "contrast_mode", "the miner chooses the anchors"),
     ("max_per_class", "samples_per_class", "they are two ways to fill a batch"),
     ("max_train", "train_fraction", "both say how many images there are"),
     ("pretrained", "encoder_weights", "the encoder starts from one of them"),
@@ -72,6 +73,7 @@ def check(settings: "TrainSettings") -> None:
     _check_ranges(settings)
     given = {field.name for field in fields(settings) if getattr(settings, field.name) != default_of(field)}
     _check_together(settings, given)
+    _check_head(settings, given)
     _check_stage2(settings, given)
     _check_rows(settings)
     if settings.resume and settings.output is None:
@@ -134,6 +136,14 @@ def _check_together(settings: "TrainSettings", given: set[str]) -> None:
             )
         if schedule == "exponential" and len(epochs) > 1:
             raise ValueError(f"Expected one of --{stage}decay_epochs for exponential, the period, but got {epochs}")
+
+
+def _check_head(settings: "TrainSettings", given: set[str]) -> None:
+    for name in ("head_width", "head_batch_norm"):
+        if name in given and settings.head_layers == 1:
+            raise ValueError(
+                f"Expected --head_layers to be at least 2 with --{name}: it is of hidden layers, but got 1"
+            )
 
 
 def _check_stage2(settings: "TrainSettings", given: set[str]) -> None:

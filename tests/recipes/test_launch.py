@@ -139,6 +139,21 @@ def test_accelerate_reads_the_configs(name, processes):
     assert not config.use_cpu
 
 
+def test_a_launcher_that_is_ended_ends_the_run(tmp_path):
+    """`accelerate launch` dies of SIGTERM alone; the process that it started saves and ends."""
+    folder = tmp_path / "run"
+    script = [str(REPOSITORY / "recipes" / "train.py"), *QUICK, "--epochs", "500", "--output", str(folder)]
+    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--quiet", *script]
+    launcher = subprocess.Popen(launch, env=CPU, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (folder / "checkpoints" / "step-00000003").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    launcher.terminate()
+    written = launcher.communicate(timeout=60)[1]  # ends when the last process that holds the pipe is gone
+    assert "train.py: stopped by SIGTERM after step" in written
+    assert not (folder / "metrics.json").exists()
+
+
 DIES_ONCE = """
 import os, signal, sys
 from pathlib import Path
