@@ -5,9 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning import miners as pml_miners
-from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss, NPairsLoss, TripletMarginLoss
-from pytorch_metric_learning.regularizers import LpRegularizer
 from torch import Tensor, nn
 
 from pml_supcon import losses
@@ -18,7 +16,6 @@ from pml_supcon.recipes.settings import TrainSettings
 from pml_supcon.views import flatten_views, split_views
 
 TRIPLET_MARGIN, PAIR_MARGIN = 0.05, 1.0  # of distances between unit vectors; PML's own
-NPAIRS_L2 = 0.02  # weight of the squared norms that keep unnormalised embeddings small
 
 
 class EncoderWithTop(nn.Module):
@@ -171,9 +168,8 @@ def build_criterion(settings: TrainSettings) -> Criterion:
 
 def build_loss(settings: TrainSettings) -> Any:
     """The loss of pairs or triplets: ours, or PML's for the paper's comparators."""
-    if settings.method == "npairs":  # Sohn (2016): dot products of unnormalised embeddings, with a penalty on norms
-        plain = DotProductSimilarity(normalize_embeddings=False)
-        return NPairsLoss(distance=plain, embedding_regularizer=LpRegularizer(), embedding_reg_weight=NPAIRS_L2)
+    if settings.method == "npairs":
+        return NPairsLoss()
     if settings.method == "triplet":
         return TripletMarginLoss(
             margin=TRIPLET_MARGIN if settings.margin is None else settings.margin,

@@ -44,7 +44,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> TrainSettings:
 def normalised(arguments: Sequence[str]) -> list[str]:
     """`--max-train=5` as `--max_train=5` and a lone `--resume` as `--resume=true`; values are left alone."""
     flags = [re.sub(r"^--[^=]*", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument) for argument in arguments]
-    alone = [after.startswith("--") for after in [*flags[1:], "--"]]
+    alone = [after.startswith("--") for after in [*flags, "--"][1:]]
     return [
         f"{flag}=true" if last and flag.removeprefix("--") in SWITCHES and flag.startswith("--") else flag
         for flag, last in zip(flags, alone, strict=True)

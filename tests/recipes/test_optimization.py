@@ -63,7 +63,11 @@ def test_sgd_by_hand(everything):
 def test_frozen_weights_are_no_part_of_it(optimizer):
     made = model()
     made[0].requires_grad_(False)
-    held = [parameter for group in build_optimizer(plan(optimizer=optimizer), made).param_groups for parameter in group["params"]]
+    held = [
+        parameter
+        for group in build_optimizer(plan(optimizer=optimizer), made).param_groups
+        for parameter in group["params"]
+    ]
     assert {id(parameter) for parameter in held} == {id(parameter) for parameter in made[1].parameters()}
 
 
