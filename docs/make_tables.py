@@ -61,9 +61,9 @@ def compared(name: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def mean_and_deviation(values: list[float], digits: int) -> str:
-    """Mean and standard deviation of values."""
+    """Mean and standard deviation of values, as far as there are any."""
     if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
+        return "".join(f"{value:.{digits}f}" for value in values)
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
@@ -76,11 +76,14 @@ def compared_table(name: str, columns: dict[str, tuple[str, int]]) -> str:
     for row, records in rows.items():
         values = [[record[key] for record in records if key in record] for key, _ in columns.values()]
         digits = [number for _, number in columns.values()]
-        cells = [mean_and_deviation(found, number) if found else "" for found, number in zip(values, digits, strict=True)]
+        cells = [
+            mean_and_deviation(found, number) if found else "" for found, number in zip(values, digits, strict=True)
+        ]
         lines.append(f"| `{row.replace('-', ' --miner ')}` | {' | '.join(cells)} |")
-    first = rows["supcon_out"][0]
-    where = f"{first['cpus']} CPU cores, torch {first['version/torch']}, commit {first['commit']}"
-    return "\n".join([*lines, "", f"`python recipes/compare.py {name}` on {first['date']}, {where}."])
+    every = [record for records in rows.values() for record in records]
+    commits = ", ".join(dict.fromkeys(record["commit"] for record in every))
+    where = f"{every[0]['cpus']} CPU cores, torch {every[0]['version/torch']}, commit {commits}"
+    return "\n".join([*lines, "", f"`python recipes/compare.py {name}` on {every[0]['date']}, {where}."])
 
 
 def methods_table() -> str:

@@ -10,6 +10,7 @@ with a dot is half-written or half-removed, and is cleared away.
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -74,7 +75,9 @@ class CheckpointFolder:
             partial.mkdir(parents=True)
             weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.weights.items()}
             save_file(weights, partial / WEIGHTS)
-            torch.save(checkpoint.state, partial / STATE)
+            written = io.BytesIO()  # torch's own writer hides what the disk says
+            torch.save(checkpoint.state, written)
+            (partial / STATE).write_bytes(written.getbuffer())
             digests = {name: _digest(partial / name) for name in (WEIGHTS, STATE)}
             about = {"format": FORMAT, **checkpoint.about, "files": digests}
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
@@ -84,7 +87,7 @@ class CheckpointFolder:
                 _remove(target)
             os.replace(partial, target)
             _to_disk(self.path)
-        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch's writer
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
                 getattr(error, "errno", None) or errno.EIO,

@@ -139,8 +139,8 @@ def check_space(path: Path, checkpoint: int, keep: int) -> None:
     if free < needed:
         raise OSError(
             errno.ENOSPC,
-            f"Expected room for {keep} + 1 checkpoints of about {checkpoint / 2**20:.0f} MiB at {path} (--keep), but "
-            f"{free / 2**20:.0f} MiB are free",
+            f"Expected room for {keep} + 1 checkpoints of about {checkpoint / 2**20:.1f} MiB at {path} (--keep), but "
+            f"{free / 2**20:.1f} MiB are free",
         )
 
 

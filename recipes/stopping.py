@@ -34,9 +34,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._number = 0
-        self._launcher = (
-            os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
-        )  # set by accelerate launch
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # by accelerate
+        self._launcher = os.getppid() if launched else None
         self._before: dict[int, Any] = {}
         self._group: Any = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

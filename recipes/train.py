@@ -164,7 +164,8 @@ def show(run: RunFolder) -> None:
 def fail(error: Exception | str) -> NoReturn:
     """End the program with one line."""
     if PartialState().is_main_process:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
+        print(f"train.py: error: {said}", file=sys.stderr)
     sys.exit(1)
 
 
