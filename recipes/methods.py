@@ -82,8 +82,7 @@ class Criterion(nn.Module):
     """The loss of a batch: outputs `(B, V, D)`, labels `(B,)` and a momentum encoder's keys, over all processes.
 
     Attributes:
-        miner: what mined, with its record; None without one.
-        state: the part with a state to keep (a queue); may have none.
+        miner: what mined, with its account; None without one.
     """
 
     miner: MeasuredMiner | None

@@ -30,8 +30,8 @@ class MeasuredMiner(BaseMiner):
 
     Note:
         Only the miner inside is timed: on the clock of the host, or on CUDA by events, which nothing waits for until
-        `report`. To account, a call takes some `(N, M)` matrices and one product of them. Nothing of it is in the
-        `state_dict`. Inside `GlobalBatchLoss` the first process mines for all: it alone has a report. PML's
+        `report`. To account, a call takes some `(N, M)` matrices and one product of them. The account is in the
+        `state_dict`, so that a run that goes on from a checkpoint reports all of it. Inside `GlobalBatchLoss` the first process mines for all: it alone has a report. PML's
         `DistributedMinerWrapper` goes around this miner, not into it.
 
     Example:
@@ -93,13 +93,34 @@ class MeasuredMiner(BaseMiner):
         if self._calls:
             report["seconds"] = self._timer.seconds() / self._calls
         report |= {name: number / calls for name, (number, calls) in self._counts.items() if calls}
-        totals = torch.zeros(2, len(SIMILARITIES), dtype=torch.float64)
-        for values in self._similarities.values():
-            totals += values.cpu()
-        for name, total, number in zip(SIMILARITIES, *totals.tolist(), strict=True):
+        for name, total, number in zip(SIMILARITIES, *self._totals().tolist(), strict=True):
             if number:
                 report[name] = total / number
         return report
+
+
+    def get_extra_state(self) -> Tensor:
+        """The account so far: a tensor, since some formats of checkpoints hold nothing else; waits for the device."""
+        counts = [value for name in COUNTS for value in self._counts[name]]
+        so_far = torch.tensor([self._calls, self._timer.seconds(), *counts], dtype=torch.float64)
+        return torch.cat([so_far, self._totals().flatten()])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from an account."""
+        self.reset()
+        calls, seconds, *counts = state[: 2 + 2 * len(COUNTS)].tolist()
+        self._calls = int(calls)
+        self._timer = _Timer(seconds)
+        self._counts = {name: [int(counts[2 * at]), int(counts[2 * at + 1])] for at, name in enumerate(COUNTS)}
+        totals = state[2 + 2 * len(COUNTS) :].cpu().reshape(2, len(SIMILARITIES))
+        self._similarities = {totals.device: totals}
+
+    def _totals(self) -> Tensor:
+        """Sums of the calls' mean similarities, and of how many calls had them, `(2, 4)` float64."""
+        totals = torch.zeros(2, len(SIMILARITIES), dtype=torch.float64)
+        for values in self._similarities.values():
+            totals += values.cpu()
+        return totals
 
 
 def _numbers(chosen: Sequence[Tensor]) -> dict[str, int]:
@@ -130,8 +151,8 @@ def _similarities(batch: _host.Batch, chosen: Sequence[Tensor]) -> tuple[Tensor,
 class _Timer:
     """The seconds that calls take, added up."""
 
-    def __init__(self) -> None:
-        self._seconds = 0.0
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
         self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def time(self, device: torch.device, call: Callable[..., Any], *arguments: Any) -> Any:

@@ -244,12 +244,6 @@ def test_on_a_real_cuda_device():
         assert {key: report[key] for key in right} == pytest.approx(right, abs=1e-5), name
 
 
-def test_nothing_is_state():
-    miner = MeasuredMiner(OnlineHardExampleMiner())
-    miner(*oracle.batch(6, 3, 2, None))
-    assert not miner.state_dict()
-
-
 @pytest.mark.parametrize(
     "miner", [None, SupConLossOut(), OnlineHardExampleMiner, DistributedMinerWrapper(FixedMiner())]
 )
@@ -283,3 +277,22 @@ def test_in_a_global_batch_the_first_process_has_the_report(tmp_path):
     own = miner.report()
     del own["seconds"], report["seconds"]
     assert report == pytest.approx(own)
+
+
+def test_the_account_goes_on_from_a_state_dict():
+    torch.manual_seed(0)
+    batches = [(torch.randn(12, 4), torch.arange(12) % 3) for _ in range(5)]
+    whole, before, after = (MeasuredMiner(OnlineHardExampleMiner()) for _ in range(3))
+    for batch in batches:
+        whole(*batch)
+    for batch in batches[:2]:
+        before(*batch)
+    after(*batches[0])  # is forgotten
+    after.load_state_dict(before.state_dict())
+    assert after.report() == before.report()
+    for batch in batches[2:]:
+        after(*batch)
+    expected, found = whole.report(), after.report()
+    assert found.keys() == expected.keys()
+    assert all(found[name] == expected[name] for name in expected if name != "seconds")
+    assert found["seconds"] * 5 > before.report()["seconds"] * 2
