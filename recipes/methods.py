@@ -16,6 +16,7 @@ from pml_supcon.recipes.settings import TrainSettings
 from pml_supcon.views import flatten_views, split_views
 
 TRIPLET_MARGIN, PAIR_MARGIN = 0.05, 1.0  # of distances between unit vectors; PML's own
+SEMI_HARD_MARGIN = 0.2  # Schroff et al. (FaceNet, CVPR 2015)
 
 
 class EncoderWithTop(nn.Module):
@@ -193,10 +194,12 @@ def build_loss(settings: TrainSettings) -> Any:
 
 def build_miner(settings: TrainSettings) -> nn.Module | None:
     """The miner that the settings name."""
+    # the triplet loss's own, where it is that: all that is mined counts there
+    semi_hard = settings.margin or (TRIPLET_MARGIN if settings.method == "triplet" else SEMI_HARD_MARGIN)
     made: dict[str | None, Any] = {
         None: lambda: None,
         "batch_hard": pml_miners.BatchHardMiner,
-        "semi_hard": lambda: pml_miners.TripletMarginMiner(margin=settings.margin or 0.2, type_of_triplets="semihard"),
+        "semi_hard": lambda: pml_miners.TripletMarginMiner(margin=semi_hard, type_of_triplets="semihard"),
         "distance_weighted": pml_miners.DistanceWeightedMiner,
         "ohem": lambda: OnlineHardExampleMiner(
             settings.miner_share, kind="triplets" if settings.method == "triplet" else "pairs"

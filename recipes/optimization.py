@@ -38,7 +38,7 @@ def build_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
             for parameter in model.parameters()
             if parameter.requires_grad and (plan.decay_all or parameter.ndim > 1) == decayed
         ]
-        adapt = {"always_adapt": decayed} if "lars" in plan.optimizer else {}
+        adapt = {"always_adapt": decayed} if plan.optimizer.removeprefix("n") in ("lars", "larc") else {}
         if chosen:
             groups.append({"params": chosen, "weight_decay": plan.weight_decay if decayed else 0.0, **adapt})
     try:

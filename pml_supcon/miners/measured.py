@@ -31,8 +31,8 @@ class MeasuredMiner(BaseMiner):
     Note:
         Only the miner inside is timed: on the clock of the host, or on CUDA by events, which nothing waits for until
         `report`. To account, a call takes some `(N, M)` matrices and one product of them. The account is in the
-        `state_dict`, so that a run that goes on from a checkpoint reports all of it. Inside `GlobalBatchLoss` the first process mines for all: it alone has a report. PML's
-        `DistributedMinerWrapper` goes around this miner, not into it.
+        `state_dict`: a run that goes on from a checkpoint reports all of it. Inside `GlobalBatchLoss` the first process
+        mines for all: it alone has a report. PML's `DistributedMinerWrapper` goes around this miner, not into it.
 
     Example:
         >>> import torch
@@ -97,7 +97,6 @@ class MeasuredMiner(BaseMiner):
             if number:
                 report[name] = total / number
         return report
-
 
     def get_extra_state(self) -> Tensor:
         """The account so far: a tensor, since some formats of checkpoints hold nothing else; waits for the device."""

@@ -22,6 +22,7 @@ ONLY_WITH_METHOD = {
 #: Settings that need another one, with the values of it that will do (None: any).
 ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "momentum": ("queue_size", None),
+    "knn_every": ("held_out", None),
     "miner_share": ("miner", ("ohem",)),
     "miner_cap": ("miner", ("capped_positives",)),
     "miner_choice": ("miner", ("capped_positives",)),
@@ -122,7 +123,7 @@ def _check_together(settings: "TrainSettings", given: set[str]) -> None:
             )
     for name, (other, values) in ONLY_WITH.items():
         came = getattr(settings, other)
-        if name in given and (came is None if values is None else came not in values):
+        if name in given and (not came if values is None else came not in values):
             wanted = f"--{other}" + ("" if values is None else f" {' or '.join(values)}")
             raise ValueError(f"Expected {wanted} with --{name}, but got {came or 'none'}")
     for one, other, reason in NEVER_TOGETHER:

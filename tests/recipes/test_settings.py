@@ -39,6 +39,7 @@ CONTRADICTIONS = {
     "--method cross_entropy --head-batch-norm": "no --head_batch_norm with cross_entropy",
     # a setting without the one that it is of
     "--momentum 0.9": "--queue_size with --momentum, but got none",
+    "--knn-every 2": "--held_out with --knn_every, but got none",
     "--miner-share 0.5": "--miner ohem with --miner_share, but got none",
     "--miner batch_hard --miner-share 0.5": "--miner ohem with --miner_share, but got batch_hard",
     "--miner ohem --miner-cap 2": "--miner capped_positives with --miner_cap, but got ohem",
@@ -132,7 +133,8 @@ STAGE2 = {"stage2_optimizer": "sgd"}
 LOWEST = {  # the lowest value that is allowed, and what else it needs
     **dict.fromkeys(("views", "epochs", "head_dim"), (1, {})),
     "batch_size": (2, {}),
-    **dict.fromkeys(("max_train", "max_test", "image_size", "chunk_size", "save_every", "keep", "knn_every"), (1, {})),
+    **dict.fromkeys(("max_train", "max_test", "image_size", "chunk_size", "save_every", "keep"), (1, {})),
+    "knn_every": (1, {"held_out": 0.1}),
     "head_layers": (1, {}),
     "head_width": (1, {}),
     "triplets_per_anchor": (1, {"method": "triplet"}),
