@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pml_supcon.recipes.compare import COMPARISONS
+
 ROOT = Path(__file__).parent.parent
-RECORDS = [json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "records").glob("digits-*.json"))]
+FOUND = sorted((ROOT / "docs" / "records").glob("methods-supcon_out-*.json"))
+RECORDS = [json.loads(path.read_text()) for path in FOUND]
+    json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "records").glob("methods-supcon_out-*.json"))
+]
 
 
 def test_pages_show_the_records():
@@ -84,3 +89,26 @@ def test_chunks_have_the_gradient_of_the_batch_in_its_time_and_reduce_once():
         assert memory["chunks of 64"] < memory["whole batch"]
     assert rows["one process: error of the gradient, float64"]["chunks of 64"] <= 1e-6
     assert rows["two processes: reductions of the gradient in a step"]["chunks of 64"] == 1
+
+
+@pytest.mark.parametrize("name", ["methods", "miners"])
+def test_comparisons_have_a_record_of_every_row(name):
+    found = [json.loads(path.read_text()) for path in (ROOT / "docs" / "records").glob(f"{name}-*-seed*.json")]
+    assert {record["row"] for record in found} == set(COMPARISONS[name])
+    for row in COMPARISONS[name]:
+        seeds = sorted(record["seed"] for record in found if record["row"] == row)
+        assert seeds == ([0, 1, 2] if name == "methods" else [0])
+
+
+def test_mined_records_tell_what_was_chosen():
+    for path in (ROOT / "docs" / "records").glob("miners-triplet-*.json"):
+        record = json.loads(path.read_text())
+        assert record["miner/seconds"] > 0
+        assert record.get("miner/triplets", 0) + record.get("miner/positive_pairs", 0) > 0
+
+
+def test_the_loader_is_twice_as_fast_and_the_loss_a_small_share():
+    rows = {row[0]: row for row in json.loads((ROOT / "docs/records/benchmark-loader.json").read_text())["rows"]}
+    for workers in ("no workers", "2 workers"):
+        assert float(rows[f"views a second, {workers}"][3]) >= 2
+    assert float(rows["the loss in a step of training, %"][1]) < 3
