@@ -14,8 +14,6 @@ from pml_supcon.recipes.compare import COMPARISONS
 ROOT = Path(__file__).parent.parent
 FOUND = sorted((ROOT / "docs" / "records").glob("methods-supcon_out-*.json"))
 RECORDS = [json.loads(path.read_text()) for path in FOUND]
-    json.loads(path.read_text()) for path in sorted((ROOT / "docs" / "records").glob("methods-supcon_out-*.json"))
-]
 
 
 def test_pages_show_the_records():
