@@ -24,7 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FORMAT = "pml_supcon checkpoint 1"
+NAMES = "step-" + "[0-9]" * 8
 ABOUT, WEIGHTS, STATE = "checkpoint.json", "weights.safetensors", "state.pt"
+#: What `checkpoint.json` has to say, besides the format.
+FIELDS: dict[str, Any] = {"settings": dict, "files": dict, "stage": int, "step": int, "seconds": (int, float)}
+FIELDS |= {"processes": int, "precision": str}
+DIGESTS = {name: {"bytes", "sha256"} for name in (WEIGHTS, STATE)}
 
 
 class CheckpointError(ValueError):
@@ -59,8 +64,12 @@ class CheckpointFolder:
 
     def newest(self) -> Path | None:
         """The last one written, or None."""
-        found = sorted(self.path.glob("step-*"))
+        found = self.all()
         return found[-1] if found else None
+
+    def all(self) -> list[Path]:
+        """Those that are whole, oldest first."""
+        return sorted(self.path.glob(NAMES))
 
     def write(self, step: int, checkpoint: Checkpoint) -> Path:
         """Write one, then remove the oldest beyond `keep`.
@@ -94,7 +103,7 @@ class CheckpointFolder:
                 f"the checkpoint of step {step} could not be written ({error}); "
                 f"last good checkpoint: {self.newest() or 'none'}",
             ) from error
-        for old in sorted(self.path.glob("step-*"))[: -self.keep]:
+        for old in self.all()[: -self.keep]:
             _remove(old)
         return target
 
@@ -141,15 +150,15 @@ def _about(path: Path) -> dict[str, Any]:
     """The description of a checkpoint, if it is one."""
     try:
         about = json.loads((path / ABOUT).read_text())
-        fits = about["format"] == FORMAT and {WEIGHTS, STATE} == set(about["files"]) and dict(about["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if about["format"] != FORMAT:
+            raise ValueError(f"expected the format {FORMAT!r}, but got {about['format']!r}")
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(about[name], kind)]
+        if wrong or {name: set(digest) for name, digest in about["files"].items()} != DIGESTS:
+            raise ValueError(f"unexpected {', '.join(wrong) or 'files'}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is no checkpoint of this package: its {ABOUT} is not readable ({error})"
+            f"{path} is no checkpoint of this package: its {ABOUT} is not that of one ({error})"
         ) from None
-    if not fits:
-        raise CheckpointError(
-            f"{path} is no checkpoint of this package: expected the format {FORMAT!r}, but got {about.get('format')!r}"
-        )
     described: dict[str, Any] = about
     return described
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from pml_supcon.recipes.run_folder import replace_text
 
 HERE = Path(__file__).resolve().parent
+RECORDS = HERE.parent / "docs" / "records"
 
 #: What is compared: a name and the flags of each row.
 COMPARISONS: dict[str, dict[str, list[str]]] = {
@@ -51,13 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("comparison", choices=sorted(COMPARISONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"), help="where the runs are")
-    parser.add_argument("--records", type=Path, default=HERE.parent / "docs" / "records", help="where the records go")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="where the records go")
     chosen, flags = parser.parse_known_args(arguments)
+    if flags and chosen.records == RECORDS:
+        parser.error(f"Expected --records with flags of train.py, whose records are not those of docs, but got {flags}")
     chosen.records.mkdir(parents=True, exist_ok=True)
     for name, seed, own in runs_of(chosen.comparison, chosen.seeds):
         folder = chosen.runs / chosen.comparison / f"{name}-seed{seed}"
         command = [sys.executable, str(HERE / "train.py"), *own, *flags, "--seed", str(seed)]
-        subprocess.run([*command, "--output", str(folder), "--resume"], check=True)
+        ended = subprocess.run([*command, "--output", str(folder), "--resume"])
+        if ended.returncode:  # it has said why
+            sys.exit(ended.returncode)
         record = {"comparison": chosen.comparison, "row": name, **json.loads((folder / "metrics.json").read_text())}
         replace_text(
             chosen.records / f"{chosen.comparison}-{name}-seed{seed}.json", json.dumps(record, indent=2) + "\n"

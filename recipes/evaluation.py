@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from pml_supcon.recipes import report
-from pml_supcon.recipes.data import ImageData, LazyImages, MemoryImages
+from pml_supcon.recipes.data import LazyImages, MemoryImages
 from pml_supcon.recipes.image_pool import evenly
 from pml_supcon.recipes.job import Job
-from pml_supcon.recipes.settings import TrainSettings
 from pml_supcon.testers import LinearProbeTester, linear_probe_metrics, retrieval_metrics
-from pml_supcon.views import evaluation_transform
+from pml_supcon.views import SeededDataset, evaluation_transform
 
-KNN_REFERENCES = 20_000  # training images, at most, among which the neighbours of held-out images are sought
+KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # images at most: other processes wait meanwhile
 BATCH = 256
 
 
@@ -46,15 +45,17 @@ class Embedded(NamedTuple):
     labels: Tensor
 
 
-def embed(images: MemoryImages | LazyImages, data: ImageData, encoder: nn.Module, device: torch.device) -> Embedded:
+def embed(images: MemoryImages | LazyImages, job: Job, encoder: nn.Module, device: torch.device) -> Embedded:
     """The features of images under an encoder, which is left in evaluation mode.
 
     Raises:
         FloatingPointError: they are not finite: the last steps broke the weights.
     """
+    data = job.data
     transform = evaluation_transform(data.image_size, mean=data.mean, std=data.std)
-    tester = LinearProbeTester(batch_size=BATCH, dataloader_num_workers=0, data_device=device)
-    made = tester.get_all_embeddings(Transformed(images, transform), encoder, collate_fn=lambda batch: batch)
+    workers = job.settings.workers if isinstance(images, LazyImages) else 0
+    tester = LinearProbeTester(batch_size=BATCH, dataloader_num_workers=workers, data_device=device)
+    made = tester.get_all_embeddings(Transformed(images, transform), encoder, collate_fn=SeededDataset.collate)
     features = made[0].cpu()
     if not features.isfinite().all():
         raise FloatingPointError("the encoder's features are not finite after the last step")
@@ -63,9 +64,11 @@ def embed(images: MemoryImages | LazyImages, data: ImageData, encoder: nn.Module
 
 def embed_splits(job: Job, encoder: nn.Module, device: torch.device) -> dict[str, Embedded]:
     """The features of the images that were trained on, with their true labels, and of the test split."""
-    data, division = job.data, job.division
-    train = embed(division.training_images(data), data, encoder, device)
-    return {"train": train._replace(labels=division.true_labels), "test": embed(data.test, data, encoder, device)}
+    train = embed(job.images, job, encoder, device)
+    return {
+        "train": train._replace(labels=job.division.true_labels),
+        "test": embed(job.data.test, job, encoder, device),
+    }
 
 
 def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear | None) -> dict[str, float]:
@@ -95,21 +98,22 @@ def classifier_metrics(classifier: nn.Linear, features: Tensor, labels: Tensor) 
 
 
 def knn_accuracy(job: Job, encoder: nn.Module, device: torch.device) -> dict[str, float]:
-    """The k-NN accuracy of held-out images among images that are trained on."""
-    images, data = job.division.training_images(job.data), job.data
-    if len(images) > KNN_REFERENCES:
-        some = torch.tensor(evenly(len(images), KNN_REFERENCES))
-        images = images.select(some, images.labels[some])
-    references = embed(images, data, encoder, device)
-    queries = embed(job.division.held_out_images(data), data, encoder, device)
+    """The k-NN accuracy of (some) held-out images among (some) images that are trained on, all with true labels."""
+    parts = []
+    for images, labels, most in (
+        (job.images, job.division.true_labels, KNN_REFERENCES),
+        (job.held_out, job.division.held_out_labels, KNN_QUERIES),
+    ):
+        some = torch.tensor(evenly(len(images), most))
+        parts.append(embed(images.select(some, labels[some]), job, encoder, device))
+    references, queries = parts
     found = retrieval_metrics(queries.rows, queries.labels, references.rows, references.labels)
     return {"knn_accuracy": found["knn_accuracy"]}
 
 
-def draw(job: Job, settings: TrainSettings, embedded: dict[str, Embedded]) -> None:
+def draw(job: Job, embedded: dict[str, Embedded]) -> None:
     """The map of the test embeddings and the gallery of test images with their nearest training images."""
     data, path, test, train = job.data, job.run.path, embedded["test"], embedded["train"]
-    report.draw_embedding_map(test.rows, test.labels, data.class_names, path / "embedding_map.png", settings.seed)
-    images = job.division.training_images(data)
-    queries, references = (data.test, test.rows, test.labels), (images, train.rows, train.labels)
+    report.draw_embedding_map(test.rows, test.labels, data.class_names, path / "embedding_map.png", job.settings.seed)
+    queries, references = (data.test, test.rows, test.labels), (job.images, train.rows, train.labels)
     report.draw_gallery(queries, references, data.class_names, path / "gallery.png")

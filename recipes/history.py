@@ -1,6 +1,7 @@
 """What a run has seen: a line of JSON for every step and for every epoch, and a tracker that is told too."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ class History:
         for row in rows:
             told = {f"stage{row['stage']}/{name}": row[name] for name in row if name not in ("stage", "epoch", "step")}
             self.accelerator.log({**told, "epoch": row["epoch"]}, step=row["step"])
+
+    def to_disk(self) -> None:
+        """Wait until all rows are on the disk."""
+        if self.path.exists():
+            with self.path.open() as file:
+                os.fsync(file.fileno())
 
     def rows(self) -> list[Row]:
         """All rows; a last line that was cut off by a kill is none."""

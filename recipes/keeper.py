@@ -2,14 +2,14 @@
 
 import time
 
-from accelerate import Accelerator
+import torch
+from torch import nn
 
 from pml_supcon.recipes.evaluation import knn_accuracy
-from pml_supcon.recipes.history import Row
+from pml_supcon.recipes.history import History, Row
 from pml_supcon.recipes.job import Job
 from pml_supcon.recipes.run_folder import computed
 from pml_supcon.recipes.run_state import capture
-from pml_supcon.recipes.settings import TrainSettings
 from pml_supcon.recipes.stage import Stage
 
 
@@ -18,13 +18,13 @@ class RunKeeper:
 
     Args:
         job: the run.
-        settings: its settings.
-        accelerator: the processes.
+        history: its history.
         started: when it started (`time.perf_counter`), less the seconds that it had run before.
     """
 
-    def __init__(self, job: Job, settings: TrainSettings, accelerator: Accelerator, started: float) -> None:
-        self.job, self.settings, self.accelerator, self.started = job, settings, accelerator, started
+    def __init__(self, job: Job, history: History, started: float) -> None:
+        self.job, self.history, self.started = job, history, started
+        self.settings, self.accelerator = job.settings, job.accelerator
 
     def seconds(self) -> float:
         """How long the run has run, over all its starts."""
@@ -36,20 +36,34 @@ class RunKeeper:
         return stage.ends_epoch(step) if every is None else step % every == 0
 
     def save(self, stage: Stage, step: int) -> None:
-        """Gather the state of all processes and write it on the main one."""
+        """Gather the state of all processes and write it on the main one.
+
+        Raises:
+            FloatingPointError: weights are infinite or NaN: the checkpoints that are there stay the last good ones.
+        """
+        if not all_finite(stage.model):
+            raise FloatingPointError(f"the weights are no longer finite after step {step}")
         about = {
             "settings": computed(self.settings),
             "processes": self.accelerator.num_processes,
+            "precision": self.accelerator.mixed_precision,
             "seconds": self.seconds(),
         }
         checkpoint = capture(stage, step, about, self.accelerator)
         if self.accelerator.is_main_process:
+            self.history.to_disk()
             self.job.run.checkpoints.write(step, checkpoint)
 
     def look(self, stage: Stage, epoch: int) -> Row:
         """The k-NN accuracy, where it is due."""
         due = epoch % self.settings.knn_every == 0 or epoch == stage.plan.epochs
-        held_out = stage.number == 1 and len(self.job.division.held_out) > 0
+        held_out = stage.number == 1 and len(self.job.held_out) > 0
         if not (due and held_out and self.accelerator.is_main_process):
             return {}
         return knn_accuracy(self.job, stage.scored().encoder, self.accelerator.device)
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether no weight or buffer is infinite or NaN."""
+    tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())

@@ -29,9 +29,10 @@ def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelera
 
 def build_stage2_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
     """Plainly shuffled batches for the linear classifier."""
+    most = len(labels) // accelerator.num_processes * accelerator.num_processes
     return MultiViewBatchSampler(
         labels,
-        min(settings.stage2_batch_size or settings.batch_size, len(labels)),
+        min(settings.stage2_batch_size or settings.batch_size, most),
         drop_last=accelerator.num_processes > 1,
         seed=settings.seed,
         num_replicas=accelerator.num_processes,
@@ -72,6 +73,8 @@ def build_loader(
         raise ValueError(
             "Expected images of one size that fit into memory with --data_on_device, but these are decoded when read"
         )
+    if settings.data_on_device is True and device.type != "cuda":
+        raise ValueError(f"Expected a GPU with --data_on_device, but got {device.type}")
     on_device = in_memory and device.type == "cuda" and settings.data_on_device is not False
     home = device if on_device else torch.device("cpu")
     views: Any

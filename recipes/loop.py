@@ -1,6 +1,5 @@
 """The training loop of a stage."""
 
-import math
 from typing import Protocol
 
 import torch
@@ -35,7 +34,7 @@ def run_stage(stage: Stage, start: int, keeper: Keeper, history: History, accele
     """Train from a step of the run to the end of the stage.
 
     Raises:
-        FloatingPointError: the loss became infinite or NaN.
+        FloatingPointError: the loss, its gradient or the weights became infinite or NaN.
         Stopped: a signal came; a checkpoint was written first.
         OSError: a checkpoint could not be written; those before it are as they were.
     """
@@ -102,8 +101,7 @@ def limit_gradients(stage: Stage, accelerator: Accelerator) -> Tensor:
     most = stage.plan.clip_gradient_norm
     if most is not None:
         return torch.nn.utils.clip_grad_norm_(parameters, most)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.tensor(math.nan)
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def seen_of_batch(stage: Stage, outputs: Tensor, labels: Tensor) -> Row:

@@ -16,7 +16,7 @@ WARMUP_FROM = 0.01  # of the peak learning rate
 
 def check_optimizer(name: str, flag: str) -> None:
     """Refuse what is no optimizer of timm."""
-    names = timm.optim.list_optimizers()
+    names = [known for known in timm.optim.list_optimizers() if known != "adahessian"]  # it needs second derivatives
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -45,7 +45,7 @@ def build_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             groups, opt=plan.optimizer, lr=plan.learning_rate, weight_decay=plan.weight_decay, **plan.optimizer_args
         )
-    except (TypeError, ValueError) as error:
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{plan.optimizer} could not be built with {plan.optimizer_args}: {error}") from error
     return optimizer
 

@@ -52,11 +52,13 @@ class RecentSteps:
         rows: list[Row] = []
         for at, (loss, norm), rate in zip(range(step - len(values) + 1, step + 1), values, self._rates, strict=True):
             row: Row = {"stage": self.stage.number, "epoch": self.stage.epoch_of(at), "step": at, "loss": loss}
-            if not math.isfinite(loss):
+            scaled = self.accelerator.scaler is not None  # then a step that overflows is left out
+            if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
                 self.history.add(rows)
-                raise FloatingPointError(f"the loss became {loss} at step {at} (epoch {row['epoch']})")
+                what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+                raise FloatingPointError(f"the {what} became {value} at step {at} (epoch {row['epoch']})")
             row["learning_rate"] = rate
-            if math.isfinite(norm):  # not where half precision overflowed and the step was left out
+            if math.isfinite(norm):
                 row["gradient_norm"] = norm
             rows.append(row)
         self.history.add(rows)

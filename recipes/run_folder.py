@@ -1,6 +1,7 @@
 """The folder of a run: its settings, checkpoints, metrics and pictures."""
 
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -13,14 +14,17 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import torch
 import yaml
+from accelerate import Accelerator
 
 from pml_supcon.recipes.checkpoints import Checkpoint, CheckpointError, CheckpointFolder, read_checkpoint
 from pml_supcon.recipes.settings import FREE_TO_CHANGE, TrainSettings
 
 CONFIG, METRICS = "config.yaml", "metrics.json"
+LEAVES = ("checkpoints", "history.jsonl", METRICS, "encoder")  # what a run leaves beside its configuration
 
 
 class RunFolder:
@@ -43,6 +47,7 @@ class RunFolder:
     def __init__(self, path: Path, settings: TrainSettings) -> None:
         self.path = path
         self.settings = settings
+        self._held: TextIO | None = None
         self.checkpoints = CheckpointFolder(path / "checkpoints", settings.keep)
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"Expected --output to be a folder, but {path} is a file")
@@ -53,23 +58,46 @@ class RunFolder:
             )
         if exists:
             self._check_config()
+        elif left := [name for name in LEAVES if (path / name).exists()]:
+            raise FileExistsError(
+                f"{path} holds {', '.join(left)} of a run, but no {CONFIG}; name another --output, or remove it"
+            )
         self.finished = exists and (path / METRICS).exists()
         check_writable(path)
 
     def create(self) -> None:
         """Make the folder and write the settings, which `--config` takes to repeat the run."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / CONFIG).exists():
+            config = plain(self.settings)
+            del config["output"], config["resume"]
+            replace_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
+        self._lock()
         self.checkpoints.clear()
-        if (self.path / CONFIG).exists():
-            return
-        config = plain(self.settings)
-        del config["output"], config["resume"]
-        replace_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
 
-    def load(self) -> Checkpoint | None:
-        """The newest checkpoint of the run that goes on; None where there is none."""
+    def release(self) -> None:
+        """Let another process go on with the run."""
+        if self._held is not None:
+            self._held.close()
+
+    def load(self, accelerator: Accelerator) -> Checkpoint | None:
+        """The newest checkpoint of the run that goes on; None where there is none.
+
+        Raises:
+            CheckpointError: it is damaged or foreign, or of another number of processes or another precision.
+        """
         newest = self.checkpoints.newest() if self.settings.resume else None
-        return None if newest is None else read_checkpoint(newest, computed(self.settings))
+        if newest is None:
+            return None
+        checkpoint = read_checkpoint(newest, computed(self.settings))
+        here = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+        for name, value in here.items():
+            if checkpoint.about[name] != value:
+                raise CheckpointError(
+                    f"{newest} is of a run with {name}={checkpoint.about[name]}, but this one has {name}={value}: "
+                    "launch it as before"
+                )
+        return checkpoint
 
     def last_good(self) -> str:
         """The newest checkpoint, in words."""
@@ -83,6 +111,15 @@ class RunFolder:
         """The record of a run that has come to its end."""
         read: dict[str, Any] = json.loads((self.path / METRICS).read_text())
         return read
+
+    def _lock(self) -> None:
+        """Keep the run to this process, until it ends in whatever way."""
+        # POSIX's lock on this file: not inherited by a loader's workers, which may outlive a kill
+        self._held = (self.path / CONFIG).open("r+")
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FileExistsError(f"{self.path} holds a run that another process goes on with ({error})") from error
 
     def _check_config(self) -> None:
         file = self.path / CONFIG
@@ -133,9 +170,16 @@ def check_writable(path: Path) -> None:
         raise OSError(error.errno, f"Expected to write into --output {path}, but: {error.strerror}") from error
 
 
-def check_space(path: Path, checkpoint: int, keep: int) -> None:
-    """Refuse a disk without room for the checkpoints that are kept and the next, of so many bytes each."""
-    free, needed = shutil.disk_usage(existing(path)).free, checkpoint * (keep + 1)
+def check_space(path: Path, checkpoint: int, keep: int, there: int) -> None:
+    """Refuse a disk without room for the checkpoints that are kept and the next, of so many bytes each.
+
+    Args:
+        path: the run's folder.
+        checkpoint: bytes of one.
+        keep: how many are kept.
+        there: how many are there already.
+    """
+    free, needed = shutil.disk_usage(existing(path)).free, checkpoint * max(1, keep + 1 - there)
     if free < needed:
         raise OSError(
             errno.ENOSPC,
@@ -150,7 +194,7 @@ def default_path(settings: TrainSettings) -> Path:
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{data}-{settings.method}-seed{settings.seed}"
 
 
-def environment() -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """What a figure depends on besides the settings: versions, commit, machine, peak memory of this process."""
     packages = ("pml-supcon", "torch", "torchvision", "timm", "pytorch-metric-learning", "accelerate")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -161,7 +205,16 @@ def environment() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "cpus": os.cpu_count(),
         "peak_memory_mb": round(peak / 2**20),
+        **on_device(device),
     }
+
+
+def on_device(device: torch.device) -> dict[str, Any]:
+    """The device, and the peak of what this process has held on it."""
+    if device.type != "cuda":
+        return {"device": device.type}
+    peak = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return {"device": torch.cuda.get_device_name(device), "peak_device_memory_mb": peak}
 
 
 def commit() -> str | None:

@@ -59,10 +59,8 @@ def restore(stage: Stage, checkpoint: Checkpoint, accelerator: Accelerator) -> N
         stage.sampler.load_state_dict(checkpoint.state["sampler"])
         if accelerator.scaler is not None and checkpoint.state["scaler"] is not None:
             accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-        states = checkpoint.state["random"]
-        if accelerator.process_index < len(states):
-            set_random_state(states[accelerator.process_index], accelerator.device)
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        set_random_state(checkpoint.state["random"][accelerator.process_index], accelerator.device)
+    except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.about['step']} does not fit this run: {error}"
         ) from error

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -10,6 +11,14 @@ import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def command_of(process: int) -> bytes:
+    """The command line of a process, where the system tells."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 class Stopped(Exception):  # noqa: N818 - the end of a run that was asked for is no error
@@ -34,8 +43,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._number = 0
-        launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # by accelerate
-        self._launcher = os.getppid() if launched else None
+        self._launcher = os.getppid() if b"accelerate" in command_of(os.getppid()) else None
         self._before: dict[int, Any] = {}
         self._group: Any = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

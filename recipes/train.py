@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any, NoReturn
 
 from accelerate import Accelerator, PartialState
@@ -24,18 +25,18 @@ from accelerate.tracking import filter_trackers
 
 from pml_supcon.models import save_encoder
 from pml_supcon.recipes import report
-from pml_supcon.recipes.checkpoints import CheckpointError
+from pml_supcon.recipes.checkpoints import Checkpoint, CheckpointError
 from pml_supcon.recipes.evaluation import draw, embed_splits, score
 from pml_supcon.recipes.history import History
-from pml_supcon.recipes.job import Job, check_tracker, open_run, prepare
+from pml_supcon.recipes.job import Job, check_tracker, open_job, open_run
 from pml_supcon.recipes.keeper import RunKeeper
 from pml_supcon.recipes.loop import run_stage
 from pml_supcon.recipes.methods import classifier_of
-from pml_supcon.recipes.run_folder import RunFolder, computed, environment
-from pml_supcon.recipes.run_state import restore
-from pml_supcon.recipes.settings import TrainSettings
+from pml_supcon.recipes.run_folder import RunFolder, check_space, computed, environment
+from pml_supcon.recipes.run_state import bytes_of, restore
 from pml_supcon.recipes.settings.parser import parse_settings
 from pml_supcon.recipes.stage import Stage
+from pml_supcon.recipes.stages import build_stage1, build_stage2
 from pml_supcon.recipes.stopping import Stopped
 
 SHOWN = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/", "seed")
@@ -52,70 +53,83 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if run.finished:
             show(run)
             return
-        job = prepare(settings, run, accelerator)
+        job = open_job(settings, run, accelerator)
+        stage1 = build_stage1(job)
+        checkpoint = run.load(accelerator)
+        check_space(run.path, bytes_of(stage1), settings.keep, len(run.checkpoints.all()))
+        accelerator.wait_for_everyone()  # all have looked into the folder before one of them writes there
+        if accelerator.is_main_process:
+            run.create()
     except (ValueError, TypeError, OSError, ImportError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        stop(Stopped(signal.SIGINT, "before the first step"), run=None)
     try:
-        history = open_history(job, settings, accelerator)
-        stage, seconds = train(job, settings, history, accelerator, started)
+        history = open_history(job, checkpoint)
+        stage, seconds = train(job, stage1, checkpoint, history, started)
         if accelerator.is_main_process:
-            finish(job, stage, settings, accelerator, history, seconds)
+            finish(job, stage1, stage, history, seconds)
     except FloatingPointError as error:
-        fail(f"{error}; last good checkpoint: {run.last_good()}; a lower --learning_rate may help")
+        fail(
+            f"{error}; last good checkpoint: {run.last_good()}; another --output with a lower --learning_rate may do "
+            "better"
+        )
     except (CheckpointError, OSError) as error:
         fail(error)
     except Stopped as stopped:
         stop(stopped, run)
-    accelerator.end_training()
+    except KeyboardInterrupt:
+        stop(Stopped(signal.SIGINT, "after the last step"), run)
+    finally:  # no collective, which a process that is gone would not answer
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        run.release()
+    accelerator.state.destroy_process_group()
 
 
-def open_history(job: Job, settings: TrainSettings, accelerator: Accelerator) -> History:
+def open_history(job: Job, checkpoint: Checkpoint | None) -> History:
     """The history of the run, and the tracker."""
-    if settings.tracker is not None:
+    settings, accelerator = job.settings, job.accelerator
+    if settings.tracker is not None:  # it wants a folder, which the accelerator is made before
         accelerator.project_configuration.set_directories(str(job.run.path))
-        # not given to `Accelerator()`: some trackers need a folder then, and the run's is not known yet
         accelerator.log_with = filter_trackers(settings.tracker, str(job.run.path))
-        config = {
-            name: value if isinstance(value, int | float | str) else str(value)
-            for name, value in computed(settings).items()
-        }
-        accelerator.init_trackers("pml_supcon", config=config)
+        plain = (int, float, str)
+        config = {name: value if isinstance(value, plain) else str(value) for name, value in computed(settings).items()}
+        again = {} if checkpoint is None else {"tensorboard": {"purge_step": checkpoint.about["step"] + 1}}
+        accelerator.init_trackers("pml_supcon", config=config, init_kwargs=again)
     return History(job.run.path / "history.jsonl", accelerator)
 
 
 def train(
-    job: Job, settings: TrainSettings, history: History, accelerator: Accelerator, started: float
+    job: Job, stage1: Stage, checkpoint: Checkpoint | None, history: History, started: float
 ) -> tuple[Stage, float]:
-    """All stages, from the newest checkpoint where the run goes on; returns the last one and the seconds in all."""
-    checkpoint = job.run.load()
-    stage, step, before = job.stage1, 0, 0.0
+    """All stages, from a checkpoint where the run goes on; returns the last one and the seconds in all."""
+    stage, step, before = stage1, 0, 0.0
     if checkpoint is not None:
         step, before = checkpoint.about["step"], checkpoint.about["seconds"]
-        if checkpoint.about["stage"] == 2 and job.build_stage2 is not None:
-            stage = job.build_stage2()
-        restore(stage, checkpoint, accelerator)
+        if checkpoint.about["stage"] == 2:
+            stage = build_stage2(job, stage1) or stage1
+        restore(stage, checkpoint, job.accelerator)
     history.cut(step)
-    keeper = RunKeeper(job, settings, accelerator, started - before)
-    run_stage(stage, step, keeper, history, accelerator)
-    if stage.number == 1 and job.build_stage2 is not None:
-        stage = job.build_stage2()
-        run_stage(stage, stage.first_step, keeper, history, accelerator)
+    keeper = RunKeeper(job, history, started - before)
+    run_stage(stage, step, keeper, history, job.accelerator)
+    if stage.number == 1 and (stage2 := build_stage2(job, stage1)) is not None:
+        stage = stage2
+        run_stage(stage, stage.first_step, keeper, history, job.accelerator)
     return stage, keeper.seconds()
 
 
-def finish(
-    job: Job, stage: Stage, settings: TrainSettings, accelerator: Accelerator, history: History, seconds: float
-) -> None:
+def finish(job: Job, stage1: Stage, stage: Stage, history: History, seconds: float) -> None:
     """Score the frozen encoder, leave its files, print the summary; on one process."""
     started = time.perf_counter()
-    model = stage.scored()
+    model, settings, accelerator = stage.scored(), job.settings, job.accelerator
     embedded = embed_splits(job, model.encoder, accelerator.device)
     save_encoder(model.encoder, job.run.path / "encoder", mean=job.data.mean, std=job.data.std)
-    losses, per_epoch = history.losses(1), len(job.stage1.sampler)
+    losses, per_epoch = history.losses(1), stage1.steps_per_epoch
     report.draw_loss_curve(losses, per_epoch, job.run.path / "loss_curve.png")
     metrics: dict[str, Any] = {
         **score(embedded, job.division.labels, classifier_of(model.top)),
-        "train/final_loss": sum(losses[-per_epoch:]) / per_epoch,
+        "train/final_loss": mean(losses[-per_epoch:]),
         "train/steps": stage.last_step,
         "train/images": len(job.division.train),
         "train/wrong_labels": job.division.wrong,
@@ -132,10 +146,10 @@ def finish(
         "chunk_size": settings.chunk_size or 0,
         "queue_size": settings.queue_size or 0,
         "processes": accelerator.num_processes,
-        "device": accelerator.device.type,
-        **environment(),
+        "precision": accelerator.mixed_precision,
+        **environment(accelerator.device),
     }
-    draw(job, settings, embedded)
+    draw(job, embedded)
     metrics["seconds/total"] = round(seconds + time.perf_counter() - started, 1)
     scores = {name: value for name, value in metrics.items() if name.startswith(("linear_probe/", "retrieval/"))}
     accelerator.log(scores, step=stage.last_step)
@@ -162,21 +176,19 @@ def show(run: RunFolder) -> None:
 
 
 def fail(error: Exception | str) -> NoReturn:
-    """End the program with one line."""
-    if PartialState().is_main_process:
-        said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
-        print(f"train.py: error: {said}", file=sys.stderr)
+    """End the program with one line, from every process that has something to say."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
+    place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
+    print(f"train.py: error:{place} {said}", file=sys.stderr)
     sys.exit(1)
 
 
-def stop(stopped: Stopped, run: RunFolder) -> NoReturn:
+def stop(stopped: Stopped, run: RunFolder | None) -> NoReturn:
     """End the program as a signal wants it, with one line: 128 + its number is what shells expect."""
     if PartialState().is_main_process:
+        saved = "" if run is None else f"; saved {run.last_good()}; go on with: --output {run.path} --resume"
         name = signal.Signals(stopped.number).name
-        print(
-            f"train.py: stopped by {name} {stopped}; saved {run.last_good()}; go on with: --output {run.path} --resume",
-            file=sys.stderr,
-        )
+        print(f"train.py: stopped by {name} {stopped}{saved}", file=sys.stderr)
     sys.exit(128 + stopped.number)
 
 

@@ -77,6 +77,8 @@ def check(settings: "TrainSettings") -> None:
     _check_head(settings, given)
     _check_stage2(settings, given)
     _check_rows(settings)
+    if settings.supcon_weight == settings.classifier_weight == 0:
+        raise ValueError("Expected --supcon_weight or --classifier_weight to be > 0, but got 0 for both")
     if settings.resume and settings.output is None:
         raise ValueError("Expected --output with --resume: the folder of the run that goes on, but got none")
 
@@ -134,6 +136,11 @@ def _check_together(settings: "TrainSettings", given: set[str]) -> None:
         if schedule in ("steps", "exponential") and (not epochs or min(epochs) <= 0):
             raise ValueError(
                 f"Expected --{stage}decay_epochs to hold epochs > 0 for {schedule}, but got {epochs or 'none'}"
+            )
+        if schedule == "steps" and max(epochs) > getattr(settings, f"{stage}epochs"):
+            raise ValueError(
+                f"Expected --{stage}decay_epochs within the {getattr(settings, f'{stage}epochs')} epochs of the stage, "
+                f"but got {epochs}"
             )
         if schedule == "exponential" and len(epochs) > 1:
             raise ValueError(f"Expected one of --{stage}decay_epochs for exponential, the period, but got {epochs}")

@@ -25,7 +25,8 @@ class Stage1Settings:
         decay_epochs: epochs at which `steps` decays.
         decay_rate: factor of each decay.
         clip_gradient_norm: scale gradients down to at most this norm; default: not.
-        ema: keep an exponential moving average of the weights with this decay, and score it; default: none.
+        ema: keep an exponential moving average of the weights, whose decay rises from 0 to this (timm's warm-up), and
+            score it; default: none.
         sync_batch_norm: BatchNorm over the batches of all processes, on GPUs.
         mixed_precision: as accelerate's; default: what `accelerate launch` was told.
         compile: `torch.compile` the model.

@@ -10,6 +10,7 @@ from typing import NoReturn, get_type_hints
 from jsonargparse import ArgumentParser
 
 from pml_supcon.recipes.settings import GROUPS, TrainSettings
+from pml_supcon.recipes.settings.fitting import fitted
 
 NAMES = tuple(field.name for field in fields(TrainSettings))
 SWITCHES = frozenset(name for name, kind in get_type_hints(TrainSettings).items() if kind is bool)
@@ -20,7 +21,8 @@ def parse_settings(arguments: Sequence[str] | None = None) -> TrainSettings:
 
     A flag may be spelt with dashes (`--max-train`) or underscores, and a switch stands alone (`--resume`) or with a
     value (`--resume=false`). A run that goes on (`--resume --output RUN`) takes the settings in its folder, unless a
-    `--config` is given. An error is one line and exit status 2.
+    `--config` is given. A `--method` other than the file's leaves alone what it does not have. An error is one line and
+    exit status 2.
     """
     parser = _Parser(
         prog="train.py",
@@ -35,8 +37,14 @@ def parse_settings(arguments: Sequence[str] | None = None) -> TrainSettings:
     own = None if parsed.output is None else parsed.output / "config.yaml"
     if parsed.resume and not parsed.config and own is not None and own.is_file():
         parsed = parser.parse_args(["--config", str(own), *given])
+    values = {name: parsed[name] for name in NAMES}
+    if parsed.config:
+        flags = {re.split(r"[=.]", argument.removeprefix("--"))[0] for argument in given if argument.startswith("--")}
+        values, vain = fitted(values, flags)
+        if vain:
+            print(f"train.py: not used with {values['method']}: {', '.join(vain)}", file=sys.stderr)
     try:
-        return TrainSettings(**{name: parsed[name] for name in NAMES})
+        return TrainSettings(**values)
     except ValueError as error:
         parser.error(str(error))
 

@@ -7,8 +7,12 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from pml_supcon.recipes.job import open_run, prepare
+from pml_supcon.recipes.history import History
+from pml_supcon.recipes.job import open_job, open_run
+from pml_supcon.recipes.loop import take_step
+from pml_supcon.recipes.recent import RecentSteps
 from pml_supcon.recipes.settings.parser import parse_settings
+from pml_supcon.recipes.stages import build_stage1, build_stage2
 
 CONFIGS = Path(__file__).parent.parent.parent / "recipes" / "configs"
 SIZES = {"cifar10": (32, 10), "cifar100": (32, 100), "imagenet_resnet50": (256, 4), "imagenet_resnet200": (256, 4)}
@@ -42,19 +46,19 @@ def test_configuration_takes_a_step(name, tmp_path):
         arguments += ["--pretrained=false", "--held-out", "0", "--max-per-class", "2"]
     if "stage2_optimizer" in (CONFIGS / f"{name}.yaml").read_text():
         arguments += ["--stage2-batch-size", "4"]
+    if "chunk_size" in (CONFIGS / f"{name}.yaml").read_text():
+        arguments += ["--chunk-size", "2"]
     settings, accelerator = parse_settings(arguments), Accelerator(cpu=True)
-    job = prepare(settings, open_run(settings, accelerator), accelerator)
-    stages = [job.stage1] if job.build_stage2 is None else [job.stage1, job.build_stage2()]
-    for stage in stages:
+    job = open_job(settings, open_run(settings, accelerator), accelerator)
+    stage1 = build_stage1(job)
+    for stage in filter(None, [stage1, build_stage2(job, stage1)]):
         stage.network.train()
         trained = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
         before = [parameter.detach().clone() for parameter in trained]
         views, labels = next(iter(stage.loader))
         side = settings.image_size or size
         assert views.shape == (4, settings.views if stage.number == 1 else 1, job.data.in_chans, side, side)
-        loss = stage.criterion(stage.network(views), labels)
-        loss.backward()
-        stage.optimizer.step()
-        assert loss.isfinite()
+        recent = RecentSteps(stage, History(tmp_path / "history.jsonl", accelerator), accelerator)
+        take_step(stage, views, labels, stage.first_step, recent, accelerator)
+        recent.settle(stage.first_step + 1)  # refuses a loss or a gradient that is not finite
         assert any((old != new).any() for old, new in zip(before, trained, strict=True))
-    assert settings.stage1().learning_rate > 0

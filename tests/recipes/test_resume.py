@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import time
 
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from run_processes import Run, assert_same, kill_ten_times, results_of, steps_in
+from safetensors.torch import load_file
 
-from pml_supcon.recipes import checkpoints
+from pml_supcon.recipes import checkpoints, train
 from pml_supcon.recipes.train import main
 
 TINY = ["--max-train", "120", "--max-test", "60", "--batch-size", "30", "--epochs", "12", "--encoder-args.channels"]
@@ -101,8 +104,6 @@ def stopped(tmp_path_factory):
 
 
 def die_before_metrics():
-    from pml_supcon.recipes import train
-
     train.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -121,8 +122,6 @@ def refused(folder, capsys, *more):
 
 @pytest.fixture
 def copied(stopped, tmp_path):
-    import shutil
-
     shutil.copytree(stopped, tmp_path / "run")
     return tmp_path / "run"
 
@@ -190,8 +189,84 @@ def test_other_labels_are_refused(copied, capsys):
 
 
 def test_what_is_free_to_change_may_change(copied):
+    shutil.rmtree(sorted((copied / "checkpoints").iterdir())[-1])
     assert Run(["--output", copied, "--resume", "--workers", "1", "--keep", "1"]).wait() == [0]
-    assert len(list((copied / "checkpoints").iterdir())) <= 2  # the run was at its last step: nothing was written
+    assert [path.name for path in (copied / "checkpoints").iterdir()] == ["step-00000012"]
+
+
+def test_another_precision_is_refused(copied, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    assert "precision=no, but this one has precision=bf16: launch it as before" in refused(copied, capsys)
+
+
+def test_another_number_of_processes_is_refused(copied):
+    before = files_of(copied)
+    assert 0 not in Run(["--output", copied, "--resume"], processes=2).wait()
+    assert files_of(copied) == before
+
+
+def test_a_folder_with_parts_of_a_run_is_refused(copied, capsys):
+    (copied / "config.yaml").unlink()
+    for more in ([], ["--resume"]):
+        before = files_of(copied)
+        with pytest.raises(SystemExit):
+            main([*TINY, "--output", str(copied), *more])
+        assert files_of(copied) == before
+        assert "holds checkpoints, history.jsonl of a run, but no config.yaml" in capsys.readouterr().err
+
+
+def test_a_run_belongs_to_one_process(copied, capsys):
+    other = Run([*TINY, "--epochs", "3", "--output", copied, "--resume"], before=wait_in_finish)
+    until = time.monotonic() + 60
+    while not (copied / "waiting").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    with pytest.raises(SystemExit):
+        main([*TINY, "--epochs", "3", "--output", str(copied), "--resume"])
+    other.send(signal.SIGKILL)
+    other.wait()
+    assert "holds a run that another process goes on with" in capsys.readouterr().err
+    assert Run([*TINY, "--epochs", "3", "--output", copied, "--resume"]).wait() == [0]
+
+
+def wait_in_finish():
+    def wait(job, *more):
+        (job.run.path / "waiting").touch()
+        time.sleep(60)
+
+    train.finish = wait
+
+
+def test_ctrl_c_while_it_is_scored_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "finish", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY, "--epochs", "1", "--output", str(tmp_path / "run")])
+    assert ended.value.code == 130
+    assert f"go on with: --output {tmp_path / 'run'} --resume" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_weights_that_are_no_longer_finite_are_never_saved(tmp_path, capsys):
+    options = ["--learning-rate", "1e36", "--warmup-epochs", "0", "--save-every", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY, *options, "--output", str(tmp_path / "run")])
+    assert ended.value.code == 1
+    assert "no longer finite after step" in (said := capsys.readouterr().err.splitlines()[-1]) or "became" in said
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "weights.safetensors").values())
+
+
+def test_what_a_miner_did_before_a_checkpoint_in_mid_epoch_is_kept(tmp_path):
+    arguments = [*TINY, "--epochs", "2", *MINED[:4], "--keep", "9"]
+    assert Run([*arguments, "--output", tmp_path / "whole"]).wait() == [0]
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for left in (*(tmp_path / "cut" / "checkpoints").iterdir(), tmp_path / "cut" / "metrics.json"):
+        if left.name != "step-00000003":  # of 4 in an epoch
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    assert Run([*arguments, "--output", tmp_path / "cut", "--resume"]).wait() == [0]
+    assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "cut"))
 
 
 def test_a_finished_run_has_nothing_to_do(copied, capsys):

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -9,6 +11,7 @@ import yaml
 from pml_supcon.recipes import train
 from pml_supcon.recipes.run_folder import plain
 from pml_supcon.recipes.settings import FREE_TO_CHANGE, TrainSettings, checks
+from pml_supcon.recipes.settings.method import Method
 from pml_supcon.recipes.settings.parser import NAMES, SWITCHES, normalised, parse_settings
 
 NO_DATA = ["--data", "imagefolder:/no/such/folder"]
@@ -330,3 +333,38 @@ def test_resume_with_settings_that_change_the_run_is_refused(tmp_path, capsys):
 def test_what_is_free_to_change_is_a_setting():
     assert set(NAMES) > FREE_TO_CHANGE
     assert not {"seed", "batch_size", "epochs", "views"} & FREE_TO_CHANGE
+
+
+# files of another method
+
+CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_takes_every_method(path, method):
+    settings = parse_settings(["--config", str(path), "--method", method])
+    assert settings.method == method
+    assert settings.batch_size == parse_settings(["--config", str(path)]).batch_size
+
+
+def test_what_a_method_does_not_have_is_told(capsys):
+    path = next(path for path in CONFIGS if path.stem == "cifar10")
+    settings = parse_settings(["--config", str(path), "--method", "cross_entropy", "--encoder", "resnet18"])
+    assert settings.stage2_optimizer is None
+    assert settings.optimizer_args == {"momentum": 0.9, "nesterov": False}
+    assert "not used with cross_entropy: scale_by_temperature, head_width, stage2_opt" in capsys.readouterr().err
+
+
+def test_a_flag_that_does_not_fit_is_refused_beside_a_file(capsys):
+    path = next(path for path in CONFIGS if path.stem == "cifar10")
+    with pytest.raises(SystemExit):
+        parse_settings(["--config", str(path), "--method", "cross_entropy", "--temperature", "0.2"])
+    assert "no --temperature with cross_entropy" in capsys.readouterr().err
+
+
+def test_arguments_of_the_files_encoder_are_not_another_ones():
+    path = next(path for path in CONFIGS if path.stem == "digits")
+    assert parse_settings(["--config", str(path), "--encoder", "resnet18"]).encoder_args == {}
+    kept = parse_settings(["--config", str(path), "--encoder", "resnet18", "--encoder-args.drop_rate", "0.1"])
+    assert kept.encoder_args["drop_rate"] == 0.1
