@@ -40,8 +40,10 @@ COMPARISONS: dict[str, dict[str, list[str]]] = {
         "triplet": ["--method", "triplet"],
         **{
             f"triplet-{miner}": ["--method", "triplet", "--miner", miner]
-            for miner in ("batch_hard", "semi_hard", "distance_weighted", "ohem", "capped_positives")
+            for miner in ("batch_hard", "semi_hard", "distance_weighted", "capped_positives")
         },
+        "max_margin": ["--method", "max_margin"],
+        "max_margin-ohem": ["--method", "max_margin", "--miner", "ohem"],  # of triplets: seconds a step
     },
 }
 
