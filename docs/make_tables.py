@@ -72,7 +72,8 @@ def compared_table(name: str, columns: dict[str, tuple[str, int]]) -> str:
     """A row for each method or miner: mean and deviation over seeds; `columns`: the record's key, and digits."""
     rows = compared(name)
     seeds = sorted({record["seed"] for records in rows.values() for record in records})
-    lines = [f"| the digits, seeds {', '.join(map(str, seeds))} | {' | '.join(columns)} |"]
+    title = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    lines = [f"| the digits, {title} | {' | '.join(columns)} |"]
     lines.append("| --- |" + " ---: |" * len(columns))
     for row, records in rows.items():
         values = [[record[key] for record in records if key in record] for key, _ in columns.values()]
