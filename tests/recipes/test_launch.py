@@ -162,7 +162,7 @@ from pml_supcon.recipes import loop, train
 
 marker, step = Path(sys.argv.pop(1)), loop.take_step
 hung = marker.with_name(f"hung-{os.getpid()}").open("w")
-faulthandler.dump_traceback_later(80, exit=True, file=hung)  # a process that hangs is started again too
+faulthandler.dump_traceback_later(60, exit=True, file=hung)  # gloo sometimes hangs where processes meet anew
 
 def dying(stage, views, labels, number, *more):
     if number == 7 and os.environ["RANK"] == "1" and not marker.exists():
@@ -179,11 +179,11 @@ def test_a_restarted_launch_goes_on(tmp_path):
     """One of two processes is killed; torchrun starts both again with the same arguments."""
     (tmp_path / "script.py").write_text(DIES_ONCE)
     options = [*QUICK, "--epochs", "4", "--save-every", "2", "--output", str(tmp_path / "run"), "--resume"]
-    launch = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "--max_restarts", "2"]
+    launch = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "--max_restarts", "6"]
     command = [*launch, str(tmp_path / "script.py"), str(tmp_path / "died"), *options]
     subprocess.run(command, env=CPU, check=True, timeout=300, capture_output=True)
     for trace in tmp_path.glob("hung-*"):
-        if trace.read_text():  # seen once, on a busy machine: where is to be found out
+        if trace.read_text():  # seen in `init_process_group` of a restart, before any code of ours
             warnings.warn(f"a process hung:\n{trace.read_text()}", stacklevel=1)
     assert (tmp_path / "died").exists()
     rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
