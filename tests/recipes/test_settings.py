@@ -11,11 +11,17 @@ import yaml
 from pml_supcon.recipes import train
 from pml_supcon.recipes.run_folder import plain
 from pml_supcon.recipes.settings import FREE_TO_CHANGE, TrainSettings, checks
+from pml_supcon.recipes.settings.command_line import normalised as normalised_by
 from pml_supcon.recipes.settings.method import Method
-from pml_supcon.recipes.settings.parser import NAMES, SWITCHES, normalised, parse_settings
+from pml_supcon.recipes.settings.parser import NAMES, SWITCHES, parse_settings
 
 NO_DATA = ["--data", "imagefolder:/no/such/folder"]
 QUEUE = "--queue-size 512"
+
+
+def normalised(arguments):
+    return normalised_by(arguments, SWITCHES)
+
 
 #: Flags that contradict each other, and what is said: which flag, and why.
 CONTRADICTIONS = {
