@@ -112,8 +112,11 @@ def miners_table() -> str:
 
 
 def measured_table(name: str) -> str:
-    """The table that a script in `benchmarks/` made, and where."""
-    record = json.loads((ROOT / "docs/records" / f"benchmark-{name}.json").read_text())
+    """The table that a script in `benchmarks/` made, and where; a line that says so where it has not run."""
+    path = ROOT / "docs/records" / f"benchmark-{name}.json"
+    if not path.exists() and (ROOT / "benchmarks" / f"{name}.py").exists():
+        return f"Not measured yet: `python benchmarks/{name}.py`."
+    record = json.loads(path.read_text())
     header, where = record["header"], record["environment"]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *record["rows"]]
     versions = f"torch {where['torch']}, pytorch-metric-learning {where['pml']}, Python {where['python']}"

@@ -61,6 +61,11 @@ def check_same_width(first: Floats, first_name: str, second: Floats, second_name
         )
 
 
+def count_zero_rows(value: Array) -> int:
+    """Rows of a ``(N, D)`` matrix that are zero throughout."""
+    return int((value == 0).all(1).sum())
+
+
 def check_count(value: object, name: str) -> None:
     """Raise unless ``value`` is an integer above zero."""
     if not isinstance(value, Integral) or isinstance(value, bool):

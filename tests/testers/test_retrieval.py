@@ -2,13 +2,12 @@ import logging
 import math
 import subprocess
 import sys
-import tracemalloc
-from collections import defaultdict
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from labelled_points import clustered, on_a_grid, rankings, scores_by_loops, with_lone_labels
 from pytorch_metric_learning import losses, trainers
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils import logging_presets
@@ -16,11 +15,18 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from torch.utils.data import TensorDataset
 
 from pml_supcon._extras import require_faiss
-from pml_supcon.testers import RetrievalTester, retrieval, retrieval_metrics
-from pml_supcon.testers._ranking import build_index, search, split_rows
+from pml_supcon.testers import RetrievalTester, retrieval_metrics
+from pml_supcon.testers import indexes as indexes_module
+from pml_supcon.testers import retrieval as retrieval_module
+from pml_supcon.testers._neighbours import FaissSearcher, StreamedSearcher, split_rows
+from pml_supcon.testers._ranking import knn_vote
+from pml_supcon.testers.indexes import make_searcher
+from pml_supcon.testers.retrieval import per_class_means, retrieval_scores
 
-PML_METRICS = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+PML_METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_average_precision_at_r")
+PML_CLUSTERING = {"nmi": "NMI", "ami": "AMI"}
 CPU = torch.device("cpu")
+CASES = ("separate", "within", "within and more")
 
 
 @pytest.fixture(autouse=True)
@@ -31,28 +37,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def clustered(rows, *, seed, width=8, spread=1.0, classes=30):
-    """Normalised points of uneven classes: class c is about twice as likely as class c + 5."""
-    rng = np.random.default_rng(seed)
-    share = 0.5 ** (np.arange(classes) / 5)
-    labels = rng.choice(classes, size=rows, p=share / share.sum())
-    centres = np.random.default_rng(99).normal(size=(classes, width))
-    points = centres[labels] + spread * rng.normal(size=(rows, width))
-    points /= np.linalg.norm(points, axis=1, keepdims=True)
-    return points.astype(np.float32), labels
-
-
-def with_lone_labels(labels, rows, *, start=1000):
-    """The same labels, but with the given rows the only ones of their class."""
-    labels = labels.copy()
-    labels[rows] = start + np.arange(len(rows))
-    return labels
-
-
-def case(name, *, queries, references):
-    """Arguments of `retrieval_metrics`, and how many queries are lone in them."""
-    query, wanted = clustered(queries, seed=1)
-    reference, labels = clustered(references, seed=2)
+def case(name, *, queries, references, make=clustered, **options):
+    """Arguments of `retrieval_metrics`, and how many queries are lone in them at least."""
+    query, wanted = make(queries, seed=1, **options)
+    reference, labels = make(references, seed=2, **options)
     lone = np.arange(0, queries, 17)
     wanted = with_lone_labels(wanted, lone)
     labels = with_lone_labels(labels, np.arange(3, references, 23), start=5000)
@@ -64,66 +52,147 @@ def case(name, *, queries, references):
     return (query, wanted, *both), {"ref_includes_query": True}, len(lone)
 
 
-def brute_force(query, wanted, reference, labels, *, ref_includes_query, recall_at, knn_k, knn_temperature):
-    """Every definition as loops over float64 similarities of normalised embeddings."""
-    scores = defaultdict(list)
-    lone = 0
-    for q, (point, label) in enumerate(zip(query.astype(np.float64), wanted, strict=True)):
-        similarity = reference.astype(np.float64) @ point
-        order = [r for r in np.argsort(-similarity, kind="stable") if not (ref_includes_query and r == q)]
-        hits = [int(labels[r] == label) for r in order]
-        total = sum(hits)
-        if total == 0:
-            lone += 1
-            continue
-        scores["precision_at_1"].append(hits[0])
-        for k in recall_at:
-            scores[f"recall_at_{k}"].append(int(1 in hits[:k]))
-        scores["r_precision"].append(sum(hits[:total]) / total)
-        precisions = [sum(hits[: i + 1]) / (i + 1) for i in range(total) if hits[i]]
-        scores["mean_average_precision_at_r"].append(sum(precisions) / total)
-        votes = defaultdict(float)
-        for r in order[:knn_k]:
-            votes[labels[r]] += 1.0 if math.isinf(knn_temperature) else math.exp(similarity[r] / knn_temperature)
-        winner = next(labels[r] for r in order if votes[labels[r]] == max(votes.values()))
-        scores["knn_accuracy"].append(int(winner == label))
-    return {name: float(np.mean(values)) for name, values in scores.items()} | {"lone_queries": float(lone)}
+def by_loops(arguments, options):
+    """The scores of every query, in float64."""
+    query, wanted, reference, labels = arguments
+    own = options["ref_includes_query"]
+    return scores_by_loops(rankings(query, reference, ref_includes_query=own), wanted, labels, **options)
 
 
-@pytest.mark.parametrize("name", ["separate", "within", "within and more"])
-def test_agrees_with_pml_on_2000_points(name):
-    arguments, options, lone = case(name, queries=1000 if name != "within" else 2000, references=1000)
-    pml = AccuracyCalculator(include=PML_METRICS, device=CPU).get_accuracy(*arguments, **options)
+def pml(arguments, options, *, include=PML_METRICS, k=None):
+    return AccuracyCalculator(include=include, device=CPU, k=k).get_accuracy(*arguments, **options)
+
+
+def searchers_used(monkeypatch):
+    """The kinds of searchers that are made from now on."""
+    used = []
+
+    def made(*arguments, **options):
+        used.append(make_searcher(*arguments, **options))
+        return used[-1]
+
+    monkeypatch.setattr(retrieval_module, "make_searcher", made)
+    return used
+
+
+# Against PML: at k=None it ranks all references. It takes labels as float32, hence none above 2**24 here.
+
+
+@pytest.mark.parametrize(
+    ("name", "queries", "references"),
+    [("separate", 1000, 1000), ("within", 2000, 0), ("within and more", 1000, 1000), ("within and more", 500, 4500)],
+)
+@pytest.mark.parametrize(("classes", "kind"), [(8, StreamedSearcher), (200, FaissSearcher)])
+def test_agrees_with_pml(name, queries, references, classes, kind, monkeypatch):
+    used = searchers_used(monkeypatch)
+    arguments, options, lone = case(name, queries=queries, references=references, classes=classes, width=16)
+    assert (arguments[0][:50] @ arguments[2].T).min() < -0.5  # in all directions
+    expected = pml(arguments, options)
     ours = retrieval_metrics(*arguments, **options)
-    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(pml, abs=1e-6)
+    assert [type(searcher) for searcher in used] == [kind]
+    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
     assert ours["lone_queries"] >= lone > 0
-    assert 0.1 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95  # the case tells metrics apart
+    assert 0.05 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95  # the case tells metrics apart
 
 
-@pytest.mark.parametrize("name", ["separate", "within", "within and more"])
+@pytest.mark.parametrize("classes", [8, 400])
+def test_agrees_with_pml_within_5000_points(classes):
+    arguments, options, _ = case("within", queries=5000, references=0, classes=classes, width=16)
+    ours = retrieval_metrics(*arguments, **options)
+    # All 4,999 neighbours of each would take it six seconds. So many hold all of a class and the first relevant one of
+    # every query; were ours wrong there, PML would count 0 for it.
+    last = round(1 / np.nanmin(retrieval_scores(*arguments, **options)["mean_reciprocal_rank"]))
+    expected = pml(arguments, options, k=max(last, int(np.unique(arguments[1], return_counts=True)[1].max())))
+    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("queries", "references"), [(2000, 0), (500, 4500)])
+@pytest.mark.parametrize("classes", [8, 40])
+def test_agrees_with_pml_on_exact_ties_and_duplicates(queries, references, classes):
+    # PML has FAISS's order, which is by distance and then by row once all references are ranked (what FAISS keeps of
+    # those that tie at a k-th place is its own affair). With all ranked, PML 2.9 finds each query's own row among its
+    # duplicates, wherever it stands, and leaves out that one.
+    arguments, options, _ = case(
+        "within and more" if references else "within", queries=queries, references=references, make=on_a_grid,
+        classes=classes,
+    )  # fmt: skip
+    _, repeats = np.unique(arguments[2], axis=0, return_counts=True)
+    assert repeats.max() > 3
+    ours = retrieval_metrics(*arguments, **options)
+    expected = pml(arguments, options)
+    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
+    assert 0.02 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95
+
+
+# Against the definitions
+
+
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("knn_temperature", [0.07, math.inf])
 @pytest.mark.parametrize("chunk_size", [None, 1, 64])
-def test_agrees_with_brute_force(name, knn_temperature, chunk_size):
+def test_agrees_with_loops_on_directions(name, knn_temperature, chunk_size):
     arguments, options, _ = case(name, queries=150, references=120)
     options |= {"recall_at": (1, 3, 10), "knn_k": 7, "knn_temperature": knn_temperature}
-    expected = brute_force(*arguments, **options)
-    assert retrieval_metrics(*arguments, chunk_size=chunk_size, **options) == pytest.approx(expected, abs=1e-6)
-    assert expected["precision_at_1"] < expected["recall_at_3"] < expected["recall_at_10"]
-    assert expected["knn_accuracy"] != expected["precision_at_1"]
+    expected = by_loops(arguments, options)
+    found = retrieval_scores(*arguments, chunk_size=chunk_size, **options)
+    assert found.keys() == expected.keys()
+    for metric, values in found.items():
+        assert values == pytest.approx(expected[metric], abs=1e-6, nan_ok=True), metric
+    means = {metric: np.nanmean(values) for metric, values in expected.items()}
+    lone = np.isnan(expected["precision_at_1"]).sum()
+    assert retrieval_metrics(*arguments, chunk_size=chunk_size, **options) == pytest.approx(
+        means | {"lone_queries": lone, "zero_rows": 0}, abs=1e-6
+    )
+    assert means["precision_at_1"] < means["recall_at_3"] < means["recall_at_10"]
+    assert means["knn_accuracy"] != means["precision_at_1"]
 
 
-def test_chunks_do_not_change_the_result():
-    arguments, options, _ = case("within and more", queries=500, references=100)
-    whole = retrieval_metrics(*arguments, chunk_size=10_000, **options)
-    assert retrieval_metrics(*arguments, chunk_size=33, **options) == pytest.approx(whole, abs=1e-12)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("at_r", [True, False])
+@pytest.mark.parametrize("faiss_max_k", [0, 10_000])
+def test_agrees_with_loops_on_exact_ties(name, at_r, faiss_max_k, monkeypatch):
+    monkeypatch.setattr(indexes_module, "FAISS_MAX_K", faiss_max_k)
+    used = searchers_used(monkeypatch)
+    arguments, options, _ = case(name, queries=200, references=150, make=on_a_grid, classes=4)
+    # Weights of 1 are added up exactly, and so decide the same ties.
+    options |= {"knn_k": 9, "knn_temperature": math.inf}
+    expected = by_loops(arguments, options)
+    found = retrieval_scores(*arguments, at_r=at_r, **options)
+    assert [type(searcher) for searcher in used] == [FaissSearcher if faiss_max_k else StreamedSearcher]
+    left_out = set() if at_r else {"r_precision", "mean_average_precision_at_r"}
+    assert found.keys() == expected.keys() - left_out
+    for metric, values in found.items():
+        assert values == pytest.approx(expected[metric], abs=1e-12, nan_ok=True), metric
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_searches_chunks_and_threads_give_the_same(name, monkeypatch):
+    arguments, options, _ = case(name, queries=500, references=400, make=on_a_grid, classes=10)
+    whole = retrieval_scores(*arguments, chunk_size=10_000, **options)
+    for faiss_max_k in (0, 10_000):
+        monkeypatch.setattr(indexes_module, "FAISS_MAX_K", faiss_max_k)
+        for chunk_size, threads in [(None, 1), (1, 3), (33, 2), (500, 7)]:
+            torch.set_num_threads(threads)
+            found = retrieval_scores(*arguments, chunk_size=chunk_size, **options)
+            for metric, values in whole.items():
+                assert found[metric] == pytest.approx(values, abs=1e-12, nan_ok=True), (metric, chunk_size, threads)
+
+
+def test_a_late_first_hit_is_ranked_among_all():
+    points, _ = on_a_grid(300, seed=1, classes=3)
+    labels = np.arange(300) // 2  # one relevant reference each, anywhere
+    options = {"ref_includes_query": True, "recall_at": (1,), "knn_k": 1}
+    arguments = points, labels, points, labels
+    expected = by_loops(arguments, options)["mean_reciprocal_rank"]
+    assert expected.min() < 1 / 250
+    assert retrieval_scores(*arguments, **options)["mean_reciprocal_rank"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_index_is_built_once(monkeypatch):
-    built = []
-    monkeypatch.setattr(retrieval, "build_index", lambda *a, **k: built.append(1) or build_index(*a, **k))
+    used = searchers_used(monkeypatch)
     arguments, options, _ = case("within", queries=100, references=10)
     retrieval_metrics(*arguments, chunk_size=10, **options)
-    assert built == [1]
+    assert len(used) == 1
 
 
 def test_a_query_does_not_find_itself_among_duplicates():
@@ -133,20 +202,12 @@ def test_a_query_does_not_find_itself_among_duplicates():
     assert found["precision_at_1"] == 0.0
 
 
-def test_self_is_left_out_where_more_duplicates_than_neighbours_are_asked_for():
-    points = np.ones((50, 4), dtype=np.float32)
-    own = np.arange(50)
-    distances, neighbours = search(build_index(require_faiss(), points, k=4, gpu=False), points, 3, own=own)
-    assert distances.shape == neighbours.shape == (50, 3)
-    assert not (neighbours == own[:, None]).any()
-    assert all(len(set(row)) == 3 for row in neighbours.tolist())
-
-    labels = np.arange(50)
+def test_agrees_with_pml_where_all_points_are_one():
+    points, labels = np.ones((50, 4), dtype=np.float32), np.arange(50)
     labels[48:] = 7000  # two relevant rows, the last that FAISS would list
-    options = {"ref_includes_query": True}
-    pml = AccuracyCalculator(include=PML_METRICS, device=CPU).get_accuracy(points, labels, points, labels, **options)
-    ours = retrieval_metrics(points, labels, points, labels, recall_at=(1, 49), knn_k=1, **options)
-    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(pml, abs=1e-6)
+    arguments, options = (points, labels, points, labels), {"ref_includes_query": True}
+    ours = retrieval_metrics(*arguments, recall_at=(1, 49), knn_k=1, **options)
+    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(pml(arguments, options), abs=1e-6)
     assert (ours["recall_at_49"], ours["lone_queries"]) == (1.0, 48.0)
 
 
@@ -168,8 +229,8 @@ def test_torch_and_numpy_agree_in_every_dtype(dtype, label_dtype):
 
 
 def test_vote_weighs_neighbours_by_distance_and_breaks_ties_by_the_nearest():
-    query, wanted = np.array([[0.0]]), np.array([1])
-    reference = np.array([[0.10], [0.11], [0.12], [0.13], [3.0]])
+    query, wanted = np.array([[1.0]]), np.array([1])
+    reference = 1 + np.array([[0.10], [0.11], [0.12], [0.13], [3.0]])
 
     def vote(labels, k, temperature):
         found = retrieval_metrics(
@@ -185,6 +246,15 @@ def test_vote_weighs_neighbours_by_distance_and_breaks_ties_by_the_nearest():
     assert vote([1, 2, 2, 2], 2, math.inf) == 1.0
 
 
+@pytest.mark.parametrize("temperature", [0.07, math.inf])
+@pytest.mark.filterwarnings("error")
+def test_places_that_an_index_left_empty_have_no_vote(temperature):
+    none = -2
+    labels = np.array([[5, none, none, none], [5, 3, none, none], [none] * 4])
+    distances = np.array([[1.0, *[math.inf] * 3], [1.0, 1.0, math.inf, math.inf], [math.inf] * 4], np.float32)
+    assert knn_vote(labels, distances, temperature).tolist() == [5, 5, none]
+
+
 def test_fewer_references_than_asked_for_all_count_and_are_told(caplog):
     reference, labels = np.eye(3), np.array([0, 1, 1])
     with caplog.at_level(logging.WARNING):
@@ -195,30 +265,101 @@ def test_fewer_references_than_asked_for_all_count_and_are_told(caplog):
     ]
 
 
-def test_memory_is_bounded_by_the_chunk():
-    points, _ = clustered(20_000, seed=4, width=16)
-    labels = np.arange(20_000) % 100  # 200 a class: all neighbours at once would take 200 MB and more
-    tracemalloc.start()
+def test_one_reference_and_one_class():
+    found = retrieval_metrics(np.eye(2), np.array([4, 9]), np.eye(2)[:1], np.array([4]), recall_at=(1,), knn_k=1)
+    assert set(found.values()) == {1.0, 0.0}
+    assert (found["mean_average_precision_at_r"], found["lone_queries"]) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="none of the 2 has one"):
+        retrieval_metrics(np.eye(2), np.array([8, 9]), np.eye(2)[:1], np.array([4]))
+
+
+def test_lone_queries_have_no_score():
+    points, labels = np.eye(4), np.array([1, 2, 2, 3])
+    for values in retrieval_scores(points, labels, points, labels, ref_includes_query=True, knn_k=1).values():
+        assert np.isnan(values).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("own", "zeros"), [(True, 2), (False, 3)])
+def test_zero_rows_are_counted_and_told(own, zeros, caplog):
+    points, labels = np.eye(6), np.array([0, 0, 0, 1, 1, 1])
+    points[[1, 4]] = 0
+    queries = 6 if own else 3
+    with caplog.at_level(logging.WARNING):
+        found = retrieval_metrics(
+            points[:queries], labels[:queries], points, labels, ref_includes_query=own, knn_k=1, recall_at=(1,)
+        )
+    assert found["zero_rows"] == zeros
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{zeros} rows are zero: they have no direction, and their nearest neighbours mean nothing."
+    ]
+
+
+MEASURED = """
+from pathlib import Path
+import numpy as np, torch
+from pml_supcon.testers import retrieval_metrics
+
+torch.set_num_threads(1)
+
+def status(field):
+    return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0]) * 1024
+
+def measure(rows, classes):
+    points = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
+    labels = np.arange(rows) % classes
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
     retrieval_metrics(points, labels, points, labels, ref_includes_query=True)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 80 * 2**20
+    return status("VmHWM") - before
+
+measure(2000, 5)
+measure(2000, 100)
+print(measure(15_000, 50), measure(15_000, 1000))
+"""
+
+
+def test_memory_is_bounded():
+    """That of torch and FAISS too. All distances at once are 900 MB, all neighbours of a class of 300 about 290 MB."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system does not set a peak back")
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    blocks, faiss = map(int, done.stdout.split())
+    assert 20e6 < blocks < 200e6
+    assert 0 < faiss < 100e6
+
+
+def test_per_class_means_by_hand():
+    scores = {"a": np.array([1.0, 0.0, 0.5, math.nan, 1.0]), "b": np.array([0.0, 0.2, 0.1, math.nan, 1.0])}
+    found = per_class_means(scores, torch.tensor([2**40, 7, 7, -1, 7]))
+    assert list(found) == [-1, 7, 2**40]
+    assert found[7] == pytest.approx({"a": 0.5, "b": 1.3 / 3, "queries": 3})
+    assert found[2**40] == {"a": 1.0, "b": 0.0, "queries": 1}
+    assert math.isnan(found[-1]["a"])
+    assert found[-1]["queries"] == 0
+
+
+def test_per_class_means_average_to_the_whole():
+    arguments, options, _ = case("within", queries=300, references=0)
+    scores, whole = retrieval_scores(*arguments, **options), retrieval_metrics(*arguments, **options)
+    found = per_class_means(scores, arguments[1]).values()
+    for metric in scores:
+        total = sum(means[metric] * means["queries"] for means in found if means["queries"])
+        assert total / sum(means["queries"] for means in found) == pytest.approx(whole[metric])
 
 
 @pytest.mark.parametrize(
-    ("k", "gpus", "wanted", "moved"),
-    [(2048, 1, True, True), (2049, 1, True, False), (5, 0, True, False), (5, 1, False, False)],
+    ("scores", "labels", "error", "message"),
+    [
+        ({}, np.array([0]), ValueError, "`scores` to have a metric, but got none"),
+        ({"a": np.ones(2)}, np.array([0]), ValueError, r"`labels` .* shape \(2,\), but got shape \(1,\)"),
+        ({"a": np.ones(1)}, np.array([0.5]), TypeError, "`labels` to be integers, but got float64"),
+    ],
 )
-def test_index_goes_to_the_gpus_if_wanted_and_possible(k, gpus, wanted, moved):
-    faiss = require_faiss()
-    calls = []
-    fake = SimpleNamespace(
-        IndexFlatL2=faiss.IndexFlatL2,
-        get_num_gpus=lambda: gpus,
-        index_cpu_to_all_gpus=lambda index: calls.append(index.ntotal) or index,
-    )
-    index = build_index(fake, np.eye(3, dtype=np.float32), k=k, gpu=wanted)
-    assert (len(calls) == 1, index.ntotal) == (moved, 3)
+def test_per_class_means_check_what_they_get(scores, labels, error, message):
+    with pytest.raises(error, match=message):
+        per_class_means(scores, labels)
 
 
 def valid():
@@ -265,6 +406,9 @@ NAN_ROWS[1:, 0] = math.nan
         ({"knn_temperature": 0.0}, ValueError, "`knn_temperature` to be above 0, but got 0.0"),
         ({"knn_temperature": math.nan}, ValueError, "`knn_temperature` to be above 0, but got nan"),
         ({"knn_temperature": "hot"}, TypeError, "`knn_temperature` to be a number, but got 'hot'"),
+        ({"query": np.zeros((3, 3))}, ValueError, "`query` to have a row that is not zero, but all 3 are"),
+        ({"reference": np.zeros((3, 3))}, ValueError, "`reference` to have a row that is not zero, but all 3 are"),
+        ({"index": "exakt"}, ValueError, r"`index` to be one of exact, ivf, .* got 'exakt' \(did you mean 'exact'\?"),
         ({"chunk_size": 0}, ValueError, "`chunk_size` to be at least 1, but got 0"),
     ],
 )  # fmt: skip
@@ -281,7 +425,7 @@ def test_all_queries_alone_within_the_reference_is_an_error():
 # The tester inside PML
 
 
-def split(rows, seed, columns=1):
+def labelled_set(rows, seed, columns=1):
     points, labels = clustered(rows, seed=seed)
     levels = [labels // 4**level for level in range(columns)]
     return TensorDataset(torch.from_numpy(points) * 3, torch.from_numpy(np.stack(levels, axis=1).squeeze()))
@@ -290,34 +434,44 @@ def split(rows, seed, columns=1):
 def test_tester_agrees_with_pmls_own():
     torch.manual_seed(0)
     trunk, embedder = torch.nn.Linear(8, 6), torch.nn.Linear(6, 4)
-    data = {"train": split(200, 1), "val": split(150, 2), "test": split(100, 3)}
+    data = {"train": labelled_set(200, 1), "val": labelled_set(150, 2), "test": labelled_set(100, 3)}
     options = {"dataloader_num_workers": 0, "data_device": CPU, "batch_size": 64}
-    calculator = AccuracyCalculator(include=PML_METRICS, device=CPU)
+    calculator = AccuracyCalculator(include=(*PML_METRICS, "NMI", "AMI"), device=CPU)
     for splits in [None, [("test", ["train", "val"]), ("val", ["train", "val"])]]:
         pml = GlobalEmbeddingSpaceTester(accuracy_calculator=calculator, **options)
         expected = pml.test(data, 1, trunk, embedder, splits and [(q, list(r)) for q, r in splits])
-        ours = RetrievalTester(**options).test(data, 1, trunk, embedder, splits)
+        ours = RetrievalTester(clustering=True, **options).test(data, 1, trunk, embedder, splits)
         assert ours.keys() == expected.keys()
         for name, values in expected.items():
-            assert {key: ours[name][key] for key in values} == pytest.approx(values, abs=1e-6)
+            renamed = {key.replace("NMI", "nmi").replace("AMI", "ami"): value for key, value in values.items()}
+            assert {key: ours[name][key] for key in renamed} == pytest.approx(renamed, abs=1e-6)
 
 
 def test_tester_passes_its_options_on_and_names_its_metrics(monkeypatch):
     chunks = []
-    monkeypatch.setattr(retrieval, "split_rows", lambda *a, **k: chunks.append(k["chunk_size"]) or split_rows(*a, **k))
-    tester = RetrievalTester(recall_at=(2,), knn_k=3, knn_temperature=math.inf, chunk_size=11,
+
+    def split(*arguments, **options):
+        chunks.append(options["chunk_size"])
+        return split_rows(*arguments, **options)
+
+    monkeypatch.setattr(retrieval_module, "split_rows", split)
+    used = searchers_used(monkeypatch)
+    tester = RetrievalTester(recall_at=(2,), knn_k=3, knn_temperature=math.inf, chunk_size=11, at_r=False, index="Flat",
                              normalize_embeddings=False, dataloader_num_workers=0, data_device=CPU,
                              label_hierarchy_level="all")  # fmt: skip
-    data = split(80, 5, columns=2)
+    data = labelled_set(80, 5, columns=2)
     found = tester.test({"val": data}, 4, torch.nn.Identity())["val"]
     names = tester.accuracy_calculator.get_curr_metrics()
     levels = ("{}_level0", "{}_level1", "AVERAGE_{}")
     assert found.keys() == {"epoch"} | {pattern.format(name) for pattern in levels for name in names}
     assert chunks == [11, 11]
+    assert [searcher.name for searcher in used] == ["Flat", "Flat"]
+    assert "r_precision" not in names
     points, labels = data.tensors
     for level in (0, 1):
         expected = retrieval_metrics(points, labels[:, level], points, labels[:, level], ref_includes_query=True,
-                                     recall_at=(2,), knn_k=3, knn_temperature=math.inf)  # fmt: skip
+                                     recall_at=(2,), knn_k=3, knn_temperature=math.inf, at_r=False,
+                                     index="Flat")  # fmt: skip
         assert list(expected) == names
         assert {name: found[f"{name}_level{level}"] for name in names} == pytest.approx(expected, abs=1e-12)
 
@@ -341,7 +495,7 @@ def test_tester_works_in_a_trainer_with_hooks(tmp_path):
     hooks = logging_presets.HookContainer(keeper, primary_metric="precision_at_1")
     tester = RetrievalTester(dataloader_num_workers=0, data_device=CPU, end_of_testing_hook=hooks.end_of_testing_hook)
     models = {"trunk": torch.nn.Linear(8, 6), "embedder": torch.nn.Linear(6, 4)}
-    data = {"train": split(100, 1), "val": split(60, 2)}
+    data = {"train": labelled_set(100, 1), "val": labelled_set(60, 2)}
     hook = hooks.end_of_epoch_hook(tester, data, str(tmp_path / "models"), splits_to_eval=[("val", ["train"])])
     trainers.MetricLossOnly(
         models,

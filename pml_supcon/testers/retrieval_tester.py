@@ -1,0 +1,71 @@
+"""The PML tester that reports retrieval metrics."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+
+from .._extras import require_faiss
+from ._pml import FunctionCalculator
+from .clustering import clustering_metrics
+from .retrieval import KNN_K, KNN_TEMPERATURE, RECALL_AT, check_options, metric_names, retrieval_metrics
+
+
+class RetrievalTester(GlobalEmbeddingSpaceTester):
+    """PML tester that reports `retrieval_metrics`, under keys such as ``precision_at_1_level0``.
+
+    Args:
+        recall_at: As for `retrieval_scores`.
+        knn_k: As for `retrieval_scores`.
+        knn_temperature: As for `retrieval_scores`.
+        at_r: As for `retrieval_scores`.
+        index: As for `retrieval_scores`.
+        chunk_size: As for `retrieval_scores`.
+        clustering: Report `clustering_metrics` of the queries too.
+        **tester_kwargs: Options of PML's ``BaseTester`` other than ``accuracy_calculator``. PML normalises
+            the embeddings unless ``normalize_embeddings=False``.
+
+    Raises:
+        ImportError: If FAISS is not installed: here, before any embedding is computed.
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+        >>> tester = RetrievalTester(knn_k=1, recall_at=(1, 3), dataloader_num_workers=0, data_device="cpu")
+        >>> tester.test({"val": data}, epoch=1, trunk_model=torch.nn.Identity())["val"]["recall_at_3_level0"]
+        1.0
+    """
+
+    def __init__(
+        self,
+        *,
+        recall_at: Sequence[int] = RECALL_AT,
+        knn_k: int = KNN_K,
+        knn_temperature: float = KNN_TEMPERATURE,
+        at_r: bool = True,
+        index: str = "exact",
+        chunk_size: int | None = None,
+        clustering: bool = False,
+        **tester_kwargs: Any,
+    ) -> None:
+        require_faiss()
+        check_options(recall_at, knn_k, knn_temperature, chunk_size)
+
+        def compute(query: torch.Tensor, query_labels: torch.Tensor, **others: Any) -> dict[str, float]:
+            metrics = retrieval_metrics(
+                query,
+                query_labels,
+                **others,
+                recall_at=tuple(recall_at),
+                knn_k=knn_k,
+                knn_temperature=knn_temperature,
+                at_r=at_r,
+                index=index,
+                chunk_size=chunk_size,
+            )
+            return metrics | (clustering_metrics(query, query_labels) if clustering else {})
+
+        names = [*metric_names(recall_at, at_r), "lone_queries", "zero_rows", *(["nmi", "ami"] if clustering else [])]
+        super().__init__(accuracy_calculator=FunctionCalculator(names, compute), **tester_kwargs)

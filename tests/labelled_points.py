@@ -1,0 +1,75 @@
+"""Points with labels that the tests of retrieval share, and every metric of a ranking as loops."""
+
+import math
+from collections import defaultdict
+
+import numpy as np
+
+
+def clustered(rows, *, seed, width=8, spread=1.0, classes=30):
+    """Normalised points of uneven classes: class c is about twice as likely as class c + classes / 6."""
+    rng = np.random.default_rng(seed)
+    share = 0.5 ** (np.arange(classes) * 6 / classes)
+    labels = rng.choice(classes, size=rows, p=share / share.sum())
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    points = centres[labels] + spread * rng.normal(size=(rows, width))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return points.astype(np.float32), labels
+
+
+def on_a_grid(rows, *, seed, classes, side=3, width=4):
+    """Points at small integers: float32 is exact, distances tie often, and many points lie at one place."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, size=rows)
+    centres = np.random.default_rng(98).integers(-side, side, size=(classes, width))
+    return (centres[labels] + rng.integers(-2, 3, size=(rows, width))).astype(np.float32), labels
+
+
+def with_lone_labels(labels, rows, *, start=1000):
+    """The same labels, but with the given rows the only ones of their class."""
+    labels = labels.copy()
+    labels[rows] = start + np.arange(len(rows))
+    return labels
+
+
+def rankings(query, reference, *, ref_includes_query):
+    """Of each query its references' rows, nearest first, equal ones by row; and the squared distances; in float64."""
+    for q, point in enumerate(query.astype(np.float64)):
+        distances = np.square(reference.astype(np.float64) - point).sum(axis=1)
+        order = np.argsort(distances, kind="stable")
+        order = order[order != q] if ref_includes_query else order
+        yield order, distances[order]
+
+
+def scores_by_loops(
+    ranked, wanted, labels, *, ref_includes_query=False, recall_at=(1, 2, 4, 8), knn_k=20, knn_temperature=0.07
+):
+    """Every definition, query by query, of `(rows, squared distances)` in their order; a row below 0 is none."""
+    names = ["precision_at_1", *(f"recall_at_{k}" for k in recall_at), "mean_reciprocal_rank"]
+    names += ["r_precision", "mean_average_precision_at_r", "knn_accuracy"]
+    scores = {name: [] for name in names}
+    for (order, distances), label in zip(ranked, wanted, strict=True):
+        total = int((labels == label).sum()) - int(ref_includes_query)
+        if total == 0:
+            for values in scores.values():
+                values.append(math.nan)
+            continue
+        hits = [int(row >= 0 and labels[row] == label) for row in order]
+        found = {"precision_at_1": hits[0]}
+        for k in recall_at:
+            found[f"recall_at_{k}"] = int(1 in hits[:k])
+        found["mean_reciprocal_rank"] = 1 / (1 + hits.index(1)) if 1 in hits else 0
+        found["r_precision"] = sum(hits[:total]) / total
+        found["mean_average_precision_at_r"] = (
+            sum(sum(hits[: i + 1]) / (i + 1) for i in range(min(total, len(hits))) if hits[i]) / total
+        )
+        votes = defaultdict(float)
+        for row, distance in zip(order[:knn_k], distances[:knn_k], strict=True):
+            if row >= 0:
+                nearer = distances[0] - distance  # the factor cancels
+                votes[labels[row]] += 1 if math.isinf(knn_temperature) else math.exp(nearer / (2 * knn_temperature))
+        best = [labels[row] for row in order if row >= 0 and votes[labels[row]] == max(votes.values())]
+        found["knn_accuracy"] = int(bool(best) and best[0] == label)
+        for name, value in found.items():
+            scores[name].append(float(value))
+    return {name: np.array(values) for name, values in scores.items()}
