@@ -1,44 +1,36 @@
 """Linear-probe accuracy of frozen features, and the PML tester that reports it."""
 
-import logging
-import warnings
 from typing import Any
 
-import numpy as np
 import torch
-from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
-from ._inputs import (
-    Array,
-    Floats,
-    Labels,
-    as_embeddings,
-    as_labels,
-    check_count,
-    check_positive,
-    check_same_width,
-)
+from ._fitted_tester import FittedTester
+from ._inputs import Array, Floats, Labels, as_embeddings, as_labels
 from ._pml import FunctionCalculator
-
-logger = logging.getLogger(__name__)
-
-INVERSE_L2 = 1.0
-MAX_ITER = 1000
-
-UNSEEN = np.iinfo(np.int64).max  # the rank of a label that training lacks
+from ._probe import (
+    INVERSE_L2,
+    MAX_ITER,
+    InverseL2,
+    as_splits,
+    check_fit,
+    fit,
+    logits_of,
+    rank_of_label,
+    tell_unseen,
+)
+from ._strata import check_seed
+from .probe_selection import resolve
 
 
 def fit_linear_probe(
     features: Array,
     labels: Array,
     *,
-    inverse_l2: float = INVERSE_L2,
+    inverse_l2: InverseL2 = INVERSE_L2,
     max_iter: int = MAX_ITER,
     standardize: bool = True,
+    seed: int = 0,
 ) -> Pipeline:
     r"""Fit multinomial logistic regression with L-BFGS on frozen features.
 
@@ -48,16 +40,19 @@ def fit_linear_probe(
     Args:
         features: ``(N, D)`` floats, each row computed once.
         labels: ``(N,)`` integers of at least two values.
-        inverse_l2: Inverse of the L2 penalty, above 0; larger fits closer.
+        inverse_l2: Inverse of the L2 penalty, above 0; larger fits closer. "auto" is what `choose_inverse_l2` chooses
+            on a tenth of these rows; then all of them are fitted.
         max_iter: Iterations of L-BFGS, at least 1.
         standardize: Give each feature mean 0 and variance 1 first, by the statistics of these rows.
+        seed: Of the rows that "auto" holds out.
 
     Returns:
         The fitted pipeline; its ``predict`` applies the same standardisation to new rows.
 
     Raises:
         TypeError: If features are not floating point, or labels or ``max_iter`` not integers.
-        ValueError: If a shape or an option is wrong, a feature is not finite, or there is one label only.
+        ValueError: If a shape or an option is wrong, a feature is not finite, there is one label only, or no row can be
+            held out for "auto".
 
     Warns:
         ConvergenceWarning: If L-BFGS stopped before the optimum, with what to change.
@@ -67,9 +62,59 @@ def fit_linear_probe(
         >>> probe.predict([[-5.0], [5.0]]).tolist()
         [3, 7]
     """
-    _check_options(inverse_l2, max_iter)
-    matrix = as_embeddings(features, "features")
-    return _fit(matrix, as_labels(labels, "labels", len(matrix)), inverse_l2, max_iter, standardize)
+    check_fit(inverse_l2, max_iter)
+    check_seed(seed)
+    rows = as_embeddings(features, "features")
+    learnt = as_labels(labels, "labels", len(rows))
+    return fit(rows, learnt, resolve(inverse_l2, rows, learnt, seed, max_iter, standardize), max_iter, standardize)
+
+
+def probe_logits(probe: Pipeline, features: Array) -> Floats:
+    """Score rows by a probe of `fit_linear_probe`.
+
+    Args:
+        probe: The fitted pipeline.
+        features: ``(N, D)`` floats, D as it was fitted.
+
+    Returns:
+        ``(N, C)`` floats, in the order of ``probe.classes_``: their softmax is the probe's ``predict_proba``. With two
+        labels, where scikit-learn gives one column of log-odds, these are halved between two.
+
+    Raises:
+        TypeError: If features are not floating point.
+        ValueError: If the shape is wrong or a feature is not finite.
+
+    Example:
+        >>> probe = fit_linear_probe(torch.tensor([[-1.0], [1.0]]), torch.tensor([3, 7]))
+        >>> logits = torch.from_numpy(probe_logits(probe, torch.tensor([[1.0]])))
+        >>> bool(logits.softmax(dim=1).isclose(torch.tensor(probe.predict_proba([[1.0]])).float()).all())
+        True
+    """
+    return logits_of(probe, _as_rows(probe, features))
+
+
+def score_linear_probe(probe: Pipeline, features: Array, labels: Array) -> dict[str, float]:
+    """Accuracy of a probe of `fit_linear_probe` on rows that it was not fitted on.
+
+    Args:
+        probe: The fitted pipeline.
+        features: ``(M, D)`` floats, D as it was fitted.
+        labels: ``(M,)`` integers, as ``test_labels`` of `linear_probe_metrics`.
+
+    Returns:
+        ``top1`` and ``top5``, as `linear_probe_metrics`.
+
+    Raises:
+        TypeError: If features are not floating point, or labels not integers.
+        ValueError: If a shape is wrong or a feature is not finite.
+
+    Example:
+        >>> probe = fit_linear_probe(torch.tensor([[-1.0], [1.0]]), torch.tensor([3, 7]))
+        >>> score_linear_probe(probe, torch.tensor([[-2.0], [2.0]]), torch.tensor([3, 3]))
+        {'top1': 0.5, 'top5': 1.0}
+    """
+    rows = _as_rows(probe, features)
+    return _score(probe, rows, as_labels(labels, "labels", len(rows)))
 
 
 def linear_probe_metrics(
@@ -78,9 +123,10 @@ def linear_probe_metrics(
     test_features: Array,
     test_labels: Array,
     *,
-    inverse_l2: float = INVERSE_L2,
+    inverse_l2: InverseL2 = INVERSE_L2,
     max_iter: int = MAX_ITER,
     standardize: bool = True,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Fit a linear probe (see `fit_linear_probe`) on the training rows and score it on the test rows.
 
@@ -93,6 +139,7 @@ def linear_probe_metrics(
         inverse_l2: As for `fit_linear_probe`.
         max_iter: As for `fit_linear_probe`.
         standardize: As for `fit_linear_probe`; test rows take the statistics of the training rows.
+        seed: As for `fit_linear_probe`.
 
     Returns:
         ``top1`` and ``top5``, in [0, 1]: the share of test rows whose label scores highest, or among the five
@@ -112,27 +159,14 @@ def linear_probe_metrics(
         >>> linear_probe_metrics(train, torch.tensor([3, 3, 7, 7]), test, torch.tensor([3, 7, 7, 7]))
         {'top1': 0.75, 'top5': 1.0}
     """
-    _check_options(inverse_l2, max_iter)
-    train = as_embeddings(train_features, "train_features")
-    test = as_embeddings(test_features, "test_features")
-    check_same_width(train, "train_features", test, "test_features")
-    learnt = as_labels(train_labels, "train_labels", len(train))
-    wanted = as_labels(test_labels, "test_labels", len(test))
-    probe = _fit(train, learnt, inverse_l2, max_iter, standardize)
-
-    rank = _rank_of_label(probe, test, wanted)
-    unseen = wanted[rank == UNSEEN]
-    if len(unseen):
-        logger.warning(
-            "%d of %d test rows have a label that no training row has (%d labels): they count as errors.",
-            len(unseen),
-            len(test),
-            len(np.unique(unseen)),
-        )
-    return {"top1": float((rank < 1).mean()), "top5": float((rank < 5).mean())}
+    check_fit(inverse_l2, max_iter)
+    check_seed(seed)
+    train, learnt, test, wanted = as_splits(train_features, train_labels, test_features, test_labels)
+    chosen = resolve(inverse_l2, train, learnt, seed, max_iter, standardize)
+    return _score(fit(train, learnt, chosen, max_iter, standardize), test, wanted)
 
 
-class LinearProbeTester(GlobalEmbeddingSpaceTester):
+class LinearProbeTester(FittedTester):
     """PML tester that reports `linear_probe_metrics`, under keys such as ``top1_level0``.
 
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``.
@@ -142,6 +176,7 @@ class LinearProbeTester(GlobalEmbeddingSpaceTester):
         inverse_l2: As for `fit_linear_probe`.
         max_iter: As for `fit_linear_probe`.
         standardize: As for `fit_linear_probe`.
+        seed: As for `fit_linear_probe`.
         use_trunk_output: Probe the output of the trunk rather than that of the embedder.
         normalize_embeddings: Give each row unit length first.
         **tester_kwargs: Other options of PML's ``BaseTester``, except ``accuracy_calculator``.
@@ -166,14 +201,16 @@ class LinearProbeTester(GlobalEmbeddingSpaceTester):
     def __init__(
         self,
         *,
-        inverse_l2: float = INVERSE_L2,
+        inverse_l2: InverseL2 = INVERSE_L2,
         max_iter: int = MAX_ITER,
         standardize: bool = True,
+        seed: int = 0,
         use_trunk_output: bool = True,
         normalize_embeddings: bool = False,
         **tester_kwargs: Any,
     ) -> None:
-        _check_options(inverse_l2, max_iter)
+        check_fit(inverse_l2, max_iter)
+        check_seed(seed)
 
         def compute(
             query: torch.Tensor,
@@ -190,6 +227,7 @@ class LinearProbeTester(GlobalEmbeddingSpaceTester):
                 inverse_l2=inverse_l2,
                 max_iter=max_iter,
                 standardize=standardize,
+                seed=seed,
             )
 
         super().__init__(
@@ -199,56 +237,18 @@ class LinearProbeTester(GlobalEmbeddingSpaceTester):
             **tester_kwargs,
         )
 
-    def get_splits_to_compute_embeddings(
-        self, dataset_dict: dict[str, Any], splits_to_eval: list[tuple[str, list[str]]] | None
-    ) -> Any:
-        """PML asks for the splits first of all; a probe scored on what it was fitted on is refused here."""
-        default = [(name, [name]) for name in dataset_dict]
-        for query, references in default if splits_to_eval is None else splits_to_eval:
-            if query in references:
-                raise ValueError(
-                    "Expected argument `splits_to_eval` to score the probe on a split it is not fitted on, "
-                    f"but got query {query!r} with references {references}"
-                    f"{'' if splits_to_eval else ' (the default)'}. "
-                    'Pass splits_to_eval=[("test", ["train"])], with the names of your splits.'
-                )
-        return super().get_splits_to_compute_embeddings(dataset_dict, splits_to_eval)
+
+def _score(probe: Pipeline, features: Floats, labels: Labels) -> dict[str, float]:
+    tell_unseen(labels, probe.classes_)
+    rank = rank_of_label(probe, features, labels)
+    return {"top1": float((rank < 1).mean()), "top5": float((rank < 5).mean())}
 
 
-def _check_options(inverse_l2: float, max_iter: int) -> None:
-    check_positive(inverse_l2, "inverse_l2")
-    check_count(max_iter, "max_iter")
-
-
-def _fit(features: Floats, labels: Labels, inverse_l2: float, max_iter: int, standardize: bool) -> Pipeline:
-    if (labels == labels[0]).all():
-        raise ValueError(f"Expected a probe to be fitted on at least two labels, but got only {labels[0]}.")
-    scaler = [("standardize", StandardScaler())] if standardize else []
-    probe = Pipeline([*scaler, ("classify", LogisticRegression(C=inverse_l2, max_iter=max_iter))])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        probe.fit(features, labels)
-    for warning in caught:
-        if issubclass(warning.category, ConvergenceWarning):
-            scale = "" if standardize else ", set standardize=True"
-            warnings.warn(
-                f"The linear probe did not converge within max_iter={max_iter}: its accuracy is that of an "
-                f"unfinished fit. Raise max_iter{scale} or lower inverse_l2={inverse_l2}. "
-                f"scikit-learn said: {warning.message}",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return probe
-
-
-def _rank_of_label(probe: Pipeline, features: Floats, labels: Labels) -> Labels:
-    """How many labels the probe puts before the right one, ``(N,)``; `UNSEEN` where it never saw that one."""
-    scores = probe.decision_function(features)
-    if scores.ndim == 1:  # two labels: scikit-learn gives the score of the second
-        scores = np.stack([-scores, scores], axis=1)
-    columns = np.searchsorted(probe.classes_, labels).clip(max=scores.shape[1] - 1)
-    right = np.take_along_axis(scores, columns[:, None], axis=1)
-    ahead = (scores > right) | ((scores == right) & (np.arange(scores.shape[1]) < columns[:, None]))
-    return np.where(probe.classes_[columns] == labels, ahead.sum(axis=1), UNSEEN)
+def _as_rows(probe: Pipeline, features: Array) -> Floats:
+    rows = as_embeddings(features, "features")
+    if rows.shape[1] != probe.n_features_in_:
+        raise ValueError(
+            f"Expected argument `features` to be as wide as the probe was fitted, {probe.n_features_in_}, but got "
+            f"shape {rows.shape}."
+        )
+    return rows

@@ -11,7 +11,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import TensorDataset
 
-from pml_supcon.testers import LinearProbeTester, fit_linear_probe, linear_probe_metrics
+from pml_supcon.testers.linear_probe import (
+    LinearProbeTester,
+    fit_linear_probe,
+    linear_probe_metrics,
+    probe_logits,
+    score_linear_probe,
+)
+from pml_supcon.testers.probe_selection import choose_inverse_l2
 
 CPU = torch.device("cpu")
 
@@ -120,6 +127,46 @@ def test_labels_that_training_lacks_count_as_errors_and_are_told(caplog):
     ]
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+def test_softmax_of_logits_is_the_predicted_probability(classes):
+    features, labels = clustered(200, seed=1, classes=classes)
+    probe = fit_linear_probe(features, labels + 3)
+    logits = probe_logits(probe, torch.from_numpy(features))
+    assert logits.shape == (200, classes)
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(dim=1), probe.predict_proba(features), atol=1e-12)
+    assert (probe.classes_[logits.argmax(axis=1)] == probe.predict(features)).all()
+    with pytest.raises(ValueError, match=r"as wide as the probe was fitted, 6, but got shape \(200, 5\)"):
+        probe_logits(probe, features[:, :5])
+    with pytest.raises(ValueError, match=r"as wide as the probe was fitted, 6"):
+        score_linear_probe(probe, features[:, :5], labels)
+
+
+def test_metrics_are_the_score_of_the_fitted_probe():
+    (train, learnt), (test, wanted) = clustered(300, seed=1), clustered(200, seed=2)
+    found = score_linear_probe(fit_linear_probe(train, learnt), test, wanted)
+    assert found == linear_probe_metrics(train, learnt, test, wanted)
+    assert found["top1"] == fit_linear_probe(train, learnt).score(test, wanted)
+
+
+def test_auto_fits_all_rows_with_the_chosen_penalty():
+    (train, learnt), (test, wanted) = clustered(150, seed=1, spread=4), clustered(200, seed=2, spread=4)
+    chosen = choose_inverse_l2(train, learnt, seed=4).inverse_l2
+    assert chosen != 1.0
+    auto = fit_linear_probe(train, learnt, inverse_l2="auto", seed=4)
+    np.testing.assert_array_equal(
+        auto.decision_function(test), fit_linear_probe(train, learnt, inverse_l2=chosen).decision_function(test)
+    )
+    found = linear_probe_metrics(train, learnt, test, wanted, inverse_l2="auto", seed=4)
+    assert found == linear_probe_metrics(train, learnt, test, wanted, inverse_l2=chosen)
+    data = {
+        name: TensorDataset(torch.from_numpy(rows).float(), torch.from_numpy(labels))
+        for name, rows, labels in (("train", train, learnt), ("test", test, wanted))
+    }
+    tester = make_tester(inverse_l2="auto", seed=4)
+    result = tester.test(data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]
+    assert result["top1_level0"] == pytest.approx(found["top1"], abs=0.011)
+
+
 def test_no_convergence_is_told_with_what_to_change():
     train, learnt = clustered(300, seed=1)
     with pytest.warns(ConvergenceWarning, match=r"within max_iter=2.* Raise max_iter or lower inverse_l2=1.0") as told:
@@ -165,6 +212,10 @@ def valid():
         ({"train_features": np.eye(4, dtype=int)}, TypeError, "`train_features` to be floating point"),
         ({"test_features": np.ones((0, 4))}, ValueError, "`test_features` to be a non-empty"),
         ({"inverse_l2": 0.0}, ValueError, "`inverse_l2` to be above 0, but got 0.0"),
+        ({"inverse_l2": "best"}, ValueError, "`inverse_l2` to be a number or \"auto\", but got 'best'"),
+        ({"inverse_l2": None}, TypeError, "`inverse_l2` to be a number, but got None"),
+        ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
+        ({"seed": True}, TypeError, "`seed` to be an integer, but got True"),
         ({"max_iter": 0}, ValueError, "`max_iter` to be at least 1, but got 0"),
         ({"max_iter": 1.5}, TypeError, "`max_iter` to be an integer, but got 1.5"),
     ],
