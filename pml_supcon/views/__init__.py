@@ -1,6 +1,9 @@
-"""Several views of each sample: what makes them, and the layouts of a batch that has them."""
+"""Several views of each sample: what makes them, and the layouts of a batch that has them. Fixed changes of images."""
 
 from pml_supcon.views.augment import contrastive_augmentation, digit_augmentation, evaluation_transform
+from pml_supcon.views.change_tasks import transformation_tasks
+from pml_supcon.views.changed import ChangedDataset
+from pml_supcon.views.changes import Change, GaussianNoise, Grey, Rotation, Sobel
 from pml_supcon.views.image_transform import ImageTransform
 from pml_supcon.views.in_memory import MultiViewTensorDataset
 from pml_supcon.views.multi_view import MultiView, MultiViewDataset, flatten_views, split_views
@@ -20,4 +23,11 @@ __all__ = [  # noqa: RUF022 - flow order
     "SeededDataset",
     "flatten_views",
     "split_views",
+    "Change",
+    "Grey",
+    "Rotation",
+    "Sobel",
+    "GaussianNoise",
+    "ChangedDataset",
+    "transformation_tasks",
 ]

@@ -18,7 +18,7 @@ from functools import partial
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
-from pml_supcon.views.image_transform import ImageTransform, check_channels, check_range
+from pml_supcon.views.image_transform import ImageTransform, Step, check_channels, check_range
 from pml_supcon.views.steps import Affine, BrightnessAndContrast, ColourJitter, CropAndFlip, Range
 
 
@@ -127,17 +127,20 @@ def digit_augmentation(
     return ImageTransform(image_size, mean, std, crop=affine, steps=[BrightnessAndContrast(brightness, contrast)])
 
 
-def evaluation_transform(image_size: int, *, mean: Sequence[float], std: Sequence[float]) -> ImageTransform:
+def evaluation_transform(
+    image_size: int, *, mean: Sequence[float], std: Sequence[float], change: Step | None = None
+) -> ImageTransform:
     """Make the transform for evaluation: the shorter side resized to `image_size`, the centre square, normalised.
 
-    Nothing is cropped away from a square image; one that has this size already is only normalised.
+    Nothing is cropped away from a square image; one that has this size already is only normalised. A `change`, such as
+    a corruption, is given the uint8 squares `(N, C, image_size, image_size)` of a batch, before they are normalised.
 
     Example:
         >>> import torch
         >>> evaluation_transform(8, mean=[0.5], std=[0.5])(torch.full((1, 8, 8), 255, dtype=torch.uint8)).unique()
         tensor([1.])
     """
-    return ImageTransform(image_size, mean, std, crop=partial(_resize_and_crop, image_size=image_size))
+    return ImageTransform(image_size, mean, std, crop=partial(_resize_and_crop, image_size=image_size), policy=change)
 
 
 def _resize_and_crop(images: Tensor, *, image_size: int) -> Tensor:

@@ -1,0 +1,161 @@
+"""The PML tester that shows what a projection head throws away."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pml_supcon.views import Change, ChangedDataset
+
+from ._fitted_tester import FittedTester
+from ._inputs import check_positive
+from ._pml import FunctionCalculator
+from ._probe import INVERSE_L2, MAX_ITER, check_fit
+from .head_probe import transformation_probe_metrics
+from .linear_probe import linear_probe_metrics
+
+OUTPUTS = ("encoder", "head")
+
+
+class HeadProbeTester(FittedTester):
+    """PML tester that probes the trunk's output (the encoder) beside the embedder's (the projection head).
+
+    It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. Metrics are
+    ``label_encoder`` and ``label_head``, the ``top1`` of `linear_probe_metrics`, and for each task ``TASK_encoder`` and
+    ``TASK_head``, the ``accuracy`` of `transformation_probe_metrics`, under keys such as ``label_head_level0``. Both
+    outputs are probed as they are, not normalised. Images pass both models once per distinct change. PML's
+    ``use_trunk_output`` would give one of the two outputs: here both are computed in one pass.
+
+    Args:
+        tasks: For each task the changes that make its variants, None for the image as it is; by default no task. See
+            `views.transformation_tasks`. With tasks or a transform, the data sets are as `ChangedDataset` takes them.
+        transform: What makes the models' input of an image, as it comes from the data set or changed, such as
+            `views.evaluation_transform`; None leaves it, which suits tensors alone.
+        inverse_l2: As for `transformation_probe_metrics`, as are the next two.
+        max_iter: See there.
+        standardize: See there.
+        **tester_kwargs: Options of PML's ``BaseTester`` other than ``accuracy_calculator``, ``normalize_embeddings``,
+            ``use_trunk_output``, ``pca`` and those of a visualizer.
+
+    Raises:
+        TypeError: If an option is not one of these, or has the wrong type.
+        ValueError: If an option is out of range or a task has fewer than two variants; from ``test``, if there is no
+            embedder, or the query is among the references.
+
+    Example:
+        >>> images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
+        >>> labels = torch.arange(2).repeat(20)
+        >>> images[labels == 1] //= 4
+        >>> data = torch.utils.data.TensorDataset(images, labels)
+        >>> train, test = torch.utils.data.random_split(data, [20, 20])
+        >>> splits = {"train": train, "test": test}
+        >>> from pml_supcon.views import Sobel
+        >>> tester = HeadProbeTester(
+        ...     tasks={"sobel": (None, Sobel())},
+        ...     transform=lambda image: image.flatten() / 255,
+        ...     dataloader_num_workers=0,
+        ...     data_device="cpu",
+        ... )
+        >>> found = tester.test(splits, 1, torch.nn.Identity(), torch.nn.Linear(16, 2), [("test", ["train"])])["test"]
+        >>> list(found)[1:], found["label_encoder_level0"]
+        (['label_encoder_level0', 'label_head_level0', 'sobel_encoder_level0', 'sobel_head_level0'], 1.0)
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Mapping[str, Sequence[Change | None]] | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        inverse_l2: float = INVERSE_L2,
+        max_iter: int = MAX_ITER,
+        standardize: bool = True,
+        **tester_kwargs: Any,
+    ) -> None:
+        for option in ("accuracy_calculator", "normalize_embeddings", "use_trunk_output", "pca", "visualizer"):
+            if option in tester_kwargs:
+                raise TypeError(f"Expected no argument `{option}`, but got {tester_kwargs[option]!r}.")
+        self.tasks = {name: tuple(variants) for name, variants in (tasks or {}).items()}
+        for name, variants in self.tasks.items():
+            if len(variants) < 2 or name == "label":
+                raise ValueError(
+                    "Expected argument `tasks` to have at least 2 variants of each task, and none named 'label', but "
+                    f"got {name!r} with {len(variants)}."
+                )
+        self.transform = transform
+        check_positive(inverse_l2, "inverse_l2")
+        check_fit(inverse_l2, max_iter)
+        options: dict[str, Any] = {"inverse_l2": inverse_l2, "max_iter": max_iter, "standardize": standardize}
+        self.probe_options = options
+        names = [f"{task}_{output}" for task in ("label", *self.tasks) for output in OUTPUTS]
+        super().__init__(
+            accuracy_calculator=FunctionCalculator(names, self._score), normalize_embeddings=False, **tester_kwargs
+        )
+
+    def get_embeddings_for_eval(self, trunk_model: Any, embedder_model: Any, input_imgs: Any) -> torch.Tensor:
+        """Both outputs beside each other, ``(N, width of the trunk's + width of the embedder's)``."""
+        images = input_imgs.to(device=self.data_device, dtype=self.dtype)
+        of_trunk = trunk_model(images)
+        of_head = embedder_model(of_trunk)
+        self._width = of_trunk.shape[1]
+        return torch.cat([of_trunk, of_head], dim=1)
+
+    def get_all_embeddings_for_all_splits(
+        self, dataset_dict: dict[str, Any], trunk_model: Any, embedder_model: Any, splits: list[str], collate_fn: Any
+    ) -> Any:
+        """The embeddings of each split, and under `_place` those of each split under each change."""
+        if isinstance(embedder_model, torch.nn.Identity):
+            raise ValueError("Expected argument `embedder_model` to be the projection head, but got none, or Identity.")
+        changes = {change.key: change for variants in self.tasks.values() for change in variants if change is not None}
+        variants: dict[Any, Any] = {}
+        for split in splits:
+            data = dataset_dict[split]
+            variants[split] = (
+                ChangedDataset(data, None, transform=self.transform) if self.tasks or self.transform else data
+            )
+            for change in changes.values():
+                variants[_place(split, change)] = ChangedDataset(data, change, transform=self.transform)
+        return super().get_all_embeddings_for_all_splits(
+            variants, trunk_model, embedder_model, list(variants), collate_fn
+        )
+
+    def do_knn_and_accuracies(
+        self, accuracies: dict[str, Any], embeddings_and_labels: dict[Any, Any], query: str, references: list[str]
+    ) -> None:
+        """Probe for the tasks, which is the same on all levels of labels, then on each level for the labels."""
+
+        def rows(splits: list[str], change: Change | None) -> torch.Tensor:
+            return torch.cat([embeddings_and_labels[_place(split, change)][0] for split in splits])
+
+        self._of_tasks = {}
+        for task, changes in self.tasks.items():
+            train = [self._outputs(rows(references, change)) for change in changes]
+            test = [self._outputs(rows([query], change)) for change in changes]
+            for output in OUTPUTS:
+                sides = [[variant[output] for variant in side] for side in (train, test)]
+                found = transformation_probe_metrics(*sides, **self.probe_options)
+                self._of_tasks[f"{task}_{output}"] = found["accuracy"]
+        super().do_knn_and_accuracies(accuracies, embeddings_and_labels, query, references)
+
+    def _outputs(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"encoder": rows[:, : self._width], "head": rows[:, self._width :]}
+
+    def _score(
+        self,
+        query: torch.Tensor,
+        query_labels: torch.Tensor,
+        reference: torch.Tensor,
+        reference_labels: torch.Tensor,
+        ref_includes_query: bool,  # refused before embeddings are computed
+    ) -> dict[str, float]:
+        train, test = self._outputs(reference), self._outputs(query)
+        labels = {}
+        for output in OUTPUTS:
+            found = linear_probe_metrics(
+                train[output], reference_labels, test[output], query_labels, **self.probe_options
+            )
+            labels[f"label_{output}"] = found["top1"]
+        return labels | self._of_tasks
+
+
+def _place(split: str, change: Change | None) -> str:
+    return split if change is None else f"{split} under {change.key}"

@@ -1,0 +1,257 @@
+"""Shares of the gradient, held against autograd of the dense losses, one contribution at a time."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.reducers import SumReducer
+
+from pml_supcon.functional import share_bins, supcon_loss
+from pml_supcon.functional.gradient_shares import gradient_shares
+from pml_supcon.functional.share_bins import binned_gradient_shares
+
+LOSSES = ["supcon_out", "supcon_in", "triplet"]
+TEMPERATURE, MARGIN = 0.2, 0.3
+
+
+def batch(rows=14, *, width=5, seed=1, dtype=torch.float64):
+    """Rows of different lengths, uneven classes, one row that is alone in its class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(rows) % 4 % 3
+    labels[-1] = 9
+    centres = torch.randn(10, width, generator=generator, dtype=dtype)
+    rows = centres[labels] + torch.randn(rows, width, generator=generator, dtype=dtype)
+    return rows * torch.linspace(0.5, 3, len(rows), dtype=dtype)[:, None], labels
+
+
+def loss_of_anchor(i, row, others, labels, loss):
+    """The loss of anchor i with the other rows held fixed, by the reference backend and by PML."""
+    rows = torch.cat([others[:i], row[None], others[i + 1 :]])
+    if loss != "triplet":
+        options = {"temperature": TEMPERATURE, "summation": loss.removeprefix("supcon_"), "backend": "reference"}
+        return supcon_loss(rows, labels, **options).losses[i]
+    same, other = labels == labels[i], labels != labels[i]
+    same[i] = False
+    p, n = (grid.flatten() for grid in torch.meshgrid(same.nonzero()[:, 0], other.nonzero()[:, 0], indexing="ij"))
+    triplets = (torch.full_like(p, i), p, n)
+    distance = LpDistance()
+    return TripletMarginLoss(MARGIN, distance=distance, reducer=SumReducer())(rows, indices_tuple=triplets)
+
+
+def contribution(i, j, embeddings, labels, loss):
+    """Length of the gradient in row i through its pair with row j alone: a detached copy stands in the other pairs."""
+    row = embeddings[i].clone().requires_grad_()
+    cosine = F.cosine_similarity(row, embeddings, dim=1)
+    through_j = torch.where(torch.arange(len(labels)) == j, cosine, cosine.detach())
+    value = loss_of_cosines(i, through_j, labels, loss)
+    (gradient,) = torch.autograd.grad(value, row)
+    return float(gradient.norm()), float(value.detach())
+
+
+def loss_of_cosines(i, cosine, labels, loss):
+    """The paper's equations for one anchor, row by row."""
+    positives = [j for j in range(len(labels)) if j != i and labels[j] == labels[i]]
+    negatives = [j for j in range(len(labels)) if labels[j] != labels[i]]
+    if loss == "triplet":
+        distance = (2 - 2 * cosine).clamp(min=0).sqrt()
+        return sum((distance[p] - distance[n] + MARGIN).relu() for p in positives for n in negatives)
+    s = cosine / TEMPERATURE
+    denominator = sum(s[a].exp() for a in positives + negatives)
+    if loss == "supcon_out":
+        return -sum((s[p].exp() / denominator).log() for p in positives) / len(positives)
+    return -(sum(s[p].exp() / denominator for p in positives) / len(positives)).log()
+
+
+def shares(embeddings, labels, loss, **options):
+    return gradient_shares(embeddings, labels, loss=loss, temperature=TEMPERATURE, margin=MARGIN, **options)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_contribution_is_that_of_autograd(loss):
+    embeddings, labels = batch()
+    found = shares(embeddings, labels, loss)
+    for i in range(len(labels) - 1):
+        expected = [0.0 if i == j else contribution(i, j, embeddings, labels, loss)[0] for j in range(len(labels))]
+        assert found.magnitudes[i].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        value = contribution(i, 0, embeddings, labels, loss)[1]
+        assert value == pytest.approx(float(loss_of_anchor(i, embeddings[i], embeddings, labels, loss)), rel=1e-9)
+    assert (found.magnitudes[-1] == 0).all()  # alone in its class: no loss
+    assert (found.magnitudes[:-1] > 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_contributions_with_their_directions_add_up_to_the_gradient_of_the_packages_and_pmls_losses(loss):
+    embeddings, labels = batch(seed=3)
+    found = shares(embeddings, labels, loss)
+    z = F.normalize(embeddings)
+    for i in range(len(labels) - 1):
+        row = embeddings[i].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss_of_anchor(i, row, embeddings, labels, loss), row)
+        directions = F.normalize(z - found.cosine[i][:, None] * z[i])  # along the sphere, towards each row
+        softmax = (found.cosine[i] / TEMPERATURE).exp() * (torch.arange(len(z)) != i)
+        near = found.positives[i].double()
+        # with "out", a positive that has more than 1 / |P| of the softmax is pushed away, as negatives are
+        if loss == "supcon_out":
+            near *= (1 / near.sum() - softmax / softmax.sum()).sign()
+        away = found.negatives[i].double() - near
+        total = (away * found.magnitudes[i]) @ directions
+        torch.testing.assert_close(total, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_shares_sum_to_one_over_each_kind_and_do_not_see_lengths(loss):
+    embeddings, labels = batch()
+    found = shares(embeddings, labels, loss)
+    for kind in (found.positives, found.negatives):
+        own = found.magnitudes * kind
+        torch.testing.assert_close((found.shares * kind)[:-1], (own / own.sum(1, keepdim=True))[:-1])
+        assert (found.shares * kind).sum(1)[:-1].tolist() == pytest.approx([1] * (len(labels) - 1))
+    assert (found.shares[-1] == 0).all()
+    torch.testing.assert_close(shares(F.normalize(embeddings), labels, loss).shares, found.shares)
+    assert not (found.positives & found.negatives).any()
+    assert not (found.positives | found.negatives).diagonal().any()
+
+
+def test_hard_pairs_get_more_from_out_and_easy_positives_from_in():
+    angles = torch.tensor([0.0, 0.4, 0.8, 1.2, 0.6, 1.8], dtype=torch.float64)
+    z, labels = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([0, 0, 0, 0, 1, 1])
+    of = {loss: shares(z, labels, loss, anchors=slice(0, 1)).shares[0] for loss in LOSSES}
+    of["triplet"] = gradient_shares(z, labels, loss="triplet", margin=0.1).shares[0]
+    assert of["supcon_out"][3] > of["supcon_out"][2]
+    assert of["supcon_in"][1] > of["supcon_in"][2] > of["supcon_in"][3]
+    for loss in ("supcon_out", "supcon_in"):
+        assert of[loss][4] > of[loss][5]
+    assert of["triplet"][1] == 0  # 0.4 + margin stays below 0.6 in distance
+    assert of["triplet"][5] == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_negatives_no_positives_and_far_from_trained(loss):
+    embeddings, _ = batch(6)
+    found = shares(embeddings, torch.zeros(6, dtype=torch.int64), loss)
+    assert not found.negatives.any()
+    assert bool(found.shares.any()) == (loss == "supcon_out")  # the others have no gradient without negatives
+    assert (shares(embeddings, torch.arange(6), loss).magnitudes == 0).all()
+    twins = embeddings[[0, 0, 1, 1]]  # positives at distance 0, cosines of 1 up to rounding
+    assert shares(twins, torch.tensor([0, 0, 1, 1]), loss).shares.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_low_precision_input_is_computed_in_float32(dtype, loss):
+    embeddings, labels = batch(dtype=torch.float32)
+    low = embeddings.to(dtype)
+    found = shares(low, labels.to(torch.int16), loss)
+    assert found.shares.dtype == torch.float32
+    torch.testing.assert_close(found.shares.double(), shares(low.double(), labels, loss).shares, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("anchors", [slice(3, 9), slice(-2, None), slice(0, 12, 5), slice(4, 4)])
+def test_some_anchors_are_those_rows_of_all(anchors):
+    embeddings, labels = batch()
+    some, whole = shares(embeddings, labels, "supcon_in", anchors=anchors), shares(embeddings, labels, "supcon_in")
+    for a, b in zip(some, whole, strict=True):
+        torch.testing.assert_close(a, b[anchors])
+
+
+def bins_by_loops(found, bins):
+    """Means over anchors, pair by pair."""
+    made = []
+    for kind, hardness, low in ((found.positives, 1 - found.cosine, 0.0), (found.negatives, found.cosine, -1.0)):
+        share, even, count, sums, anchors = [0.0] * bins, [0.0] * bins, [0] * bins, [0.0, 0.0], 0
+        for i in range(len(kind)):
+            pairs = [j for j in range(kind.shape[1]) if kind[i, j]]
+            if not any(found.shares[i, j] > 0 for j in pairs):
+                continue
+            anchors += 1
+            for j in pairs:
+                h = float(hardness[i, j])
+                place = min(math.floor((h - low) * bins / 2), bins - 1)
+                share[place] += float(found.shares[i, j])
+                even[place] += 1 / len(pairs)
+                count[place] += 1
+                sums[0] += h / len(pairs)
+                sums[1] += h * float(found.shares[i, j])
+        made.append((share, even, count, *sums, anchors))
+    return made
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("chunk_size", [None, 1, 5])
+def test_bins_are_those_of_a_loop_over_pairs(loss, chunk_size):
+    embeddings, labels = batch(30, seed=1)
+    options = {"loss": loss, "temperature": TEMPERATURE, "margin": MARGIN}
+    found = binned_gradient_shares(embeddings, labels, bins=7, chunk_size=chunk_size, **options)
+    expected = bins_by_loops(gradient_shares(embeddings, labels, **options), bins=7)
+    for sums, (share, even, count, hardness, gradient_hardness, anchors) in zip(found, expected, strict=True):
+        assert sums.share.tolist() == pytest.approx(share)
+        assert sums.even_share.tolist() == pytest.approx(even)
+        assert sums.count.tolist() == count
+        assert float(sums.hardness) == pytest.approx(hardness)
+        assert float(sums.gradient_hardness) == pytest.approx(gradient_hardness)
+        assert int(sums.anchors) == anchors > 0
+        assert float(sums.share.sum()) == pytest.approx(anchors)
+
+
+def test_opposite_and_equal_rows_fall_into_the_outer_bins():
+    z = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    positives, negatives = binned_gradient_shares(z, torch.tensor([0, 0, 1]), bins=4, loss="triplet", margin=3.0)
+    assert positives.count.tolist() == [0, 0, 0, 0]  # opposite: the distance has no slope along the sphere
+    positives, negatives = binned_gradient_shares(z, torch.tensor([0, 1, 0]), bins=4, loss="triplet", margin=3.0)
+    assert positives.count.tolist() == [2, 0, 0, 0]
+    assert negatives.count.tolist() == [0, 0, 0, 0]
+    assert gradient_shares(z, torch.tensor([0, 1, 1])).cosine.amin() == -1
+
+
+def test_memory_goes_by_the_chunk(monkeypatch):
+    asked = []
+
+    def spy(*args, anchors, **options):
+        asked.append(anchors)
+        return gradient_shares(*args, anchors=anchors, **options)
+
+    monkeypatch.setattr(share_bins, "gradient_shares", spy)
+    monkeypatch.setattr(share_bins, "CHUNK_BYTES", 8 * 30 * 4)
+    embeddings, labels = batch(30)
+    binned_gradient_shares(embeddings, labels)
+    assert [len(range(*part.indices(30))) for part in asked] == [4] * 7 + [2]
+
+
+def bad_rows(value):
+    rows = torch.ones(4, 3)
+    rows[2:] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"loss": "supcon_ou"}, ValueError, "`loss` to be one of .* did you mean 'supcon_out'"),
+        ({"temperature": 0.0}, ValueError, "`temperature` to be a finite number > 0, but got 0.0"),
+        ({"temperature": math.nan}, ValueError, "`temperature` .* got nan"),
+        ({"margin": -0.1}, ValueError, "`margin` to be a finite number >= 0, but got -0.1"),
+        ({"margin": "wide"}, ValueError, "`margin` .* got 'wide'"),
+        ({"embeddings": torch.ones(4, 2, 3)}, ValueError, r"`embeddings` to have shape \(N, D\), but got \(4, 2, 3\)"),
+        ({"embeddings": torch.ones(4, 3).long()}, TypeError, "`embeddings` to be floating point"),
+        ({"embeddings": bad_rows(0.0)}, ValueError, r"finite and not zero, but got 2 of 4 .* first is row 2"),
+        ({"embeddings": bad_rows(math.nan)}, ValueError, "2 of 4"),
+        ({"embeddings": bad_rows(math.inf)}, ValueError, "2 of 4"),
+        ({"labels": torch.zeros(4)}, TypeError, "`labels` to hold integers"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"`labels` to have shape \(4,\)"),
+        ({"bins": 0}, ValueError, "`bins` to be at least 1, but got 0"),
+        ({"bins": 2.5}, TypeError, "`bins` to be an integer, but got 2.5"),
+        ({"chunk_size": 0}, ValueError, "`chunk_size` to be at least 1"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(change, error, message):
+    valid = {"embeddings": torch.ones(4, 3), "labels": torch.tensor([0, 0, 1, 1])}
+    with pytest.raises(error, match=message):
+        binned_gradient_shares(**(valid | change))
+
+
+def test_anchors_that_are_no_slice():
+    with pytest.raises(TypeError, match="`anchors` to be a slice or None, but got 3"):
+        gradient_shares(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), anchors=3)

@@ -1,0 +1,124 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from pml_supcon.corruptions import Corruption
+from pml_supcon.views import ChangedDataset, GaussianNoise, Grey, Rotation, Sobel
+
+CHANGES = [Grey(), Rotation(90), Sobel(), GaussianNoise(0.1, 3), Corruption("fog", 4), Corruption("motion_blur", 3)]
+
+
+def random_images(count, *, channels=3, height=32, width=32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
+
+
+def picture_of(image):
+    """PIL's own way from pixels to a picture."""
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.key)
+def test_images_are_changed_by_their_places_and_stay_the_kind_they_were(change, channels):
+    images = random_images(3, channels=channels)
+    expected = change(images, torch.arange(3))
+    tensors = ChangedDataset(list(zip(images, "abc", strict=True)), change)
+    pictures = ChangedDataset([(picture_of(image), 7) for image in images], change)
+    assert len(tensors) == len(pictures) == 3
+    for place in (2, 0, 1):
+        image, label = tensors[place]
+        assert (image.dtype, label) == (torch.uint8, "abc"[place])
+        assert torch.equal(image, expected[place])
+        image, label = pictures[place]
+        assert (image.mode, label) == ("L" if channels == 1 else "RGB", 7)
+        assert np.array_equal(np.asarray(image), np.asarray(picture_of(expected[place])))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_that_is_not_square_keeps_its_sides(channels):
+    images = random_images(1, channels=channels, height=20, width=33)
+    image, _ = ChangedDataset([(picture_of(images[0]), 0)], Rotation(180))[0]
+    assert image.size == (33, 20)
+    assert np.array_equal(np.asarray(image), np.asarray(picture_of(images[0]).rotate(180)))
+
+
+def test_without_a_change_images_are_as_they_were():
+    images = random_images(2)
+    pictures = [picture_of(image) for image in images]
+    assert torch.equal(ChangedDataset([(image, 0) for image in images], None)[1][0], images[1])
+    assert ChangedDataset([(picture, 0) for picture in pictures], None)[1] == (pictures[1], 0)
+
+
+@pytest.mark.parametrize("change", [None, GaussianNoise(0.1, 3)])
+def test_the_transform_comes_last_and_gets_the_kind_it_was_written_for(change):
+    images = random_images(3)
+    noisy = images if change is None else change(images, torch.arange(3))
+    for_pictures = transforms.Compose([transforms.Resize(16), transforms.ToTensor()])
+    found = ChangedDataset([(picture_of(image), 0) for image in images], change, transform=for_pictures)
+    assert torch.equal(found[2][0], for_pictures(picture_of(noisy[2])))
+    found = ChangedDataset([(image, 0) for image in images], change, transform=lambda image: image.float() / 255)
+    assert torch.equal(found[2][0], noisy[2].float() / 255)
+
+
+@pytest.mark.parametrize("change", [None, GaussianNoise(), Corruption("snow", 1)], ids=["none", "noise", "corruption"])
+def test_places_count_from_both_ends(change):
+    data = ChangedDataset([(image, n * 2) for n, image in enumerate(random_images(4))], change)
+    for place in (-1, -4, np.int64(2)):
+        image, label = data[place]
+        assert torch.equal(image, data[int(place) % 4][0])
+        assert label == place % 4 * 2
+    for place in (4, -5):
+        with pytest.raises(IndexError):
+            data[place]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.key)
+def test_workers_and_order_change_nothing(change):
+    data = ChangedDataset([(image, n) for n, image in enumerate(random_images(8))], change)
+    here = torch.stack([data[index][0] for index in range(8)])
+    seen = []
+    for images, places in DataLoader(data, batch_size=3, shuffle=True, num_workers=2):
+        assert torch.equal(images, here[places])
+        seen += places.tolist()
+    assert sorted(seen) == list(range(8))
+
+
+@pytest.mark.parametrize("change", [None, *CHANGES], ids=lambda change: change and change.key)
+def test_a_copy_for_another_process_gives_the_same_images(change):
+    pairs = [(picture_of(image), 5) for image in random_images(2)]
+    data = ChangedDataset(pairs, change, transform=transforms.ToTensor())
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy[1][0], data[1][0])
+    assert copy[1][1] == 5
+
+
+@pytest.mark.parametrize(
+    "change", [None, GaussianNoise(), Corruption("contrast", 1)], ids=["none", "noise", "contrast"]
+)
+@pytest.mark.parametrize(
+    ("image", "error", "text"),
+    [
+        (torch.zeros(3, 32, 32), TypeError, "to be uint8, but image 0 is torch.float32"),
+        (torch.zeros(32, 32, dtype=torch.uint8), ValueError, r"\(C, H, W\), but image 0 has shape \(32, 32\)"),
+        (np.zeros((32, 32, 3), np.uint8), TypeError, "PIL images or uint8 tensors, but image 0 is a ndarray"),
+        (Image.new("RGBA", (32, 32)), ValueError, 'mode "L" or "RGB", but image 0 has \'RGBA\''),
+        (Image.new("CMYK", (32, 32)), ValueError, 'mode "L" or "RGB", but image 0 has \'CMYK\''),
+    ],
+)
+def test_other_images_are_refused(change, image, error, text):
+    with pytest.raises(error, match=text):
+        ChangedDataset([(image, 0)], change)[0]
+
+
+def test_options_are_checked():
+    with pytest.raises(TypeError, match="`change` to be callable, or None, but got 'fog'"):
+        ChangedDataset([], "fog")
+    with pytest.raises(TypeError, match="`transform` to be callable, or None, but got 3"):
+        ChangedDataset([], None, transform=3)
