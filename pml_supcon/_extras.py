@@ -4,6 +4,7 @@ from importlib import import_module
 from types import ModuleType
 
 FAISS_COMMANDS = 'pip install "pml-supcon[cpu]" (CPU) or pip install "pml-supcon[cuda]" (NVIDIA GPU)'
+CORRUPTIONS_COMMAND = 'pip install "pml-supcon[corruptions]"'
 
 
 def require_faiss() -> ModuleType:
@@ -25,4 +26,27 @@ def require_faiss() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"Nearest neighbours need FAISS, which could not be imported ({error}). Install it with {FAISS_COMMANDS}."
+        ) from error
+
+
+def require_imagecorruptions() -> ModuleType:
+    """Import the library of image corruptions, or say how to install it.
+
+    Returns:
+        The module ``imagecorruptions``, from ``imagecorruptions-imaug``; its helpers are in ``.corruptions``.
+
+    Raises:
+        ImportError: If it is not installed or cannot be loaded; the message holds the command that installs it.
+
+    Example:
+        >>> len(require_imagecorruptions().get_corruption_names())
+        15
+    """
+    try:
+        return import_module("imagecorruptions")
+    except ImportError as error:
+        raise ImportError(
+            f"Corruptions need imagecorruptions-imaug, which could not be imported ({error}). Install it with "
+            f"{CORRUPTIONS_COMMAND}. Where OpenCV misses a system library such as libGL.so.1, put "
+            "opencv-python-headless in the place of opencv-python."
         ) from error

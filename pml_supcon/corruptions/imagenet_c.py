@@ -1,0 +1,30 @@
+"""ImageNet-C's strengths, for images of about 224 pixels: the library's own functions, seeded."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pml_supcon._extras import require_imagecorruptions
+
+from ._draws import Words
+
+_TAKE_A_SEED = ("glass_blur", "impulse_noise")  # these do not draw from numpy's global generator
+
+
+def corrupt(pixels: npt.NDArray[np.uint8], name: str, severity: int, words: Words) -> npt.NDArray[Any]:
+    """Corrupt one image by the library, inside `seeded_numpy`.
+
+    Args:
+        pixels: ``(H, W, 3)``; the noises take ``(H, W)`` too.
+        name: one of `CORRUPTIONS`.
+        severity: 1 to 5.
+        words: from `draw_words`.
+
+    Returns:
+        The same shape, in [0, 255], not yet cut to whole numbers.
+    """
+    function = require_imagecorruptions().corruption_dict[name]
+    options = {"seed": int(words[0])} if name in _TAKE_A_SEED else {}
+    return np.asarray(function(Image.fromarray(pixels), severity, **options))

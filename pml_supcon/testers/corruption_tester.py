@@ -1,0 +1,189 @@
+"""The PML tester of a linear probe under the corruptions of ImageNet-C."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from pml_supcon.corruptions import CORRUPTIONS, Corruption
+from pml_supcon.corruptions.corruption import SEVERITIES, Strengths
+from pml_supcon.views import ChangedDataset
+
+from ._fitted_tester import FittedTester
+from ._inputs import as_labels, check_count
+from ._pml import FunctionCalculator
+from ._probe import INVERSE_L2, MAX_ITER, InverseL2, check_fit, tell_unseen
+from .calibration import BINS
+from .corruption import Errors, Scores, corruption_errors, corruption_metrics, mean_corruption_error, probe_scores
+from .linear_probe import fit_linear_probe
+
+
+class CorruptionTester(FittedTester):
+    """PML tester that scores a linear probe, fitted on clean images, on clean and on corrupted images.
+
+    It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. Metrics
+    are ``accuracy_level0`` and ``ece_level0`` of the clean images, those of `corruption_metrics` with the same ending,
+    and with a baseline ``mean_corruption_error_level0``. The embeddings of one corruption at a time are held.
+
+    Args:
+        transform: makes the network's input of an image, as it comes from the data set or corrupted.
+        corruptions: names, of `CORRUPTIONS`.
+        severities: of 1 to 5.
+        strengths: As for `Corruption`.
+        seed: As for `Corruption`.
+        baseline: errors as `mean_corruption_error` takes them; needs all corruptions and severities here.
+        bins: As for `expected_calibration_error`.
+        inverse_l2: As for `fit_linear_probe`.
+        max_iter: As for `fit_linear_probe`.
+        standardize: As for `fit_linear_probe`.
+        use_trunk_output: Probe the output of the trunk rather than that of the embedder.
+        normalize_embeddings: Give each row unit length first.
+        **tester_kwargs: Other options of PML's ``BaseTester``, except ``accuracy_calculator``. Its
+            ``dataloader_num_workers`` share the work of corrupting.
+
+    The data sets are map-style, of (image, label), with images as `ChangedDataset` takes them.
+
+    Raises:
+        ImportError: If the library of corruptions is not installed.
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is out of range, a name or severity is given twice or not at all, or a baseline comes
+            without all corruptions and severities. From ``test``: if a query split is among its own reference splits,
+            which is PML's default for ``splits_to_eval``.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> images = (labels * 200).byte().view(4, 1, 1, 1).expand(4, 1, 8, 8)
+        >>> data = torch.utils.data.TensorDataset(images, labels)
+        >>> tester = CorruptionTester(
+        ...     lambda image: image.float().flatten(),
+        ...     corruptions=["brightness"],
+        ...     severities=[1],
+        ...     dataloader_num_workers=0,
+        ...     data_device="cpu",
+        ... )
+        >>> splits = {"train": data, "test": data}
+        >>> found = tester.test(splits, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]
+        >>> found["mean_error_level0"]
+        0.0
+    """
+
+    def __init__(
+        self,
+        transform: Callable[[Any], Tensor],
+        *,
+        corruptions: Sequence[str] = CORRUPTIONS,
+        severities: Sequence[int] = SEVERITIES,
+        strengths: Strengths = "auto",
+        seed: int = 0,
+        baseline: Errors | None = None,
+        bins: int = BINS,
+        inverse_l2: InverseL2 = INVERSE_L2,
+        max_iter: int = MAX_ITER,
+        standardize: bool = True,
+        use_trunk_output: bool = True,
+        normalize_embeddings: bool = False,
+        **tester_kwargs: Any,
+    ) -> None:
+        if not callable(transform):
+            raise TypeError(f"Expected argument `transform` to be callable, but got {transform!r}.")
+        check_count(bins, "bins")
+        _check_listed(corruptions, "corruptions")
+        _check_listed(severities, "severities")
+        self._corruptions = [
+            Corruption(name, severity, strengths=strengths, seed=seed)
+            for name in corruptions
+            for severity in severities
+        ]
+        if baseline is not None:
+            if set(corruptions) != set(CORRUPTIONS) or set(severities) != set(SEVERITIES):
+                raise ValueError(
+                    "Expected arguments `corruptions` and `severities` to be all, since `baseline` is given, but got "
+                    f"{len(corruptions)} corruptions at severities {tuple(severities)}."
+                )
+            mean_corruption_error(baseline, baseline)  # refused here, not after the images
+        check_fit(inverse_l2, max_iter)
+        self.transform, self.baseline, self.bins = transform, baseline, bins
+        self._fit = partial(fit_linear_probe, inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize)
+        self._embed: Callable[..., tuple[Tensor, Tensor]] | None = None
+        super().__init__(
+            # Names alone: PML's calculators see one set of queries, here there is one for each corruption.
+            accuracy_calculator=FunctionCalculator(self._metric_names(), lambda **_: {}),
+            use_trunk_output=use_trunk_output,
+            normalize_embeddings=normalize_embeddings,
+            **tester_kwargs,
+        )
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """As PML's ``BaseTester.test``."""
+        try:
+            return super().test(*args, **kwargs)
+        finally:
+            self._embed = None  # it holds the model and the data
+
+    def get_all_embeddings_for_all_splits(
+        self,
+        dataset_dict: dict[str, Any],
+        trunk_model: nn.Module,
+        embedder_model: nn.Module,
+        splits_to_compute_embeddings: list[str],
+        collate_fn: Callable[..., Any] | None,
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """PML asks for the clean embeddings here; the corrupted ones come one by one, when they are scored."""
+
+        def embed(split: str, corruption: Corruption | None = None) -> tuple[Tensor, Tensor]:
+            data = ChangedDataset(dataset_dict[split], corruption, transform=self.transform)
+            made: tuple[Tensor, Tensor] = self.get_all_embeddings(data, trunk_model, embedder_model, collate_fn)
+            return made
+
+        self._embed = embed
+        return {split: embed(split) for split in splits_to_compute_embeddings}
+
+    def do_knn_and_accuracies(
+        self,
+        accuracies: dict[str, Any],
+        embeddings_and_labels: dict[str, tuple[Tensor, Tensor]],
+        query_split_name: str,
+        reference_split_names: list[str],
+    ) -> None:
+        """PML asks for the metrics of one query split here."""
+        query, query_labels, reference, reference_labels = self.set_reference_and_query(
+            embeddings_and_labels, query_split_name, reference_split_names
+        )
+        if self._embed is None:
+            raise RuntimeError("The corrupted images are embedded by `test`: call that.")
+        self.label_levels = self.label_levels_to_evaluate(query_labels)
+        probes = {level: self._fit(reference, reference_labels[:, level]) for level in self.label_levels}
+        metrics: dict[int, dict[str, float]] = {}
+        for level, probe in probes.items():
+            tell_unseen(as_labels(query_labels[:, level], "labels", len(query)), probe.classes_)
+            clean = probe_scores(probe, query, query_labels[:, level], bins=self.bins)
+            metrics[level] = {"accuracy": clean["accuracy"], "ece": clean["ece"]}
+        cells: dict[int, dict[tuple[str, int], Scores]] = {level: {} for level in probes}
+        for corruption in self._corruptions:
+            features, labels = self._embed(query_split_name, corruption)
+            for level, probe in probes.items():
+                scores = probe_scores(probe, features, labels[:, level], bins=self.bins)
+                cells[level][corruption.name, corruption.severity] = scores
+        for level, grid in cells.items():
+            metrics[level] |= corruption_metrics(grid)
+            if self.baseline is not None:
+                metrics[level]["mean_corruption_error"] = mean_corruption_error(corruption_errors(grid), self.baseline)
+            for metric, value in metrics[level].items():
+                accuracies[self.accuracies_keyname(metric, label_hierarchy_level=level)] = value
+        if len(self.label_levels) > 1:
+            names = self.accuracy_calculator.get_curr_metrics()
+            self.calculate_average_accuracies(accuracies, names, self.label_levels)
+
+    def _metric_names(self) -> list[str]:
+        blank = {(made.name, made.severity): Scores(accuracy=1.0, ece=0.0) for made in self._corruptions}
+        more = [] if self.baseline is None else ["mean_corruption_error"]
+        return ["accuracy", "ece", *corruption_metrics(blank), *more]
+
+
+def _check_listed(values: Sequence[Any], name: str) -> None:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"Expected argument `{name}` to be a sequence, but got {values!r}.")
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"Expected argument `{name}` to hold at least one, and none twice, but got {tuple(values)}.")

@@ -1,0 +1,250 @@
+"""Corruptions as changes of batches: draws, strengths, shapes and errors."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import imagecorruptions
+import numpy as np
+import pytest
+import torch
+from pictures import colour_batch, large_batch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from pml_supcon import _extras
+from pml_supcon.corruptions import CORRUPTIONS, Corruption, corruption, strengths_for
+
+FIXED = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
+DRAWN = [name for name in CORRUPTIONS if name not in FIXED]
+
+
+def distances(name, images, strengths):
+    """Root mean square distance to the clean images at each severity."""
+    indices = range(len(images))
+    made = [Corruption(name, level, strengths=strengths)(images, indices) for level in range(1, 6)]
+    return [float((changed.double() - images.double()).square().mean().sqrt()) for changed in made]
+
+
+# What the benchmarks' own constants do not raise, as pairs of severities that may fall or stay.
+NOT_RISING_32 = {
+    "glass_blur": {(1, 2), (2, 3), (4, 5)},
+    "motion_blur": {(3, 4)},
+    "frost": {(3, 4), (4, 5)},
+    "elastic_transform": {(1, 2), (2, 3), (3, 4), (4, 5)},
+}
+NOT_RISING_224 = {"glass_blur": {(1, 2), (3, 4)}, "frost": {(2, 3), (3, 4), (4, 5)}, "snow": {(2, 3)}}
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_the_distance_to_the_clean_image_rises_at_32(name):
+    found = distances(name, colour_batch(48), "32")
+    falls = {(level + 1, level + 2) for level in range(4) if found[level + 1] <= found[level]}
+    assert falls <= NOT_RISING_32.get(name, set()), found
+    assert found[0] > 1
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_the_distance_to_the_clean_image_rises_at_224(name):
+    copies = 32 if name in ("fog", "frost", "snow") else 3  # what is drawn for the whole image varies most
+    found = distances(name, large_batch().repeat(copies, 1, 1, 1), "224")
+    falls = {(level + 1, level + 2) for level in range(4) if found[level + 1] <= found[level]}
+    assert falls <= NOT_RISING_224.get(name, set()), found
+    assert found[0] > 1
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_224_is_the_library_under_the_seed_that_is_documented(name):
+    image = large_batch()[:1, :, 20:116, 30:110]
+    pixels = image[0].permute(1, 2, 0).contiguous().numpy()
+    for severity in (1, 5):
+        words = np.random.SeedSequence((3, CORRUPTIONS.index(name), severity, 17)).generate_state(4)
+        np.random.seed(words)
+        own = {"seed": int(words[0])} if name in ("impulse_noise", "glass_blur") else {}
+        expected = imagecorruptions.corrupt(pixels, severity, name, **own)
+        found = Corruption(name, severity, strengths="224", seed=3)(image, [17])
+        assert np.array_equal(found[0].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("strengths", ["32", "224"])
+def test_an_image_is_the_same_whatever_the_batch(name, strengths):
+    images, change = colour_batch(6), Corruption(name, 4, strengths=strengths)
+    indices = torch.tensor([5, 0, 900, 3, 2**40, 7])
+    whole = change(images, indices)
+    np.random.seed(123)  # what went before does not matter either
+    order = torch.tensor([4, 1, 5])
+    assert torch.equal(change(images[order], indices[order]), whole[order])
+    for row in range(6):
+        assert torch.equal(change(images[row : row + 1], indices[row : row + 1]), whole[row : row + 1])
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("strengths", ["32", "224"])
+def test_index_and_seed_change_what_is_drawn(name, strengths):
+    images = colour_batch(1)
+    first = Corruption(name, 1, strengths=strengths)(images, [0])
+    assert not torch.equal(first, Corruption(name, 1, strengths=strengths)(images, [1]))
+    assert not torch.equal(first, Corruption(name, 1, strengths=strengths, seed=1)(images, [0]))
+
+
+def test_severity_and_name_have_draws_of_their_own():
+    grey = torch.full((1, 1, 32, 32), 128, dtype=torch.uint8)
+    noise = [Corruption("gaussian_noise", level)(grey, [0]).double().flatten() - 127.5 for level in (1, 2)]
+    shot = Corruption("shot_noise", 2)(grey, [0]).double().flatten() - 127.5
+    for pair in (noise, (noise[1], shot)):
+        assert abs(torch.corrcoef(torch.stack(tuple(pair)))[0, 1]) < 0.15  # 1024 draws: deviation 0.03
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("strengths", ["32", "224"])
+def test_numpys_global_state_stays(name, strengths):
+    np.random.seed(7)
+    np.random.normal()  # leaves a second normal in store, which is state too
+    expected = np.random.RandomState(7)
+    expected.normal()
+    Corruption(name, 2, strengths=strengths)(colour_batch(2), [0, 1])
+    assert np.random.normal() == expected.normal()
+    assert np.random.uniform() == expected.uniform()
+
+
+def test_numpys_global_state_stays_after_an_error(monkeypatch):
+    def fail(*_):
+        np.random.uniform()
+        raise OSError("no picture")
+
+    change = Corruption("frost", 1)
+    monkeypatch.setattr(corruption.cifar_c, "corrupt", fail)
+    np.random.seed(7)
+    with pytest.raises(OSError, match="no picture"):
+        change(colour_batch(1), [0])
+    assert np.random.uniform() == np.random.RandomState(7).uniform()
+
+
+def test_threads_do_not_disturb_each_other():
+    images = colour_batch(16)
+    changes = [Corruption("fog", 3), Corruption("gaussian_noise", 3, strengths="224")] * 4
+    expected = [change(images, range(16)) for change in changes]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda change: change(images, range(16)), changes))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("size", [(33, 47), (40, 25), (7, 20), (70, 45), (1, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_size(name, size, channels):
+    images = torch.randint(256, (2, channels, *size), dtype=torch.uint8)
+    before = images.clone()
+    for strengths in ("32", "224"):
+        found = Corruption(name, 3, strengths=strengths)(images, [0, 1])
+        assert found.shape == images.shape
+        assert found.dtype == torch.uint8
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - {"gaussian_noise", "shot_noise", "impulse_noise"}))
+@pytest.mark.parametrize("strengths", ["32", "224"])
+def test_grey_is_the_luminance_of_three_equal_channels(name, strengths):
+    images = colour_batch(2)[:, 1:2]
+    change = Corruption(name, 3, strengths=strengths)
+    colour = change(images.expand(-1, 3, -1, -1), [4, 5]).permute(0, 2, 3, 1).numpy()
+    expected = np.stack([np.asarray(Image.fromarray(pixels).convert("L")) for pixels in colour])
+    assert np.array_equal(change(images, [4, 5])[:, 0].numpy(), expected)
+
+
+@pytest.mark.parametrize(("strengths", "deviation"), [("32", 0.08), ("224", 0.18)])
+def test_grey_noise_is_as_strong_as_that_of_a_channel(strengths, deviation):
+    grey = torch.full((1, 1, 200, 200), 128, dtype=torch.uint8)
+    found = Corruption("gaussian_noise", 3, strengths=strengths)(grey, [0]).double().std()
+    assert found == pytest.approx(255 * deviation, rel=0.02)
+
+
+def test_digits_of_8_by_8():
+    digits = torch.from_numpy((load_digits().images[:60] * 255 / 16).astype(np.uint8))[:, None]
+    rising = set(CORRUPTIONS) - {"motion_blur", "frost", "elastic_transform", "pixelate"}
+    for name in CORRUPTIONS:
+        found = distances(name, digits, "auto")
+        assert found[0] > 1
+        if name in rising:
+            assert found == sorted(found), name
+    # Noise is that of a pixel, not of an average of repeated ones.
+    middle = torch.full((500, 1, 8, 8), 128, dtype=torch.uint8)
+    found = Corruption("gaussian_noise", 5)(middle, range(500)).double().std()
+    assert found == pytest.approx(25.5, rel=0.02)
+
+
+def test_a_small_image_is_blurred_as_its_repetition_at_32():
+    image = torch.from_numpy((load_digits().images[:1] * 255 / 16).astype(np.uint8))[:, None]
+    large = image.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    expected = torch.nn.functional.avg_pool2d(Corruption("motion_blur", 5)(large, [9]).double(), 4).round()
+    assert torch.equal(Corruption("motion_blur", 5)(image, [9]).double(), expected)
+
+
+def test_auto_goes_by_the_larger_side():
+    assert [strengths_for(64, 64), strengths_for(32, 65), strengths_for(65, 32)] == ["32", "224", "224"]
+    images = torch.randint(256, (1, 3, 40, 64), dtype=torch.uint8)
+    assert torch.equal(Corruption("contrast", 1)(images, [0]), Corruption("contrast", 1, strengths="32")(images, [0]))
+    images = torch.randint(256, (1, 3, 40, 66), dtype=torch.uint8)
+    assert torch.equal(Corruption("contrast", 1)(images, [0]), Corruption("contrast", 1, strengths="224")(images, [0]))
+
+
+def test_names_are_those_of_the_benchmark_and_keys_differ():
+    assert list(CORRUPTIONS) == imagecorruptions.get_corruption_names("common")
+    made = [Corruption(name, level, seed=seed) for name in CORRUPTIONS for level in (1, 2) for seed in (0, 1)]
+    made += [Corruption("fog", 1, strengths="32"), Corruption("fog", 1, strengths="224")]
+    assert len({change.key for change in made}) == len(made)
+    assert repr(made[0]) == "Corruption('gaussian_noise', 1, strengths='auto', seed=0)"
+
+
+def test_other_layouts_of_memory_and_an_empty_batch():
+    images = colour_batch(3)
+    strided = images.contiguous(memory_format=torch.channels_last)
+    change = Corruption("snow", 2)
+    assert torch.equal(change(strided, [0, 1, 2]), change(images, torch.tensor([0, 1, 2], dtype=torch.int32)))
+    assert change(images[:0], []).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"name": "gausian noise"}, ValueError, "got 'gausian noise'. Did you mean 'gaussian_noise'?"),
+        ({"name": "JPEG"}, ValueError, "Expected argument `name` to be one of gaussian_noise, .*, but got 'JPEG'"),
+        ({"name": 3}, TypeError, "Expected argument `name` to be a string, but got 3"),
+        ({"severity": 6}, ValueError, "Expected argument `severity` to be between 1 and 5, but got 6"),
+        ({"severity": 0}, ValueError, "between 1 and 5, but got 0"),
+        ({"severity": 1.5}, TypeError, "Expected argument `severity` to be an integer, but got 1.5"),
+        ({"severity": True}, TypeError, "Expected argument `severity` to be an integer, but got True"),
+        ({"strengths": "64"}, ValueError, "Expected argument `strengths` to be one of .*, but got '64'"),
+        ({"seed": -1}, ValueError, "Expected argument `seed` to be at least 0, but got -1"),
+        ({"seed": "a"}, TypeError, "Expected argument `seed` to be an integer, but got 'a'"),
+    ],
+)
+def test_wrong_options(options, error, text):
+    with pytest.raises(error, match=text):
+        Corruption(**{"name": "fog", "severity": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("images", "indices", "error", "text"),
+    [
+        (np.zeros((1, 3, 32, 32), np.uint8), [0], TypeError, "`images` to be a torch tensor, but got ndarray"),
+        (torch.zeros(1, 3, 32, 32), [0], TypeError, "`images` to be uint8, but got torch.float32"),
+        (torch.zeros(3, 32, 32, dtype=torch.uint8), [0], ValueError, r"to be \(N, C, H, W\).* got shape \(3, 32, 32\)"),
+        (torch.zeros(1, 4, 32, 32, dtype=torch.uint8), [0], ValueError, "C = 1 or 3, but got shape"),
+        (torch.zeros(1, 3, 0, 32, dtype=torch.uint8), [0], ValueError, "but got shape"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0, 1], ValueError, r"one per image, shape \(1,\), .* \(2,\)"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [-1], ValueError, "`indices` to be at least 0, but got -1"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0.5], TypeError, "`indices` to be integers, but got torch.fl"),
+    ],
+)
+def test_wrong_images(images, indices, error, text):
+    with pytest.raises(error, match=text):
+        Corruption("contrast", 1)(images, indices)
+
+
+def test_the_library_is_missing(monkeypatch):
+    def missing(name):
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(_extras, "import_module", missing)
+    with pytest.raises(ImportError, match=r"libGL\.so\.1.*pml-supcon\[corruptions\].*opencv-python-headless"):
+        Corruption("fog", 1)
