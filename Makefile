@@ -1,5 +1,5 @@
 # make train: train and evaluate on the digits     make train ARGS="--data imagefolder:my/images"
-# make test:  lint, type-check, test, build the docs
+# make test:  lint, type-check, test, build the docs (with Chromium on the machine also how reports look in it)
 # FAISS=cuda for an NVIDIA GPU (faiss-gpu in place of faiss-cpu)
 
 PYTHON ?= python3
@@ -26,26 +26,32 @@ docs: $(VENV)/.dev
 # measure against peers and the floor, over processes and in chunks (half an hour, on a quiet machine); write the pages
 bench: $(VENV)/.bench
 	for script in must_show peers options scaling mined; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
-	for script in processes cached loader; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in processes cached loader retrieval indexes; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/make_page.py
 	$(MAKE) tables
 
 tables: $(VENV)/.recipes
 	$(BIN)/python docs/make_tables.py
 
+comma := ,
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# OpenCV without windows, which needs no libGL, takes the place of the one that the corruptions ask for.
+install = $(PIP) install --editable ".[$(FAISS),recipes,corruptions$(1)]" \
+	&& $(PIP) uninstall --yes opencv-python && $(PIP) install --force-reinstall --no-deps opencv-python-headless
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.recipes: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(FAISS),recipes]"
+	$(call install)
 	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(FAISS),recipes,bench]"
+	$(call install,$(comma)bench)
 	touch $@ $(VENV)/.recipes
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(FAISS),recipes,docs,dev]"
+	$(call install,$(comma)docs$(comma)dev)
 	touch $@ $(VENV)/.recipes
 
 clean:

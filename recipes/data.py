@@ -1,5 +1,6 @@
 """`load_data`: images and labels, ready for the recipe, from a one-line specification."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,12 @@ class MemoryImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
 
+    def fingerprint(self) -> str:
+        """What changes when a pixel does."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def select(self, indices: Tensor, labels: Tensor) -> "MemoryImages":
         """These images, with these labels."""
         return MemoryImages(self.images[indices], labels)
@@ -62,6 +69,10 @@ class LazyImages(Dataset[tuple[Image.Image | Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, int]:
         return read_image(self._images, index, self._in_chans), int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        """What changes when a file does, or the order of the images."""
+        return f"{self._images.fingerprint()} {self._in_chans}"
 
     def select(self, indices: Tensor, labels: Tensor) -> "LazyImages":
         """These images, with these labels."""
@@ -197,13 +208,17 @@ def open_data(
     max_train: int | None = None,
     max_test: int | None = None,
     seed: int = 0,
+    new_classes: bool = False,
 ) -> OpenedData:
-    """The first half of `load_data`, quick on large sets: what is wrong with labels or arguments shows here."""
+    """The first half of `load_data`, quick on large sets: what is wrong with labels or arguments shows here.
+
+    With `new_classes` test may have classes that train lacks, which training has no use for, but retrieval has.
+    """
     for name, value in (("image_size", image_size), ("max_train", max_train), ("max_test", max_test)):
         if value is not None and value < 1:
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")
-    source = open_source(spec)
-    train, test = _split(source, spec)
+    source = open_source(spec, new_classes=new_classes)
+    train, test = _split(source, spec, new_classes=new_classes)
     train = _subset(train, max_train, "max_train", seed, first=source.shuffled)
     test = _subset(test, max_test, "max_test", seed, first=source.shuffled)
     return OpenedData(spec, source, train, test, image_size)
@@ -243,7 +258,7 @@ def _assemble(spec: str, source: Source, train: Pool, test: Pool, image_size: in
     )
 
 
-def _split(source: Source, spec: str) -> tuple[Pool, Pool]:
+def _split(source: Source, spec: str, *, new_classes: bool) -> tuple[Pool, Pool]:
     """Return train and test, splitting train where there is no test part."""
     if not len(source.train) or (source.test is not None and not len(source.test)):
         raise ValueError(f"Expected images in {spec!r}, but train or test has none")
@@ -251,7 +266,7 @@ def _split(source: Source, spec: str) -> tuple[Pool, Pool]:
         raise ValueError(f"Expected at least 2 classes in {spec!r}, but all images of train have one label")
     if source.test is not None:
         strange = sorted(set(source.test.labels.tolist()) - set(source.train.labels.tolist()))
-        if strange:
+        if strange and not new_classes:
             names = ", ".join(source.class_names[label] for label in strange)
             raise ValueError(f"Expected the test classes of {spec!r} to be among those of train, but {names} are not")
         return source.train, source.test

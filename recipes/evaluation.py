@@ -1,40 +1,21 @@
 """What the frozen encoder is worth, in figures and pictures."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
 
 from pml_supcon.recipes import report
 from pml_supcon.recipes.data import LazyImages, MemoryImages
+from pml_supcon.recipes.embedding import ImagesToEmbed
+from pml_supcon.recipes.embedding import embed as compute_features
 from pml_supcon.recipes.image_pool import evenly
 from pml_supcon.recipes.job import Job
-from pml_supcon.testers import LinearProbeTester, linear_probe_metrics, retrieval_metrics
-from pml_supcon.views import SeededDataset, evaluation_transform
+from pml_supcon.testers import linear_probe_metrics, retrieval_metrics, retrieval_scores
 
-KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # images at most: other processes wait meanwhile
+KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # images at most: it is looked at in the middle of training
 BATCH = 256
-
-
-class Transformed(Dataset[tuple[Tensor, int]]):
-    """A data set of `(image, label)` with a transform on the images; those in memory pass by whole batches."""
-
-    def __init__(self, dataset: MemoryImages | LazyImages, transform: Callable[[Any], Tensor]) -> None:
-        self.dataset, self.transform = dataset, transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: Sequence[int]) -> Any:
-        """A batch, made."""
-        if isinstance(self.dataset, MemoryImages):
-            chosen = torch.as_tensor(indices)
-            return self.transform(self.dataset.images[chosen]), self.dataset.labels[chosen]
-        pairs = [self.dataset[index] for index in indices]
-        return default_collate([(self.transform(image), label) for image, label in pairs])
 
 
 class Embedded(NamedTuple):
@@ -45,30 +26,32 @@ class Embedded(NamedTuple):
     labels: Tensor
 
 
-def embed(images: MemoryImages | LazyImages, job: Job, encoder: nn.Module, device: torch.device) -> Embedded:
-    """The features of images under an encoder, which is left in evaluation mode.
+def embed(images: MemoryImages | LazyImages, labels: Tensor, job: Job, encoder: nn.Module) -> Embedded | None:
+    """The features of images under an encoder, by all processes; None on all but the main one.
 
     Raises:
-        FloatingPointError: they are not finite: the last steps broke the weights.
+        FloatingPointError: they are not finite, or all zero: the last steps broke the weights.
     """
     data = job.data
-    transform = evaluation_transform(data.image_size, mean=data.mean, std=data.std)
+    prepared = ImagesToEmbed(images, image_size=data.image_size, mean=data.mean, std=data.std)
     workers = job.settings.workers if isinstance(images, LazyImages) else 0
-    tester = LinearProbeTester(batch_size=BATCH, dataloader_num_workers=workers, data_device=device)
-    made = tester.get_all_embeddings(Transformed(images, transform), encoder, collate_fn=SeededDataset.collate)
-    features = made[0].cpu()
+    features = compute_features(
+        encoder, prepared, range(len(images)), job.accelerator, batch_size=BATCH, workers=workers
+    )
+    if features is None:
+        return None
     if not features.isfinite().all():
         raise FloatingPointError("the encoder's features are not finite after the last step")
-    return Embedded(features, F.normalize(features), images.labels)
+    if not features.any():
+        raise FloatingPointError("the encoder's features are all zero after the last step")
+    return Embedded(features, F.normalize(features), labels)
 
 
-def embed_splits(job: Job, encoder: nn.Module, device: torch.device) -> dict[str, Embedded]:
+def embed_splits(job: Job, encoder: nn.Module) -> dict[str, Embedded] | None:
     """The features of the images that were trained on, with their true labels, and of the test split."""
-    train = embed(job.images, job, encoder, device)
-    return {
-        "train": train._replace(labels=job.division.true_labels),
-        "test": embed(job.data.test, job, encoder, device),
-    }
+    train = embed(job.images, job.division.true_labels, job, encoder)
+    test = embed(job.data.test, job.data.test_labels, job, encoder)
+    return None if train is None or test is None else {"train": train, "test": test}
 
 
 def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear | None) -> dict[str, float]:
@@ -97,18 +80,23 @@ def classifier_metrics(classifier: nn.Linear, features: Tensor, labels: Tensor) 
     return {"top1": float(found[:, 0].float().mean()), "top5": float(found.any(1).float().mean())}
 
 
-def knn_accuracy(job: Job, encoder: nn.Module, device: torch.device) -> dict[str, float]:
-    """The k-NN accuracy of (some) held-out images among (some) images that are trained on, all with true labels."""
+def knn_accuracy(job: Job, encoder: nn.Module) -> dict[str, float]:
+    """The k-NN accuracy of (some) held-out images among (some) images that are trained on, all with true labels.
+
+    All processes call it; empty on all but the main one.
+    """
     parts = []
     for images, labels, most in (
         (job.images, job.division.true_labels, KNN_REFERENCES),
         (job.held_out, job.division.held_out_labels, KNN_QUERIES),
     ):
         some = torch.tensor(evenly(len(images), most))
-        parts.append(embed(images.select(some, labels[some]), job, encoder, device))
+        parts.append(embed(images.select(some, labels[some]), labels[some], job, encoder))
     references, queries = parts
-    found = retrieval_metrics(queries.rows, queries.labels, references.rows, references.labels)
-    return {"knn_accuracy": found["knn_accuracy"]}
+    if references is None or queries is None:
+        return {}
+    found = retrieval_scores(queries.rows, queries.labels, references.rows, references.labels, at_r=False)
+    return {"knn_accuracy": float(found["knn_accuracy"].mean())}
 
 
 def draw(job: Job, embedded: dict[str, Embedded]) -> None:

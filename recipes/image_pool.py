@@ -1,8 +1,9 @@
 """Images that are not decoded yet, with their labels; and how they are decoded, many at a time."""
 
+import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,10 @@ class Images(Protocol):
 
     def where(self, index: int) -> str:
         """Name the image for an error message: its path, or its row."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What changes when the images do, told without decoding them."""
         ...
 
 
@@ -81,6 +86,24 @@ class _Selected:
 
     def where(self, index: int) -> str:
         return self.images.where(self.indices[index])
+
+    def fingerprint(self) -> str:
+        return digest_of(self.images.fingerprint(), *map(str, self.indices))
+
+
+def digest_of(*parts: str) -> str:
+    """Return a digest of strings in their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)} {part}".encode())
+    return digest.hexdigest()
+
+
+def stamps(paths: Iterable[str]) -> Iterator[str]:
+    """Yield the path, size and time of the last change of each file."""
+    for path in paths:
+        state = os.stat(path)
+        yield f"{path} {state.st_size} {state.st_mtime_ns}"
 
 
 def evenly(count: int, most: int) -> list[int]:

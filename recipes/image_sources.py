@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pml_supcon.recipes.image_pool import Pool, Source
+from pml_supcon.recipes.image_pool import Pool, Source, digest_of, stamps
 from pml_supcon.recipes.torchvision_source import open_torchvision
 
 FORMS = "digits, torchvision:NAME, imagefolder:PATH, hf:PATH_OR_ID"
@@ -22,8 +22,11 @@ _TEST_SPLITS = ("test", "validation")
 _LABEL_NAMES = ("label", "labels", "target", "fine_label")
 
 
-def open_source(spec: str) -> Source:
-    """Open a data set; see `load_data` for the forms of `spec` and the errors."""
+def open_source(spec: str, *, new_classes: bool = False) -> Source:
+    """Open a data set; see `load_data` for the forms of `spec` and the errors.
+
+    With `new_classes` the test classes of a folder need not be among those of train.
+    """
     scheme, colon, rest = spec.partition(":")
     place, _, query = rest.partition("?")
     parts = [part.partition("=") for part in query.split("&") if part]
@@ -32,14 +35,17 @@ def open_source(spec: str) -> Source:
     options = {name: value for name, _, value in parts}
     if spec == "digits":
         return _open_digits()
-    openers = {"torchvision": open_torchvision, "imagefolder": _open_folder, "hf": _open_hub}
+    openers: dict[str, Any] = {"torchvision": open_torchvision, "imagefolder": _open_folder, "hf": _open_hub}
     if scheme not in openers or not colon:
         near = difflib.get_close_matches(scheme, ["digits", *openers], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"Expected the data to be one of {FORMS}, but got {spec!r}{hint}")
     if not place:
         raise ValueError(f"Expected a name or path after `{scheme}:` (the forms are {FORMS}), but got {spec!r}")
-    return openers[scheme](place, options)
+    if scheme == "imagefolder":
+        return _open_folder(place, options, new_classes=new_classes)
+    source: Source = openers[scheme](place, options)
+    return source
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,9 @@ class _ArrayImages:
 
     def where(self, index: int) -> str:
         return f"image {index}"
+
+    def fingerprint(self) -> str:
+        return digest_of(str(self.pixels.tolist()))
 
 
 def _open_digits() -> Source:
@@ -76,8 +85,11 @@ class _FileImages:
     def where(self, index: int) -> str:
         return self.paths[index]
 
+    def fingerprint(self) -> str:
+        return digest_of(*stamps(self.paths))
 
-def _open_folder(place: str, options: dict[str, str]) -> Source:
+
+def _open_folder(place: str, options: dict[str, str], *, new_classes: bool = False) -> Source:
     """Open PATH/train and PATH/test (or val, valid), or PATH with a folder per class."""
     _refuse_options("imagefolder", options, ())
     root = Path(place).expanduser()
@@ -93,7 +105,9 @@ def _open_folder(place: str, options: dict[str, str]) -> Source:
     if not tests:
         return Source(_pool_of(root / "train", names), None, names)
     unknown = sorted(set(_class_names(tests[0])) - set(names))
-    if unknown:
+    if new_classes:
+        names = (*names, *unknown)
+    elif unknown:
         raise ValueError(f"Expected the classes of {tests[0]} to be among those of train, but {unknown} are not")
     return Source(_pool_of(root / "train", names), _pool_of(tests[0], names), names)
 
@@ -153,6 +167,9 @@ class _RowImages:
     def where(self, index: int) -> str:
         path = (self.rows[index][self.column] or {}).get("path")
         return f"row {index} of {self.split}" + (f" ({path})" if path else "")
+
+    def fingerprint(self) -> str:
+        return str(self.rows._fingerprint)  # of the files and of what was done to the rows
 
 
 def _open_hub(place: str, options: dict[str, str]) -> Source:

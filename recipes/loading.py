@@ -1,6 +1,6 @@
 """Batches of views for a stage."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -27,14 +27,16 @@ def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelera
     )
 
 
-def build_stage2_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
+def build_plain_sampler(
+    labels: Tensor, batch_size: int, accelerator: Accelerator, *, seed: int
+) -> MultiViewBatchSampler:
     """Plainly shuffled batches for the linear classifier."""
     most = len(labels) // accelerator.num_processes * accelerator.num_processes
     return MultiViewBatchSampler(
         labels,
-        min(settings.stage2_batch_size or settings.batch_size, most),
+        min(batch_size, most),
         drop_last=accelerator.num_processes > 1,
-        seed=settings.seed,
+        seed=seed,
         num_replicas=accelerator.num_processes,
         rank=accelerator.process_index,
     )
@@ -51,7 +53,6 @@ def check_shares(settings: TrainSettings, accelerator: Accelerator) -> None:
 
 
 def build_loader(
-    settings: TrainSettings,
     data: ImageData,
     images: MemoryImages | LazyImages,
     sampler: MultiViewBatchSampler,
@@ -59,6 +60,8 @@ def build_loader(
     *,
     augment: str,
     num_views: int,
+    workers: int = 0,
+    data_on_device: Literal["auto"] | bool = "auto",
 ) -> DataLoader[Any]:
     """Batches `(B, V, C, H, W)` and labels `(B,)` of this process's share, the same for any number of workers.
 
@@ -69,20 +72,20 @@ def build_loader(
         augment = "digits" if data.family == "digits" else "simclr"
     transform = augmentation(augment, data.image_size, mean=data.mean, std=data.std, family=data.family)
     in_memory = isinstance(images, MemoryImages)
-    if settings.data_on_device is True and not in_memory:
+    if data_on_device is True and not in_memory:
         raise ValueError(
             "Expected images of one size that fit into memory with --data_on_device, but these are decoded when read"
         )
-    if settings.data_on_device is True and device.type != "cuda":
+    if data_on_device is True and device.type != "cuda":
         raise ValueError(f"Expected a GPU with --data_on_device, but got {device.type}")
-    on_device = in_memory and device.type == "cuda" and settings.data_on_device is not False
+    on_device = in_memory and device.type == "cuda" and data_on_device is not False
     home = device if on_device else torch.device("cpu")
     views: Any
     if isinstance(images, MemoryImages):
         views = MultiViewTensorDataset(images.images.to(home), images.labels.to(home), transform, num_views)
     else:
         views = MultiViewDataset(images, transform, num_views)
-    workers = 0 if on_device else settings.workers
+    workers = 0 if on_device else workers
     return DataLoader(
         SeededDataset(views, home),
         batch_sampler=sampler,

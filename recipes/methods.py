@@ -79,6 +79,12 @@ def classifier_of(top: nn.Module) -> nn.Linear | None:
     return found if isinstance(found, nn.Linear) else None
 
 
+def head_of(top: nn.Module) -> ProjectionHead | None:
+    """The projection head in what `build_top` made, if it has one."""
+    found = top.head if isinstance(top, HeadAndClassifier) else top
+    return found if isinstance(found, ProjectionHead) else None
+
+
 class Criterion(nn.Module):
     """The loss of a batch: outputs `(B, V, D)`, labels `(B,)` and a momentum encoder's keys, over all processes.
 

@@ -23,8 +23,8 @@ from accelerate import Accelerator
 from pml_supcon.recipes.checkpoints import Checkpoint, CheckpointError, CheckpointFolder, read_checkpoint
 from pml_supcon.recipes.settings import FREE_TO_CHANGE, TrainSettings
 
-CONFIG, METRICS = "config.yaml", "metrics.json"
-LEAVES = ("checkpoints", "history.jsonl", METRICS, "encoder")  # what a run leaves beside its configuration
+CONFIG, METRICS, ENCODER, HEAD = "config.yaml", "metrics.json", "encoder", "head.safetensors"
+LEAVES = ("checkpoints", "history.jsonl", METRICS, ENCODER, HEAD)  # what a run leaves beside its configuration
 
 
 class RunFolder:

@@ -1,20 +1,24 @@
 """The two stages, built from the settings and the data of a run."""
 
+from typing import Any, Literal
+
 import timm.layers
+from accelerate import Accelerator
 from accelerate.utils import set_seed
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from pml_supcon.models import ChunkedEncoder, MomentumEncoder, create_encoder, feature_width
+from pml_supcon.recipes.data import ImageData, LazyImages, MemoryImages
 from pml_supcon.recipes.job import Job
-from pml_supcon.recipes.loading import build_loader, build_stage2_sampler
-from pml_supcon.recipes.methods import Classification, Criterion, EncoderWithTop, build_criterion, build_top
+from pml_supcon.recipes.loading import build_loader, build_plain_sampler
+from pml_supcon.recipes.methods import Classification, EncoderWithTop, build_criterion, build_top
 from pml_supcon.recipes.optimization import build_optimizer, build_schedule
 from pml_supcon.recipes.settings import Plan
 from pml_supcon.recipes.settings.model import DEFAULT_ENCODER
 from pml_supcon.recipes.stage import Stage
 from pml_supcon.recipes.stage2 import FrozenEncoderWithClassifier
-from pml_supcon.samplers import MultiViewBatchSampler
 
 
 def build_stage1(job: Job) -> Stage:
@@ -28,7 +32,19 @@ def build_stage1(job: Job) -> Stage:
     if settings.compile:
         model.compile()
     criterion = build_criterion(settings).to(device)  # a queue lies with the embeddings
-    stage = _build(job, 1, settings.stage1(), model, network, criterion, job.sampler, key_encoder, ema)
+    plan, sampler = settings.stage1(), job.sampler
+    optimizer, schedule, prepared = _prepare(plan, model, network, len(sampler), job.accelerator)
+    loader = build_loader(
+        job.data,
+        job.images,
+        sampler,
+        device,
+        augment=settings.augment,
+        num_views=settings.views,
+        workers=settings.workers,
+        data_on_device=settings.data_on_device,
+    )
+    stage = Stage(1, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema)
     set_seed(settings.seed, device_specific=True)  # processes draw different masks of dropout
     return stage
 
@@ -38,39 +54,66 @@ def build_stage2(job: Job, first: Stage) -> Stage | None:
     settings, plan = job.settings, job.settings.stage2()
     if plan is None:
         return None
-    set_seed(settings.seed)
-    encoder, num_classes = first.scored().encoder, job.data.num_classes
-    model = FrozenEncoderWithClassifier(encoder, num_classes, channels_last=settings.channels_last)
-    sampler = build_stage2_sampler(settings, job.division.labels, job.accelerator)
-    criterion = Classification(settings.stage2_label_smoothing)
-    return _build(job, 2, plan, model, model, criterion, sampler, first_step=first.last_step)
+    return build_classifier_stage(
+        first.scored().encoder,
+        job.data,
+        job.images,
+        job.accelerator,
+        plan,
+        batch_size=settings.stage2_batch_size or settings.batch_size,
+        augment=settings.stage2_augment or settings.augment,
+        seed=settings.seed,
+        label_smoothing=settings.stage2_label_smoothing,
+        channels_last=settings.channels_last,
+        workers=settings.workers,
+        data_on_device=settings.data_on_device,
+        first_step=first.last_step,
+    )
 
 
-def _build(
-    job: Job,
-    number: int,
+def build_classifier_stage(
+    encoder: nn.Module,
+    data: ImageData,
+    images: MemoryImages | LazyImages,
+    accelerator: Accelerator,
     plan: Plan,
-    model: EncoderWithTop,
-    network: nn.Module,
-    criterion: Criterion,
-    sampler: MultiViewBatchSampler,
-    key_encoder: MomentumEncoder | None = None,
-    ema: ModelEmaV3 | None = None,
+    *,
+    batch_size: int,
+    augment: str,
+    seed: int,
+    label_smoothing: float = 0.0,
+    channels_last: bool = False,
+    workers: int = 0,
+    data_on_device: Literal["auto"] | bool = "auto",
     first_step: int = 0,
 ) -> Stage:
-    """What both stages have."""
-    settings = job.settings
-    optimizer = build_optimizer(plan, model)
-    schedule = build_schedule(plan, optimizer, len(sampler))
-    prepared, optimizer = job.accelerator.prepare(network, optimizer)
-    augment, num_views = settings.augment, settings.views
-    if number == 2:
-        augment, num_views = settings.stage2_augment or augment, 1
-    device = job.accelerator.device
-    loader = build_loader(settings, job.data, job.images, sampler, device, augment=augment, num_views=num_views)
-    return Stage(
-        number, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema, first_step
+    """A linear classifier on any encoder, which is frozen, over augmented images with their labels."""
+    set_seed(seed)
+    model = FrozenEncoderWithClassifier(encoder, data.num_classes, channels_last=channels_last)
+    sampler = build_plain_sampler(images.labels, batch_size, accelerator, seed=seed)
+    optimizer, schedule, prepared = _prepare(plan, model, model, len(sampler), accelerator)
+    loader = build_loader(
+        data,
+        images,
+        sampler,
+        accelerator.device,
+        augment=augment,
+        num_views=1,
+        workers=workers,
+        data_on_device=data_on_device,
     )
+    criterion = Classification(label_smoothing)
+    return Stage(2, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, first_step=first_step)
+
+
+def _prepare(
+    plan: Plan, model: nn.Module, network: nn.Module, steps_per_epoch: int, accelerator: Accelerator
+) -> tuple[Any, Scheduler, nn.Module]:
+    """The optimizer, its schedule, and the network as accelerate makes it data-parallel."""
+    optimizer = build_optimizer(plan, model)
+    schedule = build_schedule(plan, optimizer, steps_per_epoch)
+    prepared, optimizer = accelerator.prepare(network, optimizer)
+    return optimizer, schedule, prepared
 
 
 def build_model(job: Job) -> EncoderWithTop:

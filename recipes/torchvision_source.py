@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pml_supcon.recipes.image_pool import Pool, Source
+from pml_supcon.recipes.image_pool import Pool, Source, digest_of, stamps
 
 ROOT_VARIABLE = "PML_SUPCON_DATA"  # the folder that holds or gets the files; default: data
 _SYMBOLS = ("MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "Omniglot")
@@ -82,6 +82,10 @@ class _Items:
 
     def where(self, index: int) -> str:
         return f"image {index} of torchvision's {self.name}"
+
+    def fingerprint(self) -> str:
+        files = [item[0] for item in getattr(self.dataset, "samples", ()) if isinstance(item[0], str)]
+        return digest_of(self.name, repr(self.dataset), *stamps(files))
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import filter_trackers
 
-from pml_supcon.models import save_encoder
+from pml_supcon.models import save_encoder, save_head
 from pml_supcon.recipes import report
 from pml_supcon.recipes.checkpoints import Checkpoint, CheckpointError
 from pml_supcon.recipes.evaluation import draw, embed_splits, score
@@ -31,8 +31,8 @@ from pml_supcon.recipes.history import History
 from pml_supcon.recipes.job import Job, check_tracker, open_job, open_run
 from pml_supcon.recipes.keeper import RunKeeper
 from pml_supcon.recipes.loop import run_stage
-from pml_supcon.recipes.methods import classifier_of
-from pml_supcon.recipes.run_folder import RunFolder, check_space, computed, environment
+from pml_supcon.recipes.methods import classifier_of, head_of
+from pml_supcon.recipes.run_folder import ENCODER, HEAD, RunFolder, check_space, computed, environment
 from pml_supcon.recipes.run_state import bytes_of, restore
 from pml_supcon.recipes.settings.parser import parse_settings
 from pml_supcon.recipes.stage import Stage
@@ -67,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         history = open_history(job, checkpoint)
         stage, seconds = train(job, stage1, checkpoint, history, started)
-        if accelerator.is_main_process:
-            finish(job, stage1, stage, history, seconds)
+        finish(job, stage1, stage, history, seconds)
     except FloatingPointError as error:
         fail(
             f"{error}; last good checkpoint: {run.last_good()}; another --output with a lower --learning_rate may do "
@@ -120,11 +119,16 @@ def train(
 
 
 def finish(job: Job, stage1: Stage, stage: Stage, history: History, seconds: float) -> None:
-    """Score the frozen encoder, leave its files, print the summary; on one process."""
+    """Score the frozen encoder, leave its files, print the summary; features by all processes, the rest by one."""
     started = time.perf_counter()
     model, settings, accelerator = stage.scored(), job.settings, job.accelerator
-    embedded = embed_splits(job, model.encoder, accelerator.device)
-    save_encoder(model.encoder, job.run.path / "encoder", mean=job.data.mean, std=job.data.std)
+    embedded = embed_splits(job, model.encoder)
+    if embedded is None:
+        return
+    save_encoder(model.encoder, job.run.path / ENCODER, mean=job.data.mean, std=job.data.std)
+    head = head_of(stage1.scored().top)
+    if head is not None:
+        save_head(head, job.run.path / HEAD)
     losses, per_epoch = history.losses(1), stage1.steps_per_epoch
     report.draw_loss_curve(losses, per_epoch, job.run.path / "loss_curve.png")
     metrics: dict[str, Any] = {

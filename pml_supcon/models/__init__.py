@@ -6,6 +6,7 @@ Importing this package registers the architecture `small_stem` with timm, so tha
 
 from pml_supcon.models.chunked import ChunkedEncoder
 from pml_supcon.models.encoders import check_encoder_name, create_encoder, feature_width
+from pml_supcon.models.head_storage import load_head, save_head
 from pml_supcon.models.heads import ProjectionHead
 from pml_supcon.models.momentum import MomentumEncoder
 from pml_supcon.models.stems import shrink_stem, stem_obstacle
@@ -22,4 +23,6 @@ __all__ = [  # noqa: RUF022 - flow order
     "MomentumEncoder",
     "save_encoder",
     "load_encoder",
+    "save_head",
+    "load_head",
 ]

@@ -70,8 +70,8 @@ def save_encoder(
     weights = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in encoder.state_dict().items()}
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    _replace(target / _WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-    _replace(target / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(target / _WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    replace_file(target / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     return target
 
 
@@ -136,7 +136,7 @@ def _config(
     }
 
 
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
+def replace_file(target: Path, write: Callable[[Path], object]) -> None:
     """Write a file aside, in the same folder, and move it into place in one step."""
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:

@@ -22,7 +22,7 @@ from pml_supcon.views import evaluation_transform
 REPOSITORY = Path(__file__).parent.parent.parent
 CIFAR10 = REPOSITORY.parent / "shared" / "data" / "cifar10"
 FILES = {"config.yaml", "metrics.json", "history.jsonl", "encoder", "checkpoints"}
-FILES |= {"loss_curve.png", "embedding_map.png", "gallery.png"}
+FILES |= {"head.safetensors", "loss_curve.png", "embedding_map.png", "gallery.png"}
 KEYS = {
     "retrieval/precision_at_1",
     "retrieval/r_precision",

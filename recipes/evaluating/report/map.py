@@ -1,0 +1,124 @@
+"""The embedding map of a report: an SVG for each method, a legend, and what hovering needs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup, escape
+
+SIDE, MARGIN = 400, 10
+METHOD_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+COLOURS = 7  # of the style sheet, --class-0 to --class-6
+#: The corners of each mark, of radius 1, around its place; the first has none and is a circle.
+SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((0, -1.3), (1.2, 0.9), (-1.2, 0.9)),
+    ((0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)),
+    ((0, 1.3), (-1.2, -0.9), (1.2, -0.9)),
+    (
+        *((-0.4, -1.3), (0.4, -1.3), (0.4, -0.4), (1.3, -0.4), (1.3, 0.4), (0.4, 0.4)),
+        *((0.4, 1.3), (-0.4, 1.3), (-0.4, 0.4), (-1.3, 0.4), (-1.3, -0.4), (-0.4, -0.4)),
+    ),
+)
+DISTINCT = COLOURS * len(SHAPES)  # classes that differ in colour or in shape
+
+
+class Legend(NamedTuple):
+    """A class of the map: its label, its name, its mark, and how many points have it."""
+
+    label: int
+    name: str
+    mark: Markup
+    points: int
+
+
+class Map(NamedTuple):
+    """All that the page shows of one map; `data` is what its script reads."""
+
+    plots: list[tuple[str, str, Markup]]
+    legend: list[Legend]
+    repeats: bool
+    data: dict[str, Any]
+
+
+def build_map(name: str, section: Mapping[str, Any], classes: Sequence[str], whose: str = "") -> Map:
+    """Draw the map of an evaluation.
+
+    Args:
+        name: unique on the page.
+        section: the evaluation's section `map`.
+        classes: the names of the classes.
+        whose: whose map it is, for those who do not see it.
+    """
+    labels = np.array(section["labels"], dtype=int)
+    radius = 4.0 if len(labels) <= 300 else 3.0 if len(labels) <= 1000 else 2.4
+    places = {method: scaled(np.array(points, dtype=float)) for method, points in section["methods"].items()}
+    plots = [
+        (method, METHOD_NAMES[method], _plot(f"{name}-{method}", flat, labels, radius, METHOD_NAMES[method] + whose))
+        for method, flat in places.items()
+    ]
+    found, counts = np.unique(labels, return_counts=True)
+    legend = [
+        Legend(int(index), classes[index], _key(int(index)), int(count))
+        for index, count in zip(found, counts, strict=True)
+    ]
+    data = {
+        "indices": list(section["indices"]),
+        "labels": labels.tolist(),
+        "classes": {int(index): classes[index] for index in found},
+        "points": {method: flat.tolist() for method, flat in places.items()},
+    }
+    return Map(plots, legend, bool(len(found) and found[-1] >= DISTINCT), data)
+
+
+def scaled(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Places `(N, 2)` in the square of the map, with one unit for both directions and y upwards.
+
+    Example:
+        >>> scaled(np.array([[0.0, 0.0], [2.0, 1.0]])).tolist()
+        [[10.0, 295.0], [390.0, 105.0]]
+    """
+    if not len(points):
+        return points.reshape(0, 2)
+    low, high = points.min(0), points.max(0)
+    unit = (SIDE - 2 * MARGIN) / (max(high - low) or 1.0)
+    flat: npt.NDArray[Any] = ((points - (low + high) / 2) * unit * (1, -1) + SIDE / 2).round(1)
+    return flat
+
+
+def mark(index: int, radius: float) -> str:
+    """The path of a class's mark, from where the pen stands: neighbours in the list differ in shape and in colour.
+
+    Example:
+        >>> mark(1, 10)
+        'm-9 -9l18 0l0 18l-18 0z'
+    """
+    corners = np.array(SHAPES[index % len(SHAPES)]) * radius
+    if not len(corners):
+        return "m-{0:g} 0a{0:g} {0:g} 0 1 0 {1:g} 0a{0:g} {0:g} 0 1 0 -{1:g} 0z".format(radius, 2 * radius)
+    steps = np.diff(corners, axis=0).round(1)
+    x, y = corners[0].round(1)
+    return f"m{x:g} {y:g}" + "".join(f"l{across:g} {down:g}" for across, down in steps) + "z"
+
+
+def _plot(name: str, flat: npt.NDArray[Any], labels: npt.NDArray[Any], radius: float, title: str) -> Markup:
+    paths = []
+    for index in np.unique(labels):
+        shape = mark(int(index), radius)
+        path = "".join(f"M{x:g} {y:g}{shape}" for x, y in flat[labels == index])
+        paths.append(f'<path class="class-{index % COLOURS}" data-class="{index}" d="{path}"/>')
+    label = escape(f"Map of {len(labels)} test embeddings by {title}, coloured by class")
+    return Markup(  # of numbers, and what was escaped
+        f'<svg class="plane" id="{name}" viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="{label}" tabindex="0">'
+        f'{"".join(paths)}<circle class="ring" r="{2.2 * radius:g}" cx="-99" cy="-99"/></svg>'
+    )
+
+
+def _key(index: int) -> Markup:
+    path = f"M10 10{mark(index, 6)}"
+    return Markup(  # of numbers
+        '<svg class="key" viewBox="0 0 20 20" aria-hidden="true">'
+        f'<path class="class-{index % COLOURS}" d="{path}"/></svg>'
+    )

@@ -1,0 +1,50 @@
+"""The section "transfer": the encoder on other data sets, by a linear probe and by k-NN on each."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+
+from pml_supcon.recipes.data import ImageData, load_data
+from pml_supcon.recipes.evaluating.subject import Subject
+from pml_supcon.testers import choose_inverse_l2, linear_probe_metrics, retrieval_scores
+
+
+def transfer(subject: Subject) -> list[dict[str, Any]] | None:
+    """Score the frozen encoder on each data set of `settings.transfer`, which has its own classes."""
+    rows = [transfer_to(subject, spec) for spec in subject.settings.transfer]
+    return [row for row in rows if row is not None] if subject.is_main else None
+
+
+def transfer_to(subject: Subject, spec: str) -> dict[str, Any] | None:
+    """One data set: the probe, its penalty chosen on held-out training images, and weighted k-NN."""
+    there = replace(subject, data=open_for(subject, spec), fingerprints={}, plain={})
+    train, test = there.features("train"), there.features("test")
+    if not subject.is_main:
+        return None
+    settings, learnt, wanted = subject.settings, there.labels("train"), there.labels("test")
+    penalty = settings.inverse_l2 or choose_inverse_l2(train, learnt, seed=settings.seed)[0]
+    scores = retrieval_scores(
+        F.normalize(test),
+        wanted,
+        F.normalize(train),
+        learnt,
+        knn_k=settings.knn_k,
+        knn_temperature=settings.knn_temperature,
+        at_r=False,
+    )
+    return {
+        "data": spec,
+        "linear_probe": linear_probe_metrics(train, learnt, test, wanted, inverse_l2=penalty),
+        "knn_accuracy": float(scores["knn_accuracy"].mean()),
+        "classes": there.data.num_classes,
+        "train": len(learnt),
+        "test": len(wanted),
+    }
+
+
+def open_for(subject: Subject, spec: str) -> ImageData:
+    """A data set at the size and by the normalisation of the encoder; one process downloads it first."""
+    with subject.accelerator.main_process_first():
+        data = load_data(spec, image_size=subject.data.image_size)
+    return subject.opened.fit(data)
