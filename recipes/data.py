@@ -31,6 +31,7 @@ SMALL_IMAGE = 64  # up to here images keep their own size
 LARGE_IMAGE = 224
 MEMORY_LIMIT = 512 * 2**20  # bytes of decoded images
 CHECK_LIMIT = 20_000  # up to so many images are all decoded before the run
+NewClasses = Literal["none", "all", "some"]  # that test may have and train lacks
 STATISTICS_LIMIT = 2_000  # images from which mean and deviation are taken
 
 
@@ -208,16 +209,17 @@ def open_data(
     max_train: int | None = None,
     max_test: int | None = None,
     seed: int = 0,
-    new_classes: bool = False,
+    new_classes: NewClasses = "none",
 ) -> OpenedData:
     """The first half of `load_data`, quick on large sets: what is wrong with labels or arguments shows here.
 
-    With `new_classes` test may have classes that train lacks, which training has no use for, but retrieval has.
+    `new_classes` says whether test may have classes that train lacks: "none"; "all" or none of them, since retrieval
+    among new classes is what metric learning is for; or "some".
     """
     for name, value in (("image_size", image_size), ("max_train", max_train), ("max_test", max_test)):
         if value is not None and value < 1:
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")
-    source = open_source(spec, new_classes=new_classes)
+    source = open_source(spec)
     train, test = _split(source, spec, new_classes=new_classes)
     train = _subset(train, max_train, "max_train", seed, first=source.shuffled)
     test = _subset(test, max_test, "max_test", seed, first=source.shuffled)
@@ -258,17 +260,21 @@ def _assemble(spec: str, source: Source, train: Pool, test: Pool, image_size: in
     )
 
 
-def _split(source: Source, spec: str, *, new_classes: bool) -> tuple[Pool, Pool]:
+def _split(source: Source, spec: str, *, new_classes: NewClasses) -> tuple[Pool, Pool]:
     """Return train and test, splitting train where there is no test part."""
     if not len(source.train) or (source.test is not None and not len(source.test)):
         raise ValueError(f"Expected images in {spec!r}, but train or test has none")
     if len(source.train.labels.bincount().nonzero()) < 2:
         raise ValueError(f"Expected at least 2 classes in {spec!r}, but all images of train have one label")
     if source.test is not None:
-        strange = sorted(set(source.test.labels.tolist()) - set(source.train.labels.tolist()))
-        if strange and not new_classes:
+        known, tested = set(source.train.labels.tolist()), set(source.test.labels.tolist())
+        strange = sorted(tested - known)
+        if strange and not (new_classes == "some" or (new_classes == "all" and not tested & known)):
             names = ", ".join(source.class_names[label] for label in strange)
-            raise ValueError(f"Expected the test classes of {spec!r} to be among those of train, but {names} are not")
+            either = ", all or none of them" if new_classes == "all" else ""
+            raise ValueError(
+                f"Expected the test classes of {spec!r} to be among those of train{either}, but {names} are not"
+            )
         return source.train, source.test
     labels = source.train.labels
     counts = labels.bincount()

@@ -89,7 +89,7 @@ def open_images(
             image_size=settings.image_size or opened.image_size,
             max_train=settings.max_train or own.get("max_train"),
             max_test=settings.max_test or own.get("max_test"),
-            new_classes=True,
+            new_classes="some",
         ).decode()
 
 

@@ -57,19 +57,30 @@ def embed_splits(job: Job, encoder: nn.Module) -> dict[str, Embedded] | None:
 def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear | None) -> dict[str, float]:
     """Retrieval (test queries among train images), and a linear classifier.
 
+    Where test has none of train's classes, test queries are sought among each other, and there is nothing to classify.
+
     Args:
         embedded: the splits.
         learnt: the labels of train as training saw them, which a probe is fitted to.
         classifier: one that was trained, which is scored; None: a probe is fitted.
     """
     train, test = embedded["train"], embedded["test"]
-    retrieval = retrieval_metrics(test.rows, test.labels, train.rows, train.labels)
+    own = are_new(embedded)
+    among = test if own else train
+    retrieval = retrieval_metrics(test.rows, test.labels, among.rows, among.labels, ref_includes_query=own)
     scores = {f"retrieval/{name}": value for name, value in retrieval.items()}
+    if own:
+        return scores
     if classifier is None:
         probe = linear_probe_metrics(train.features, learnt, test.features, test.labels)
     else:
         probe = classifier_metrics(classifier, test.features, test.labels)
     return scores | {f"linear_probe/{name}": value for name, value in probe.items()}
+
+
+def are_new(embedded: dict[str, Embedded]) -> bool:
+    """Whether test has none of train's classes: zero-shot retrieval is what it is for."""
+    return not bool(torch.isin(embedded["test"].labels, embedded["train"].labels).any())
 
 
 @torch.no_grad()
@@ -104,4 +115,5 @@ def draw(job: Job, embedded: dict[str, Embedded]) -> None:
     data, path, test, train = job.data, job.run.path, embedded["test"], embedded["train"]
     report.draw_embedding_map(test.rows, test.labels, data.class_names, path / "embedding_map.png", job.settings.seed)
     queries, references = (data.test, test.rows, test.labels), (job.images, train.rows, train.labels)
-    report.draw_gallery(queries, references, data.class_names, path / "gallery.png")
+    own = are_new(embedded)
+    report.draw_gallery(queries, queries if own else references, data.class_names, path / "gallery.png", own=own)

@@ -22,11 +22,8 @@ _TEST_SPLITS = ("test", "validation")
 _LABEL_NAMES = ("label", "labels", "target", "fine_label")
 
 
-def open_source(spec: str, *, new_classes: bool = False) -> Source:
-    """Open a data set; see `load_data` for the forms of `spec` and the errors.
-
-    With `new_classes` the test classes of a folder need not be among those of train.
-    """
+def open_source(spec: str) -> Source:
+    """Open a data set; see `load_data` for the forms of `spec` and the errors."""
     scheme, colon, rest = spec.partition(":")
     place, _, query = rest.partition("?")
     parts = [part.partition("=") for part in query.split("&") if part]
@@ -35,17 +32,14 @@ def open_source(spec: str, *, new_classes: bool = False) -> Source:
     options = {name: value for name, _, value in parts}
     if spec == "digits":
         return _open_digits()
-    openers: dict[str, Any] = {"torchvision": open_torchvision, "imagefolder": _open_folder, "hf": _open_hub}
+    openers = {"torchvision": open_torchvision, "imagefolder": _open_folder, "hf": _open_hub}
     if scheme not in openers or not colon:
         near = difflib.get_close_matches(scheme, ["digits", *openers], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"Expected the data to be one of {FORMS}, but got {spec!r}{hint}")
     if not place:
         raise ValueError(f"Expected a name or path after `{scheme}:` (the forms are {FORMS}), but got {spec!r}")
-    if scheme == "imagefolder":
-        return _open_folder(place, options, new_classes=new_classes)
-    source: Source = openers[scheme](place, options)
-    return source
+    return openers[scheme](place, options)
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class _FileImages:
         return digest_of(*stamps(self.paths))
 
 
-def _open_folder(place: str, options: dict[str, str], *, new_classes: bool = False) -> Source:
+def _open_folder(place: str, options: dict[str, str]) -> Source:
     """Open PATH/train and PATH/test (or val, valid), or PATH with a folder per class."""
     _refuse_options("imagefolder", options, ())
     root = Path(place).expanduser()
@@ -104,11 +98,7 @@ def _open_folder(place: str, options: dict[str, str], *, new_classes: bool = Fal
     names = _class_names(root / "train")
     if not tests:
         return Source(_pool_of(root / "train", names), None, names)
-    unknown = sorted(set(_class_names(tests[0])) - set(names))
-    if new_classes:
-        names = (*names, *unknown)
-    elif unknown:
-        raise ValueError(f"Expected the classes of {tests[0]} to be among those of train, but {unknown} are not")
+    names += tuple(name for name in _class_names(tests[0]) if name not in names)
     return Source(_pool_of(root / "train", names), _pool_of(tests[0], names), names)
 
 

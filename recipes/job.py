@@ -100,7 +100,11 @@ def open_job(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) 
     """Read the data; what is wrong with it, or with batches of it, is raised here."""
     with accelerator.main_process_first():  # one process downloads
         opened = open_data(
-            settings.data, image_size=settings.image_size, max_train=settings.max_train, max_test=settings.max_test
+            settings.data,
+            image_size=settings.image_size,
+            max_train=settings.max_train,
+            max_test=settings.max_test,
+            new_classes="all",
         )
     if settings.train_fraction < 1:
         opened = opened.with_train_fraction(settings.train_fraction, settings.seed)

@@ -49,7 +49,12 @@ def draw_embedding_map(embeddings: Tensor, labels: Tensor, class_names: Sequence
 
 
 def draw_gallery(
-    test: tuple[Any, Tensor, Tensor], train: tuple[Any, Tensor, Tensor], class_names: Sequence[str], path: Path
+    test: tuple[Any, Tensor, Tensor],
+    train: tuple[Any, Tensor, Tensor],
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    own: bool = False,
 ) -> None:
     """Test images with their nearest training images, those whose neighbours agree least with them first.
 
@@ -58,11 +63,18 @@ def draw_gallery(
         train: the same of the images among which neighbours are sought.
         class_names: the names of the classes.
         path: the file to write.
+        own: the queries are sought among each other, and none finds itself.
     """
     images, queries, labels = test
     references, reference_embeddings, reference_labels = train
-    shown = min(GALLERY_NEIGHBOURS, len(reference_labels))
-    neighbours = torch.cat([(part @ reference_embeddings.T).topk(shown).indices for part in queries.split(1024)])
+    shown = min(GALLERY_NEIGHBOURS, len(reference_labels) - int(own))
+    found = []
+    for rows in torch.arange(len(queries)).split(1024):
+        similarity = queries[rows] @ reference_embeddings.T
+        if own:
+            similarity[torch.arange(len(rows)), rows] = -torch.inf
+        found.append(similarity.topk(shown).indices)
+    neighbours = torch.cat(found)
     agreeing = (reference_labels[neighbours] == labels[:, None]).float().mean(dim=1)
     rows = agreeing.argsort(stable=True)[:GALLERY_QUERIES].tolist()
     figure = Figure(figsize=(1.3 * (shown + 1), 1.5 * len(rows)))

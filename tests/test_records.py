@@ -23,7 +23,7 @@ def test_pages_show_the_records():
     pages = [
         page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if "<!-- records:" in page.read_text()
     ]
-    assert len(pages) == 5
+    assert len(pages) == 6
     for page in pages:
         assert make_tables.filled(page.read_text()) == page.read_text(), f"run `make tables` for {page}"
 
@@ -112,3 +112,19 @@ def test_the_loader_is_twice_as_fast_and_the_loss_a_small_share():
     for workers in ("no workers", "2 workers"):
         assert float(rows[f"views a second, {workers}"][3]) >= 2
     assert float(rows["the loss in a step of training, %"][1]) < 3
+
+
+def test_retrieval_is_ten_times_as_fast_as_pml_a_pair_and_stays_small():
+    rows = {(row["128 wide"], row["queries x references"]): row for row in table_of("retrieval")}
+    ours = {points: row for (name, points), row in rows.items() if name.startswith("`retrieval_metrics`")}
+    assert ours["50,000 x 50,000"]["PML's ns over it"] >= 10
+    assert ours["50,000 x 50,000"]["extra memory, MB"] <= 1000
+    assert ours["10,000 x 10,000"]["largest difference from PML's"] <= 1e-6
+    assert ours["10,000 x 1,000,000"]["extra memory, MB"] <= 1000
+
+
+def test_approximate_indexes_are_recorded_with_what_they_find():
+    rows = {row["index"]: row for row in table_of("indexes")}
+    assert rows["`exact`"]["recall@100"] == 1
+    assert {"`ivf`", "`hnsw`"} <= set(rows)
+    assert all(0 < row["recall@1"] <= 1 for row in rows.values())

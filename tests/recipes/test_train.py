@@ -227,3 +227,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, 
     assert len(lines) == 1
     assert message in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+def coloured(folder, classes):
+    for place, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = torch.randint(0, 90, (12, 12, 3), dtype=torch.uint8) + 20 * place
+            Image.fromarray(pixels.numpy()).save(folder / name / f"{index}.png")
+
+
+def test_other_classes_in_test_are_sought_among_each_other(tmp_path):
+    coloured(tmp_path / "images" / "train", ["ape", "bee", "cat"])
+    coloured(tmp_path / "images" / "test", ["dog", "eel", "fox"])
+    data = ["--data", f"imagefolder:{tmp_path / 'images'}", "--batch-size", "8", "--epochs", "1"]
+    metrics = run(tmp_path / "run", *data)
+    assert metrics["retrieval/lone_queries"] == 0
+    assert metrics["retrieval/precision_at_1"] > 1 / 3  # brighter from class to class
+    assert "linear_probe/top1" not in metrics
+    assert Image.open(tmp_path / "run" / "gallery.png").size
+
+
+def test_some_classes_that_only_test_has_are_refused(tmp_path, capsys):
+    coloured(tmp_path / "images" / "train", ["ape", "bee", "cat"])
+    coloured(tmp_path / "images" / "test", ["ape", "bee", "cats"])
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", "--data", f"imagefolder:{tmp_path / 'images'}")
+    assert "among those of train, all or none of them, but cats are not" in capsys.readouterr().err
