@@ -227,7 +227,7 @@ def coloured_folder(path, classes, *, seed=0, count=12, side=16):
     for place, name in enumerate(classes):
         (path / name).mkdir(parents=True)
         for index in range(count):
-            pixels = rng.integers(0, 60, (side, side, 3)) + 40 * np.array([place % 3, place % 2, 1])
+            pixels = rng.integers(0, 200, (side, side, 3)) + 9 * np.array([place % 3, place % 2, 1])
             Image.fromarray(pixels.astype(np.uint8)).save(path / name / f"{index}.png")
 
 
@@ -251,6 +251,21 @@ def test_a_folder_of_ones_own_and_an_encoder_without_a_run(colour_encoder, tmp_p
     assert there["classes"] == 3
 
 
+def features_by_hand(folder, images, *, mean, std):
+    transform = evaluation_transform(16, mean=mean, std=std)
+    with torch.no_grad():
+        return load_encoder(folder).eval()(transform(images))
+
+
+def test_images_are_normalised_as_the_encoder_was_trained(colour_encoder, tmp_path):
+    coloured_folder(tmp_path / "images", ["ape", "bee", "cat"])
+    spec = f"imagefolder:{tmp_path / 'images'}"
+    evaluate(colour_encoder, tmp_path / "out", "--data", spec, "--sections", "map", "--cache", tmp_path / "cache")
+    [file] = (tmp_path / "cache").iterdir()
+    by_hand = features_by_hand(colour_encoder, load_data(spec).test.images, mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
+    assert torch.allclose(load_file(file)["features"], by_hand, atol=1e-5)
+
+
 def test_classes_that_only_the_test_images_have_are_sought_among_themselves(colour_encoder, tmp_path):
     coloured_folder(tmp_path / "images" / "train", ["ape", "bee", "cat"])
     coloured_folder(tmp_path / "images" / "test", ["dog", "eel", "fox"], seed=1)
@@ -259,6 +274,14 @@ def test_classes_that_only_the_test_images_have_are_sought_among_themselves(colo
     assert found["sections"]["retrieval"]["references"] == 36
     assert set(found["sections"]["retrieval"]["per_class"]) == {"dog", "eel", "fox"}
     assert any("zero-shot" in text for text in found["told"])
+    paths = sorted((tmp_path / "images" / "test").rglob("*.png"))
+    images = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
+    rows = F.normalize(features_by_hand(colour_encoder, images, mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2)))
+    classes = np.array([path.parent.name for path in paths])
+    nearest = (rows @ rows.T).fill_diagonal_(-1).argmax(1)
+    precision = float((classes == classes[nearest]).mean())
+    assert precision < 1
+    assert found["sections"]["retrieval"]["metrics"]["precision_at_1"] == pytest.approx(precision, abs=1e-6)
 
 
 def test_a_class_that_train_lacks_is_scored_and_told(colour_encoder, tmp_path):
