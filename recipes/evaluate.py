@@ -25,6 +25,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
 from pml_supcon._extras import require_faiss
 from pml_supcon.recipes.data import ImageData, open_data
+from pml_supcon.recipes.evaluating.embedding_map import require_umap
 from pml_supcon.recipes.evaluating.feature_cache import FeatureCache
 from pml_supcon.recipes.evaluating.opening import OpenedEncoder, open_encoder
 from pml_supcon.recipes.evaluating.report import Evaluation, write_report
@@ -32,10 +33,12 @@ from pml_supcon.recipes.evaluating.retrieval import gallery_split
 from pml_supcon.recipes.evaluating.sections import choose_sections, run_sections
 from pml_supcon.recipes.evaluating.settings import EvaluateSettings, parse_settings
 from pml_supcon.recipes.evaluating.subject import Subject
+from pml_supcon.recipes.evaluating.transfer import open_images as open_transfer
 from pml_supcon.recipes.image_pool import as_tensor
 from pml_supcon.recipes.job import check_processes
 from pml_supcon.recipes.report import summary_table
 from pml_supcon.recipes.run_folder import check_writable, environment, replace_text
+from pml_supcon.recipes.stopping import Stopped
 
 REPORT, FIGURES, COMPARED = "report.html", "evaluation.json", "evaluation-compared.json"
 PATIENCE = timedelta(days=1)  # processes wait while the main one scores
@@ -50,14 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         patient = InitProcessGroupKwargs(timeout=PATIENCE)
         accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])
         check_processes(accelerator)
+        if "umap" in settings.map_methods:
+            require_umap()
+        for spec in settings.transfer:  # what is wrong with them shows before the long work
+            open_transfer(spec, settings)
         encoders = [open_encoder(name) for name in (settings.encoder, settings.compare) if name is not None]
         output = settings.output or default_output(encoders[0], settings)
+        if output.exists() and not output.is_dir():
+            raise NotADirectoryError(f"Expected --output to be a folder, but {output} is a file")
         check_writable(output)
         subjects = [open_subject(encoder, encoders[0], settings, accelerator) for encoder in encoders]
         found = [(subject, evaluate(subject)) for subject in subjects]
         write(output, [(subject, content) for subject, content in found if content is not None])
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         fail(error)
+    except Stopped as stopped:
+        fail(stopped, status=128 + stopped.number)
     accelerator.state.destroy_process_group()
 
 
@@ -148,6 +159,7 @@ def write(output: Path, found: Sequence[tuple[Subject, dict[str, Any]]]) -> None
     if not found:
         return
     output.mkdir(parents=True, exist_ok=True)
+    (output / COMPARED).unlink(missing_ok=True)  # of an earlier evaluation
     for name, (_, content) in zip((FIGURES, COMPARED), found, strict=False):  # first: the report is made of them
         replace_text(output / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
     write_report(
@@ -173,6 +185,8 @@ def summary_of(sections: dict[str, Any]) -> dict[str, float]:
         found["corruption/mean_error"] = sections["corruption"]["mean_error"]
         if sections["corruption"]["mean_corruption_error"] is not None:
             found["corruption/mean_corruption_error"] = sections["corruption"]["mean_corruption_error"]
+    index = sections.get("retrieval", {}).get("index", {})
+    found |= {f"index/recall_at_{k} of exact": value for k, value in index.get("recall_at_k", {}).items()}
     for other in sections.get("transfer", []):
         found[f"transfer/{other['data']}"] = other["linear_probe"]["top1"]
     return found
@@ -184,24 +198,26 @@ def home_of(opened: OpenedEncoder) -> Path:
 
 
 def default_output(opened: OpenedEncoder, settings: EvaluateSettings) -> Path:
-    """`RUN/evaluation`, with the data in its name where that is not the run's own; it is written anew each time."""
+    """`RUN/evaluation`, with what is not as usual in its name; it is written anew each time."""
     parts = ["evaluation"]
     if not opened.run:
         parts.append(Path(opened.name).name)
     if settings.data is not None and settings.data != opened.run.get("data"):
         parts.append(settings.data)
+    if settings.sections:
+        parts += settings.sections
     if settings.compare is not None:
         parts.append(f"beside-{Path(settings.compare).name}")
     name = "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part).strip("-.") for part in parts)
     return home_of(opened) / name
 
 
-def fail(error: Exception) -> NoReturn:
+def fail(error: Exception, *, status: int = 1) -> NoReturn:
     """End the program with one line, from every process that has something to say."""
     said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
     place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
     print(f"evaluate.py: error:{place} {' '.join(str(said).split())}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def embed(images: MemoryImages | LazyImages, labels: Tensor, job: Job, encoder: 
     """The features of images under an encoder, by all processes; None on all but the main one.
 
     Raises:
-        FloatingPointError: they are not finite, or all zero: the last steps broke the weights.
+        FloatingPointError: they are not finite, or the same for all images: the last steps broke the weights.
     """
     data = job.data
     prepared = ImagesToEmbed(images, image_size=data.image_size, mean=data.mean, std=data.std)
@@ -42,8 +42,8 @@ def embed(images: MemoryImages | LazyImages, labels: Tensor, job: Job, encoder: 
         return None
     if not features.isfinite().all():
         raise FloatingPointError("the encoder's features are not finite after the last step")
-    if not features.any():
-        raise FloatingPointError("the encoder's features are all zero after the last step")
+    if len(features) > 1 and (features == features[0]).all():
+        raise FloatingPointError("the encoder's features are the same for all images after the last step")
     return Embedded(features, F.normalize(features), labels)
 
 

@@ -68,13 +68,13 @@ def draw_gallery(
     images, queries, labels = test
     references, reference_embeddings, reference_labels = train
     shown = min(GALLERY_NEIGHBOURS, len(reference_labels) - int(own))
-    found = []
+    nearest = []
     for rows in torch.arange(len(queries)).split(1024):
         similarity = queries[rows] @ reference_embeddings.T
         if own:
             similarity[torch.arange(len(rows)), rows] = -torch.inf
-        found.append(similarity.topk(shown).indices)
-    neighbours = torch.cat(found)
+        nearest.append(similarity.topk(shown).indices)
+    neighbours = torch.cat(nearest)
     agreeing = (reference_labels[neighbours] == labels[:, None]).float().mean(dim=1)
     rows = agreeing.argsort(stable=True)[:GALLERY_QUERIES].tolist()
     figure = Figure(figsize=(1.3 * (shown + 1), 1.5 * len(rows)))

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,10 @@ def open_torchvision(place: str, options: dict[str, str]) -> Source:
     return Source(pools[0], pools[1], class_names or tuple(map(str, range(count))), symbols=name in _SYMBOLS)
 
 
+#: Where torchvision's classes keep the paths of their images.
+_FILES = ("samples", "_samples", "_image_files", "_images", "images")
+
+
 @dataclass(frozen=True)
 class _Items:
     dataset: Any
@@ -84,7 +89,11 @@ class _Items:
         return f"image {index} of torchvision's {self.name}"
 
     def fingerprint(self) -> str:
-        files = [item[0] for item in getattr(self.dataset, "samples", ()) if isinstance(item[0], str)]
+        held = (
+            getattr(self.dataset, name, ()) for name in ("samples", "_samples", "_image_files", "_images", "images")
+        )
+        items = [item[0] if isinstance(item, tuple) else item for found in held for item in found]
+        files = [str(item) for item in items if isinstance(item, str | Path) and Path(item).is_file()]
         return digest_of(self.name, repr(self.dataset), *stamps(files))
 
 

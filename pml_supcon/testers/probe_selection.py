@@ -35,10 +35,10 @@ def choose_inverse_l2(
     max_iter: int = MAX_ITER,
     standardize: bool = True,
 ) -> InverseL2Choice:
-    """Fit a linear probe with each penalty on a part of the rows, and choose by accuracy on the others.
+    """Fit a linear probe with each penalty on a part of the rows, and choose by the likelihood of the others.
 
-    Equal accuracies are common on few rows, or on easy ones where all is right: then the probabilities decide, which a
-    penalty can spoil long before it costs accuracy.
+    Not by accuracy: on easy rows, or few, one row more or less would decide between penalties of which one spoils the
+    probabilities, and with them calibration and what is learnt from fewer labels.
 
     The held-out part has about its share of every label; a label with one row stays in the fitted part. Test rows play
     no part. `fit_linear_probe` with ``inverse_l2="auto"`` chooses so, and then fits all rows.
@@ -53,9 +53,9 @@ def choose_inverse_l2(
         standardize: As for `fit_linear_probe`, by the statistics of the fitted part.
 
     Returns:
-        The choice: the highest accuracy; of equal ones the lowest `negative_log_likelihood` of the held-out rows; of
-        equal ones again the stronger penalty, which is the smaller value. A warning is logged where it is the first or
-        the last of several candidates: a better one may lie beyond.
+        The choice: the lowest `negative_log_likelihood` of the held-out rows; of equal ones the stronger penalty, which
+        is the smaller value. A warning is logged where it is the first or the last of several candidates: a better
+        one may lie beyond.
 
     Raises:
         TypeError: If features are not floating point, labels not integers, or an option has the wrong type.
@@ -99,7 +99,7 @@ def choose(
     for value in sorted(float(candidate) for candidate in candidates):
         probe = fit(features[fitted], labels[fitted], value, max_iter, standardize, stacklevel=stacklevel)
         scores[value] = _held_out_scores(probe, features[held], labels[held])
-    chosen = max(scores, key=scores.__getitem__)  # the first of equal ones
+    chosen = max(scores, key=lambda value: scores[value][1])  # the first of equal ones
     tried = {value: accuracy for value, (accuracy, _) in scores.items()}
     if len(tried) > 1 and chosen in (min(tried), max(tried)):
         logger.warning(

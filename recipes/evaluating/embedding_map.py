@@ -68,7 +68,7 @@ def _placers(methods: Sequence[str]) -> dict[str, Callable[[Floats, int], Floats
     if isinstance(methods, str) or not methods or len(set(methods)) < len(methods) or not set(methods) <= set(known):
         raise ValueError(f"Expected argument `methods` to be some of {list(known)}, each once, but got {methods!r}.")
     if "umap" in methods:
-        _require_umap()  # before the others take their time
+        require_umap()  # before the others take their time
     return {name: known[name] for name in methods}
 
 
@@ -100,12 +100,13 @@ def _umap(rows: Floats, seed: int) -> Floats:
     # The spectral start fails on a handful of rows; one thread is what a seed means there anyway.
     init = "spectral" if len(rows) > 15 else "random"
     neighbours = min(15, len(rows) - 1)
-    method = _require_umap().UMAP(n_neighbors=neighbours, init=init, random_state=seed, n_jobs=1)
+    method = require_umap().UMAP(n_neighbors=neighbours, init=init, random_state=seed, n_jobs=1)
     flat: Floats = method.fit_transform(rows)
     return flat
 
 
-def _require_umap() -> Any:
+def require_umap() -> Any:
+    """Import UMAP, or raise ImportError with the command that installs it."""
     try:
         return import_module("umap")
     except ImportError as error:

@@ -1,12 +1,17 @@
 """The section "linear_probe": a linear classifier on the frozen features, with all labels and with few."""
 
+from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from pml_supcon.recipes.data import stratified_subset
 from pml_supcon.recipes.evaluating.augmented_probe import train_augmented_probe
 from pml_supcon.recipes.evaluating.telling import tell_missing_classes, telling_warnings
 from pml_supcon.recipes.evaluation import classifier_metrics
+from pml_supcon.testers._probe import INVERSE_L2
 from pml_supcon.testers.few_shot import FewShotResult, few_shot_metrics
 from pml_supcon.testers.label_budgets import learning_curve
 from pml_supcon.testers.linear_probe import fit_linear_probe, probe_logits, score_linear_probe
@@ -15,12 +20,17 @@ from pml_supcon.testers.probe_selection import choose_inverse_l2
 if TYPE_CHECKING:
     from pml_supcon.recipes.evaluating.subject import Subject
 
+#: Of raw features and 256 images a batch: where each does well on them. LARS takes a thousandth of its rate a step.
+PROBE_LEARNING_RATES = {"lars": 10.0, "sgd": 1.0}
+PROBE_LEARNING_RATE = 0.01
+
 
 def linear_probe(subject: "Subject") -> dict[str, Any] | None:
     """Score linear probes of the encoder's features; the augmented one too where `settings.probe_optimizer` names one.
 
-    The penalty is that of `settings.inverse_l2`, else chosen on held-out training images: once, with all labels, for
-    the learning curve as well. Test images of a class that train lacks count as errors.
+    The penalty is that of `settings.inverse_l2`, else chosen on held-out training images. The learning curve has one
+    that no label has chosen: that of `settings.inverse_l2`, else `INVERSE_L2`. Test images of a class that train lacks
+    count as errors.
 
     Args:
         subject: what is evaluated.
@@ -31,7 +41,7 @@ def linear_probe(subject: "Subject") -> dict[str, Any] | None:
     settings = subject.settings
     train, test = subject.features("train"), subject.features("test")
     optimizer = settings.probe_optimizer
-    classifier = _augmented(subject, optimizer) if optimizer is not None else None
+    augmented = _augmented(subject, optimizer) if optimizer is not None else []
     if not subject.is_main:
         return None
     learnt, wanted = subject.labels("train"), subject.labels("test")
@@ -41,7 +51,13 @@ def linear_probe(subject: "Subject") -> dict[str, Any] | None:
         probe = fit_linear_probe(train, learnt, inverse_l2=inverse_l2)
         found = probe.classes_[probe_logits(probe, test).argmax(axis=1)]
         curve = learning_curve(
-            train, learnt, test, wanted, shares=settings.shares, seed=settings.seed, inverse_l2=inverse_l2
+            train,
+            learnt,
+            test,
+            wanted,
+            shares=settings.shares,
+            seed=settings.seed,
+            inverse_l2=INVERSE_L2 if settings.inverse_l2 is None else settings.inverse_l2,
         )
     section = {
         "metrics": score_linear_probe(probe, test, wanted),
@@ -57,28 +73,40 @@ def linear_probe(subject: "Subject") -> dict[str, Any] | None:
         ],
         "few_shot": _few_shot(subject, train, learnt, test, wanted),
     }
-    if classifier is not None:
+    if augmented:
+        scores = [(share, count, classifier_metrics(each, test, wanted)) for share, count, each in augmented]
         section["augmented"] = {
             "optimizer": optimizer,
             "epochs": settings.probe_epochs,
-            "metrics": classifier_metrics(classifier, test, wanted),
+            "metrics": scores[0][2],
+            "learning_curve": [
+                {"share": share, "images": count, **found} for share, count, found in sorted(scores, key=itemgetter(0))
+            ],
         }
     return section
 
 
-def _augmented(subject: "Subject", optimizer: str) -> nn.Linear:
-    settings = subject.settings
-    return train_augmented_probe(
-        subject.encoder,
-        subject.data,
-        subject.accelerator,
-        optimizer=optimizer,
-        epochs=settings.probe_epochs,
-        learning_rate=settings.probe_learning_rate * settings.probe_batch_size / 256,
-        batch_size=settings.probe_batch_size,
-        seed=settings.seed,
-        workers=settings.workers,
-    )
+def _augmented(subject: "Subject", optimizer: str) -> list[tuple[float, int, nn.Linear]]:
+    """The probe that is trained on augmented images with each share of the labels, all of them first."""
+    settings, data = subject.settings, subject.data
+    rate = settings.probe_learning_rate or PROBE_LEARNING_RATES.get(optimizer, PROBE_LEARNING_RATE)
+    labels, trained = data.train_labels, []
+    for share in (1.0, *(share for share in settings.shares if share < 1)):
+        count = max(len(labels.unique()), round(share * len(labels)))
+        rows = torch.tensor(stratified_subset(labels, count, settings.seed))
+        classifier = train_augmented_probe(
+            subject.encoder,
+            replace(data, train=data.train.select(rows, labels[rows])),
+            subject.accelerator,
+            optimizer=optimizer,
+            epochs=settings.probe_epochs,
+            learning_rate=rate * settings.probe_batch_size / 256,
+            batch_size=settings.probe_batch_size,
+            seed=settings.seed,
+            workers=settings.workers,
+        )
+        trained.append((share, count, classifier))
+    return trained
 
 
 def _penalty(subject: "Subject", train: Tensor, learnt: Tensor) -> tuple[float, dict[float, float]]:

@@ -1,6 +1,7 @@
 """The encoder that is evaluated, opened from a run, a folder or timm's hub; nothing is ever unpickled."""
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from timm.models import is_model, split_model_name_tag
 from torch import nn
 
 from pml_supcon.models import create_encoder, load_encoder, load_head
+from pml_supcon.models.storage import weights_file
 from pml_supcon.recipes.data import ImageData
 from pml_supcon.recipes.run_folder import CONFIG, ENCODER, HEAD
 
@@ -49,13 +51,21 @@ class OpenedEncoder:
         """Data as this encoder takes it.
 
         Raises:
-            ValueError: the images have another number of channels.
+            ValueError: the images have another number of channels, or a size that the encoder cannot take.
         """
         if data.in_chans != self.in_chans:
             raise ValueError(
                 f"Expected images with the {self.in_chans} channels that {self.name} takes, but those of {data.spec} "
                 f"have {data.in_chans}"
             )
+        blank = torch.zeros(1, self.in_chans, data.image_size, data.image_size)
+        try:
+            with torch.no_grad():
+                self.model(blank.to(next(self.model.parameters()).device))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"Expected --image_size to be one that {self.name} takes, but got {data.image_size}: {error}"
+            ) from error
         return replace(data, mean=self.mean, std=self.std)
 
 
@@ -91,12 +101,22 @@ def open_encoder(name: str) -> OpenedEncoder:
         folder = path / ENCODER
         head = load_head(path / HEAD) if (path / HEAD).exists() else None
     try:
-        model = load_encoder(folder)
+        model = _load(folder)
     except FileNotFoundError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"Expected {folder} to hold an encoder of this package or of timm's, but: {error}") from error
     return _describe(name, model, head, run)
+
+
+def _load(folder: Path) -> nn.Module:
+    """A folder of `save_encoder`, or one of timm's own, whose classifier is dropped."""
+    weights_file(folder)
+    config = folder / "config.json"
+    if not config.is_file() or "image_size" in json.loads(config.read_text(encoding="utf-8")):
+        return load_encoder(folder)
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    return model
 
 
 def _from_timm(name: str) -> OpenedEncoder:

@@ -49,6 +49,9 @@ def retrieval(subject: Subject) -> dict[str, Any] | None:
     lone = int(torch.from_numpy(scores["precision_at_1"]).isnan().sum())
     if lone:
         subject.tell(f"{lone} of {len(search.wanted)} test images have no image of their class to be found: left out.")
+    available = len(search.labels) - int(search.own)
+    if (most := max(*settings.recall_at, settings.knn_k)) > available:
+        subject.tell(f"{most} neighbours were asked for, but there are {available}: all of them count.")
     names = subject.data.class_names
     return {
         "metrics": metrics | clustering_metrics(search.queries, search.wanted),
@@ -124,9 +127,15 @@ def _index(subject: Subject, search: Search) -> dict[str, Any]:
     name = subject.settings.index
     if name == "exact":
         return {"name": name}
-    asked = [k for k in INDEX_RECALL_AT if k <= len(search.labels)]
+    asked = [k for k in INDEX_RECALL_AT if k <= len(search.labels) - int(search.own)]
     queries = min(INDEX_QUERIES, len(search.wanted))
     recall = index_recall(
-        search.queries, search.references, index=name, k=asked, queries=queries, seed=subject.settings.seed
+        search.queries,
+        search.references,
+        index=name,
+        k=asked,
+        queries=queries,
+        seed=subject.settings.seed,
+        ref_includes_query=search.own,
     )
     return {"name": name, "recall_at_k": {str(k): value for k, value in recall.items()}, "queries": queries}

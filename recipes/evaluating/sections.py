@@ -13,7 +13,7 @@ from pml_supcon.recipes.evaluating.hard_mining import hard_mining
 from pml_supcon.recipes.evaluating.linear_probe import linear_probe
 from pml_supcon.recipes.evaluating.projection_head import projection_head
 from pml_supcon.recipes.evaluating.retrieval import gallery, map_of_embeddings, retrieval
-from pml_supcon.recipes.evaluating.subject import Subject
+from pml_supcon.recipes.evaluating.subject import FeaturesError, Subject
 from pml_supcon.recipes.evaluating.transfer import transfer
 
 SECTIONS: dict[str, Callable[[Subject], Any]] = {
@@ -37,6 +37,11 @@ def choose_sections(subject: Subject) -> list[str]:
     left_out: set[str] = set() if subject.settings.transfer else {"transfer"}
     if not torch.isin(subject.labels("test"), subject.labels("train")).any():
         left_out |= CLASSIFIERS
+        if asked & CLASSIFIERS:
+            raise ValueError(
+                f"Expected test classes among those of train for --sections {','.join(sorted(asked & CLASSIFIERS))}, "
+                "but none is: only retrieval, gallery, map and hard_mining apply"
+            )
     if "corruption" in asked - left_out:
         require_imagecorruptions()
     elif not asked:
@@ -49,10 +54,23 @@ def choose_sections(subject: Subject) -> list[str]:
 
 
 def run_sections(subject: Subject, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
-    """The results of sections by name, None on all but the main process, and the seconds that each took."""
+    """The results of sections by name, None on all but the main process, and the seconds that each took.
+
+    A section that no setting names and that the data cannot support (too few images, say) is left out, which is told.
+    """
+    settings = subject.settings
+    named = {*settings.sections, "transfer"}
+    named |= {"retrieval"} if settings.index != "exact" else set()
+    named |= {"corruption"} if settings.corruption_baseline is not None else set()
     results, seconds = {}, {}
     for name in names:
         started = time.perf_counter()
-        results[name] = SECTIONS[name](subject)
+        try:
+            results[name] = SECTIONS[name](subject)
+        except ValueError as error:
+            if isinstance(error, FeaturesError) or name in named or subject.accelerator.num_processes > 1:
+                raise  # several processes: others have gone on to what this one would miss
+            results[name] = None
+            subject.tell(f"The section {name} is left out: {error}")
         seconds[f"seconds/{name}"] = round(time.perf_counter() - started, 2)
     return results, seconds

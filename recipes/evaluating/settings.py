@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Literal, get_origin, get_type_hints
 
+from pml_supcon.corruptions import CORRUPTIONS
+from pml_supcon.recipes.optimization import check_optimizer
 from pml_supcon.recipes.settings.command_line import OneLineParser, normalised
 
 Section = Literal[
@@ -34,11 +37,11 @@ class SubjectSettings:
         max_train: use at most this many training images.
         max_test: use at most this many test images.
         output: folder of `report.html` and `evaluation.json`; default: in the run's folder, else under `runs/`.
-        compare: another run or encoder, evaluated in the same way, or the `evaluation.json` of one: both in one report.
+        compare: another run or encoder, evaluated in the same way on the same data: both in one report.
         sections: what is evaluated; default: all that apply (`transfer` where data is named for it).
         batch_size: images that pass the encoder at a time.
         workers: processes that load images; 0: none.
-        cache: folder of the features that were computed before; default: `cache` beside the results' folders.
+        cache: folder of the features that were computed before; default: `features` in the run's folder, or in `runs`.
         use_cache: read and write it.
         seed: of all draws.
     """
@@ -99,7 +102,7 @@ class ProbeSettings:
         probe_optimizer: train a probe on augmented images too, as the paper does, by this optimizer (lars, rmsprop,
             sgd, any of timm's).
         probe_epochs: its epochs.
-        probe_learning_rate: its learning rate, for 256 images a batch.
+        probe_learning_rate: its learning rate, for 256 images a batch; default: 10 of lars, 1 of sgd, else 0.01.
         probe_batch_size: images in its batch, over all processes.
         bins: of the calibration error.
     """
@@ -110,7 +113,7 @@ class ProbeSettings:
     draws: int = 100
     probe_optimizer: str | None = None
     probe_epochs: int = 90
-    probe_learning_rate: float = 0.1
+    probe_learning_rate: float | None = None
     probe_batch_size: int = 256
     bins: int = 15
 
@@ -175,6 +178,13 @@ class EvaluateSettings(AnalysisSettings, ProbeSettings, RetrievalSettings, Subje
             for value in values if isinstance(values, tuple) else (values,):
                 if value is not None and not value > 0:
                     raise ValueError(f"Expected --{name} to be above 0, but got {value}")
+        for name in self.corruptions:
+            if name not in CORRUPTIONS:
+                near = get_close_matches(name, CORRUPTIONS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"Expected --corruptions to be among {', '.join(CORRUPTIONS)}, but got {name!r}{hint}")
+        if self.probe_optimizer is not None:
+            check_optimizer(self.probe_optimizer, "probe_optimizer")
         if "transfer" in self.sections and not self.transfer:
             raise ValueError("Expected --transfer to name data for the section transfer, but got none")
 

@@ -20,6 +20,10 @@ Split = Literal["train", "test"]
 BATCH_OF_HEAD = 4096
 
 
+class FeaturesError(ValueError):
+    """Features that no section can score."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """An encoder on a data set, as the sections of an evaluation see it.
@@ -64,6 +68,10 @@ class Subject:
         if text not in self.told:
             self.told.append(text)
 
+    def count(self, split: Split) -> int:
+        """How many images a split has."""
+        return len(self.data.train if split == "train" else self.data.test)
+
     def labels(self, split: Split, *, most: int | None = None) -> Tensor:
         """The labels of a split, int64 `(N,)`, of at most so many images, evenly spread."""
         labels = self.data.train_labels if split == "train" else self.data.test_labels
@@ -89,8 +97,9 @@ class Subject:
             `(N, width)` float32 on the CPU; without rows on other processes than the main one.
 
         Raises:
-            ValueError: in all processes, where some are not finite; names how many.
+            FeaturesError: in all processes, where some are not finite; names how many.
         """
+        most = None if most is None or most >= self.count(split) else most
         place = None if change is not None else (split, most)
         features = self.plain[place] if place in self.plain else self._cached(split, change, most)
         if place is not None:  # several sections ask for it
@@ -103,7 +112,7 @@ class Subject:
         return features
 
     def _rows(self, split: Split, most: int | None) -> Tensor:
-        count = len(self.data.train if split == "train" else self.data.test)
+        count = self.count(split)
         return torch.tensor(evenly(count, count if most is None else most))
 
     def _cached(self, split: Split, change: Change | None, most: int | None) -> Tensor:
@@ -137,7 +146,7 @@ class Subject:
         bad = 0 if features is None else int((~features.isfinite().all(1)).sum())
         [bad] = broadcast_object_list([bad])
         if bad:
-            raise ValueError(
+            raise FeaturesError(
                 f"Expected finite features, but {self.opened.name} gives NaN or infinity for {bad} of "
                 f"{len(self._rows(split, most))} {split} images"
             )

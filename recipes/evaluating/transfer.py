@@ -3,10 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 
-from pml_supcon.recipes.data import ImageData, load_data
+from pml_supcon.recipes.data import ImageData, OpenedData, open_data
+from pml_supcon.recipes.evaluating.settings import EvaluateSettings
 from pml_supcon.recipes.evaluating.subject import Subject
+from pml_supcon.recipes.evaluating.telling import tell_missing_classes, telling_warnings
 from pml_supcon.testers import choose_inverse_l2, linear_probe_metrics, retrieval_scores
 
 
@@ -23,7 +26,11 @@ def transfer_to(subject: Subject, spec: str) -> dict[str, Any] | None:
     if not subject.is_main:
         return None
     settings, learnt, wanted = subject.settings, there.labels("train"), there.labels("test")
-    penalty = settings.inverse_l2 or choose_inverse_l2(train, learnt, seed=settings.seed)[0]
+    with telling_warnings(subject, f"Transfer to {spec}"):
+        penalty = settings.inverse_l2 or choose_inverse_l2(train, learnt, seed=settings.seed)[0]
+    tell_missing_classes(
+        there, learnt, wanted, f"in {spec} they count as errors of the probe, and k-NN leaves them out"
+    )
     scores = retrieval_scores(
         F.normalize(test),
         wanted,
@@ -36,7 +43,7 @@ def transfer_to(subject: Subject, spec: str) -> dict[str, Any] | None:
     return {
         "data": spec,
         "linear_probe": linear_probe_metrics(train, learnt, test, wanted, inverse_l2=penalty),
-        "knn_accuracy": float(scores["knn_accuracy"].mean()),
+        "knn_accuracy": float(np.nanmean(scores["knn_accuracy"])),
         "classes": there.data.num_classes,
         "train": len(learnt),
         "test": len(wanted),
@@ -46,5 +53,13 @@ def transfer_to(subject: Subject, spec: str) -> dict[str, Any] | None:
 def open_for(subject: Subject, spec: str) -> ImageData:
     """A data set at the size and by the normalisation of the encoder; one process downloads it first."""
     with subject.accelerator.main_process_first():
-        data = load_data(spec, image_size=subject.data.image_size)
+        opened = open_images(spec, subject.settings, image_size=subject.data.image_size)
+        data = opened.decode()
     return subject.opened.fit(data)
+
+
+def open_images(spec: str, settings: EvaluateSettings, *, image_size: int | None = None) -> OpenedData:
+    """A data set without its images, of which at most so many are used as of the others."""
+    return open_data(
+        spec, image_size=image_size, max_train=settings.max_train, max_test=settings.max_test, new_classes="some"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -133,7 +134,7 @@ def test_without_the_cache_all_is_computed_to_the_same(a_run, whole, tmp_path, c
     assert found["sections"]["retrieval"] == whole[1]["sections"]["retrieval"]
 
 
-@pytest.mark.parametrize("change", ["weight", "size", "images", "mean"])
+@pytest.mark.parametrize("change", ["weight", "size", "images", "mean", "std"])
 def test_what_changes_is_computed_again(a_run, whole, tmp_path, computed, change):
     run = tmp_path / "changed"
     shutil.copytree(a_run, run)
@@ -149,7 +150,7 @@ def test_what_changes_is_computed_again(a_run, whole, tmp_path, computed, change
         flags = ["--max_test", "99"]
     else:
         config = json.loads((run / "encoder" / "config.json").read_text())
-        config["pretrained_cfg"]["mean"] = [0.25]
+        config["pretrained_cfg"][change] = [0.25]
         (run / "encoder" / "config.json").write_text(json.dumps(config))
     evaluate(run, tmp_path / "out", *PROBES, *flags)
     assert computed == ([99] if change == "images" else [101, 300])
@@ -183,6 +184,17 @@ def test_a_change_of_the_images_has_a_place_of_its_own_in_the_cache(a_run, tmp_p
     assert computed == [300, 101, 101, 101, 101, 101]
     evaluate(a_run, tmp_path / "out", *flags, "--severities", "1,3")
     assert computed[6:] == [101, 101]  # severity 3 of both
+
+
+def test_some_of_the_images_have_a_place_of_their_own_in_the_cache(a_run, tmp_path, computed):
+    flags = ["--sections", "corruption,projection_head", "--cache", tmp_path / "cache", "--severities", "1"]
+    evaluate(a_run, tmp_path / "out", *flags, "--corruption_images", "40", "--probe_images", "50")
+    assert set(computed) == {300, 40, 50}
+    before = len(computed)
+    evaluate(a_run, tmp_path / "out", *flags, "--corruption_images", "41", "--probe_images", "50")
+    assert computed[before:] == [41, 41, 41]
+    evaluate(a_run, tmp_path / "out", *flags, "--corruption_images", "5000", "--probe_images", "9000")
+    assert set(computed[before + 3 :]) == {101, 300}
 
 
 # Processes
@@ -251,6 +263,19 @@ def test_a_folder_of_ones_own_and_an_encoder_without_a_run(colour_encoder, tmp_p
     assert there["classes"] == 3
 
 
+def test_transfer_is_to_other_images(colour_encoder, tmp_path):
+    coloured_folder(tmp_path / "home", ["ape", "bee", "cat"])
+    coloured_folder(tmp_path / "away" / "train", ["dog", "eel"], count=20)
+    coloured_folder(tmp_path / "away" / "test", ["dog", "eel", "fox"], count=5, seed=1)
+    spec = f"imagefolder:{tmp_path / 'away'}"
+    flags = ["--data", f"imagefolder:{tmp_path / 'home'}", "--transfer", spec, "--sections", "transfer", "--knn_k", "3"]
+    found = evaluate(colour_encoder, tmp_path / "out", *flags)
+    [there] = found["sections"]["transfer"]
+    assert (there["classes"], there["train"], there["test"]) == (3, 40, 15)
+    assert there["linear_probe"]["top1"] <= 2 / 3
+    assert any("fox (5)" in text and spec in text for text in found["told"])
+
+
 def features_by_hand(folder, images, *, mean, std):
     transform = evaluation_transform(16, mean=mean, std=std)
     with torch.no_grad():
@@ -310,6 +335,38 @@ def test_images_of_several_sizes_are_read_as_they_are_needed(colour_encoder, tmp
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(file)  # the file has changed: its split is computed again
     evaluate(colour_encoder, tmp_path / "out", *flags, "--cache", tmp_path / "cache")
     assert len(computed) == first + 2  # the split into train and test selects from one folder
+
+
+def test_a_folder_of_timms_own(tmp_path):
+    """With a classifier and without our description: the features are the encoder's."""
+    model = timm.create_model("resnet10t", num_classes=7, channels=(8, 8, 16, 16)).eval()
+    timm.models.save_for_hf(model, tmp_path / "timm", model_args={"channels": [8, 8, 16, 16]}, safe_serialization=True)
+    coloured_folder(tmp_path / "images", ["ape", "bee", "cat"])
+    flags = ["--data", f"imagefolder:{tmp_path / 'images'}", "--image_size", "32", "--sections", "map"]
+    evaluate(tmp_path / "timm", tmp_path / "out", *flags, "--cache", tmp_path / "cache")
+    [file] = (tmp_path / "cache").iterdir()
+    config = timm.data.resolve_model_data_config(model)
+    images = load_data(f"imagefolder:{tmp_path / 'images'}").test.images
+    transform = evaluation_transform(32, mean=config["mean"], std=config["std"])
+    with torch.no_grad():
+        by_hand = model.forward_head(model.forward_features(transform(images)), pre_logits=True)
+    assert torch.allclose(load_file(file)["features"], by_hand, atol=1e-5)
+
+
+def test_what_the_data_cannot_support_is_left_out_and_told(colour_encoder, tmp_path):
+    coloured_folder(tmp_path / "images" / "train", ["ape", "bee", "cat"], count=1)
+    coloured_folder(tmp_path / "images" / "test", ["ape", "bee", "cat"], count=2)
+    found = evaluate(colour_encoder, tmp_path / "out", "--data", f"imagefolder:{tmp_path / 'images'}", "--knn_k", "1")
+    assert "retrieval" in found["sections"]
+    assert "linear_probe" not in found["sections"]
+    assert any("linear_probe is left out" in text for text in found["told"])
+
+
+def test_the_probe_on_augmented_images_has_a_learning_curve(a_run, tmp_path):
+    flags = ["--sections", "linear_probe", "--probe_optimizer", "sgd", "--probe_epochs", "2", "--shares", "0.1,1"]
+    found = evaluate(a_run, tmp_path / "out", *flags)["sections"]["linear_probe"]["augmented"]
+    assert [(point["share"], point["images"]) for point in found["learning_curve"]] == [(0.1, 30), (1.0, 300)]
+    assert found["learning_curve"][1]["top1"] == found["metrics"]["top1"]
 
 
 # Bad input
@@ -389,12 +446,27 @@ def test_features_that_are_not_finite_are_counted(capsys, tmp_path, a_run):
         (["--inverse_l2", "0"], "--inverse_l2 to be above 0"),
         (["--index", "hsnw"], "did you mean 'hnsw'"),
         (["--retries", "3"], "retries"),
-        (["--corruptions", "gausian_noise"], "gaussian_noise"),
+        (["--corruptions", "gausian_noise"], "did you mean 'gaussian_noise'"),
+        (["--probe_optimizer", "larz"], "lars"),
+        (["--transfer", "imagefolder:/no/such"], "/no/such"),
+        (["--image_size", "0"], "--image_size to be at least 1"),
         (["--corruption_baseline", "/no/such.json"], "/no/such.json"),
     ],
 )
 def test_bad_settings_are_refused_by_name(capsys, a_run, tmp_path, flags, said):
     assert said in error_of(capsys, a_run, "--output", tmp_path / "out", *flags)
+
+
+def test_a_section_that_needs_shared_classes_is_refused_without_any(colour_encoder, tmp_path, capsys):
+    coloured_folder(tmp_path / "images" / "train", ["ape", "bee", "cat"])
+    coloured_folder(tmp_path / "images" / "test", ["dog", "eel", "fox"])
+    data = ["--data", f"imagefolder:{tmp_path / 'images'}", "--sections", "linear_probe"]
+    assert "for --sections linear_probe, but none is" in error_of(capsys, colour_encoder, *data)
+
+
+def test_an_output_that_is_a_file(a_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "--output to be a folder" in error_of(capsys, a_run, "--output", tmp_path / "file")
 
 
 def test_no_data_for_an_encoder_without_a_run(capsys, colour_encoder):

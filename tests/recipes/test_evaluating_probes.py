@@ -107,11 +107,12 @@ def test_linear_probe_section():
     assert section["per_class"] == {
         str(c): pytest.approx((found == c)[wanted == c].mean(), abs=0.06) for c in range(10)
     }
-    assert section["tried"][f"{section['inverse_l2']:g}"] == max(section["tried"].values())
+    assert section["tried"][f"{section['inverse_l2']:g}"] > max(section["tried"].values()) - 0.06
     assert len(section["tried"]) > 3
     assert [(point["share"], point["images"]) for point in section["learning_curve"]] == [(0.05, 20), (1.0, 400)]
-    whole = section["learning_curve"][1]
-    assert {name: whole[name] for name in ("top1", "top5")} == section["metrics"]
+    probe, rows = logits_by_scikit_learn(train, learnt, test, 1.0)  # a penalty that no label has chosen
+    whole = (probe.predict(rows) == wanted).mean()
+    assert section["learning_curve"][1]["top1"] == pytest.approx(whole, abs=0.006)
     assert [(result["shots"], result["draws"]) for result in section["few_shot"]] == [(1, 10), (5, 10)]
     assert all(result["low"] < result["accuracy"] < result["high"] for result in section["few_shot"])
     assert "augmented" not in section
@@ -213,11 +214,13 @@ def test_section_has_the_augmented_probe_where_it_is_asked_for():
     expected = train_augmented_probe(
         Pixels(), looked_at.data, looked_at.accelerator, optimizer="sgd", epochs=4, learning_rate=0.1, batch_size=128
     )
-    assert section["augmented"] == {
-        "optimizer": "sgd",
-        "epochs": 4,
-        "metrics": classifier_metrics(expected, looked_at.features("test"), looked_at.labels("test")),
-    }
+    scores = classifier_metrics(expected, looked_at.features("test"), looked_at.labels("test"))
+    found = section["augmented"]
+    assert (found["optimizer"], found["epochs"], found["metrics"]) == ("sgd", 4, scores)
+    few, whole = found["learning_curve"]
+    assert whole == {"share": 1.0, "images": 400, **scores}
+    assert (few["share"], few["images"]) == (0.05, 20)
+    assert few["top1"] < whole["top1"]
 
 
 def on_processes(rank, port):

@@ -23,6 +23,7 @@ calibrated = fields({"ece": share, "classwise_ece": share, "nll": above_zero, "b
 bins = list_of(
     fields({"low": share, "high": share, "count": count, "confidence": maybe(share), "accuracy": maybe(share)})
 )
+curve = list_of(fields({"share": share, "images": count, "top1": share, "top5": share}))
 severities = list_of(fields({"severity": count, "accuracy": share, "ece": share}))
 hardness = list_of(
     fields(
@@ -67,8 +68,8 @@ def _section_checks(classes: list[str]) -> dict[str, Callable[[Any, str], None]]
                 "per_class": map_of(maybe(share), classes),
             },
             {
-                "augmented": fields({"optimizer": text, "epochs": count, "metrics": shares}),
-                "learning_curve": list_of(fields({"share": share, "images": count, "top1": share, "top5": share})),
+                "augmented": fields({"optimizer": text, "epochs": count, "metrics": shares}, {"learning_curve": curve}),
+                "learning_curve": curve,
                 "few_shot": list_of(
                     fields({"shots": count, "draws": count, "accuracy": share, "low": number(), "high": number()})
                 ),

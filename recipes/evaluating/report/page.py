@@ -1,6 +1,5 @@
 """An evaluation as one HTML file that opens by itself: no network, no other files."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pml_supcon.models.storage import replace_file
 from pml_supcon.recipes.evaluating.report import figures, tables
 from pml_supcon.recipes.evaluating.report.content import check_content
 from pml_supcon.recipes.evaluating.report.map import build_map
@@ -80,9 +80,7 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
     # A style sheet and a script of our own: nothing in them is to be escaped.
     own = {name: Markup((folder / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     page = environment.get_template("page.html.j2").render(**own, **page_content(evaluations))
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
+    replace_file(path, lambda aside: aside.write_text(page, encoding="utf-8"))
 
 
 def page_content(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def figure(value: float | None) -> str:
         return NONE
     if isinstance(value, int) or (abs(value) >= 1000 and value == int(value)):
         return f"{int(value):,}"
-    if value == 0 or 0.001 <= abs(value) < 10:
-        return f"{value:.3f}"
+    if abs(value) < 1e-9 or 0.001 <= abs(value) < 10:
+        return f"{value if abs(value) >= 1e-9 else 0:.3f}"
     return f"{value:.3g}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
