@@ -1,5 +1,6 @@
 """Checks at the public edge of the testers: torch tensors on any device and numpy arrays come in."""
 
+from collections.abc import Iterator
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -10,6 +11,8 @@ import torch
 Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Labels: TypeAlias = npt.NDArray[np.int64]
+
+PART_ROWS = 8192  # looked at together where a comparison or a difference makes a copy
 
 
 def as_embeddings(value: Array, name: str, *, dtype: type[np.floating[Any]] | None = None) -> Floats:
@@ -50,6 +53,44 @@ def as_labels(value: Array, name: str, rows: int) -> Labels:
     if labels.dtype == np.uint64 and labels.max() > np.iinfo(np.int64).max:
         raise ValueError(_expected(name, "within the range of int64", str(labels.max())))
     return labels.astype(np.int64, copy=False)
+
+
+def as_ranked(query: Array, reference: Array) -> tuple[Floats, Floats]:
+    """Check the rows of a search, ``(N, D)`` and ``(M, D)``; return them in their own dtypes.
+
+    Float32 must hold them, though what float64 has beyond it may count. Refuses sets whose ranking would be that of
+    their rows: queries or references that are all zero, and references that are all the same.
+    """
+    rows = []
+    for value, name in ((query, "query"), (reference, "reference")):
+        given = as_embeddings(value, name)
+        held = given if given.dtype == np.float32 else as_embeddings(given, name, dtype=np.float32)
+        if count_zero_rows(held) == len(held):
+            raise ValueError(f"Expected argument `{name}` to have a row that is not zero, but all {len(held)} are.")
+        rows.append(given)
+    queries, references = rows
+    check_same_width(queries, "query", references, "reference")
+    if len(references) > 1 and all((references[part] == references[0]).all() for part in parts_of(len(references))):
+        raise ValueError(
+            f"Expected argument `reference` to have rows that differ, but all {len(references)} are the same."
+        )
+    return queries, references
+
+
+def parts_of(rows: int) -> Iterator[slice]:
+    """Slices of ``PART_ROWS`` rows, one after the other."""
+    return (slice(start, start + PART_ROWS) for start in range(0, rows, PART_ROWS))
+
+
+def starts_with(references: Floats, queries: Floats) -> bool:
+    """Whether the first references are the queries, up to rounding, as PML asks.
+
+    Embeddings may have been computed twice, in batches of another size.
+    """
+    first = references[: len(queries)]
+    return len(first) == len(queries) and all(
+        np.allclose(queries[part], first[part]) for part in parts_of(len(queries))
+    )
 
 
 def check_same_width(first: Floats, first_name: str, second: Floats, second_name: str) -> None:

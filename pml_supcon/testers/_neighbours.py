@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ._float32 import float32_products, squared_lengths
 from ._inputs import Floats, Labels
 
 BLOCK_BYTES = 64 * 2**20
@@ -87,7 +88,9 @@ class StreamedSearcher:
     def block(self, rows: Labels) -> torch.Tensor:
         """What the distances are ordered by, `(n, M)`: the squared distance less the query's own square."""
         chosen = torch.from_numpy(rows)
-        found = torch.addmm(self.squares, self.queries[chosen.to(self.queries.device)], self.references.T, alpha=-2)
+        queries = self.queries[chosen.to(self.queries.device)]
+        with float32_products(queries.device):
+            found = torch.addmm(self.squares, queries, self.references.T, alpha=-2)
         if self.own:
             found[torch.arange(len(rows)), chosen] = math.inf
         return found
@@ -95,7 +98,7 @@ class StreamedSearcher:
     def find(self, rows: Labels, k: int) -> tuple[Floats, Labels]:
         """See `Searcher`."""
         block = self.block(rows)
-        if block.is_cuda:
+        if block.device.type != "cpu":
             values, neighbours = (part.cpu().numpy() for part in nearest_on_device(block, k))
         else:
             values = np.empty((len(rows), k), np.float32)
@@ -183,15 +186,3 @@ def split_rows(rows: Labels, *, row_bytes: int, chunk_size: int | None) -> Itera
     if chunk_size is None:
         chunk_size = max(1, BLOCK_BYTES // row_bytes)
     yield from np.array_split(rows, math.ceil(len(rows) / chunk_size))
-
-
-def check_distances(queries: Floats, references: Floats) -> None:
-    """Refuse rows whose squared distances float32 does not hold."""
-    longest = [squared_lengths(rows).max() for rows in (queries, references)]
-    if math.fsum(map(math.sqrt, longest)) ** 2 > float(np.finfo(np.float32).max):
-        raise ValueError("Expected embeddings whose squared distances fit into float32, but got larger ones.")
-
-
-def squared_lengths(rows: Floats) -> Floats:
-    """Of each row of `(N, D)`, in float64, without a copy of the rows."""
-    return np.asarray(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))

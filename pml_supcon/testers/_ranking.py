@@ -52,7 +52,14 @@ def knn_vote(labels: Labels, distances: Floats, temperature: float) -> Labels:
     apart = np.where(found, distances, 0).astype(np.float64)
     # Weights relative to the nearest neighbour's, so that not all of them underflow.
     weights = np.where(found, np.exp((apart[:, :1] - apart) / (2 * temperature)), 0)
-    # One column at a time: (n, k, k) would break the bound on memory.
-    sums = np.stack([(weights * (labels == column[:, None])).sum(axis=1) for column in labels.T], axis=1)
+    # Equal labels side by side, nearest first, so that each run of them is added up in that order.
+    order = labels.argsort(axis=1, kind="stable")
+    beside = np.take_along_axis(labels, order, axis=1)
+    first = np.ones(labels.shape, bool)
+    first[:, 1:] = beside[:, 1:] != beside[:, :-1]
+    run = first.ravel().cumsum() - 1
+    votes = np.bincount(run, weights=np.take_along_axis(weights, order, axis=1).ravel())
+    sums = np.empty(labels.shape)
+    np.put_along_axis(sums, order, votes[run].reshape(labels.shape), axis=1)
     # argmax takes the first of equal sums, and the first is the nearest.
     return np.take_along_axis(labels, sums.argmax(axis=1)[:, None], axis=1)[:, 0]

@@ -40,9 +40,9 @@ def clustering_metrics(embeddings: Array, labels: Array) -> dict[str, float]:
     require_faiss()
     rows = as_embeddings(embeddings, "embeddings", dtype=np.float32)
     classes = as_labels(labels, "labels", len(rows))
-    clusters = FaissKMeans(niter=KMEANS_STEPS)(
-        torch.from_numpy(np.ascontiguousarray(rows)), len(np.unique(classes))
-    ).numpy()
+    # FAISS would warn on stderr of few rows in a cluster; the classes say how many there are.
+    kmeans = FaissKMeans(niter=KMEANS_STEPS, min_points_per_centroid=1)
+    clusters = kmeans(torch.from_numpy(np.ascontiguousarray(rows)), len(np.unique(classes))).numpy()
     return {
         "nmi": float(normalized_mutual_info_score(classes, clusters)),
         "ami": float(adjusted_mutual_info_score(classes, clusters)),

@@ -2,26 +2,27 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from .._extras import require_faiss
+from ._float32 import well_conditioned
 from ._inputs import (
     Array,
     Floats,
     Labels,
-    as_embeddings,
     as_labels,
+    as_ranked,
     check_count,
     check_positive,
-    check_same_width,
     count_zero_rows,
+    starts_with,
 )
 from ._neighbours import StreamedSearcher, in_threads, split_rows
 from ._ranking import knn_vote, ranking_scores
-from .indexes import make_searcher
+from .indexes import check_index, make_searcher
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ RECALL_AT = (1, 2, 4, 8)
 KNN_K = 20
 KNN_TEMPERATURE = 0.07
 
-CHECKED_ROWS = 8192  # compared at a time: `np.allclose` makes copies
 BYTES_PER_NEIGHBOUR = 64  # distance, row, class, hit, precision and their temporaries
 # A label that no reference has, and the class of a place that an index left empty: not equal, and neither is a class.
 NO_CLASS, NO_NEIGHBOUR = -1, -2
@@ -69,7 +69,8 @@ def retrieval_scores(
     All references are ranked, in float32, whatever their number: queries go through in chunks, and beside the
     embeddings memory holds (chunk x references) distances and (chunk x k) neighbours only, with k the largest of all
     :math:`R_q`, ``recall_at`` and ``knn_k``. Where k is small FAISS searches, which is faster; CUDA references are
-    ranked on their GPU. References at the same distance are ranked by their rows.
+    ranked on their GPU. References at the same distance are ranked by their rows. Rows far from the origin are moved
+    to it, and very long or short ones scaled, all alike, so that float32 tells their distances apart.
 
     Args:
         query: ``(N, D)`` floats, computed with in float32. Normalise them for cosine similarity, as PML's
@@ -85,8 +86,9 @@ def retrieval_scores(
         at_r: False leaves out ``r_precision`` and ``mean_average_precision_at_r``, so that k is small for classes of
             any size.
         index: ``"exact"``, or an approximate index or one on GPUs by name (`INDEXES`) or by a string of FAISS's
-            ``index_factory``; `index_recall` measures what it finds. A reciprocal rank is then 0 where no relevant
-            reference is among the k found.
+            ``index_factory``. The metrics are then those of the neighbours that it finds, and do not say what it
+            misses: `index_recall` measures that. A reciprocal rank is 0 where no relevant reference is among the k
+            found.
         chunk_size: Queries searched at a time; None chooses it so that a chunk stays below about 64 MiB.
 
     Returns:
@@ -96,8 +98,8 @@ def retrieval_scores(
         ImportError: If FAISS is not installed.
         TypeError: If embeddings are not floating point, or labels or counts not integers.
         ValueError: If a shape, a width or an option is wrong, an embedding is not finite, all queries or all references
-            are zero (their ranking would be that of their rows), the references do not start with the queries though
-            ``ref_includes_query`` says so, or no query has a relevant reference.
+            are zero or several references all the same (their ranking would be that of their rows), the references do
+            not start with the queries though ``ref_includes_query`` says so, or no query has a relevant reference.
 
     Example:
         >>> points = np.array([[0.1], [0.2], [1.0], [1.3], [5.0]])
@@ -106,9 +108,8 @@ def retrieval_scores(
         >>> scores["mean_reciprocal_rank"].round(3).tolist()
         [1.0, 1.0, nan, 0.5, nan]
     """
-    check_options(recall_at, knn_k, knn_temperature, chunk_size)
-    require_faiss()
-    queries, references = _as_rows(query, reference)
+    check_options(recall_at, knn_k, knn_temperature, chunk_size, index)
+    queries, references = as_ranked(query, reference)
     wanted = as_labels(query_labels, "query_labels", len(queries))
     labels = as_labels(reference_labels, "reference_labels", len(references))
     if ref_includes_query:
@@ -123,6 +124,7 @@ def retrieval_scores(
     least = max(1, knn_k, *recall_at)
     k = min(available, max(int(relevant.max()) if at_r else 1, least))
     device = reference.device if isinstance(reference, torch.Tensor) else torch.device("cpu")
+    queries, references, scale = well_conditioned(queries, references)
     searcher = make_searcher(queries, references, index=index, own=ref_includes_query, k=k, device=device)
 
     scores = {name: np.full(len(queries), np.nan) for name in metric_names(recall_at, at_r)}
@@ -135,14 +137,15 @@ def retrieval_scores(
         def score(part: slice, rows: Labels = rows, found: Labels = found, distances: Floats = distances) -> None:
             own, near = rows[part], found[part]
             ranked = ranking_scores(near == sought[own, None], relevant[own], recall_at, at_r=at_r)
-            winner = knn_vote(near[:, :knn_k], distances[part, :knn_k], knn_temperature)
+            winner = knn_vote(near[:, :knn_k], distances[part, :knn_k], knn_temperature * scale**2)
             for name, values in (ranked | {"knn_accuracy": winner == sought[own]}).items():
                 scores[name][own] = values
 
         in_threads(score, len(rows))
     if index == "exact" and len(late := kept[scores["mean_reciprocal_rank"][kept] == 0]):
         streamed = StreamedSearcher(queries, references, own=ref_includes_query, device=device)
-        for some in split_rows(late, row_bytes=streamed.row_bytes, chunk_size=chunk_size):
+        # A chunk of the user's may be for FAISS, which holds no row of distances.
+        for some in split_rows(late, row_bytes=streamed.row_bytes, chunk_size=None):
             scores["mean_reciprocal_rank"][some] = 1 / streamed.first_ranks(some, sought[some], place)
     return scores
 
@@ -166,7 +169,8 @@ def retrieval_metrics(
     Each metric is the mean over the queries that have a relevant reference, as in PML's ``AccuracyCalculator``, with
     which ``precision_at_1``, ``mean_reciprocal_rank``, ``r_precision`` and ``mean_average_precision_at_r`` agree. The
     other queries are left out and counted. Zero rows, which have no direction and are as far from every unit vector as
-    from any other, are counted too, and a warning says so.
+    from any other, are counted too, and a warning says so. With an approximate index they are the metrics of what it
+    finds: `index_recall` measures what it misses.
 
     Args:
         query: As for `retrieval_scores`.
@@ -229,20 +233,20 @@ def retrieval_metrics(
     }
 
 
-def per_class_means(scores: dict[str, Floats], labels: Array) -> dict[int, dict[str, float]]:
+def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dict[str, float]]:
     """Average scores of queries by their class.
 
     Args:
-        scores: Of `retrieval_scores`: ``(N,)`` arrays, NaN where a query has none.
+        scores: Of `retrieval_scores`: ``(N,)`` arrays or tensors, NaN where a query has none.
         labels: ``(N,)`` integers.
 
     Returns:
         For each label, in rising order, the mean of each metric over its queries that have a score (NaN where none
-        has), and ``queries``, their number.
+        has), and ``queries``, the number of those with a score in any metric.
 
     Raises:
-        TypeError: If labels are not integers.
-        ValueError: If there is no metric, or not one label per query.
+        TypeError: If labels are not integers, or scores neither arrays nor tensors.
+        ValueError: If there is no metric, their numbers of scores differ, or there is not one label per query.
 
     Example:
         >>> scores = {"precision_at_1": np.array([1.0, 0.0, 1.0, math.nan])}
@@ -251,15 +255,22 @@ def per_class_means(scores: dict[str, Floats], labels: Array) -> dict[int, dict[
     """
     if not scores:
         raise ValueError("Expected argument `scores` to have a metric, but got none.")
-    rows = len(next(iter(scores.values())))
+    columns = {name: _as_scores(values, name) for name, values in scores.items()}
+    shapes = {name: values.shape for name, values in columns.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"Expected argument `scores` to have metrics of one shape (N,), but got {shapes}.")
+    rows = len(next(iter(columns.values())))
     classes, place = np.unique(as_labels(labels, "labels", rows), return_inverse=True)
     means: dict[int, dict[str, float]] = {int(label): {} for label in classes}
-    for name, values in scores.items():
+    for name, values in columns.items():
         counted = ~np.isnan(values)
         counts = np.bincount(place[counted], minlength=len(classes))
         sums = np.bincount(place[counted], weights=values[counted], minlength=len(classes))
         for label, total, count in zip(classes, sums, counts, strict=True):
-            means[int(label)] |= {name: float(total / count) if count else math.nan, "queries": float(count)}
+            means[int(label)][name] = float(total / count) if count else math.nan
+    scored = ~np.all([np.isnan(values) for values in columns.values()], axis=0)
+    for label, count in zip(classes, np.bincount(place[scored], minlength=len(classes)), strict=True):
+        means[int(label)]["queries"] = float(count)
     return means
 
 
@@ -270,7 +281,9 @@ def metric_names(recall_at: Sequence[int], at_r: bool) -> list[str]:
     return ["precision_at_1", *recalls, "mean_reciprocal_rank", *ranked, "knn_accuracy"]
 
 
-def check_options(recall_at: Sequence[int], knn_k: int, knn_temperature: float, chunk_size: int | None) -> None:
+def check_options(
+    recall_at: Sequence[int], knn_k: int, knn_temperature: float, chunk_size: int | None, index: str
+) -> None:
     """Raise unless the options are those of `retrieval_scores`."""
     if not isinstance(recall_at, Sequence) or isinstance(recall_at, str):
         raise TypeError(f"Expected argument `recall_at` to be a sequence of integers, but got {recall_at!r}.")
@@ -280,17 +293,17 @@ def check_options(recall_at: Sequence[int], knn_k: int, knn_temperature: float, 
     check_positive(knn_temperature, "knn_temperature")
     if chunk_size is not None:
         check_count(chunk_size, "chunk_size")
+    require_faiss()
+    check_index(index)
 
 
-def _as_rows(query: Array, reference: Array) -> tuple[Floats, Floats]:
-    """Both in float32; refuses sets without a row that can be ranked."""
-    queries = as_embeddings(query, "query", dtype=np.float32)
-    references = as_embeddings(reference, "reference", dtype=np.float32)
-    check_same_width(queries, "query", references, "reference")
-    for rows, name in ((queries, "query"), (references, "reference")):
-        if count_zero_rows(rows) == len(rows):
-            raise ValueError(f"Expected argument `{name}` to have a row that is not zero, but all {len(rows)} are.")
-    return queries, references
+def _as_scores(values: Array, name: str) -> Floats:
+    if not isinstance(values, torch.Tensor | np.ndarray):
+        raise TypeError(
+            f"Expected argument `scores` to hold torch tensors or numpy arrays, but got {type(values).__name__} for "
+            f"{name!r}."
+        )
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
 
 
 def _as_classes(wanted: Labels, labels: Labels) -> tuple[Labels, Labels]:
@@ -301,13 +314,7 @@ def _as_classes(wanted: Labels, labels: Labels) -> tuple[Labels, Labels]:
 
 
 def _check_starts_with_queries(queries: Floats, wanted: Labels, references: Floats, labels: Labels) -> None:
-    parts = [slice(start, start + CHECKED_ROWS) for start in range(0, len(queries), CHECKED_ROWS)]
-    # Embeddings may have been computed twice, in batches of another size: equal up to rounding, as PML asks.
-    if (
-        len(queries) > len(references)
-        or not np.array_equal(wanted, labels[: len(queries)])
-        or not all(np.allclose(queries[part], references[: len(queries)][part]) for part in parts)
-    ):
+    if not (starts_with(references, queries) and np.array_equal(wanted, labels[: len(queries)])):
         raise ValueError(
             "Expected argument `reference` to start with the queries, and `reference_labels` with their "
             "labels, since `ref_includes_query` is set, but got others "

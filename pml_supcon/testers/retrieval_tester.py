@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 
-from .._extras import require_faiss
 from ._pml import FunctionCalculator
 from .clustering import clustering_metrics
 from .retrieval import KNN_K, KNN_TEMPERATURE, RECALL_AT, check_options, metric_names, retrieval_metrics
@@ -20,7 +19,7 @@ class RetrievalTester(GlobalEmbeddingSpaceTester):
         knn_k: As for `retrieval_scores`.
         knn_temperature: As for `retrieval_scores`.
         at_r: As for `retrieval_scores`.
-        index: As for `retrieval_scores`.
+        index: As for `retrieval_scores`. With an approximate one, `index_recall` measures what it misses.
         chunk_size: As for `retrieval_scores`.
         clustering: Report `clustering_metrics` of the queries too.
         **tester_kwargs: Options of PML's ``BaseTester`` other than ``accuracy_calculator``. PML normalises
@@ -50,8 +49,7 @@ class RetrievalTester(GlobalEmbeddingSpaceTester):
         clustering: bool = False,
         **tester_kwargs: Any,
     ) -> None:
-        require_faiss()
-        check_options(recall_at, knn_k, knn_temperature, chunk_size)
+        check_options(recall_at, knn_k, knn_temperature, chunk_size, index)
 
         def compute(query: torch.Tensor, query_labels: torch.Tensor, **others: Any) -> dict[str, float]:
             metrics = retrieval_metrics(

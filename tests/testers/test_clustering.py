@@ -63,6 +63,11 @@ def test_one_class():
     }  # fmt: skip
 
 
+def test_few_rows_in_a_cluster_are_no_warning_of_faiss(capfd):
+    clustering_metrics(*clustered(40, seed=1, classes=4))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("points", "labels", "error", "message"),
     [

@@ -1,3 +1,4 @@
+import logging
 import math
 from types import SimpleNamespace
 
@@ -118,9 +119,72 @@ def test_index_recall_draws_its_queries(gallery):
     assert some == index_recall(torch.from_numpy(queries[drawn]), references, index="PQ2x4", k=(10,))
 
 
+@pytest.mark.parametrize("name", ["PQ2x4", "IVF64,Flat", "Flat"])
+def test_queries_among_the_references_do_not_find_themselves(gallery, name, monkeypatch):
+    queries, _, references, _ = gallery
+    monkeypatch.setattr(indexes_module, "build_index", with_one_list)
+    found = index_recall(queries, references, index=name, k=(1, 7), queries=200, seed=5, ref_includes_query=True)
+    given = neighbours_of(name, queries, references, 8)[1]
+    true = [order[:7].tolist() for order, _ in rankings(queries, references, ref_includes_query=True)]
+    drawn = np.random.default_rng(5).permutation(300)[:200]
+    for k, recall in found.items():
+        others = [[row for row in given[query].tolist() if row != query][:k] for query in drawn]
+        shares = [len(set(near) & set(true[query][:k])) / k for near, query in zip(others, drawn, strict=True)]
+        assert recall == pytest.approx(np.mean(shares), abs=1e-9)
+    flattered = index_recall(queries, references, index=name, k=(1,), queries=200, seed=5)
+    assert found[1] == 1 if name == "Flat" else found[1] < flattered[1]
+
+
+def test_index_recall_far_from_the_origin(gallery):
+    far = gallery[2] + 1e4
+    recall = index_recall(far[:300], far, index="Flat", k=(10,), ref_includes_query=True)
+    assert recall[10] == 1
+    near = index_recall(gallery[0], gallery[2], index="PQ2x4", k=(10,))
+    assert index_recall(far[:300], far, index="PQ2x4", k=(10,)) == pytest.approx(near, abs=0.1)
+
+
+def test_an_hnsw_index_looks_at_no_fewer_than_are_asked_for(gallery):
+    queries, _, references, _ = gallery
+    searcher = IndexSearcher(require_faiss(), queries, references, name="hnsw", own=True)
+    for k in (1, 500):
+        assert (searcher.find(np.arange(20), k)[1] >= 0).all()
+        assert searcher.index.hnsw.efSearch >= max(k + 1, 64)
+
+
+def test_many_neighbours_of_an_approximate_index_are_told(caplog):
+    points = clustered(1500, seed=1)[0]
+    labels = np.zeros(1500, int)
+    with caplog.at_level(logging.WARNING):
+        retrieval_metrics(points, labels, points, labels, ref_includes_query=True, index="Flat")
+    assert [record.getMessage() for record in caplog.records] == [
+        "index='Flat' is asked for 1499 neighbours of a query, which is slow: `at_r=False` leaves out the metrics that "
+        "look at all references of a class."
+    ]
+    caplog.clear()
+    retrieval_metrics(points, labels, points, labels, ref_includes_query=True)
+    retrieval_metrics(points, labels, points, labels, ref_includes_query=True, index="Flat", at_r=False)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["IVF200,Flat", "PQ4", "IVF200,PQ4", "PCA8,IVF200,Flat"])
+def test_faiss_does_not_warn_of_few_points(gallery, name, capfd):
+    index_recall(gallery[0], gallery[2], index=name, k=(1,))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"index": 3}, TypeError, "`index` to be a string, but got 3"),
+        ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
+        ({"seed": 0.5}, TypeError, "`seed` to be an integer, but got 0.5"),
+        ({"k": (1, 2000), "ref_includes_query": True}, ValueError, "at most the 1999 other references, but got 2000"),
+        (
+            {"reference": np.eye(16), "ref_includes_query": True},
+            ValueError,
+            r"to start with the queries, .* got others \(300 queries, 16 references\)",
+        ),
+        ({"reference": np.ones((5, 16))}, ValueError, "`reference` to have rows that differ, but all 5 are the same"),
         ({"index": "ivff"}, ValueError, r"got 'ivff' \(did you mean 'ivf'\?\)"),
         ({"index": "PQ7"}, ValueError, "index_factory that fits a width of 16, but got 'PQ7'"),
         ({"index": "IVF4096,Flat"}, ValueError, r"'IVF4096,Flat' can hold, but got 2000: .*2000.*4096"),

@@ -6,10 +6,10 @@ import torch
 from labelled_points import clustered, on_a_grid, rankings
 
 from pml_supcon._extras import require_faiss
+from pml_supcon.testers import _neighbours as neighbours_module
 from pml_supcon.testers._neighbours import (
     FaissSearcher,
     StreamedSearcher,
-    check_distances,
     first_rank,
     in_threads,
     nearest,
@@ -166,8 +166,48 @@ def test_a_chunk_has_one_row_where_a_row_is_larger_than_a_block():
     assert [len(chunk) for chunk in split_rows(np.arange(9), row_bytes=2**24, chunk_size=None)] == [3, 3, 3]
 
 
-def test_distances_beyond_float32_are_refused():
-    small = np.ones((2, 3), np.float32)
-    check_distances(small, small * np.float32(1e18))
-    with pytest.raises(ValueError, match="squared distances fit into float32"):
-        check_distances(small, small * np.float32(1.1e19))
+@pytest.mark.parametrize("autocast", [False, True])
+def test_blocks_are_products_of_float32_whatever_is_set(autocast, monkeypatch):
+    points = clustered(2000, seed=1)[0]
+    searcher = StreamedSearcher(points[:50], points, own=False, device=CPU)
+    right = searcher.block(np.arange(50)).numpy()
+    inside, addmm = [], torch.addmm
+
+    def watched(*arguments, **options):
+        inside.append((torch.is_autocast_enabled("cpu"), products_of()))
+        return addmm(*arguments, **options)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    torch.set_float32_matmul_precision("highest")
+    normal = products_of()
+    torch.set_float32_matmul_precision("medium")
+    lesser = products_of()
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            found = searcher.block(np.arange(50))
+        assert products_of() == lesser != normal  # as the user has set them
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert inside == [(False, normal)]
+    assert found.dtype == torch.float32
+    assert np.array_equal(found.numpy(), right)
+
+
+def products_of():
+    """What torch is set to, by backend from 2.9 on."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    return torch.get_float32_matmul_precision()
+
+
+def test_any_device_but_the_cpu_selects_for_itself(monkeypatch):
+    """With torch's device of shapes alone, which is neither the CPU nor CUDA."""
+    points = clustered(60, seed=1)[0]
+    searcher = StreamedSearcher(points, points, own=False, device=CPU)
+    expected = searcher.find(np.arange(10), 5)
+    block = searcher.block(np.arange(10))
+    monkeypatch.setattr(searcher, "block", lambda rows: block.to("meta"))
+    monkeypatch.setattr(neighbours_module, "nearest_on_device", lambda values, k: nearest_on_device(block, k))
+    for found, right in zip(searcher.find(np.arange(10), 5), expected, strict=True):
+        assert np.array_equal(found, right)

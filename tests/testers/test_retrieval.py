@@ -2,6 +2,7 @@ import logging
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,13 +203,74 @@ def test_a_query_does_not_find_itself_among_duplicates():
     assert found["precision_at_1"] == 0.0
 
 
-def test_agrees_with_pml_where_all_points_are_one():
+def test_agrees_with_pml_where_all_points_but_one_are_one():
     points, labels = np.ones((50, 4), dtype=np.float32), np.arange(50)
+    points[0] = -1
     labels[48:] = 7000  # two relevant rows, the last that FAISS would list
     arguments, options = (points, labels, points, labels), {"ref_includes_query": True}
     ours = retrieval_metrics(*arguments, recall_at=(1, 49), knn_k=1, **options)
     assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(pml(arguments, options), abs=1e-6)
     assert (ours["recall_at_49"], ours["lone_queries"]) == (1.0, 48.0)
+
+
+@pytest.mark.parametrize("at_r", [True, False])
+@pytest.mark.parametrize(("offset", "size"), [(1e4, 1), (0, 1e-22), (0, 1e22), (1e4, 1e-22)])
+def test_rankings_far_from_the_origin_and_of_any_size(at_r, offset, size):
+    points, labels = clustered(1200, seed=1, width=16, classes=8)
+    points = (points.astype(np.float64) + offset) * size
+    options = {"ref_includes_query": True, "knn_temperature": 0.07 * size**2}
+    expected = by_loops((points[:100], labels[:100], points, labels), options)
+    found = retrieval_scores(points[:100], labels[:100], points, labels, at_r=at_r, **options)
+    for metric, values in found.items():
+        assert values == pytest.approx(expected[metric], abs=1e-6), metric
+    assert 0.1 < expected["precision_at_1"].mean() < 0.95
+
+
+def test_a_late_pass_keeps_to_its_own_memory(monkeypatch):
+    """A chunk of the user's, which FAISS takes whole, is not one of rows of distances."""
+    points, labels = on_a_grid(300, seed=1, classes=3)[0], np.arange(300) // 2
+    ranked, first_ranks = [], StreamedSearcher.first_ranks
+
+    def watched(self, rows, *others):
+        ranked.append(len(rows))
+        return first_ranks(self, rows, *others)
+
+    monkeypatch.setattr(StreamedSearcher, "first_ranks", watched)
+    monkeypatch.setattr("pml_supcon.testers._neighbours.BLOCK_BYTES", 4 * 300 * 20)
+    retrieval_scores(points, labels, points, labels, ref_includes_query=True, recall_at=(1,), knn_k=1, chunk_size=300)
+    assert max(ranked) <= 20
+    assert sum(ranked) > 200
+
+
+@pytest.mark.parametrize("temperature", [0.5, math.inf])
+@pytest.mark.parametrize(("rows", "k"), [(200, 20), (20, 150), (5, 1)])
+def test_vote_agrees_with_sums_in_a_loop(temperature, rows, k):
+    rng = np.random.default_rng(k)
+    labels = rng.integers(-2, 6, size=(rows, k))
+    distances = np.sort(rng.integers(0, 9, size=(rows, k)), axis=1).astype(np.float32)
+    expected = []
+    for near, apart in zip(labels, distances, strict=True):
+        votes = {}  # in the order of the nearest
+        for label, d in zip(near.tolist(), apart.tolist(), strict=True):
+            votes[label] = votes.get(label, 0) + math.exp(-(d - float(apart[0])) / (2 * temperature))
+        expected.append(max(votes, key=votes.get))
+    assert knn_vote(labels, distances, temperature).tolist() == expected
+
+
+def test_the_time_of_a_vote_does_not_grow_with_the_square_of_k():
+    rng = np.random.default_rng(0)
+
+    def seconds(k):
+        labels = rng.integers(0, 10, size=(2**18 // k, k))
+        distances = np.sort(rng.random(labels.shape), axis=1).astype(np.float32)
+        times = []
+        for _ in range(3):
+            started = time.process_time()
+            knn_vote(labels, distances, 0.07)
+            times.append(time.process_time() - started)
+        return min(times)
+
+    assert seconds(2048) < 8 * seconds(32)  # of as many neighbours in all; with the square it is 64 times
 
 
 @pytest.mark.parametrize("label", [2**24, 2**53, -(2**63), 2**63 - 2])
@@ -340,6 +402,14 @@ def test_per_class_means_by_hand():
     assert found[-1]["queries"] == 0
 
 
+def test_per_class_means_count_queries_with_a_score_in_any_metric():
+    scores = {"a": torch.tensor([1.0, 0.0, math.nan]), "b": np.array([0.5, math.nan, math.nan])}
+    expected = {"a": 0.5, "b": 0.5, "queries": 2.0}
+    assert per_class_means(scores, np.array([3, 3, 3])) == {3: expected}
+    turned = {"b": scores["b"], "a": scores["a"].to(torch.float16).requires_grad_()}
+    assert per_class_means(turned, np.array([3, 3, 3])) == {3: expected}
+
+
 def test_per_class_means_average_to_the_whole():
     arguments, options, _ = case("within", queries=300, references=0)
     scores, whole = retrieval_scores(*arguments, **options), retrieval_metrics(*arguments, **options)
@@ -354,6 +424,9 @@ def test_per_class_means_average_to_the_whole():
     [
         ({}, np.array([0]), ValueError, "`scores` to have a metric, but got none"),
         ({"a": np.ones(2)}, np.array([0]), ValueError, r"`labels` .* shape \(2,\), but got shape \(1,\)"),
+        ({"a": np.ones(2), "b": np.ones(3)}, np.zeros(2, int), ValueError, r"one shape .*'a': \(2,\), 'b': \(3,\)"),
+        ({"a": np.ones((2, 2))}, np.zeros(2, int), ValueError, r"of one shape \(N,\), but got {'a': \(2, 2\)}"),
+        ({"a": [1.0]}, np.zeros(1, int), TypeError, "tensors or numpy arrays, but got list for 'a'"),
         ({"a": np.ones(1)}, np.array([0.5]), TypeError, "`labels` to be integers, but got float64"),
     ],
 )
@@ -392,7 +465,9 @@ NAN_ROWS[1:, 0] = math.nan
         ({"query": np.eye(3)[:, :2]}, ValueError, r"the same width, but got shapes \(3, 2\) and \(3, 3\)"),
         ({"query": NAN_ROWS}, ValueError, r"`query` to be finite, .* 2 of 3 rows \(the first is row 1\)"),
         ({"reference": np.eye(3) * 1e300}, ValueError, r"`reference` to be finite, .* infinity in 3 of 3 rows"),
-        ({"reference": np.eye(3) * 1e30}, ValueError, "squared distances fit into float32"),
+        ({"reference": np.diag([1, 1, 1e30])}, ValueError, "squared distances fit into float32"),
+        ({"reference": np.full((3, 3), 0.5)}, ValueError, "`reference` to have rows that differ, but all 3 are the"),
+        ({"index": 3}, TypeError, "`index` to be a string, but got 3"),
         ({"query_labels": np.array([7, 8, 9])}, ValueError, "none of the 3 has one"),
         ({"ref_includes_query": True, "query": np.eye(3)[::-1]}, ValueError, "`reference` to start with the queries"),
         ({"ref_includes_query": True, "query_labels": np.array([1, 0, 1])}, ValueError, "to start with the queries"),
@@ -482,11 +557,19 @@ def test_tester_passes_its_options_on_and_names_its_metrics(monkeypatch):
         ({"knn_k": 0}, ValueError, "`knn_k` to be at least 1"),
         ({"recall_at": (0,)}, ValueError, "`recall_at` to be at least 1"),
         ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
+        ({"index": None}, TypeError, "`index` to be a string, but got None"),
+        ({"index": "hnws"}, ValueError, r"`index` to be one of exact, .* got 'hnws' \(did you mean 'hnsw'\?\)"),
+        ({"index": "IVF16,Foo"}, ValueError, "`index` .* got 'IVF16,Foo'"),
     ],
 )
 def test_tester_checks_its_options_when_made(option, error, message):
     with pytest.raises(error, match=message):
         RetrievalTester(**option)
+
+
+@pytest.mark.parametrize("index", ["exact", "ivf", "gpu_flat", "OPQ8,IVF4096,PQ8", "IVF16,PQ12", "PCA80,SQ8"])
+def test_tester_takes_an_index_that_may_fit_a_width_not_known_yet(index):
+    RetrievalTester(index=index)
 
 
 def test_tester_works_in_a_trainer_with_hooks(tmp_path):
