@@ -17,7 +17,7 @@ def require_faiss() -> ModuleType:
         ImportError: If FAISS is not installed or cannot be loaded; the message holds the command that
             installs it.
 
-    Example:
+    Examples:
         >>> require_faiss().IndexFlatL2(2).d
         2
     """
@@ -38,7 +38,7 @@ def require_imagecorruptions() -> ModuleType:
     Raises:
         ImportError: If it is not installed or cannot be loaded; the message holds the command that installs it.
 
-    Example:
+    Examples:
         >>> len(require_imagecorruptions().get_corruption_names())
         15
     """

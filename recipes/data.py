@@ -163,7 +163,7 @@ def load_data(
             that train does not have, too few images to split or for `max_train`, images that cannot be read.
         FileNotFoundError: where the folder does not exist.
 
-    Example:
+    Examples:
         >>> data = load_data("digits")
         >>> len(data.train), len(data.test), data.train[0][0].shape, data.num_classes, data.family
         (1257, 540, torch.Size([1, 8, 8]), 10, 'digits')
@@ -315,7 +315,7 @@ def stratified_subset(labels: Tensor, count: int, seed: int) -> list[int]:
         count: at least the number of classes and at most n.
         seed: of the draw.
 
-    Example:
+    Examples:
         >>> len(stratified_subset(torch.tensor([0] * 90 + [1] * 10), 20, seed=0))
         20
     """

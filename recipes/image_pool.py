@@ -109,7 +109,7 @@ def stamps(paths: Iterable[str]) -> Iterator[str]:
 def evenly(count: int, most: int) -> list[int]:
     """Return at most `most` indices spread evenly over `range(count)`.
 
-    Example:
+    Examples:
         >>> evenly(10, 3)
         [0, 3, 6]
     """

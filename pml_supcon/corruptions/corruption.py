@@ -46,7 +46,7 @@ def strengths_for(height: int, width: int) -> Literal["32", "224"]:
     Returns:
         "32" where no side is above 64, else "224".
 
-    Example:
+    Examples:
         >>> strengths_for(32, 32), strengths_for(224, 224)
         ('32', '224')
     """
@@ -85,9 +85,10 @@ class Corruption:
     until no side is under 32, and afterwards those pixels are averaged again and rounded: what the corruption leaves
     alone comes back exactly, and a corruption is as strong as it would be in an image of 32 pixels.
 
-    Severities rise in the mean distance to the clean image, but for the constants of the benchmarks themselves: glass
-    blur and frost at both strengths, and at 32 pixels the elastic transform, which falls, and motion blur between 3 and
-    4, which is level.
+    Severities rise in the root mean square distance to the clean images, but for the constants of the benchmarks
+    themselves: glass blur and frost at both strengths; at 32 pixels the elastic transform, which falls, and motion blur
+    between 3 and 4, which is level; at 224 snow between 2 and 3 and fog between 3 and 4, which are about level (and
+    fall in mean absolute distance).
 
     Raises:
         ImportError: If the library is not installed.
@@ -100,7 +101,7 @@ class Corruption:
         differences: motion blur (and that of snow) is the library's, not ImageMagick's; other lengths of the elastic
         transform follow the image's side; the draws are others.
 
-    Example:
+    Examples:
         >>> images = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8)
         >>> noisy = Corruption("gaussian_noise", 3)(images, torch.tensor([7, 9]))
         >>> bool((noisy[0] == noisy[1]).all())

@@ -54,7 +54,7 @@ class GlobalBatchLoss(nn.Module):
         All processes have to call it, and to go backward. The numbers of rows are compared at each call, on the host. A
         loss of PML's that draws at random draws on each process for itself; a miner draws once, for all.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon import distributed, losses
         >>> loss = distributed.GlobalBatchLoss(losses.SupConLossOut(temperature=0.1))

@@ -82,7 +82,7 @@ def gradient_shares(
         Khosla et al., *Supervised Contrastive Learning* (NeurIPS 2020), section 3.2.3 and the supplementary derivation
         of the gradient, which has :math:`w_i` of length 1 and the supcon losses only.
 
-    Example:
+    Examples:
         >>> z = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
         >>> found = gradient_shares(z, torch.tensor([0, 0, 0, 1]), anchors=slice(0, 1))
         >>> [round(share, 3) for share in found.shares[0].tolist()]  # the far positive gets the most; row 3 is opposite

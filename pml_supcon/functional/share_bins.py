@@ -70,7 +70,7 @@ def binned_gradient_shares(
         TypeError: As `gradient_shares`, or if `bins` or `chunk_size` is no integer.
         ValueError: As `gradient_shares`, or if `bins` or `chunk_size` is below 1.
 
-    Example:
+    Examples:
         >>> z = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
         >>> positives, negatives = binned_gradient_shares(z, torch.tensor([0, 0, 0, 1]), bins=4)
         >>> positives.count.tolist(), int(positives.anchors), negatives.count.tolist()

@@ -42,7 +42,7 @@ class QueueLoss(nn.Module):
         have. A step needs no number from the device. Under `GlobalBatchLoss` the batch is that of all processes, which
         share out the work, and each keeps the same queue.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon import losses
         >>> loss = losses.QueueLoss(losses.SupConLossOut(temperature=0.1), embedding_size=4, queue_size=64)

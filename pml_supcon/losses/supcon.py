@@ -177,7 +177,7 @@ class SupConLossOut(SupConLoss):
         `(B, V, D)` embeddings where views count: it joins the rows of the processes one after another, so that `(N, D)`
         rows are view-major no more; a cap counts in another order on each process and should not be used there.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon import losses
         >>> loss = losses.SupConLossOut(temperature=0.1)
@@ -199,7 +199,7 @@ class SupConLossIn(SupConLoss):
     Never above L_out on the same batch (Jensen), and equal to it where every anchor has one positive. The paper finds
     it to train worse. Input, options and errors are those of `SupConLossOut`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon import losses
         >>> _ = torch.manual_seed(0)

@@ -28,7 +28,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
     Raises:
         ValueError: a batch larger than the memory, or of another width.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon import losses
         >>> loss = losses.CrossBatchMemory(losses.SupConLossOut(), embedding_size=4, memory_size=16)
@@ -141,7 +141,7 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
         ValueError: fewer than two views, views of different shapes, or `symmetric=False` around a loss of ours with
             `num_views`, which would speak of the first view alone.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon import losses
         >>> one, other, third = torch.randn(3, 8, 4)

@@ -41,7 +41,7 @@ class CappedPositivesMiner(BaseMiner):
         the easiest; the memory takes it out after the miner has chosen. `SupConLossOut(positives_cap=...)` is a cap
         without pairs being listed, by order in the batch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon import miners
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [0.6, 0.8]])

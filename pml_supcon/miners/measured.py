@@ -34,7 +34,7 @@ class MeasuredMiner(BaseMiner):
         `state_dict`: a run that goes on from a checkpoint reports all of it. Inside `GlobalBatchLoss` the first process
         mines for all: it alone has a report. PML's `DistributedMinerWrapper` goes around this miner, not into it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pytorch_metric_learning.miners import BatchHardMiner
         >>> from pml_supcon import miners

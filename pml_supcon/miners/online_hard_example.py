@@ -48,7 +48,7 @@ class OnlineHardExampleMiner(BaseMiner):
         loss sees the triplets in parts, its term for one must not depend on the others. A term counts without the
         loss's reducer and regulariser.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon import miners
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0], [0.6, 0.8]])

@@ -47,7 +47,7 @@ class ChunkedEncoder(nn.Module):
         TypeError: where `encoder` is not a module or `chunk_size` not an integer.
         ValueError: where `chunk_size` is below 1.
 
-    Example:
+    Examples:
         >>> encoder = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Dropout(0.1), nn.Linear(16, 4))
         >>> ChunkedEncoder(encoder, chunk_size=64)(torch.randn(200, 8)).shape
         torch.Size([200, 4])

@@ -52,7 +52,7 @@ def create_encoder(
             that the model cannot take, weights that do not exist or do not fit.
         FileNotFoundError: where `checkpoint` does not exist.
 
-    Example:
+    Examples:
         >>> encoder = create_encoder("resnet18", image_size=32)
         >>> encoder.conv1.stride, encoder.maxpool
         ((1, 1), Identity())
@@ -103,7 +103,7 @@ def feature_width(encoder: nn.Module) -> int:
     That is timm's `num_features`, except in the families whose pooled features pass one more layer (MobileNetV3,
     EfficientViT, ...), where it is `head_hidden_size`.
 
-    Example:
+    Examples:
         >>> feature_width(create_encoder("mobilenetv3_small_050"))
         1024
     """

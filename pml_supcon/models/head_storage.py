@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -11,23 +12,24 @@ from torch import nn
 from pml_supcon.models.heads import ProjectionHead
 from pml_supcon.models.storage import replace_file
 
-_LAYOUT = "projection_head"
+_LAYOUT, _SUFFIX = "projection_head", ".safetensors"
 
 
 def save_head(head: ProjectionHead, file: str | Path) -> Path:
     """Write a projection head; an interrupted save leaves no half-written file.
 
     Args:
-        head: any `ProjectionHead`, on any device.
-        file: the path, of the suffix `.safetensors`; its folder is created where needed.
+        head: any `ProjectionHead`, on any device and of any dtypes, which are kept.
+        file: the path, with the suffix `.safetensors`; its folder is created where needed.
 
     Returns:
         The path.
 
     Raises:
         TypeError: where the head is not a `ProjectionHead` (a `SyncBatchNorm` in it is written as what it stands for).
+        ValueError: where the path has another suffix.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> file = save_head(ProjectionHead(8, 4, batch_norm=True), Path(tempfile.mkdtemp()) / "head.safetensors")
         >>> [type(layer).__name__ for layer in load_head(file)]
@@ -35,6 +37,7 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
     """
     if not isinstance(head, ProjectionHead):
         raise TypeError(f"Expected argument `head` to be a ProjectionHead, but got {type(head).__name__}")
+    target = _checked(file)
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
     layout = {
         "in_features": linear[0].in_features,
@@ -44,7 +47,6 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
         "batch_norm": len(linear) > 1 and linear[0].bias is None,
     }
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in head.state_dict().items()}
-    target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", _LAYOUT: json.dumps(layout)}
     replace_file(target, lambda path: save_file(weights, path, metadata=metadata))
@@ -52,20 +54,54 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
 
 
 def load_head(file: str | Path) -> ProjectionHead:
-    """Open a file of `save_head`; the head is on the CPU and in training mode.
+    """Open a file of `save_head`; the head is on the CPU, in the dtypes it was saved in, and in training mode.
+
+    Args:
+        file: the path, with the suffix `.safetensors`.
+
+    Returns:
+        The head. Nothing is built, and the random state left alone, before names and shapes in the file are found to
+        be those of the head that its metadata describes.
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: where it is not one of `save_head`.
+        ValueError: where it is not one of `save_head`, or the path has another suffix.
     """
-    path = Path(file)
+    path = _checked(file)
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file of `save_head`, but there is no {path}")
     try:
         with safe_open(path, "pt") as opened:
-            layout: dict[str, Any] = json.loads((opened.metadata() or {})[_LAYOUT])
-            head = ProjectionHead(layout.pop("in_features"), layout.pop("out_features"), **layout)
-            head.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118 - no mapping
+            names = list(opened.keys())
+            head = _without_memory((opened.metadata() or {})[_LAYOUT], most_layers=len(names))
+            wanted = head.state_dict()
+            shapes = {name: list(value.shape) for name, value in wanted.items()}
+            found = {name: opened.get_slice(name).get_shape() for name in names}
+            if found != shapes:
+                raise ValueError(f"its tensors are {found}, but its metadata says {shapes}")
+            weights = {name: opened.get_tensor(name).clone() for name in names}  # a clone: not a view of the file
+        for name, value in weights.items():
+            if value.is_floating_point() != wanted[name].is_floating_point():
+                raise ValueError(f"{name} is {value.dtype}")
+        head.load_state_dict(weights, assign=True)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"Expected {path} to be a file of `save_head`, but it is not: {error}") from error
     return head
+
+
+def _without_memory(metadata: str, *, most_layers: int) -> ProjectionHead:
+    """The head that the metadata describes, on the meta device."""
+    layout: Any = json.loads(metadata)
+    if not isinstance(layout, dict):
+        raise ValueError(f"its metadata is no mapping but {layout!r}")
+    if not 1 <= layout["num_layers"] <= most_layers:  # each has a weight at least
+        raise ValueError(f"its metadata says {layout['num_layers']} layers, but it has {most_layers} tensors")
+    with torch.device("meta"):
+        return ProjectionHead(layout.pop("in_features"), layout.pop("out_features"), **layout)
+
+
+def _checked(file: str | Path) -> Path:
+    path = Path(file)
+    if path.suffix != _SUFFIX:
+        raise ValueError(f"Expected argument `file` to have the suffix {_SUFFIX}, but got {str(path)!r}")
+    return path

@@ -21,7 +21,7 @@ class ProjectionHead(nn.Sequential):
     Raises:
         ValueError: where a width or `num_layers` is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> ProjectionHead(512, 128, hidden_features=2048)(torch.zeros(4, 512)).shape
         torch.Size([4, 128])

@@ -32,7 +32,7 @@ class MomentumEncoder(nn.Module):
         `state_dict` holds the copy's weights, by the encoder's names after "encoder.". Weights of half precision are
         too coarse to be averaged at a momentum near 1: keep float32 weights under autocast.
 
-    Example:
+    Examples:
         >>> online = nn.Linear(4, 2)
         >>> slow = MomentumEncoder(online, momentum=0.9)
         >>> _ = nn.init.zeros_(online.weight)

@@ -32,7 +32,7 @@ def stem_obstacle(encoder: nn.Module) -> str | None:
     Returns:
         A phrase that follows "this model ...", or None.
 
-    Example:
+    Examples:
         >>> stem_obstacle(timm.create_model("vit_tiny_patch16_224", num_classes=0))
         'cuts the image into patches of 16 x 16'
     """

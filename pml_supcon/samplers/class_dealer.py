@@ -27,7 +27,7 @@ def count_batches(units: IntArray, *, size: int, cap: int) -> tuple[int, int]:
     Returns:
         `(full, rest)` with `0 <= rest < size`; `rest` is 0 where there is no smaller batch.
 
-    Example:
+    Examples:
         >>> count_batches(np.array([10, 3, 2]), size=4, cap=2)
         (2, 3)
     """
@@ -62,7 +62,7 @@ def deal(units: IntArray, *, size: int, cap: int, rng: np.random.Generator) -> I
     Yields:
         int64 `(C,)`: the units that the batch takes from each class, each in `[0, cap]`.
 
-    Example:
+    Examples:
         >>> [int(b.sum()) for b in deal(np.array([10, 3, 2]), size=4, cap=2, rng=np.random.default_rng(0))]
         [3, 4, 4]
     """

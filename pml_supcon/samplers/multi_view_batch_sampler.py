@@ -70,7 +70,7 @@ class MultiViewBatchSampler(BatchSampler):
         ValueError: If arguments exclude each other, if the limit does not allow a batch as large as
             `batch_size`, or if there is nothing to yield.
 
-    Example:
+    Examples:
         >>> sampler = MultiViewBatchSampler([0] * 6 + [1] * 3 + [2] * 3, batch_size=4, max_per_class=2)
         >>> len(sampler), sampler.left_out
         (3, 0)

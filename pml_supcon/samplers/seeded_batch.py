@@ -15,7 +15,7 @@ class SeededBatch(list[int]):
     Attributes:
         seed: follows from `place` alone, in [0, 2^63).
 
-    Example:
+    Examples:
         >>> SeededBatch([4, 2], (0, 1)) == [4, 2], SeededBatch([4, 2], (0, 1)).seed == SeededBatch([], (0, 1)).seed
         (True, True)
     """

@@ -38,6 +38,10 @@ def fit_calibrated_probe(
 ) -> CalibratedProbe:
     """Fit a linear probe on a part of the rows, and its temperature on the others, which it never sees.
 
+    The encoder must not have seen these rows either: it knows the images that it was trained on, of which nearly all
+    come out right also where the probe never saw them, and the temperature comes out too small. For such an encoder
+    pass features of images that it was not trained on.
+
     Args:
         features: ``(N, D)`` floats.
         labels: ``(N,)`` integers of at least two values.
@@ -59,7 +63,7 @@ def fit_calibrated_probe(
     Warns:
         ConvergenceWarning: As `fit_linear_probe`.
 
-    Example:
+    Examples:
         >>> labels = torch.arange(40) % 2
         >>> features = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)) + 0.5 * labels[:, None]
         >>> fit_calibrated_probe(features, labels, held_out=0.5).temperature > 1  # it was too sure of itself
@@ -87,6 +91,8 @@ def calibrated_probe_metrics(
 ) -> dict[str, float]:
     """Fit a linear probe and its temperature on the training rows (`fit_calibrated_probe`); score the test rows.
 
+    The encoder must have seen neither, or the temperature comes out too small: see there.
+
     Args:
         train_features: ``(N, D)`` floats.
         train_labels: ``(N,)`` integers of at least two values.
@@ -112,7 +118,7 @@ def calibrated_probe_metrics(
     Warns:
         ConvergenceWarning: As `fit_linear_probe`.
 
-    Example:
+    Examples:
         >>> rng = np.random.default_rng(0)
         >>> labels = np.arange(400) % 2
         >>> features = rng.normal(size=(400, 40)) + 0.2 * labels[:, None]
@@ -140,6 +146,9 @@ class CalibrationTester(FittedTester):
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. By default
     it probes the output of the trunk as it is, with the embedder (the projection head) off.
 
+    The references have to be images that the trunk was not trained on, as well as the query: a part of them is held out
+    for the temperature, which comes out too small where the trunk knows them (see `fit_calibrated_probe`).
+
     Args:
         held_out: As for `calibrated_probe_metrics`.
         bins: As for `calibrated_probe_metrics`.
@@ -156,7 +165,7 @@ class CalibrationTester(FittedTester):
         ValueError: If an option is out of range. From ``test``: as `calibrated_probe_metrics`, or if a query split is
             among its own reference splits, which is PML's default for ``splits_to_eval``.
 
-    Example:
+    Examples:
         >>> labels = torch.arange(40) % 2
         >>> rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + labels[:, None]
         >>> data = torch.utils.data.TensorDataset(rows, labels)

@@ -34,7 +34,7 @@ def expected_calibration_error(probabilities: Array, labels: Array, *, bins: int
 
     Args:
         probabilities: ``(N, C)`` floats in [0, 1], at least two columns, each row with sum 1. Bins are compared in
-            their dtype, sums taken in float64.
+            their dtype (half precision in float32), sums taken in float64.
         labels: ``(N,)`` integers, the right columns, from 0 to C - 1.
         bins: M, at least 1.
 
@@ -45,7 +45,7 @@ def expected_calibration_error(probabilities: Array, labels: Array, *, bins: int
         TypeError: If probabilities are not floating point, or labels or ``bins`` not integers.
         ValueError: If a shape or an option is wrong, a row is no distribution, or a label is no column.
 
-    Example:
+    Examples:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
         >>> expected_calibration_error(probabilities, np.array([0, 1, 1, 0]))
         0.1875
@@ -80,7 +80,7 @@ def classwise_calibration_error(probabilities: Array, labels: Array, *, bins: in
         TypeError: As `expected_calibration_error`.
         ValueError: As `expected_calibration_error`.
 
-    Example:
+    Examples:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
         >>> classwise_calibration_error(probabilities, np.array([0, 1, 1, 0]))
         0.3125
@@ -108,7 +108,7 @@ def negative_log_likelihood(logits: Array, labels: Array) -> float:
         TypeError: If logits are not floating point, or labels not integers.
         ValueError: If a shape is wrong, a logit is not finite, or a label is no column.
 
-    Example:
+    Examples:
         >>> round(negative_log_likelihood(np.log([[0.25, 0.75], [0.5, 0.5]]), np.array([1, 0])), 4)
         0.4904
     """
@@ -135,7 +135,7 @@ def brier_score(probabilities: Array, labels: Array) -> float:
         TypeError: As `expected_calibration_error`.
         ValueError: As `expected_calibration_error`.
 
-    Example:
+    Examples:
         >>> brier_score(np.array([[0.25, 0.75], [0.5, 0.5]]), np.array([1, 0]))
         0.3125
     """
@@ -159,7 +159,7 @@ def reliability_diagram(probabilities: Array, labels: Array, *, bins: int = BINS
         TypeError: As `expected_calibration_error`.
         ValueError: As `expected_calibration_error`.
 
-    Example:
+    Examples:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
         >>> for part in reliability_diagram(probabilities, np.array([0, 1, 0, 0]), bins=2):
         ...     print(part)
@@ -200,7 +200,7 @@ def calibration_metrics(
         TypeError: If logits are not floating point, labels or ``bins`` not integers, or the temperature no number.
         ValueError: If a shape or an option is wrong, a logit is not finite, or a label is no column.
 
-    Example:
+    Examples:
         >>> logits = np.log([[0.8, 0.2], [0.8, 0.2]])
         >>> found = calibration_metrics(logits, np.array([0, 1]))
         >>> {name: round(value, 3) for name, value in found.items()}

@@ -32,7 +32,7 @@ def clustering_metrics(embeddings: Array, labels: Array) -> dict[str, float]:
         TypeError: If embeddings are not floating point or labels not integers.
         ValueError: If a shape is wrong or an embedding not finite.
 
-    Example:
+    Examples:
         >>> points = np.repeat(np.eye(3), 50, axis=0) + 0.01 * np.random.default_rng(0).normal(size=(150, 3))
         >>> clustering_metrics(points, np.repeat([4, 5, 6], 50))
         {'nmi': 1.0, 'ami': 1.0}

@@ -39,7 +39,7 @@ def probe_scores(probe: Pipeline, features: Array, labels: Array, *, bins: int =
         TypeError: If features are not floating point, or labels or ``bins`` not integers.
         ValueError: If a shape or an option is wrong, or a feature is not finite.
 
-    Example:
+    Examples:
         >>> from pml_supcon.testers import fit_linear_probe
         >>> rows, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([3, 3, 7, 7])
         >>> probe_scores(fit_linear_probe(rows, labels), rows, np.array([3, 7, 7, 7]))["accuracy"]
@@ -71,7 +71,7 @@ def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Sc
     Raises:
         ValueError: If there is nothing, or a pair of the grid is missing, which is named.
 
-    Example:
+    Examples:
         >>> cells = {("fog", 1): Scores(accuracy=0.75, ece=0.5), ("snow", 1): Scores(accuracy=0.25, ece=0.5)}
         >>> scores_by_severity(cells)
         {1: {'accuracy': 0.5, 'ece': 0.5}}
@@ -108,7 +108,7 @@ def corruption_metrics(scores: Mapping[tuple[str, int], Scores]) -> dict[str, fl
     Raises:
         ValueError: As `scores_by_severity`.
 
-    Example:
+    Examples:
         >>> corruption_metrics({("fog", 3): Scores(accuracy=0.75, ece=0.125)})["mean_error"]
         0.25
     """
@@ -133,7 +133,7 @@ def corruption_errors(scores: Mapping[tuple[str, int], Scores]) -> dict[str, lis
     Raises:
         ValueError: As `scores_by_severity`.
 
-    Example:
+    Examples:
         >>> corruption_errors({("fog", s): Scores(accuracy=1 - s / 8, ece=0.0) for s in (2, 1)})
         {'fog': [0.125, 0.25]}
     """
@@ -163,7 +163,7 @@ def mean_corruption_error(errors: Errors, baseline: Errors) -> float:
         ValueError: If a corruption is missing or unknown, has not five errors in [0, 1], or the baseline makes no
             error under one, which is named.
 
-    Example:
+    Examples:
         >>> baseline = {name: [0.2, 0.4, 0.5, 0.6, 0.8] for name in CORRUPTIONS}
         >>> mean_corruption_error({name: [0.25] * 5 for name in CORRUPTIONS}, baseline)
         0.5
@@ -195,7 +195,7 @@ def relative_mean_corruption_error(
         ValueError: As `mean_corruption_error`, or if the baseline's error does not rise under a corruption, which is
             named.
 
-    Example:
+    Examples:
         >>> baseline = {name: [0.5] * 5 for name in CORRUPTIONS}
         >>> errors = {name: [0.25] * 5 for name in CORRUPTIONS}
         >>> relative_mean_corruption_error(errors, baseline, clean_error=0.125, baseline_clean_error=0.25)

@@ -51,7 +51,7 @@ class CorruptionTester(FittedTester):
             without all corruptions and severities. From ``test``: if a query split is among its own reference splits,
             which is PML's default for ``splits_to_eval``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> images = (labels * 200).byte().view(4, 1, 1, 1).expand(4, 1, 8, 8)

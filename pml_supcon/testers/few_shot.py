@@ -81,7 +81,7 @@ def few_shot_metrics(
     Warns:
         ConvergenceWarning: As `fit_linear_probe`.
 
-    Example:
+    Examples:
         >>> labels = np.arange(40) % 2
         >>> features = np.random.default_rng(0).normal(size=(40, 3)) + np.eye(3)[labels] * 3
         >>> for found in few_shot_metrics(features[:20], labels[:20], features[20:], labels[20:], draws=10):
@@ -135,7 +135,7 @@ class FewShotTester(FittedTester):
         ValueError: If an option is out of range. From ``test``: as `few_shot_metrics`, or if a query split is among
             its own reference splits, which is PML's default for ``splits_to_eval``.
 
-    Example:
+    Examples:
         >>> data = torch.utils.data.TensorDataset(torch.eye(4)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]))
         >>> tester = FewShotTester(shots=[1], draws=2, dataloader_num_workers=0, data_device="cpu")
         >>> splits = {"train": data, "test": data}

@@ -13,6 +13,7 @@ from pml_supcon.functional.share_bins import ShareBins, binned_gradient_shares
 
 from ._inputs import Array, as_embeddings, as_labels, check_count
 from ._pml import FunctionCalculator
+from ._strata import check_seed
 
 BINS = 20
 BATCHES = 10
@@ -43,6 +44,8 @@ def hard_mining_curve(
     An anchor counts where some gradient comes to it from its pairs of the kind: with "triplet" those count that are in
     a triplet with a loss above 0.
 
+    Time is quadratic in the rows without ``batch_size``, memory is not.
+
     Args:
         embeddings: ``(N, D)`` floats without a zero row, normalised inside and computed with in float64.
         labels: ``(N,)`` integers.
@@ -53,7 +56,7 @@ def hard_mining_curve(
         batch_size: None: all rows are one batch. Else pairs are those within batches of so many rows, drawn without
             repetition from all rows; between 2 and N.
         batches: Batches drawn, at least 1, whose anchors count together; of no matter without ``batch_size``.
-        seed: Of the draws.
+        seed: Of the draws, an integer of at least 0.
 
     Returns:
         For "positives" and "negatives" a list of bins with ``hardness`` (the bin's centre), ``share``, ``even_share``,
@@ -62,11 +65,11 @@ def hard_mining_curve(
         share). Where no anchor counts, shares are 0, ratios and both means None.
 
     Raises:
-        TypeError: If embeddings are not floating point, or labels or counts not integers.
+        TypeError: If embeddings are not floating point, or labels, counts or ``seed`` not integers.
         ValueError: If a shape or an option is wrong, a row is zero or not finite, or no row has a positive (in any of
             the batches).
 
-    Example:
+    Examples:
         >>> z = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
         >>> curve = hard_mining_curve(z, np.array([0, 0, 0, 1]), bins=4)
         >>> for one in curve["positives"]:
@@ -78,6 +81,7 @@ def hard_mining_curve(
     """
     for name, value in (("bins", bins), ("batches", batches), ("batch_size", 2 if batch_size is None else batch_size)):
         check_count(value, name)
+    check_seed(seed)
     matrix = torch.from_numpy(as_embeddings(embeddings, "embeddings", dtype=np.float64))
     ids = torch.from_numpy(as_labels(labels, "labels", len(matrix)))
     check_arguments(matrix, ids, loss, temperature, margin)
@@ -121,7 +125,7 @@ class HardMiningTester(GlobalEmbeddingSpaceTester):
         TypeError: If an option has the wrong type.
         ValueError: If an option is out of range; from ``test``, if a split has references other than itself.
 
-    Example:
+    Examples:
         >>> angles = torch.tensor([0.0, 0.5, 1.5, 3.0])
         >>> rows = torch.stack([angles.cos(), angles.sin()], dim=1)
         >>> data = torch.utils.data.TensorDataset(rows, torch.tensor([0, 0, 0, 1]))
@@ -144,6 +148,7 @@ class HardMiningTester(GlobalEmbeddingSpaceTester):
     ) -> None:
         check_arguments(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), loss, temperature, margin)
         check_count(batches, "batches")
+        check_seed(seed)
         if pair_batch_size is not None:
             check_count(pair_batch_size, "pair_batch_size")
         curve = partial(

@@ -43,7 +43,7 @@ def transformation_probe_metrics(
     Source:
         Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations* (ICML 2020), table 3.
 
-    Example:
+    Examples:
         >>> plain, changed = np.array([[0.0], [0.1]]), np.array([[1.0], [1.1]])
         >>> transformation_probe_metrics([plain, changed], [plain - 0.1, changed + 0.1])
         {'accuracy': 1.0, 'chance': 0.5}
@@ -82,7 +82,7 @@ def majority_share(labels: Array) -> float:
         TypeError: If labels are not integers.
         ValueError: If they are not ``(N,)``, or there are none.
 
-    Example:
+    Examples:
         >>> majority_share(np.array([4, 4, 4, 7]))
         0.75
     """

@@ -26,9 +26,13 @@ class HeadProbeTester(FittedTester):
     outputs are probed as they are, not normalised. Images pass both models once per distinct change. PML's
     ``use_trunk_output`` would give one of the two outputs: here both are computed in one pass.
 
+    Memory: both outputs of every image are held under each distinct change at once, and for one task at a time they are
+    copied for the probe.
+
     Args:
-        tasks: For each task the changes that make its variants, None for the image as it is; by default no task. See
-            `views.transformation_tasks`. With tasks or a transform, the data sets are as `ChangedDataset` takes them.
+        tasks: A mapping of each task's name to the sequence of changes that make its variants, None for the image as it
+            is; by default no task. See `views.transformation_tasks`. With tasks or a transform, the data sets are as
+            `ChangedDataset` takes them.
         transform: What makes the models' input of an image, as it comes from the data set or changed, such as
             `views.evaluation_transform`; None leaves it, which suits tensors alone.
         inverse_l2: As for `transformation_probe_metrics`, as are the next two.
@@ -38,11 +42,11 @@ class HeadProbeTester(FittedTester):
             ``use_trunk_output``, ``pca`` and those of a visualizer.
 
     Raises:
-        TypeError: If an option is not one of these, or has the wrong type.
+        TypeError: If an option is not one of these, or has the wrong type, or a variant is neither callable nor None.
         ValueError: If an option is out of range or a task has fewer than two variants; from ``test``, if there is no
             embedder, or the query is among the references.
 
-    Example:
+    Examples:
         >>> images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
         >>> labels = torch.arange(2).repeat(20)
         >>> images[labels == 1] //= 4
@@ -74,13 +78,7 @@ class HeadProbeTester(FittedTester):
         for option in ("accuracy_calculator", "normalize_embeddings", "use_trunk_output", "pca", "visualizer"):
             if option in tester_kwargs:
                 raise TypeError(f"Expected no argument `{option}`, but got {tester_kwargs[option]!r}.")
-        self.tasks = {name: tuple(variants) for name, variants in (tasks or {}).items()}
-        for name, variants in self.tasks.items():
-            if len(variants) < 2 or name == "label":
-                raise ValueError(
-                    "Expected argument `tasks` to have at least 2 variants of each task, and none named 'label', but "
-                    f"got {name!r} with {len(variants)}."
-                )
+        self.tasks = _as_tasks(tasks)
         self.transform = transform
         check_positive(inverse_l2, "inverse_l2")
         check_fit(inverse_l2, max_iter)
@@ -155,6 +153,31 @@ class HeadProbeTester(FittedTester):
             )
             labels[f"label_{output}"] = found["top1"]
         return labels | self._of_tasks
+
+
+def _as_tasks(tasks: Any) -> dict[str, tuple[Change | None, ...]]:
+    if tasks is None:
+        return {}
+    if not isinstance(tasks, Mapping):
+        raise TypeError(f"Expected argument `tasks` to be a mapping of names to changes, but got {tasks!r}.")
+    for name, variants in tasks.items():
+        if not isinstance(name, str):
+            raise TypeError(f"Expected argument `tasks` to have strings as names, but got {name!r}.")
+        if not isinstance(variants, Sequence) or isinstance(variants, str):
+            raise TypeError(
+                f"Expected argument `tasks` to have a sequence of changes for {name!r}, but got {variants!r}."
+            )
+        for change in variants:
+            if change is not None and not callable(change):
+                raise TypeError(
+                    f"Expected argument `tasks` to have callables or None for {name!r}, but got {change!r}."
+                )
+        if len(variants) < 2 or name == "label":
+            raise ValueError(
+                "Expected argument `tasks` to have at least 2 variants of each task, and none named 'label', but "
+                f"got {name!r} with {len(variants)}."
+            )
+    return {name: tuple(variants) for name, variants in tasks.items()}
 
 
 def _place(split: str, change: Change | None) -> str:

@@ -174,7 +174,7 @@ def index_recall(
             their number, all references are the same, or they do not start with the queries though
             ``ref_includes_query`` says so.
 
-    Example:
+    Examples:
         >>> points = np.random.default_rng(0).normal(size=(2000, 8))
         >>> recall = index_recall(points[:100], points, index="hnsw", k=(1, 10))
         >>> recall[1] > 0.95

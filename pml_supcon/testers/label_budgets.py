@@ -62,7 +62,7 @@ def learning_curve(
     Warns:
         ConvergenceWarning: As `fit_linear_probe`, for each share.
 
-    Example:
+    Examples:
         >>> labels = np.arange(400) % 2
         >>> features = np.random.default_rng(0).normal(size=(400, 9)) + labels[:, None]
         >>> parts = features[:200], labels[:200], features[200:], labels[200:]

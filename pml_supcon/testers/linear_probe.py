@@ -57,7 +57,7 @@ def fit_linear_probe(
     Warns:
         ConvergenceWarning: If L-BFGS stopped before the optimum, with what to change.
 
-    Example:
+    Examples:
         >>> probe = fit_linear_probe(torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([3, 3, 7, 7]))
         >>> probe.predict([[-5.0], [5.0]]).tolist()
         [3, 7]
@@ -84,7 +84,7 @@ def probe_logits(probe: Pipeline, features: Array) -> Floats:
         TypeError: If features are not floating point.
         ValueError: If the shape is wrong or a feature is not finite.
 
-    Example:
+    Examples:
         >>> probe = fit_linear_probe(torch.tensor([[-1.0], [1.0]]), torch.tensor([3, 7]))
         >>> logits = torch.from_numpy(probe_logits(probe, torch.tensor([[1.0]])))
         >>> bool(logits.softmax(dim=1).isclose(torch.tensor(probe.predict_proba([[1.0]])).float()).all())
@@ -108,7 +108,7 @@ def score_linear_probe(probe: Pipeline, features: Array, labels: Array) -> dict[
         TypeError: If features are not floating point, or labels not integers.
         ValueError: If a shape is wrong or a feature is not finite.
 
-    Example:
+    Examples:
         >>> probe = fit_linear_probe(torch.tensor([[-1.0], [1.0]]), torch.tensor([3, 7]))
         >>> score_linear_probe(probe, torch.tensor([[-2.0], [2.0]]), torch.tensor([3, 3]))
         {'top1': 0.5, 'top5': 1.0}
@@ -153,7 +153,7 @@ def linear_probe_metrics(
     Warns:
         ConvergenceWarning: As `fit_linear_probe`.
 
-    Example:
+    Examples:
         >>> train = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
         >>> test = torch.tensor([[-3.0], [-0.5], [0.5], [3.0]])
         >>> linear_probe_metrics(train, torch.tensor([3, 3, 7, 7]), test, torch.tensor([3, 7, 7, 7]))
@@ -186,7 +186,7 @@ class LinearProbeTester(FittedTester):
         ValueError: If an option is out of range. From ``test``: if a query split is among its own reference
             splits, which is PML's default for ``splits_to_eval``; no embedding has been computed by then.
 
-    Example:
+    Examples:
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> splits = {
         ...     "train": torch.utils.data.TensorDataset(torch.eye(4), labels),

@@ -65,7 +65,7 @@ def choose_inverse_l2(
     Warns:
         ConvergenceWarning: As `fit_linear_probe`, for each candidate.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> labels = np.arange(200) % 2

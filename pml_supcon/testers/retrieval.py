@@ -101,7 +101,7 @@ def retrieval_scores(
             are zero or several references all the same (their ranking would be that of their rows), the references do
             not start with the queries though ``ref_includes_query`` says so, or no query has a relevant reference.
 
-    Example:
+    Examples:
         >>> points = np.array([[0.1], [0.2], [1.0], [1.3], [5.0]])
         >>> labels = np.array([0, 0, 1, 0, 2])
         >>> scores = retrieval_scores(points, labels, points, labels, ref_includes_query=True)
@@ -195,7 +195,7 @@ def retrieval_metrics(
         TypeError: As `retrieval_scores`.
         ValueError: As `retrieval_scores`.
 
-    Example:
+    Examples:
         >>> points = np.array([[0.1], [0.2], [1.0], [1.3], [5.0]])
         >>> labels = np.array([0, 0, 1, 0, 2])
         >>> options = {"ref_includes_query": True, "recall_at": (3,), "knn_k": 1}
@@ -248,7 +248,7 @@ def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dic
         TypeError: If labels are not integers, or scores neither arrays nor tensors.
         ValueError: If there is no metric, their numbers of scores differ, or there is not one label per query.
 
-    Example:
+    Examples:
         >>> scores = {"precision_at_1": np.array([1.0, 0.0, 1.0, math.nan])}
         >>> per_class_means(scores, np.array([7, 7, 3, 9]))[7]
         {'precision_at_1': 0.5, 'queries': 2.0}

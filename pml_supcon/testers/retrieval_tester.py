@@ -30,7 +30,7 @@ class RetrievalTester(GlobalEmbeddingSpaceTester):
         TypeError: If an option has the wrong type.
         ValueError: If an option is out of range.
 
-    Example:
+    Examples:
         >>> data = torch.utils.data.TensorDataset(torch.eye(4), torch.tensor([0, 0, 1, 1]))
         >>> tester = RetrievalTester(knn_k=1, recall_at=(1, 3), dataloader_num_workers=0, data_device="cpu")
         >>> tester.test({"val": data}, epoch=1, trunk_model=torch.nn.Identity())["val"]["recall_at_3_level0"]

@@ -1,4 +1,4 @@
-"""The temperature of a classifier's logits, fitted to rows that it was not trained on."""
+"""The temperature of a classifier's logits, fitted to rows that neither it nor its encoder was trained on."""
 
 import logging
 import math
@@ -12,29 +12,34 @@ from ._inputs import Array
 
 logger = logging.getLogger(__name__)
 
-LOWEST, HIGHEST = BOUNDS = 0.01, 100.0
+LOWEST, HIGHEST = 0.01, 100.0
+NONE = 1.0  # leaves the logits as they are
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
-    r"""Choose T, in [0.01, 100], such that :math:`\mathrm{softmax}(z / T)` has the least negative log-likelihood.
+    r"""Choose T, between 0.01 and 100, such that :math:`\mathrm{softmax}(z / T)` has the least negative log-likelihood.
 
     It is convex in :math:`\beta = 1 / T`; where its derivative, the mean over rows of
     :math:`\sum_c p_c z_c - z_y`, is 0, lies the optimum (Guo et al., ICML 2017, section 4.2, temperature scaling).
 
+    The rows have to be unseen by the classifier and by the encoder under it. An encoder knows its training images: of
+    those nearly all come out right, also where the classifier never saw them, and T comes out too small.
+
     Args:
-        logits: ``(N, C)`` finite floats, at least two columns, of rows that the classifier was not trained on. Computed
-            in float64.
+        logits: ``(N, C)`` finite floats, at least two columns, of rows that neither the classifier nor the encoder was
+            trained on. Computed in float64.
         labels: ``(N,)`` integers, the right columns, from 0 to C - 1.
 
     Returns:
-        The temperature. Where the optimum lies beyond a bound, the bound, and a warning is logged: 0.01 where every
-        row is right (nearly so: the optimum is T = 0), 100 where the logits tell nothing of the labels.
+        The temperature. 1, with the reason logged as a warning, where there is no optimum between the bounds: every row
+        is right (the optimum is T = 0) or all logits of a row are the same (any T is as good), or the logits are larger
+        where they are wrong, or extremely small or large.
 
     Raises:
         TypeError: If logits are not floating point, or labels not integers.
         ValueError: If a shape is wrong, a logit is not finite, or a label is no column.
 
-    Example:
+    Examples:
         >>> logits = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
         >>> T = fit_temperature(logits, np.array([0, 0, 0, 1]))
         >>> round(T, 4), round(float(softmax([2.0 / T, 0.0])[0]), 4)
@@ -48,20 +53,16 @@ def fit_temperature(logits: Array, labels: Array) -> float:
         return float((softmax(math.exp(log_beta) * above, axis=1) * above).sum(axis=1).mean())
 
     low, high = -math.log(HIGHEST), -math.log(LOWEST)
+    if not above.any():
+        return _unscaled("every row has the same logit in all columns, so that any temperature is as good")
     if slope(high) <= 0:
-        logger.warning(
-            "The best temperature is %g or below, and that is taken: of %d held-out rows %d are right. "
-            "More held-out rows would bound it.",
-            LOWEST,
-            len(rows),
-            int((above.argmax(axis=1) == wanted).sum()),
-        )
-        return LOWEST
+        right = int((rows.argmax(axis=1) == wanted).sum())
+        return _unscaled(f"the best is {LOWEST:g} or below; of {len(rows)} held-out rows {right} are right")
     if slope(low) >= 0:
-        logger.warning(
-            "The best temperature is %g or above, and that is taken: the logits tell nothing of the labels, or are "
-            "very large.",
-            HIGHEST,
-        )
-        return HIGHEST
+        return _unscaled(f"the best is {HIGHEST:g} or above: the logits mislead, or are very large")
     return math.exp(-brentq(slope, low, high))
+
+
+def _unscaled(why: str) -> float:
+    logger.warning("No temperature could be fitted, and 1 is taken: %s.", why)
+    return NONE

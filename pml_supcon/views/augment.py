@@ -58,7 +58,7 @@ def contrastive_augmentation(
     Raises:
         ValueError: for a range or probability outside its bounds, and as `ImageTransform` does.
 
-    Example:
+    Examples:
         >>> import torch
         >>> augment = contrastive_augmentation(32, mean=[0.5] * 3, std=[0.25] * 3)
         >>> augment(torch.zeros(3, 40, 36, dtype=torch.uint8)).shape, augment(torch.zeros(8, 3, 32, 32)).shape
@@ -111,7 +111,7 @@ def digit_augmentation(
     Raises:
         ValueError: for a value outside its bounds, and as `ImageTransform` does.
 
-    Example:
+    Examples:
         >>> import torch
         >>> digit_augmentation(8, mean=[0.3], std=[0.4])(torch.zeros(16, 1, 8, 8, dtype=torch.uint8)).shape
         torch.Size([16, 1, 8, 8])
@@ -135,7 +135,7 @@ def evaluation_transform(
     Nothing is cropped away from a square image; one that has this size already is only normalised. A `change`, such as
     a corruption, is given the uint8 squares `(N, C, image_size, image_size)` of a batch, before they are normalised.
 
-    Example:
+    Examples:
         >>> import torch
         >>> evaluation_transform(8, mean=[0.5], std=[0.5])(torch.full((1, 8, 8), 255, dtype=torch.uint8)).unique()
         tensor([1.])

@@ -20,7 +20,7 @@ def transformation_tasks(*, in_chans: int, seed: int = 0) -> dict[str, tuple[Cha
     Raises:
         ValueError: If ``in_chans`` is neither 1 nor 3.
 
-    Example:
+    Examples:
         >>> {task: len(variants) for task, variants in transformation_tasks(in_chans=1).items()}
         {'rotation': 4, 'corruption': 2, 'sobel': 2}
     """

@@ -31,7 +31,7 @@ class ChangedDataset(Dataset[tuple[Any, Any]]):
         ValueError: When an image is read: if it has another mode or shape.
         IndexError: When an image is read: if the index is out of range.
 
-    Example:
+    Examples:
         >>> from pml_supcon.views import Rotation
         >>> data = ChangedDataset([(torch.eye(2, dtype=torch.uint8)[None], 7)], Rotation(90))
         >>> image, label = data[0]

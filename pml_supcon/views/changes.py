@@ -47,7 +47,7 @@ class Grey:
         TypeError: When called, if images are not uint8 or indices not int64.
         ValueError: When called, if a shape is wrong.
 
-    Example:
+    Examples:
         >>> red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)
         >>> Grey()(red, torch.tensor([0])).flatten().tolist()
         [76, 76, 76]
@@ -77,7 +77,7 @@ class Rotation:
         ValueError: If ``degrees`` is another; when called, if a shape is wrong, or if an image that is not square is
             to be turned by 90 or 270 degrees: its shape would tell the turn.
 
-    Example:
+    Examples:
         >>> image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).view(1, 1, 2, 2)
         >>> Rotation(90)(image, torch.tensor([0])).squeeze().tolist()
         [[2, 4], [1, 3]]
@@ -119,7 +119,7 @@ class Sobel:
         TypeError: When called, if images are not uint8 or indices not int64.
         ValueError: When called, if a shape is wrong.
 
-    Example:
+    Examples:
         >>> step = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).view(1, 1, 1, 4)
         >>> Sobel()(step, torch.tensor([0])).flatten().tolist()  # 4 * 255 / sqrt(20)
         [0, 228, 228, 0]
@@ -154,7 +154,7 @@ class GaussianNoise:
         TypeError: If an option has the wrong type; when called, if images are not uint8 or indices not int64.
         ValueError: If an option is out of range; when called, if a shape is wrong or an index is below 0.
 
-    Example:
+    Examples:
         >>> grey = torch.full((2, 1, 1, 4), 128, dtype=torch.uint8)
         >>> noisy = GaussianNoise(0.1, seed=0)(grey, torch.tensor([5, 3]))
         >>> bool((noisy[:1] == GaussianNoise(0.1, seed=0)(grey[:1], torch.tensor([5]))).all())

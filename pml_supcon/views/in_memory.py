@@ -26,7 +26,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         ValueError: images and labels that differ in number, or `num_views` below 1.
         TypeError: `num_views` that is no integer.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> from pml_supcon.views import digit_augmentation
         >>> data = MultiViewTensorDataset(

@@ -27,7 +27,7 @@ class MultiView:
         ValueError: If `num_views` is below 1 or not the number of transforms, or, when called, if the views
             differ in shape or dtype.
 
-    Example:
+    Examples:
         >>> views = MultiView(lambda image: image + torch.rand(1), num_views=2)(torch.zeros(3, 8, 8))
         >>> views.shape, bool((views[0] == views[1]).all())
         (torch.Size([2, 3, 8, 8]), False)
@@ -93,7 +93,7 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
         transform: See `MultiView`.
         num_views: See `MultiView`.
 
-    Example:
+    Examples:
         >>> data = MultiViewDataset([(torch.zeros(3, 8, 8), 5)], lambda image: image + torch.rand(1))
         >>> views, label = data[0]
         >>> views.shape, label
@@ -140,7 +140,7 @@ def flatten_views(x: Tensor) -> Tensor:
     Raises:
         ValueError: If `x` has fewer than 2 dimensions.
 
-    Example:
+    Examples:
         >>> flatten_views(torch.tensor([[0, 1], [10, 11]]))
         tensor([ 0, 10,  1, 11])
     """
@@ -163,7 +163,7 @@ def split_views(rows: Tensor, num_views: int) -> Tensor:
         TypeError: If `num_views` is not an integer.
         ValueError: If `num_views` is below 1 or does not divide the number of rows.
 
-    Example:
+    Examples:
         >>> split_views(torch.tensor([0, 10, 1, 11]), num_views=2)
         tensor([[ 0,  1],
                 [10, 11]])

@@ -67,7 +67,7 @@ def augmentation(
     Raises:
         ValueError: for an unknown name or family, and as `contrastive_augmentation` does.
 
-    Example:
+    Examples:
         >>> import torch
         >>> augment = augmentation("stacked_randaugment", 32, mean=[0.5] * 3, std=[0.25] * 3)
         >>> augment(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).shape

@@ -23,7 +23,7 @@ class SeededDataset(Dataset[Any]):
     Raises:
         TypeError: when called, for a batch without a seed.
 
-    Example:
+    Examples:
         >>> from torch.utils.data import DataLoader
         >>> from pml_supcon.samplers import MultiViewBatchSampler
         >>> from pml_supcon.views import MultiViewDataset

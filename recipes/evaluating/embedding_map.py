@@ -41,7 +41,7 @@ def embedding_map(
             than 4 rows.
         ImportError: UMAP is asked for and umap-learn is not installed.
 
-    Example:
+    Examples:
         >>> found = embedding_map(np.eye(4), np.array([0, 0, 1, 1]), methods=["pca"], most=3, seed=0)
         >>> found["indices"], found["labels"], np.shape(found["methods"]["pca"])
         ([1, 2, 3], [0, 1, 1], (3, 2))

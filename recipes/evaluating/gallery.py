@@ -63,7 +63,7 @@ def gallery(
         ValueError: a shape, a width, a label or a count is wrong, an embedding is not finite, or the references do not
             start with the queries though `own` says so.
 
-    Example:
+    Examples:
         >>> query, reference = np.array([[1.0, 0.0]]), np.array([[0.8, 0.6], [0.6, 0.8]])
         >>> worst = gallery(query, np.array([0]), reference, np.array([1, 0]), ["cat", "dog"], own=False)[0]
         >>> worst["label"], worst["score"], [(n["label"], round(n["similarity"], 3)) for n in worst["neighbours"]]
@@ -118,7 +118,7 @@ def gallery(
 def neighbour_precision(hits: npt.NDArray[np.bool_], relevant: Labels) -> Floats:
     """Average precision over K neighbours: `(n, K)` hits, nearest first, and `(n,)` relevant references (at least 1).
 
-    Example:
+    Examples:
         >>> neighbour_precision(np.array([[True, False, True], [False, True, False]]), np.array([2, 9])).round(3)
         array([0.833, 0.167])
     """

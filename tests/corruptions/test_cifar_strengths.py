@@ -1,9 +1,11 @@
 """The strengths for 32 pixels against formulae written out, with the constants of CIFAR-10-C."""
 
 import colorsys
+import importlib.resources
 import io
 import itertools
 
+import imagecorruptions
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,42 @@ from pictures import colour_batch
 from PIL import Image
 from scipy.ndimage import correlate
 
-from pml_supcon.corruptions import Corruption, cifar_c
+from pml_supcon.corruptions import CORRUPTIONS, Corruption, cifar_c
 
 SIZES = ((32, 32), (90, 700), (700, 90))
+
+# From hendrycks/robustness at commit ca36008, ImageNet-C/create_c/make_cifar_c.py, the tuples `c`. Of zoom blur the
+# ends of `np.arange(1, end, 0.01)`; of the elastic transform the factors of IMSIZE.
+CONSTANTS = {
+    "gaussian_noise": [(0.04,), (0.06,), (0.08,), (0.09,), (0.10,)],
+    "shot_noise": [(500,), (250,), (100,), (75,), (50,)],
+    "impulse_noise": [(0.01,), (0.02,), (0.03,), (0.05,), (0.07,)],
+    "defocus_blur": [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
+    "glass_blur": [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
+    "motion_blur": [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
+    "zoom_blur": [(1.06,), (1.11,), (1.16,), (1.21,), (1.26,)],
+    "snow": [
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    ],
+    "frost": [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)],
+    "fog": [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
+    "brightness": [(0.05,), (0.1,), (0.15,), (0.2,), (0.3,)],
+    "contrast": [(0.75,), (0.5,), (0.4,), (0.3,), (0.15,)],
+    "elastic_transform": [(0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)],
+    "pixelate": [(0.95,), (0.9,), (0.85,), (0.75,), (0.65,)],
+    "jpeg_compression": [(80,), (65,), (58,), (50,), (40,)],
+}
+
+
+def test_all_constants_are_those_of_cifar_10_c():
+    assert {name: list(strengths) for name, (_, strengths) in cifar_c._TABLE.items()} == CONSTANTS
+    assert tuple(CONSTANTS) == CORRUPTIONS
+    for name, (function, _) in cifar_c._TABLE.items():
+        assert function.__name__ == f"_{name}"
 
 
 def corrupted(name, severity, images):
@@ -119,6 +154,48 @@ def test_frost_adds_a_part_of_a_picture(severity, added):
     kept = [1, 1, 0.9, 0.85, 0.75][severity - 1]
     more = corrupted("frost", severity, flat(40, 32)).double() - found.double()
     assert (more - 40 * kept).abs().max() <= 1
+
+
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_fog_has_the_clouds_of_its_decay(severity):
+    added, decay = CONSTANTS["fog"][severity - 1]
+    image = colour_batch(1)
+    np.random.seed(np.random.SeedSequence((0, CORRUPTIONS.index("fog"), severity, 0)).generate_state(4))
+    heights = imagecorruptions.corruptions.plasma_fractal(mapsize=32, wibbledecay=decay)
+    pixels = image[0].permute(1, 2, 0).numpy() / 255
+    expected = 255 * ((pixels + added * heights[..., None]) * pixels.max() / (pixels.max() + added)).clip(0, 1)
+    cut = expected - corrupted("fog", severity, image)[0].permute(1, 2, 0).numpy()
+    assert cut.min() > -1e-3
+    assert cut.max() < 1 + 1e-3
+
+
+def test_frost_is_blue_and_a_fifth_of_its_pictures():
+    """On black it is the picture alone, and no picture of frost has more red than blue."""
+    blue_over_red = [(made[2] - made[0]).mean() for made in corrupted("frost", 5, flat(0, 64)).double()]
+    assert min(blue_over_red) >= 0
+    assert max(blue_over_red) > 5
+    folder = importlib.resources.files("imagecorruptions") / "frost"
+    names = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
+    for name, picture in zip(names, cifar_c._frost_pictures(32, 32), strict=True):
+        with Image.open(io.BytesIO((folder / name).read_bytes())) as opened:
+            expected = np.asarray(opened.convert("RGB"))
+        assert picture.shape[:2] == pytest.approx(np.array(expected.shape[:2]) / 5, abs=1)
+        assert picture.mean((0, 1)) == pytest.approx(expected.mean((0, 1)), abs=2)
+
+
+def roughness(images):
+    """Mean square difference of neighbours, one above the other and side by side."""
+    return [float(images.double().diff(dim=axis).square().mean()) for axis in (2, 3)]
+
+
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_snow_falls_and_motion_goes_sideways(severity):
+    """Flakes fly at 45 to 135 degrees, and are smooth along their way; motion blur goes at most 45 off the level."""
+    above, beside = roughness(corrupted("snow", severity, flat(60, 64)))
+    assert above < 0.7 * beside
+    noise = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    above, beside = roughness(corrupted("motion_blur", severity, noise))
+    assert beside < 0.7 * above
 
 
 @pytest.mark.parametrize("name", ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "contrast"])

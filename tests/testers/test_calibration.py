@@ -180,19 +180,30 @@ def test_temperature_mends_the_calibration_of_other_rows():
     assert all(after[name] < before[name] for name in before)
 
 
-def test_temperature_of_rows_that_are_all_right_is_the_lower_bound_and_told(caplog):
+@pytest.mark.parametrize(
+    ("logits", "labels", "why"),
+    [
+        ([[3.0, 0.0], [0.0, 1.0]], [0, 1], "the best is 0.01 or below; of 2 held-out rows 2 are right"),
+        ([[3e-6, 0.0], [0.0, 1e-6], [0.0, 1e-6]], [0, 1, 0], "or below; of 3 held-out rows 2 are right"),
+        ([[0.0, 0.0], [0.0, 0.0]], [1, 0], "same logit in all columns, so that any temperature is as good"),
+        ([[5.0, 5.0], [-2.0, -2.0]], [0, 0], "same logit in all columns"),
+        ([[3.0, 0.0], [0.0, 1.0]], [1, 0], "the best is 100 or above: the logits mislead"),
+    ],
+)
+def test_temperature_is_1_and_the_reason_told_where_there_is_no_optimum(logits, labels, why, caplog):
     with caplog.at_level(logging.WARNING):
-        assert fit_temperature(np.array([[3.0, 0.0], [0.0, 1.0]]), np.array([0, 1])) == 0.01
-    assert "is 0.01 or below, and that is taken: of 2 held-out rows 2 are right" in caplog.text
-
-
-@pytest.mark.parametrize("logits", [[[3.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
-def test_temperature_of_logits_that_tell_nothing_is_a_bound_and_told(logits, caplog):
-    with caplog.at_level(logging.WARNING):
-        found = fit_temperature(np.array(logits), np.array([1, 0]))
-    assert found in (0.01, 100.0)
-    assert (found == 100.0) == (logits[0][0] > 0)
+        assert fit_temperature(np.array(logits), np.array(labels)) == 1.0
     assert len(caplog.records) == 1
+    assert "No temperature could be fitted, and 1 is taken: " in caplog.text
+    assert why in caplog.text
+
+
+def test_rows_held_out_that_are_all_right_do_not_make_other_rows_worse():
+    logits, _, labels = scored(400, sharpness=1.0)
+    right = logits.argmax(axis=1) == labels
+    temperature = fit_temperature(logits[:200][right[:200]], labels[:200][right[:200]])
+    before, after = (calibration_metrics(logits[200:], labels[200:], temperature=t)["nll"] for t in (1.0, temperature))
+    assert after == before
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,8 @@ def test_no_triplet_with_a_loss_leaves_an_empty_curve():
         ({"batch_size": 2.0}, TypeError, "`batch_size` to be an integer, but got 2.0"),
         ({"batches": 0}, ValueError, "`batches` to be at least 1"),
         ({"bins": 0}, ValueError, "`bins` to be at least 1"),
+        ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
+        ({"seed": 0.5}, TypeError, "`seed` to be an integer, but got 0.5"),
         ({"loss": "npairs"}, ValueError, "`loss` to be one of"),
         ({"temperature": -1.0}, ValueError, "`temperature` to be a finite number > 0"),
         ({"margin": math.inf}, ValueError, "`margin` to be a finite number >= 0"),
@@ -187,6 +189,7 @@ def test_tester_refuses_references_and_bad_options():
         ({"temperature": 0}, ValueError, "`temperature`"),
         ({"batches": 0}, ValueError, "`batches` to be at least 1"),
         ({"pair_batch_size": 1.5}, TypeError, "`pair_batch_size` to be an integer"),
+        ({"seed": True}, TypeError, "`seed` to be an integer, but got True"),
         ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
     ):
         with pytest.raises(error, match=message):

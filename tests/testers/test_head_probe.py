@@ -209,6 +209,16 @@ def test_tester_refuses_before_long_work():
     [
         ({"tasks": {"sobel": (Sobel(),)}}, ValueError, "at least 2 variants of each task, .* got 'sobel' with 1"),
         ({"tasks": {"label": (None, Sobel())}}, ValueError, "none named 'label'"),
+        (
+            {"tasks": [("sobel", (None, Sobel()))]},
+            TypeError,
+            r"`tasks` to be a mapping of names to changes, but got \[",
+        ),
+        ({"tasks": []}, TypeError, r"`tasks` to be a mapping of names to changes, but got \[\]"),
+        ({"tasks": {1: (None, Sobel())}}, TypeError, "`tasks` to have strings as names, but got 1"),
+        ({"tasks": {"sobel": Sobel()}}, TypeError, "a sequence of changes for 'sobel', but got "),
+        ({"tasks": {"sobel": "sobel"}}, TypeError, "a sequence of changes for 'sobel', but got 'sobel'"),
+        ({"tasks": {"turn": (None, 90)}}, TypeError, "callables or None for 'turn', but got 90"),
         ({"use_trunk_output": True}, TypeError, "Expected no argument `use_trunk_output`, but got True"),
         ({"normalize_embeddings": True}, TypeError, "no argument `normalize_embeddings`"),
         ({"inverse_l2": "auto"}, TypeError, "`inverse_l2` to be a number"),

@@ -83,7 +83,7 @@ def supcon_loss(
         Unlike PML 2.9's `SupConLoss`, a batch without negatives has the paper's loss, not 0. Unlike the authors' code,
         anchors without a positive are left out of the mean, and the loss is not scaled by a base temperature.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pml_supcon.functional import supcon_loss
         >>> angles = torch.tensor([0.0, 0.3, 1.2, 2.5, 0.1, 0.5, 1.0, 2.2], dtype=torch.float64)

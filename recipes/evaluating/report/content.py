@@ -138,7 +138,7 @@ def check_content(content: Mapping[str, Any]) -> None:
         TypeError: a value has the wrong type; the message names its place.
         ValueError: a key is unknown or missing, or a value not finite or out of its range.
 
-    Example:
+    Examples:
         >>> check_content({"title": "a run"})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: Expected `the evaluation` to have the keys ['title', ...], but got no key 'encoder', ...

@@ -76,7 +76,7 @@ def build_map(name: str, section: Mapping[str, Any], classes: Sequence[str], who
 def scaled(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Places `(N, 2)` in the square of the map, with one unit for both directions and y upwards.
 
-    Example:
+    Examples:
         >>> scaled(np.array([[0.0, 0.0], [2.0, 1.0]])).tolist()
         [[10.0, 295.0], [390.0, 105.0]]
     """
@@ -91,7 +91,7 @@ def scaled(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def mark(index: int, radius: float) -> str:
     """The path of a class's mark, from where the pen stands: neighbours in the list differ in shape and in colour.
 
-    Example:
+    Examples:
         >>> mark(1, 10)
         'm-9 -9l18 0l0 18l-18 0z'
     """

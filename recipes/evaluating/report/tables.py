@@ -65,7 +65,7 @@ class ClassTable(NamedTuple):
 def named(metric: str) -> str:
     """The name of a metric in a table.
 
-    Example:
+    Examples:
         >>> named("recall_at_4"), named("classwise_ece")
         ('Recall at 4', 'Class-wise ECE')
     """
@@ -75,7 +75,7 @@ def named(metric: str) -> str:
 def figure(value: float | None) -> str:
     """A number as a table shows it: three decimals, or three digits of what is large or tiny.
 
-    Example:
+    Examples:
         >>> figure(0.98765), figure(None), figure(1250), figure(0.00012), figure(31.4159)
         ('0.988', '–', '1,250', '0.00012', '31.4')
     """
@@ -91,7 +91,7 @@ def figure(value: float | None) -> str:
 def difference(first: float | None, second: float | None, *, lower: bool) -> Difference:
     """How the second value stands to the first.
 
-    Example:
+    Examples:
         >>> difference(0.25, 0.125, lower=True), difference(0.5, 0.5001, lower=False)
         (Difference(text='−0.125', side='better'), Difference(text='0.000', side='same'))
     """
@@ -205,7 +205,7 @@ def about(evaluations: Sequence[Section]) -> list[tuple[str, list[str]]]:
 def spoken(value: Any) -> str:
     """A JSON value in words.
 
-    Example:
+    Examples:
         >>> spoken({"map": 1.25, "parts": [1, None]})
         'map 1.250, parts 1 –'
     """
