@@ -53,7 +53,7 @@ def look(driver: Any, report: Path, width: int, height: int, section: str | None
     )
     driver.get(report.resolve().as_uri())
     if section is not None:
-        driver.execute_script("document.getElementById(arguments[0]).scrollIntoView()", section)
+        driver.execute_script("document.getElementById(arguments[0]).scrollIntoView({behavior: 'instant'})", section)
     return Image.open(BytesIO(driver.get_screenshot_as_png())).convert("RGB")
 
 
