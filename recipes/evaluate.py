@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "umap" in settings.map_methods:
             require_umap()
         for spec in settings.transfer:  # what is wrong with them shows before the long work
-            open_transfer(spec, settings)
+            with accelerator.main_process_first():  # one process downloads
+                open_transfer(spec, settings)
         encoders = [open_encoder(name) for name in (settings.encoder, settings.compare) if name is not None]
         output = settings.output or default_output(encoders[0], settings)
         if output.exists() and not output.is_dir():

@@ -1,7 +1,9 @@
 """A PML tester that fits something on the reference splits and scores it on the query split."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 
 
@@ -22,3 +24,18 @@ class FittedTester(GlobalEmbeddingSpaceTester):
                     'Pass splits_to_eval=[("test", ["train"])], with the names of your splits.'
                 )
         return super().get_splits_to_compute_embeddings(dataset_dict, splits_to_eval)
+
+
+def of_splits(score: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`score(reference, reference_labels, query, query_labels, **options)` as `FunctionCalculator` calls it."""
+
+    def compute(
+        query: torch.Tensor,
+        query_labels: torch.Tensor,
+        reference: torch.Tensor,
+        reference_labels: torch.Tensor,
+        ref_includes_query: bool,  # refused before embeddings are computed
+    ) -> Any:
+        return score(reference, reference_labels, query, query_labels, **options)
+
+    return compute

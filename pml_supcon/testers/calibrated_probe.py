@@ -3,10 +3,9 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from sklearn.pipeline import Pipeline
 
-from ._fitted_tester import FittedTester
+from ._fitted_tester import FittedTester, of_splits
 from ._inputs import Array, Floats, Labels, as_embeddings, as_labels, check_count
 from ._pml import FunctionCalculator
 from ._probe import INVERSE_L2, MAX_ITER, InverseL2, as_splits, check_fit, fit, logits_of, tell_unseen
@@ -64,6 +63,7 @@ def fit_calibrated_probe(
         ConvergenceWarning: As `fit_linear_probe`.
 
     Examples:
+        >>> import torch
         >>> labels = torch.arange(40) % 2
         >>> features = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)) + 0.5 * labels[:, None]
         >>> fit_calibrated_probe(features, labels, held_out=0.5).temperature > 1  # it was too sure of itself
@@ -166,6 +166,7 @@ class CalibrationTester(FittedTester):
             among its own reference splits, which is PML's default for ``splits_to_eval``.
 
     Examples:
+        >>> import torch
         >>> labels = torch.arange(40) % 2
         >>> rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + labels[:, None]
         >>> data = torch.utils.data.TensorDataset(rows, labels)
@@ -191,26 +192,15 @@ class CalibrationTester(FittedTester):
     ) -> None:
         _check_options(held_out, bins, inverse_l2, max_iter, seed)
 
-        def compute(
-            query: torch.Tensor,
-            query_labels: torch.Tensor,
-            reference: torch.Tensor,
-            reference_labels: torch.Tensor,
-            ref_includes_query: bool,  # refused before embeddings are computed
-        ) -> dict[str, float]:
-            return calibrated_probe_metrics(
-                reference,
-                reference_labels,
-                query,
-                query_labels,
-                held_out=held_out,
-                bins=bins,
-                inverse_l2=inverse_l2,
-                max_iter=max_iter,
-                standardize=standardize,
-                seed=seed,
-            )
-
+        compute = of_splits(
+            calibrated_probe_metrics,
+            held_out=held_out,
+            bins=bins,
+            inverse_l2=inverse_l2,
+            max_iter=max_iter,
+            standardize=standardize,
+            seed=seed,
+        )
         names = [*METRICS, "temperature", *(f"scaled_{name}" for name in METRICS)]
         super().__init__(
             accuracy_calculator=FunctionCalculator(names, compute),

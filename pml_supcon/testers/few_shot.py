@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-import torch
 from scipy import stats
 
-from ._fitted_tester import FittedTester
+from ._fitted_tester import FittedTester, of_splits
 from ._inputs import Array, Floats, Labels, check_count, check_positive
 from ._pml import FunctionCalculator
 from ._probe import INVERSE_L2, MAX_ITER, as_splits, check_fit, fit, rank_of_label, tell_unseen
@@ -136,6 +135,7 @@ class FewShotTester(FittedTester):
             its own reference splits, which is PML's default for ``splits_to_eval``.
 
     Examples:
+        >>> import torch
         >>> data = torch.utils.data.TensorDataset(torch.eye(4)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]))
         >>> tester = FewShotTester(shots=[1], draws=2, dataloader_num_workers=0, data_device="cpu")
         >>> splits = {"train": data, "test": data}
@@ -159,27 +159,21 @@ class FewShotTester(FittedTester):
         _check_options(shots, draws, classifier, seed, inverse_l2, max_iter)
         ends = {"": "accuracy", "_low": "low", "_high": "high"}
 
-        def compute(
-            query: torch.Tensor,
-            query_labels: torch.Tensor,
-            reference: torch.Tensor,
-            reference_labels: torch.Tensor,
-            ref_includes_query: bool,  # refused before embeddings are computed
-        ) -> dict[str, float]:
-            found: list[Any] = few_shot_metrics(
-                reference,
-                reference_labels,
-                query,
-                query_labels,
-                shots=shots,
-                draws=draws,
-                classifier=classifier,
-                seed=seed,
-                inverse_l2=inverse_l2,
-                max_iter=max_iter,
-            )
+        score = of_splits(
+            few_shot_metrics,
+            shots=shots,
+            draws=draws,
+            classifier=classifier,
+            seed=seed,
+            inverse_l2=inverse_l2,
+            max_iter=max_iter,
+        )
+
+        def compute(**splits: Any) -> dict[str, float]:
             return {
-                f"accuracy_{result['shots']}_shot{end}": result[name] for result in found for end, name in ends.items()
+                f"accuracy_{result['shots']}_shot{end}": result[name]
+                for result in score(**splits)
+                for end, name in ends.items()
             }
 
         super().__init__(

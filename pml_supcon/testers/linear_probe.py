@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from sklearn.pipeline import Pipeline
 
-from ._fitted_tester import FittedTester
+from ._fitted_tester import FittedTester, of_splits
 from ._inputs import Array, Floats, Labels, as_embeddings, as_labels
 from ._pml import FunctionCalculator
 from ._probe import (
@@ -58,6 +57,7 @@ def fit_linear_probe(
         ConvergenceWarning: If L-BFGS stopped before the optimum, with what to change.
 
     Examples:
+        >>> import torch
         >>> probe = fit_linear_probe(torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([3, 3, 7, 7]))
         >>> probe.predict([[-5.0], [5.0]]).tolist()
         [3, 7]
@@ -85,6 +85,7 @@ def probe_logits(probe: Pipeline, features: Array) -> Floats:
         ValueError: If the shape is wrong or a feature is not finite.
 
     Examples:
+        >>> import torch
         >>> probe = fit_linear_probe(torch.tensor([[-1.0], [1.0]]), torch.tensor([3, 7]))
         >>> logits = torch.from_numpy(probe_logits(probe, torch.tensor([[1.0]])))
         >>> bool(logits.softmax(dim=1).isclose(torch.tensor(probe.predict_proba([[1.0]])).float()).all())
@@ -109,6 +110,7 @@ def score_linear_probe(probe: Pipeline, features: Array, labels: Array) -> dict[
         ValueError: If a shape is wrong or a feature is not finite.
 
     Examples:
+        >>> import torch
         >>> probe = fit_linear_probe(torch.tensor([[-1.0], [1.0]]), torch.tensor([3, 7]))
         >>> score_linear_probe(probe, torch.tensor([[-2.0], [2.0]]), torch.tensor([3, 3]))
         {'top1': 0.5, 'top5': 1.0}
@@ -154,6 +156,7 @@ def linear_probe_metrics(
         ConvergenceWarning: As `fit_linear_probe`.
 
     Examples:
+        >>> import torch
         >>> train = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
         >>> test = torch.tensor([[-3.0], [-0.5], [0.5], [3.0]])
         >>> linear_probe_metrics(train, torch.tensor([3, 3, 7, 7]), test, torch.tensor([3, 7, 7, 7]))
@@ -187,6 +190,7 @@ class LinearProbeTester(FittedTester):
             splits, which is PML's default for ``splits_to_eval``; no embedding has been computed by then.
 
     Examples:
+        >>> import torch
         >>> labels = torch.tensor([0, 0, 1, 1])
         >>> splits = {
         ...     "train": torch.utils.data.TensorDataset(torch.eye(4), labels),
@@ -212,24 +216,9 @@ class LinearProbeTester(FittedTester):
         check_fit(inverse_l2, max_iter)
         check_seed(seed)
 
-        def compute(
-            query: torch.Tensor,
-            query_labels: torch.Tensor,
-            reference: torch.Tensor,
-            reference_labels: torch.Tensor,
-            ref_includes_query: bool,  # refused before embeddings are computed
-        ) -> dict[str, float]:
-            return linear_probe_metrics(
-                reference,
-                reference_labels,
-                query,
-                query_labels,
-                inverse_l2=inverse_l2,
-                max_iter=max_iter,
-                standardize=standardize,
-                seed=seed,
-            )
-
+        compute = of_splits(
+            linear_probe_metrics, inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed
+        )
         super().__init__(
             accuracy_calculator=FunctionCalculator(["top1", "top5"], compute),
             use_trunk_output=use_trunk_output,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.neighbors import NearestNeighbors
+import torch
 from sklearn.preprocessing import normalize
 
 from pml_supcon.testers._inputs import (
@@ -17,6 +17,7 @@ from pml_supcon.testers._inputs import (
     check_count,
     check_same_width,
 )
+from pml_supcon.testers.indexes import make_searcher
 
 BLOCK = 4096  # queries whose neighbours are held at a time
 
@@ -42,7 +43,7 @@ def gallery(
     A query without any relevant reference (R = 0) has no score and is left out. Rows are normalised here; rows of
     zeros stay as they are, and their similarity to all is 0. Of equal scores the query comes first whose wrong
     neighbours are the more similar to it, and whose right ones the less. Beside the rows, memory holds `(N, K)` arrays,
-    and what scikit-learn's exact search takes for `BLOCK` queries, which goes by blocks too.
+    and what the exact search takes for `BLOCK` queries.
 
     Args:
         query: `(N, D)` floats.
@@ -83,13 +84,12 @@ def gallery(
     relevant = np.bincount(labels, minlength=len(class_names))[wanted] - int(own)
     kept = np.flatnonzero(relevant > 0)
     shown = min(neighbours, len(references) - int(own))
-    search = NearestNeighbors(n_neighbors=shown + int(own), algorithm="brute").fit(references)
+    search = make_searcher(unit, references, index="exact", own=own, k=shown, device=torch.device("cpu"))
     found = np.empty((len(kept), shown), dtype=np.int64)
     similarity = np.empty((len(kept), shown), dtype=np.float64)
     for start in range(0, len(kept), BLOCK):
         rows, place = kept[start : start + BLOCK], slice(start, start + BLOCK)
-        nearest = search.kneighbors(unit[rows], return_distance=False)
-        found[place] = without_own(nearest, rows) if own else nearest
+        found[place] = search.find(rows, shown)[1]
         for column in range(shown):  # a column at a time: all at once would be `shown` times the block
             similarity[place, column] = (unit[rows] * references[found[place, column]]).sum(1)
     hits = labels[found] == wanted[kept, None]
@@ -125,14 +125,6 @@ def neighbour_precision(hits: npt.NDArray[np.bool_], relevant: Labels) -> Floats
     precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
     score: Floats = (precision * hits).sum(1) / np.minimum(hits.shape[1], relevant)
     return score
-
-
-def without_own(nearest: Labels, rows: Labels) -> Labels:
-    """Leave the query itself out of `(n, K + 1)` neighbours; the last where, among duplicates, it was not found."""
-    drop = nearest == rows[:, None]
-    drop[~drop.any(axis=1), -1] = True
-    others: Labels = nearest[~drop].reshape(len(rows), -1)
-    return others
 
 
 def _unit(value: Array, name: str) -> Floats:

@@ -12,6 +12,7 @@ from pml_supcon.recipes.evaluating import gallery as galleries
 from pml_supcon.recipes.evaluating.embedding_map import embedding_map
 from pml_supcon.recipes.evaluating.subject import Split, Subject
 from pml_supcon.testers import clustering_metrics, index_recall, per_class_means, retrieval_scores
+from pml_supcon.testers._inputs import count_zero_rows
 
 INDEX_RECALL_AT = (1, 10, 100)
 INDEX_QUERIES = 1000
@@ -43,10 +44,10 @@ def retrieval(subject: Subject) -> dict[str, Any] | None:
     }
     scores = retrieval_scores(*rows, **options)
     metrics = {name: float(np.nanmean(values)) for name, values in scores.items()}
-    zeros = int((search.queries == 0).all(1).sum()) + (0 if search.own else int((search.references == 0).all(1).sum()))
+    zeros = count_zero_rows(search.queries) + (0 if search.own else count_zero_rows(search.references))
     if zeros:
         subject.tell(f"{zeros} embeddings are zero: they have no direction, and their neighbours mean nothing.")
-    lone = int(torch.from_numpy(scores["precision_at_1"]).isnan().sum())
+    lone = int(np.isnan(scores["precision_at_1"]).sum())
     if lone:
         subject.tell(f"{lone} of {len(search.wanted)} test images have no image of their class to be found: left out.")
     available = len(search.labels) - int(search.own)
