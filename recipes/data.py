@@ -142,6 +142,8 @@ def load_data(
     - `hf:PATH_OR_ID`: a folder of Parquet files (or another that `datasets` reads) or an id of the hub, with the splits
       train and test (or validation). `?label=COLUMN&image=COLUMN` chooses columns, `?name=...` a configuration.
 
+    Each takes `?classes=0-4` too (names, numbers or ranges, joined by commas): these classes alone.
+
     A set without a test part is split 70/30, the same way in every run, with every class in its share. Images that
     all have one size and fit into 512 MiB are decoded once and kept as a uint8 tensor of their own size; others are
     decoded when read. Up to 20,000 images are all decoded before the run, so that a broken one shows now.

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from pml_supcon.recipes import report
@@ -38,19 +39,30 @@ def embed(images: MemoryImages | LazyImages, labels: Tensor, job: Job, encoder: 
     features = compute_features(
         encoder, prepared, range(len(images)), job.accelerator, batch_size=BATCH, workers=workers
     )
-    if features is None:
-        return None
+    [broken] = broadcast_object_list([None if features is None else what_is_broken(features)])
+    if broken:  # on all processes, which would wait for each other else
+        raise FloatingPointError(f"the encoder's features are {broken} after the last step")
+    return None if features is None else Embedded(features, F.normalize(features), labels)
+
+
+def what_is_broken(features: Tensor) -> str | None:
+    """What makes features useless, in words; None where they are not."""
     if not features.isfinite().all():
-        raise FloatingPointError("the encoder's features are not finite after the last step")
-    if len(features) > 1 and (features == features[0]).all():
-        raise FloatingPointError("the encoder's features are the same for all images after the last step")
-    return Embedded(features, F.normalize(features), labels)
+        return "not finite"
+    return "the same for all images" if len(features) > 1 and bool((features == features[0]).all()) else None
+
+
+def scored_images(job: Job) -> tuple[MemoryImages | LazyImages, Tensor]:
+    """The images that the encoder is scored on, with their labels."""
+    if job.settings.scored == "held_out":
+        return job.held_out, job.division.held_out_labels
+    return job.data.test, job.data.test_labels
 
 
 def embed_splits(job: Job, encoder: nn.Module) -> dict[str, Embedded] | None:
-    """The features of the images that were trained on, with their true labels, and of the test split."""
+    """The features of the images that were trained on, with their true labels, and of those that are scored."""
     train = embed(job.images, job.division.true_labels, job, encoder)
-    test = embed(job.data.test, job.data.test_labels, job, encoder)
+    test = embed(*scored_images(job), job, encoder)
     return None if train is None or test is None else {"train": train, "test": test}
 
 
@@ -111,9 +123,9 @@ def knn_accuracy(job: Job, encoder: nn.Module) -> dict[str, float]:
 
 
 def draw(job: Job, embedded: dict[str, Embedded]) -> None:
-    """The map of the test embeddings and the gallery of test images with their nearest training images."""
+    """The map of the scored embeddings and the gallery of scored images with their nearest training images."""
     data, path, test, train = job.data, job.run.path, embedded["test"], embedded["train"]
     report.draw_embedding_map(test.rows, test.labels, data.class_names, path / "embedding_map.png", job.settings.seed)
-    queries, references = (data.test, test.rows, test.labels), (job.images, train.rows, train.labels)
+    queries, references = (scored_images(job)[0], test.rows, test.labels), (job.images, train.rows, train.labels)
     own = are_new(embedded)
     report.draw_gallery(queries, queries if own else references, data.class_names, path / "gallery.png", own=own)

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from pml_supcon.recipes.class_selection import with_classes
 from pml_supcon.recipes.image_pool import Pool, Source, digest_of, stamps
 from pml_supcon.recipes.torchvision_source import open_torchvision
 
@@ -24,14 +25,21 @@ _LABEL_NAMES = ("label", "labels", "target", "fine_label")
 
 def open_source(spec: str) -> Source:
     """Open a data set; see `load_data` for the forms of `spec` and the errors."""
-    scheme, colon, rest = spec.partition(":")
-    place, _, query = rest.partition("?")
+    form, _, query = spec.partition("?")
     parts = [part.partition("=") for part in query.split("&") if part]
     if not all(name and value for name, _, value in parts):
         raise ValueError(f"Expected `?NAME=VALUE`, joined by `&`, at the end of the data, but got {spec!r}")
     options = {name: value for name, _, value in parts}
-    if spec == "digits":
+    wanted = options.pop("classes", None)
+    source = _open_form(form, options, spec)
+    return source if wanted is None else with_classes(source, wanted, spec)
+
+
+def _open_form(form: str, options: dict[str, str], spec: str) -> Source:
+    if form == "digits":
+        _refuse_options("digits", options, ())
         return _open_digits()
+    scheme, colon, place = form.partition(":")
     openers = {"torchvision": open_torchvision, "imagefolder": _open_folder, "hf": _open_hub}
     if scheme not in openers or not colon:
         near = difflib.get_close_matches(scheme, ["digits", *openers], n=1)
@@ -235,5 +243,5 @@ def _label_column(features: Any, datasets: Any) -> str:
 def _refuse_options(scheme: str, options: dict[str, str], known: tuple[str, ...]) -> None:
     unknown = sorted(set(options) - set(known))
     if unknown:
-        allowed = ", ".join(known) or "none"
+        allowed = ", ".join(("classes", *known))
         raise ValueError(f"Expected the options of `{scheme}:` to be among: {allowed}; but got {', '.join(unknown)}")

@@ -44,7 +44,7 @@ def run_stage(stage: Stage, start: int, keeper: Keeper, history: History, accele
         initial=start - stage.first_step,
         desc=f"stage {stage.number}",
         unit="step",
-        disable=not accelerator.is_main_process,
+        disable=None if accelerator.is_main_process else True,  # None: where nobody looks, as in a log
     )
     with StopRequest() as stop, progress:
         while step < stage.last_step:

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from statistics import mean
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import filter_trackers
@@ -39,7 +39,7 @@ from pml_supcon.recipes.stage import Stage
 from pml_supcon.recipes.stages import build_stage1, build_stage2
 from pml_supcon.recipes.stopping import Stopped
 
-SHOWN = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/", "seed")
+SHOWN = ("scored", "linear_probe/", "retrieval/", "train/", "miner/", "seconds/", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,24 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_tracker(settings.tracker)
         accelerator = Accelerator(mixed_precision=settings.mixed_precision)
         run = open_run(settings, accelerator)
-        if run.finished:
-            show(run)
-            return
-        job = open_job(settings, run, accelerator)
-        stage1 = build_stage1(job)
-        checkpoint = run.load(accelerator)
-        check_space(run.path, bytes_of(stage1), settings.keep, len(run.checkpoints.all()))
-        accelerator.wait_for_everyone()  # all have looked into the folder before one of them writes there
-        if accelerator.is_main_process:
-            run.create()
+        prepared = None if run.finished else prepare(run, accelerator)
     except (ValueError, TypeError, OSError, ImportError) as error:
         fail(error)
     except KeyboardInterrupt:
         stop(Stopped(signal.SIGINT, "before the first step"), run=None)
     try:
-        history = open_history(job, checkpoint)
-        stage, seconds = train(job, stage1, checkpoint, history, started)
-        finish(job, stage1, stage, history, seconds)
+        if prepared is not None:
+            complete(prepared, started)
+        show(run)
     except FloatingPointError as error:
         fail(
             f"{error}; last good checkpoint: {run.last_good()}; another --output with a lower --learning_rate may do "
@@ -79,11 +70,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stop(stopped, run)
     except KeyboardInterrupt:
         stop(Stopped(signal.SIGINT, "after the last step"), run)
-    finally:  # no collective, which a process that is gone would not answer
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        run.release()
     accelerator.state.destroy_process_group()
+
+
+class Prepared(NamedTuple):
+    """A run that can start, or go on from a checkpoint."""
+
+    job: Job
+    stage1: Stage
+    checkpoint: Checkpoint | None
+
+
+def prepare(run: RunFolder, accelerator: Accelerator) -> Prepared:
+    """Read the data, build the model, and make the run's folder; what is wrong with the settings is raised here."""
+    job = open_job(run.settings, run, accelerator)
+    stage1 = build_stage1(job)
+    checkpoint = run.load(accelerator)
+    check_space(run.path, bytes_of(stage1), run.settings.keep, len(run.checkpoints.all()))
+    accelerator.wait_for_everyone()  # all have looked into the folder before one of them writes there
+    if accelerator.is_main_process:
+        run.create()
+    return Prepared(job, stage1, checkpoint)
+
+
+def complete(prepared: Prepared, started: float) -> None:
+    """Train to the end and score; the run has its record then.
+
+    Args:
+        prepared: the run.
+        started: when it started (`time.perf_counter`).
+
+    Raises:
+        FloatingPointError: the loss, its gradient, the weights or the features became infinite or NaN.
+        Stopped: a signal came; a checkpoint was written first.
+        CheckpointError: the checkpoint does not fit the model.
+        OSError: a file could not be written.
+    """
+    job, stage1, checkpoint = prepared
+    try:
+        history = open_history(job, checkpoint)
+        stage, seconds = train(job, stage1, checkpoint, history, started)
+        finish(job, stage1, stage, history, seconds)
+    finally:  # no collective, which a process that is gone would not answer
+        for tracker in job.accelerator.trackers:
+            tracker.finish()
+        job.run.release()
 
 
 def open_history(job: Job, checkpoint: Checkpoint | None) -> History:
@@ -119,7 +150,7 @@ def train(
 
 
 def finish(job: Job, stage1: Stage, stage: Stage, history: History, seconds: float) -> None:
-    """Score the frozen encoder, leave its files, print the summary; features by all processes, the rest by one."""
+    """Score the frozen encoder and leave its files; features by all processes, the rest by one."""
     started = time.perf_counter()
     model, settings, accelerator = stage.scored(), job.settings, job.accelerator
     embedded = embed_splits(job, model.encoder)
@@ -130,7 +161,6 @@ def finish(job: Job, stage1: Stage, stage: Stage, history: History, seconds: flo
     if head is not None:
         save_head(head, job.run.path / HEAD)
     losses, per_epoch = history.losses(1), stage1.steps_per_epoch
-    report.draw_loss_curve(losses, per_epoch, job.run.path / "loss_curve.png")
     metrics: dict[str, Any] = {
         **score(embedded, job.division.labels, classifier_of(model.top)),
         "train/final_loss": mean(losses[-per_epoch:]),
@@ -146,6 +176,7 @@ def finish(job: Job, stage1: Stage, stage: Stage, history: History, seconds: flo
         "optimizer": settings.optimizer,
         "stage2": "none" if settings.has_classifier else settings.stage2_optimizer or "lbfgs",
         "data": settings.data,
+        "scored": settings.scored,
         "batch_size": settings.batch_size,
         "chunk_size": settings.chunk_size or 0,
         "queue_size": settings.queue_size or 0,
@@ -153,12 +184,13 @@ def finish(job: Job, stage1: Stage, stage: Stage, history: History, seconds: flo
         "precision": accelerator.mixed_precision,
         **environment(accelerator.device),
     }
-    draw(job, embedded)
+    if settings.pictures:
+        report.draw_loss_curve(losses, per_epoch, job.run.path / "loss_curve.png")
+        draw(job, embedded)
     metrics["seconds/total"] = round(seconds + time.perf_counter() - started, 1)
     scores = {name: value for name, value in metrics.items() if name.startswith(("linear_probe/", "retrieval/"))}
     accelerator.log(scores, step=stage.last_step)
     job.run.write_metrics(metrics)  # last: a run with metrics is a finished run
-    show(job.run)
 
 
 def seen_last(history: History) -> dict[str, float]:

@@ -22,7 +22,7 @@ ONLY_WITH_METHOD = {
 #: Settings that need another one, with the values of it that will do (None: any).
 ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "momentum": ("queue_size", None),
-    "knn_every": ("held_out", None),
+    **dict.fromkeys(("knn_every", "scored"), ("held_out", None)),
     "miner_share": ("miner", ("ohem",)),
     "miner_cap": ("miner", ("capped_positives",)),
     "miner_choice": ("miner", ("capped_positives",)),

@@ -19,6 +19,8 @@ class DataSettings:
         label_noise: share of the training images whose label becomes another class, drawn with the seed; both stages
             see it, retrieval is scored by the true labels.
         held_out: share of the training images that is not trained on, for the k-NN accuracy in between.
+        scored: the images that the encoder is scored on at the end: `test`, or `held_out`, which leaves the test split
+            alone while settings are chosen.
         augment: what makes the views; auto: `digits` for small symbols, else `simclr`.
         views: views of each image in a batch.
         batch_size: images in the global batch, over all processes, each in `views` views.
@@ -36,6 +38,7 @@ class DataSettings:
     train_fraction: float = 1.0
     label_noise: float = 0.0
     held_out: float = 0.0
+    scored: Literal["test", "held_out"] = "test"
     augment: Augment = "auto"
     views: int = 2
     batch_size: int = 256

@@ -17,6 +17,7 @@ class RunSettings:
         tracker: a tracker of Accelerate's (tensorboard, wandb, trackio, ...) that is told too; `history.jsonl` in the
             run's folder always is.
         knn_every: epochs between k-NN accuracies of the held-out images, where there are any.
+        pictures: draw the loss curve, the map of the embeddings and the gallery.
     """
 
     output: Path | None = None
@@ -26,7 +27,8 @@ class RunSettings:
     keep: int = 2
     tracker: str | None = None
     knn_every: int = 5
+    pictures: bool = True
 
 
 #: Settings that may differ when a run goes on: they do not change what it computes.
-FREE_TO_CHANGE = frozenset({"output", "resume", "save_every", "keep", "tracker", "workers"})
+FREE_TO_CHANGE = frozenset({"output", "resume", "save_every", "keep", "tracker", "workers", "pictures"})

@@ -200,7 +200,7 @@ def test_folder_errors(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match="one folder per class, but it holds no folder"):
         load_data(f"imagefolder:{tmp_path}")
-    with pytest.raises(ValueError, match="options of `imagefolder:` to be among: none; but got label"):
+    with pytest.raises(ValueError, match="options of `imagefolder:` to be among: classes; but got label"):
         load_data(f"imagefolder:{tmp_path}?label=x")
 
 
@@ -461,7 +461,7 @@ def test_parquet_errors(tmp_path, datasets, monkeypatch):
     spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2, 0], test=[0, 1])
     with pytest.raises(ValueError, match=r"a column 'fine' in .*, but its columns are image, label"):
         load_data(f"{spec}?label=fine")
-    with pytest.raises(ValueError, match="options of `hf:` to be among: image, label, name; but got lable"):
+    with pytest.raises(ValueError, match="options of `hf:` to be among: classes, image, label, name; but got lable"):
         load_data(f"{spec}?lable=fine")
     with pytest.raises(ValueError, match=r"Expected `\?NAME=VALUE`"):
         load_data(f"{spec}?fine")

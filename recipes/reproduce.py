@@ -1,0 +1,107 @@
+r"""Run the paper's experiments again, at the scale of your machine, and say which of its claims hold there.
+
+    accelerate launch recipes/reproduce.py losses                           # the digits, three seeds, a few minutes
+    accelerate launch recipes/reproduce.py all --scale digits               # all experiments, less than two hours
+    accelerate launch recipes/reproduce.py methods positives --scale cifar10-small
+    accelerate launch --config_file recipes/launch/one_gpu.yaml recipes/reproduce.py methods --scale cifar10
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/reproduce.py losses
+
+Every method of a table has the same budget, and its learning rate is chosen among the same number of values on held-out
+training images; then it is trained with every seed, and the test split is scored once, after the last epoch. What is
+finished is not repeated: the same command goes on after an end. Flags that `--help` does not list are settings of all
+trainings, as `train.py` takes them (`--epochs 1`).
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from accelerate import Accelerator, PartialState
+
+from pml_supcon.recipes.job import check_processes
+from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
+from pml_supcon.recipes.reproducing.figure import draw
+from pml_supcon.recipes.reproducing.record import run_experiment
+from pml_supcon.recipes.reproducing.settings import ReproduceSettings, parse
+from pml_supcon.recipes.reproducing.table import tables_of
+from pml_supcon.recipes.reproducing.trainings import Trainings
+from pml_supcon.recipes.run_folder import check_writable, replace_text
+from pml_supcon.recipes.stopping import Stopped
+
+SUMMARY = "summary.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing, then write records, tables and drawings."""
+    started = time.perf_counter()
+    settings = parse(arguments, prog="reproduce.py", description=(__doc__ or "").split("\n")[0])
+    try:
+        check_writable(settings.results)
+        accelerator = Accelerator(mixed_precision=settings.scale.settings.get("mixed_precision"))
+        check_processes(accelerator)
+        trainings = Trainings(settings.runs, accelerator)
+        for name in settings.experiments:
+            experiment = EXPERIMENTS[name](settings.scale)
+            record = run_experiment(experiment, settings.scale, settings.seeds, trainings, tell)
+            if accelerator.is_main_process:
+                write(settings, {**record, "given": settings.given})
+        if accelerator.is_main_process:
+            write_summary(settings, trainings, time.perf_counter() - started)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        fail(str(error), 1)
+    except Stopped as stopped:
+        fail(f"stopped by {signal.Signals(stopped.number).name} {stopped}; {AGAIN}", 128 + stopped.number)
+    except KeyboardInterrupt:
+        fail(f"stopped; {AGAIN}", 128 + signal.SIGINT)
+    accelerator.state.destroy_process_group()
+
+
+AGAIN = "the same command goes on from here"
+
+
+def tell(text: str) -> None:
+    """Print a line, on one process."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def write(settings: ReproduceSettings, record: dict[str, Any]) -> None:
+    """Leave the record, the table and the drawing of an experiment, and print the table."""
+    name = record["experiment"]
+    settings.results.mkdir(parents=True, exist_ok=True)
+    replace_text(settings.results / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    table = tables_of(record)
+    replace_text(settings.results / f"{name}.md", table)
+    aside = settings.results / f".{name}.partial.svg"
+    draw(record, aside)
+    os.replace(aside, settings.results / f"{name}.svg")
+    print(f"\n{record['title']}\n\n{table}\n{settings.results / name}.json, .md, .svg\n", flush=True)
+
+
+def write_summary(settings: ReproduceSettings, trainings: Trainings, wall: float) -> None:
+    """What all of it cost."""
+    summary = {
+        "scale": settings.scale.name,
+        "experiments": list(settings.experiments),
+        "seeds": list(settings.seeds),
+        "trainings": len(trainings.seconds),
+        "seconds": round(sum(trainings.seconds.values())),
+        "seconds_of_this_call": round(wall),
+    }
+    replace_text(settings.results / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    print(f"{summary['trainings']} trainings of {summary['seconds']} seconds in all; this call took {wall:.0f} seconds")
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """End the program with one line, from every process that has something to say."""
+    place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
+    print(f"reproduce.py: error:{place} {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Sections of `evaluate.py` on a run: what the record of a training does not hold."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from pml_supcon.recipes.data import open_data
+from pml_supcon.recipes.division import divide
+from pml_supcon.recipes.evaluating.opening import open_encoder
+from pml_supcon.recipes.evaluating.sections import run_sections
+from pml_supcon.recipes.evaluating.settings import EvaluateSettings
+from pml_supcon.recipes.evaluating.subject import Subject
+from pml_supcon.recipes.run_folder import replace_text
+from pml_supcon.recipes.settings import TrainSettings
+
+
+def evaluate_run(
+    path: Path, trained: TrainSettings, wanted: Mapping[str, Any], accelerator: Accelerator
+) -> tuple[dict[str, Any], float]:
+    """The sections of an evaluation and the seconds that they took, computed where the run's folder has them not.
+
+    All processes call it. Probes are fitted to the images that the run was trained on, with their true labels.
+
+    Args:
+        path: the run's folder.
+        trained: its settings.
+        wanted: settings of the evaluation; `sections` names them.
+        accelerator: the processes.
+    """
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    file = path / f"evaluation-{digest[:12]}.json"
+    if not broadcast_object_list([file.exists()])[0]:
+        settings = EvaluateSettings(encoder=str(path), seed=trained.seed, **wanted)
+        subject = _subject(path, trained, settings, accelerator)
+        results, seconds = run_sections(subject, settings.sections)
+        if accelerator.is_main_process:
+            content = {"sections": results, "told": subject.told, "seconds": seconds}
+            replace_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    read = json.loads(file.read_text()) if accelerator.is_main_process else None
+    found: dict[str, Any] = broadcast_object_list([read])[0]
+    return found["sections"], sum(found["seconds"].values())
+
+
+def _subject(path: Path, trained: TrainSettings, settings: EvaluateSettings, accelerator: Accelerator) -> Subject:
+    opened = open_encoder(str(path))
+    opened.model.to(accelerator.device)
+    if opened.head is not None:
+        opened.head.to(accelerator.device)
+    with accelerator.main_process_first():  # one process downloads
+        source = open_data(
+            trained.data,
+            image_size=trained.image_size,
+            max_train=trained.max_train,
+            max_test=trained.max_test,
+            new_classes="all",
+        )
+    if trained.train_fraction < 1:
+        source = source.with_train_fraction(trained.train_fraction, trained.seed)
+    data = source.decode()
+    division = divide(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
+    data = replace(data, train=division.training_images(data))
+    return Subject(opened, opened.fit(data), settings, accelerator, cache=None)
+
+
+def figures_of(sections: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of sections, by the names that experiments use."""
+    found: dict[str, float] = {}
+    if section := sections.get("corruption"):
+        levels = [{"severity": 0, **section["clean"]}, *section["by_severity"]]
+        found |= {
+            f"corruption/{which}/{row['severity']}": row[which] for row in levels for which in ("accuracy", "ece")
+        }
+    if section := sections.get("projection_head"):
+        for task, row in section["tasks"].items():
+            found |= {f"head/{task}/{side}": row[side] for side in ("encoder", "head") if row[side] is not None}
+    if section := sections.get("hard_mining"):
+        for loss, curve in section["losses"].items():
+            for kind, row in curve["summary"].items():
+                found |= {f"hard_mining/{loss}/{kind}/{name}": value for name, value in row.items()}
+    if section := sections.get("linear_probe"):
+        found[f"stage2/{wanted['probe_optimizer']}"] = section["augmented"]["metrics"]["top1"]
+    for row in sections.get("transfer") or []:
+        found[f"transfer/{row['data']}"] = row["linear_probe"]["top1"]
+    return found

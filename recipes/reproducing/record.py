@@ -1,0 +1,153 @@
+"""The record of an experiment: all that its table and its drawing are made of."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pml_supcon.recipes.reproducing.analysis import evaluate_run, figures_of
+from pml_supcon.recipes.reproducing.experiment import TOP1, Comparison, Experiment, Training
+from pml_supcon.recipes.reproducing.scales import Scale
+from pml_supcon.recipes.reproducing.statistics import interval_of, judge
+from pml_supcon.recipes.reproducing.trainings import Trainings, settings_of
+from pml_supcon.recipes.reproducing.tuning import Choice, choose
+from pml_supcon.recipes.run_folder import environment
+from pml_supcon.recipes.settings import TrainSettings
+
+KEPT = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/")
+
+
+@dataclass
+class Outcome:
+    """What a training came to: the learning rate, and the scores of each seed."""
+
+    choice: Choice
+    scores: dict[int, dict[str, float]]
+    diverged: dict[int, str]
+    commits: set[str]
+
+
+def run_experiment(
+    experiment: Experiment, scale: Scale, seeds: Sequence[int], trainings: Trainings, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run what is missing of an experiment, on all processes, and return its record."""
+    outcomes = {
+        training.name: run_training(training, experiment, scale, seeds, trainings, tell)
+        for training in experiment.trainings
+    }
+    return record_of(experiment, scale, seeds, outcomes, trainings)
+
+
+def settings_for(training: Training, scale: Scale, choice: Choice, seed: int) -> TrainSettings:
+    """The settings of a training that is scored on the test split."""
+    own = {"learning_rate": choice.learning_rate * training.factor, "seed": seed, "pictures": False}
+    return settings_of(scale.settings, {**training.settings, **own})
+
+
+def run_training(
+    training: Training,
+    experiment: Experiment,
+    scale: Scale,
+    seeds: Sequence[int],
+    trainings: Trainings,
+    tell: Callable[[str], None],
+) -> Outcome:
+    """Choose the learning rate, train with every seed, evaluate."""
+    choice = choose(training, scale, trainings)
+    outcome = Outcome(choice, {}, {}, set())
+    for seed in seeds:
+        settings, started = settings_for(training, scale, choice, seed), time.perf_counter()
+        record, path = trainings.record(settings), trainings.path_of(settings)
+        outcome.commits.add(str(record["commit"]))
+        outcome.scores[seed] = {name: value for name, value in record.items() if name.startswith(KEPT)}
+        if "diverged" in record:
+            outcome.diverged[seed] = record["diverged"]
+        elif experiment.evaluated is None or training.name in experiment.evaluated:
+            for wanted in experiment.evaluations:
+                sections, took = evaluate_run(path, settings, wanted, trainings.accelerator)
+                outcome.scores[seed] |= figures_of(sections, wanted)
+                trainings.seconds[path] += took
+        tell(line_about(experiment, training, settings, outcome, time.perf_counter() - started))
+    return outcome
+
+
+def line_about(
+    experiment: Experiment, training: Training, settings: TrainSettings, outcome: Outcome, seconds: float
+) -> str:
+    """What is told when a training is over."""
+    came = outcome.diverged.get(settings.seed) or f"top-1 {outcome.scores[settings.seed][TOP1]:.4f}"
+    rate = f"learning rate {settings.learning_rate:g}"
+    return f"{experiment.name}: {training.name}, {rate}, seed {settings.seed}: {came} ({seconds:.0f} s)"
+
+
+def record_of(
+    experiment: Experiment,
+    scale: Scale,
+    seeds: Sequence[int],
+    outcomes: Mapping[str, Outcome],
+    trainings: Trainings,
+) -> dict[str, Any]:
+    """All of an experiment as JSON holds it; shares stay shares."""
+    scores = {seed: {name: outcome.scores[seed] for name, outcome in outcomes.items()} for seed in seeds}
+    about = environment(trainings.accelerator.device)
+    for name in ("commit", "peak_memory_mb", "peak_device_memory_mb"):
+        about.pop(name, None)
+    return {
+        "experiment": experiment.name,
+        "scale": scale.name,
+        "title": experiment.title,
+        "claim": experiment.claim,
+        "source": experiment.source,
+        "notes": list(experiment.notes),
+        "x_title": experiment.x_title,
+        "x_log": experiment.x_log,
+        "seeds": list(seeds),
+        "settings": dict(scale.settings),
+        "trainings": {
+            training.name: {
+                "settings": dict(training.settings),
+                "learning_rate": outcomes[training.name].choice.learning_rate * training.factor,
+                "tried": {f"{rate:g}": score for rate, score in outcomes[training.name].choice.tried.items()},
+                "at_edge": outcomes[training.name].choice.at_edge,
+                "diverged": {str(seed): how for seed, how in outcomes[training.name].diverged.items()},
+                "scores": {str(seed): scores[seed][training.name] for seed in seeds},
+            }
+            for training in experiment.trainings
+        },
+        "lines": [
+            {
+                "label": line.label,
+                "series": line.series,
+                "x": line.x,
+                "panel": line.panel,
+                "percent": line.quantity.percent,
+                "paper": line.paper,
+                "values": [line.quantity.of(scores[seed]) for seed in seeds],
+            }
+            for line in experiment.lines
+        ],
+        "comparisons": [
+            compared(comparison, [scores[seed] for seed in seeds]) for comparison in experiment.comparisons
+        ],
+        "commits": sorted({commit for outcome in outcomes.values() for commit in outcome.commits}),
+        "processes": trainings.accelerator.num_processes,
+        **about,
+    }
+
+
+def compared(comparison: Comparison, scores: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """How far ahead what the paper has ahead is, with every seed, and the verdict."""
+    sign = -1 if comparison.lower else 1
+    pairs = [(comparison.ahead.of(each), comparison.behind.of(each)) for each in scores]
+    differences = [None if ahead is None or behind is None else sign * (ahead - behind) for ahead, behind in pairs]
+    known = [difference for difference in differences if difference is not None]
+    found = interval_of(known) if len(known) == len(pairs) else None
+    return {
+        "title": comparison.title,
+        "paper": comparison.paper,
+        "percent": comparison.ahead.percent,
+        "equal": comparison.equal,
+        "differences": differences,
+        **(asdict(found) if found else {"mean": None, "low": None, "high": None}),
+        "verdict": judge(found, equal=comparison.equal) if found else "diverged",
+    }

@@ -1,0 +1,156 @@
+"""At which scale the experiments are run: data, encoder, budget, and where settings are chosen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CIFAR_TRANSFER = ("torchvision:CIFAR100", "torchvision:SVHN", "torchvision:STL10")
+IMAGENET_TRANSFER = (
+    "torchvision:CIFAR10",
+    "torchvision:CIFAR100",
+    "torchvision:Food101",
+    "torchvision:Flowers102",
+    "torchvision:DTD",
+    "torchvision:OxfordIIITPet",
+    "torchvision:StanfordCars",
+    "torchvision:FGVCAircraft",
+)
+NATURAL = ("simaugment", "autoaugment", "randaugment", "stacked_randaugment")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The same for all trainings of all experiments.
+
+    Attributes:
+        name: on the command line.
+        about: what it is, in a sentence or two.
+        settings: of `train.py`.
+        tuning: those that differ while learning rates are chosen, on held-out images.
+        learning_rates: what is tried, by optimizer; `sgd` for others.
+        batch_sizes: of the experiment on them.
+        augmentations: of the experiment on them.
+        label_shares: of the experiment on few labels.
+        transfer: the data that encoders are probed on, and, where it is classes of the same data that training must not
+            see, those that it may.
+        seeds: how many, from 0.
+    """
+
+    name: str
+    about: str
+    settings: Mapping[str, Any]
+    tuning: Mapping[str, Any]
+    learning_rates: Mapping[str, tuple[float, ...]]
+    batch_sizes: tuple[int, ...]
+    augmentations: tuple[str, ...] = NATURAL
+    label_shares: tuple[float, ...] = (0.01, 0.1, 0.25, 0.5, 1.0)
+    transfer: tuple[str, ...] | None = None
+    seeds: int = 3
+
+    def with_settings(self, given: Mapping[str, Any]) -> "Scale":
+        """The same under other settings of all trainings; a learning rate that is given is not chosen."""
+        rates = {"sgd": (float(given["learning_rate"]),)} if "learning_rate" in given else self.learning_rates
+        return replace(self, settings={**self.settings, **given}, learning_rates=rates)
+
+    def rates_for(self, optimizer: str) -> tuple[float, ...]:
+        """The learning rates that are tried with an optimizer."""
+        return self.learning_rates.get(optimizer, self.learning_rates["sgd"])
+
+    @property
+    def halves(self) -> tuple[str, str] | None:
+        """The first half of the classes and the second, where there is no other data to transfer to."""
+        if self.transfer is not None:
+            return None
+        join = "&" if "?" in self.settings["data"] else "?"
+        return tuple(f"{self.settings['data']}{join}classes={half}" for half in ("0-4", "5-9"))  # type: ignore[return-value]
+
+
+def settings_of_config(name: str) -> dict[str, Any]:
+    """The settings in one of the files of `recipes/configs`."""
+    read: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return read
+
+
+DIGITS = Scale(
+    name="digits",
+    about=(
+        "scikit-learn's digits (8 x 8, 10 classes) and a resnet10t of 16 to 128 channels. Training sees 251 of the "
+        "1,257 training images, so that there are errors left to compare; the other 1,006 are the held-out part on "
+        "which learning rates are chosen; 540 test images."
+    ),
+    settings={
+        "data": "digits",
+        "augment": "digits",
+        "held_out": 0.8,
+        "encoder": "resnet10t",
+        "encoder_args": {"channels": [16, 32, 64, 128]},
+        "small_stem": True,
+        "channels_last": True,
+        "batch_size": 64,
+        "epochs": 40,
+        "warmup_epochs": 2.0,
+        "knn_every": 1000,
+        "save_every": 1000,
+    },
+    tuning={},
+    learning_rates={"sgd": (0.01, 0.03, 0.1, 0.3), "lars": (0.3, 1.0, 3.0, 10.0), "rmsprop": (1e-4, 3e-4, 1e-3, 3e-3)},
+    batch_sizes=(16, 32, 64, 128, 251),
+    augmentations=("digits", *NATURAL),
+    label_shares=(0.1, 0.25, 0.5, 1.0),
+)
+CIFAR10_SMALL = Scale(
+    name="cifar10-small",
+    about=(
+        "the first 4,000 training images of CIFAR-10, of which 3,200 are trained on and 800 held out to choose "
+        "learning rates; the first 2,000 test images; a resnet10t of 32 to 256 channels with its own stem; 10 epochs."
+    ),
+    settings={
+        "data": "torchvision:CIFAR10",
+        "max_train": 4000,
+        "max_test": 2000,
+        "held_out": 0.2,
+        "augment": "simclr",
+        "encoder": "resnet10t",
+        "encoder_args": {"channels": [32, 64, 128, 256]},
+        "small_stem": False,
+        "channels_last": True,
+        "batch_size": 128,
+        "epochs": 10,
+        "warmup_epochs": 1.0,
+        "knn_every": 1000,
+        "save_every": 100,
+    },
+    tuning={},
+    learning_rates={"sgd": (0.03, 0.1, 0.3), "lars": (1.0, 3.0, 10.0), "rmsprop": (3e-4, 1e-3, 3e-3)},
+    batch_sizes=(32, 64, 128, 256, 512),
+)
+CIFAR10 = Scale(
+    name="cifar10",
+    about=(
+        "all of CIFAR-10 and a ResNet-18 with the stem for small images, 100 epochs in bfloat16 "
+        "(`recipes/configs/cifar10_resnet18.yaml`). Learning rates are chosen on 5,000 held-out training images, then "
+        "all 50,000 are trained on."
+    ),
+    settings=settings_of_config("cifar10_resnet18"),
+    tuning={"held_out": 0.1, "knn_every": 1000},
+    learning_rates={"sgd": (0.1, 0.2, 0.5, 1.0), "lars": (1.0, 2.0, 4.0, 8.0), "rmsprop": (3e-4, 1e-3, 3e-3, 1e-2)},
+    batch_sizes=(256, 512, 1024, 2048),
+    transfer=CIFAR_TRANSFER,
+)
+IMAGENET = Scale(
+    name="imagenet",
+    about=(
+        "ImageNet-1k and a ResNet-50 with the paper's values (`recipes/configs/imagenet_resnet50.yaml`). Learning "
+        "rates are chosen on a hundredth of the training images that is held out, in a tenth of the epochs."
+    ),
+    settings=settings_of_config("imagenet_resnet50"),
+    tuning={"held_out": 0.01, "epochs": 35, "knn_every": 1000},
+    learning_rates={"lars": (0.2, 0.4, 0.8), "sgd": (0.05, 0.1, 0.2), "rmsprop": (0.001, 0.003, 0.01)},
+    batch_sizes=(512, 1024, 2048, 4096, 6144),
+    transfer=IMAGENET_TRANSFER,
+)
+SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10_SMALL, CIFAR10, IMAGENET)}

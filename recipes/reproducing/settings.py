@@ -1,0 +1,67 @@
+"""The command line of `reproduce.py`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
+from pml_supcon.recipes.reproducing.scales import SCALES, Scale
+from pml_supcon.recipes.settings.command_line import normalised
+from pml_supcon.recipes.settings.parser import SWITCHES, parse_settings
+
+OWN = ("output", "resume", "seed", "config", "scored")  # flags of `train.py` that are not the user's here
+
+
+@dataclass(frozen=True)
+class ReproduceSettings:
+    """What is reproduced, at which scale, and where it goes.
+
+    Attributes:
+        experiments: names, in the order of the page.
+        scale: with the settings that were given beside it.
+        given: those, by name.
+        seeds: of the trainings.
+        runs: folder of all runs.
+        results: folder of records, tables and drawings.
+    """
+
+    experiments: tuple[str, ...]
+    scale: Scale
+    given: dict[str, Any]
+    seeds: tuple[int, ...]
+    runs: Path
+    results: Path
+
+
+def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> ReproduceSettings:
+    """Settings from the command line; other flags are settings of all trainings, as `train.py` takes them."""
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}, or all")
+    parser.add_argument("--scale", choices=list(SCALES), default="digits", help="data, encoder and budget")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the scale's, 0 1 2")
+    parser.add_argument("--runs", type=Path, help="folder of the runs; default: runs/reproduce/SCALE")
+    parser.add_argument("--results", type=Path, help="folder of records, tables and drawings; default: RUNS/results")
+    parsed, flags = parser.parse_known_args(arguments)
+    unknown = [name for name in parsed.experiments if name not in (*EXPERIMENTS, "all")]
+    if unknown:
+        parser.error(f"Expected experiments among {', '.join(EXPERIMENTS)}, or all, but got {', '.join(unknown)}")
+    chosen = tuple(name for name in EXPERIMENTS if name in parsed.experiments or "all" in parsed.experiments)
+    given = given_settings(flags, parser)
+    scale = SCALES[parsed.scale].with_settings(given)
+    seeds = tuple(dict.fromkeys(parsed.seeds)) if parsed.seeds else tuple(range(scale.seeds))
+    if min(seeds) < 0:
+        parser.error(f"Expected --seeds to be at least 0, but got {min(seeds)}")
+    runs = parsed.runs or Path("runs") / "reproduce" / scale.name
+    return ReproduceSettings(chosen, scale, given, seeds, runs, parsed.results or runs / "results")
+
+
+def given_settings(flags: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The settings of `train.py` that flags name."""
+    made = normalised(flags, SWITCHES)
+    names = [flag[2:].partition("=")[0].partition(".")[0] for flag in made if flag.startswith("--")]
+    if refused := [name for name in names if name in OWN]:
+        parser.error(f"Expected settings that all trainings can share, but got --{', --'.join(refused)}")
+    settings = parse_settings(made)
+    return {name: getattr(settings, name) for name in names}

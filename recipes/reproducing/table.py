@@ -1,0 +1,102 @@
+"""The table of an experiment, in Markdown, made of its record alone."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MISSING = "\u2013"
+
+
+def tables_of(record: Mapping[str, Any]) -> str:
+    """What was claimed, what was found, and whether the paper's orderings held."""
+    parts = [
+        f"**The paper:** {record['claim']} *({record['source']})*",
+        figures_table(record),
+        comparisons_table(record),
+    ]
+    parts += [" ".join([*record["notes"], *_told(record)]), _origin(record)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def figures_table(record: Mapping[str, Any]) -> str:
+    """Every figure: its mean over the seeds, its deviation, and the paper's."""
+    with_paper = any(line["paper"] is not None for line in record["lines"])
+    panels = list(dict.fromkeys(line["panel"] for line in record["lines"]))
+    head = ["", *(["measure"] if len(panels) > 1 else [panels[0]]), *(["paper"] if with_paper else [])]
+    if len(panels) > 1:
+        head.insert(2, "here")
+    rows = []
+    for line in record["lines"]:
+        cells = [line["label"], *([line["panel"]] if len(panels) > 1 else []), spread(line["values"], line["percent"])]
+        if with_paper:
+            cells.append(MISSING if line["paper"] is None else f"{line['paper']:.1f}")
+        rows.append(cells)
+    return _table(head, rows, numbers=len(head) - (2 if len(panels) > 1 else 1))
+
+
+def comparisons_table(record: Mapping[str, Any]) -> str:
+    """Every ordering of the paper's: by how much it held, with its interval."""
+    with_paper = any(each["paper"] is not None for each in record["comparisons"])
+    head = ["the paper's ordering", "here", "ahead by", "95% interval", *(["paper"] if with_paper else [])]
+    rows = []
+    for each in record["comparisons"]:
+        unit = 100 if each["percent"] else 1
+        known = each["low"] is not None
+        cells = [
+            each["title"],
+            f"**{each['verdict']}**",
+            MISSING if each["mean"] is None else signed(each["mean"] * unit),
+            f"{signed(each['low'] * unit)} to {signed(each['high'] * unit)}" if known else MISSING,
+        ]
+        if with_paper:
+            cells.append(MISSING if each["paper"] is None else f"{each['paper']:+.1f}")
+        rows.append(cells)
+    return _table(head, rows, numbers=len(head) - 2)
+
+
+def spread(values: Sequence[float | None], percent: bool) -> str:
+    """The mean over seeds and the standard deviation."""
+    if any(value is None for value in values):
+        return "diverged"
+    scaled = [(100 if percent else 1) * float(value) for value in values if value is not None]
+    digits = 2 if percent or max(map(abs, scaled)) < 10 else 0
+    mean = f"{statistics.mean(scaled):.{digits}f}"
+    return mean if len(scaled) < 2 else f"{mean} ± {statistics.stdev(scaled):.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """A difference in the unit of the table."""
+    return f"{value:+.2f}" if abs(value) < 100 else f"{value:+.0f}"
+
+
+def _told(record: Mapping[str, Any]) -> list[str]:
+    told = []
+    edges = [name for name, training in record["trainings"].items() if training["at_edge"]]
+    if edges:
+        told.append(
+            "The chosen learning rate is the lowest or highest that was tried, and a better one may lie beyond, for: "
+            + ", ".join(f"`{name}`" for name in edges)
+            + "."
+        )
+    for name, training in record["trainings"].items():
+        if training["diverged"]:
+            told.append(
+                f"`{name}` diverged with seed {', '.join(training['diverged'])} and counts with the accuracy of chance."
+            )
+    return told
+
+
+def _origin(record: Mapping[str, Any]) -> str:
+    seeds = ", ".join(str(seed) for seed in record["seeds"])
+    commits = ", ".join(record["commits"])
+    processes = f"{record['processes']} process{'es' if record['processes'] > 1 else ''}"
+    return (
+        f"`accelerate launch recipes/reproduce.py {record['experiment']} --scale {record['scale']}` on "
+        f"{record['date']}, seeds {seeds}, {processes} on {record['device']} "
+        f"({record['cpus']} CPU cores), torch {record['version/torch']}, commit {commits}."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int) -> str:
+    rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

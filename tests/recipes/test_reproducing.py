@@ -1,0 +1,245 @@
+"""The parts of `reproduce.py`: experiments at every scale, learning rates, statistics, tables and figures."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pml_supcon.recipes.reproducing.experiment import TOP1, Comparison, Quantity, Training, score_of
+from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
+from pml_supcon.recipes.reproducing.figure import draw
+from pml_supcon.recipes.reproducing.record import compared, settings_for
+from pml_supcon.recipes.reproducing.scales import SCALES
+from pml_supcon.recipes.reproducing.settings import parse
+from pml_supcon.recipes.reproducing.statistics import Interval, interval_of, judge
+from pml_supcon.recipes.reproducing.table import tables_of
+from pml_supcon.recipes.reproducing.trainings import Trainings, settings_of
+from pml_supcon.recipes.reproducing.tuning import Choice, candidates, choose
+
+CASES = [(name, scale) for name in EXPERIMENTS for scale in SCALES]
+ASKED = {  # what the project promises, in its words
+    *("losses", "methods", "positives", "temperature", "batch-size", "optimizers", "augmentations", "stability"),
+    *("corruption", "head", "mining", "few-labels", "label-noise", "transfer", "joint"),
+}
+
+
+def test_all_experiments_and_scales_are_there():
+    assert set(EXPERIMENTS) == ASKED
+    assert set(SCALES) == {"digits", "cifar10-small", "cifar10", "imagenet"}
+
+
+@pytest.mark.parametrize(("name", "scale"), CASES)
+def test_experiments_are_sound_at_every_scale(name, scale):
+    experiment, scale = EXPERIMENTS[name](SCALES[scale]), SCALES[scale]
+    names = [training.name for training in experiment.trainings]
+    assert len(set(names)) == len(names)
+    assert experiment.comparisons
+    quantities = [line.quantity for line in experiment.lines]
+    quantities += [side for each in experiment.comparisons for side in (each.ahead, each.behind)]
+    assert {used for quantity in quantities for used in quantity.trainings} <= set(names)
+    assert len({line.label + line.panel for line in experiment.lines}) == len(experiment.lines)
+    for training in experiment.trainings:  # refused where they contradict each other
+        chosen = settings_for(training, scale, Choice(0.1, {}), seed=1)
+        assert (chosen.seed, chosen.scored, chosen.learning_rate) == (1, "test", 0.1 * training.factor)
+    tried = {len(candidates(training, scale)) for training in experiment.trainings}
+    assert len(tried) == 1, "the same effort for every method"
+    assert tried.pop() > 1
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_learning_rates_are_chosen_without_the_test_split(scale):
+    for name in EXPERIMENTS:
+        for training in EXPERIMENTS[name](SCALES[scale]).trainings:
+            for rate, settings in candidates(training, SCALES[scale]).items():
+                assert (settings.scored, settings.seed, settings.learning_rate) == ("held_out", 0, rate)
+                assert settings.held_out > 0
+
+
+def test_rows_of_a_table_share_the_budget():
+    scale = SCALES["digits"]
+    for name in ("losses", "methods", "joint", "mining", "optimizers", "augmentations", "temperature", "positives"):
+        settings = [settings_for(each, scale, Choice(0.1, {}), 0) for each in EXPERIMENTS[name](scale).trainings]
+        assert len({(each.epochs, each.batch_size, each.views, each.held_out, each.encoder) for each in settings}) == 1
+
+
+class Recorded(Trainings):
+    """In the place of trainings: scores that follow from the settings."""
+
+    def __init__(self, score):
+        self.score, self.asked = score, []
+
+    def record(self, settings):
+        self.asked.append(settings)
+        return {TOP1: self.score(settings.learning_rate)}
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "at_edge"),
+    [
+        ({0.01: 0.5, 0.03: 0.7, 0.1: 0.6, 0.3: 0.1}, 0.03, False),
+        ({0.01: 0.5, 0.03: 0.7, 0.1: 0.7, 0.3: 0.1}, 0.03, False),  # the smallest among equals
+        ({0.01: 0.5, 0.03: 0.6, 0.1: 0.7, 0.3: 0.8}, 0.3, True),
+    ],
+)
+def test_the_best_learning_rate_on_held_out_images_is_chosen(scores, best, at_edge):
+    choice = choose(Training("a", {"method": "simclr"}), SCALES["digits"], Recorded(scores.__getitem__))
+    assert (choice.learning_rate, choice.at_edge, dict(choice.tried)) == (best, at_edge, scores)
+
+
+def test_a_learning_rate_is_chosen_under_the_settings_that_are_named():
+    trainings = Recorded(lambda rate: 0.0)
+    training = Training("a", {"method": "supcon_out", "temperature": 0.5}, tuned_as={"method": "supcon_in"})
+    choose(training, SCALES["digits"], trainings)
+    assert {(settings.method, settings.temperature) for settings in trainings.asked} == {("supcon_in", 0.1)}
+
+
+def test_a_learning_rate_that_is_given_is_not_chosen():
+    scale = SCALES["digits"].with_settings({"learning_rate": 0.7, "epochs": 3})
+    trainings = Recorded(lambda rate: 0.0)
+    for optimizer in ("sgd", "lars"):
+        choice = choose(Training("a", {"method": "simclr", "optimizer": optimizer}), scale, trainings)
+        assert choice == Choice(0.7, {})
+    assert trainings.asked == []
+    few = EXPERIMENTS["few-labels"](scale).trainings
+    assert {each.settings.get("epochs", 3) for each in few} == {30, 12, 6, 3}  # follow from what is given
+
+
+def test_settings_that_a_method_lacks_are_left_out_and_contradictions_refused():
+    common = {"temperature": 0.5, "head_dim": 64, "epochs": 3}
+    assert settings_of(common, {"method": "cross_entropy"}).temperature == 0.1  # the default, of no matter
+    assert settings_of(common, {"method": "supcon_in"}).temperature == 0.5
+    with pytest.raises(ValueError, match="Expected no --temperature with triplet"):
+        settings_of(common, {"method": "triplet", "temperature": 0.2})
+
+
+def test_a_run_is_named_after_all_that_it_computes(tmp_path):
+    trainings = Trainings(tmp_path, None)
+    one, same, other = (
+        settings_of({}, {"method": "simclr", **more}) for more in ({}, {"workers": 2, "pictures": False}, {"epochs": 7})
+    )
+    assert trainings.path_of(one) == trainings.path_of(same) != trainings.path_of(other)
+
+
+def test_intervals_are_those_of_the_paired_test():
+    ours, theirs = np.random.default_rng(0).normal(0.9, 0.02, (2, 5))
+    found = interval_of(list(ours - theirs))
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert math.isclose(found.mean, (ours - theirs).mean(), abs_tol=1e-9)
+    assert math.isclose(found.low, expected.low, abs_tol=1e-9)
+    assert math.isclose(found.high, expected.high, abs_tol=1e-9)
+    assert interval_of([0.5]) == Interval(0.5, None, None)
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict", "as_equal"),
+    [
+        (Interval(0.03, 0.01, 0.05), "held", "reversed"),
+        (Interval(0.03, -0.01, 0.07), "held, within noise", "not told apart"),
+        (Interval(0.0, 0.0, 0.0), "equal", "held"),
+        (Interval(-0.005, -0.03, 0.02), "reversed, within noise", "held, within noise"),
+        (Interval(-0.005, -0.008, -0.002), "reversed", "held"),
+        (Interval(0.005, None, None), "held, within noise", "held, within noise"),
+    ],
+)
+def test_verdicts(difference, verdict, as_equal):
+    assert judge(difference) == verdict
+    assert judge(difference, equal=True) == as_equal
+
+
+def test_quantities_and_comparisons():
+    seeds = [{"a": {TOP1: 0.9, "ece": 0.1}, "b": {TOP1: 0.8}, "c": {TOP1: 0.5}}, {"a": {TOP1: 0.8}, "b": {TOP1: 0.6}}]
+    assert math.isclose(Quantity(("a", "b", "c")).of(seeds[0]), np.std([0.9, 0.8, 0.5], ddof=1))
+    ahead = compared(Comparison(score_of("a"), score_of("b"), "a over b"), seeds)
+    np.testing.assert_allclose(ahead["differences"], [0.1, 0.2])
+    assert ahead["verdict"] == "held, within noise"
+    lower = compared(Comparison(score_of("a"), score_of("b"), "a under b", lower=True), seeds)
+    np.testing.assert_allclose(lower["differences"], [-0.1, -0.2])
+    lost = compared(Comparison(score_of("a", "ece"), score_of("b"), "lost"), seeds)
+    assert (lost["verdict"], lost["mean"], lost["differences"][1]) == ("diverged", None, None)
+
+
+def record_with(lines, **more):
+    return {
+        "experiment": "losses", "scale": "digits", "title": "Losses", "claim": "A over B.", "source": "table 1",
+        "notes": ["A note."], "x_title": "x", "x_log": False, "seeds": [0, 1, 2], "processes": 1, "device": "cpu",
+        "cpus": 2, "date": "2026-01-01", "version/torch": "2", "commits": ["abc"], "lines": lines,
+        "trainings": {"a": {"at_edge": True, "diverged": {}}, "b": {"at_edge": False, "diverged": {"1": "loss"}}},
+        "comparisons": [
+            {"title": "a over b", "paper": 11.3, "percent": True, "mean": 0.02, "low": 0.011, "high": 0.029,
+             "verdict": "held"}
+        ],
+        **more,
+    }  # fmt: skip
+
+
+def line_with(label, values, **more):
+    return {
+        "label": label,
+        "series": "",
+        "x": None,
+        "panel": "top-1, %",
+        "percent": True,
+        "paper": None,
+        "values": values,
+    } | more
+
+
+def test_tables_show_scores_the_paper_and_the_verdict():
+    text = tables_of(record_with([line_with("a", [0.9, 0.92, 0.94], paper=78.7), line_with("b", [0.8, None, 0.8])]))
+    assert "| a | 92.00 ± 2.00 | 78.7 |" in text
+    assert "| b | diverged | \u2013 |" in text
+    assert "| a over b | **held** | +2.00 | +1.10 to +2.90 | +11.3 |" in text
+    assert "a better one may lie beyond, for: `a`." in text
+    assert "`b` diverged with seed 1 and counts with the accuracy of chance." in text
+    assert "recipes/reproduce.py losses --scale digits` on 2026-01-01, seeds 0, 1, 2, 1 process on cpu" in text
+
+
+@pytest.mark.parametrize("with_x", [False, True])
+def test_drawings_have_every_line(with_x, tmp_path):
+    lines = [
+        line_with(f"name {place}", [0.9, 0.92, 0.94], series=f"series {place % 2}", x=float(place) if with_x else None)
+        for place in range(4)
+    ] + [line_with("another measure", [3.0, 4.0, 5.0], panel="seconds", percent=False)]
+    draw(record_with(lines, x_title="the place"), tmp_path / "a.svg")
+    svg = (tmp_path / "a.svg").read_text()
+    shown = ("series 0", "series 1", "the place") if with_x else tuple(f"name {place}" for place in range(4))
+    assert all(f">{text}<" in svg for text in (*shown, "another measure", "seconds"))
+
+
+def test_the_command_line(tmp_path):
+    settings = parse(
+        ["joint", "losses", "--scale", "cifar10-small", "--epochs", "2", "--data=hf:x"], prog="x", description="x"
+    )
+    assert settings.experiments == ("losses", "joint")
+    assert settings.given == {"epochs": 2, "data": "hf:x"}
+    assert (settings.scale.settings["epochs"], settings.scale.settings["data"]) == (2, "hf:x")
+    assert settings.seeds == (0, 1, 2)
+    assert settings.results == Path("runs/reproduce/cifar10-small/results")
+    assert parse(["all"], prog="x", description="x").experiments == tuple(EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["loses"], "Expected experiments among losses, methods"),
+        (["losses", "--scale", "mnist"], "invalid choice: 'mnist'"),
+        (["losses", "--seed", "3"], "Expected settings that all trainings can share, but got --seed"),
+        (["losses", "--epoch", "3"], "did you mean 'epochs'"),
+        (["losses", "--seeds", "-1"], "Expected --seeds to be at least 0, but got -1"),
+    ],
+)
+def test_a_wrong_command_line_is_told(arguments, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments, prog="x", description="x")
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_records_of_the_project_are_json_that_tables_come_from():
+    found = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/*.json"))
+    for path in (path for path in found if path.name != "summary.json"):
+        record = json.loads(path.read_text())
+        assert path.with_suffix(".md").read_text() == tables_of(record), f"written by hand? {path}"
