@@ -8,7 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test docs bench tables clean
+.PHONY: train test wheel-test reproduce docs bench tables clean
 
 train: $(VENV)/.recipes
 	$(BIN)/accelerate launch --quiet recipes/train.py $(ARGS)
@@ -19,6 +19,15 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist loadfile
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# the wheel of the last commit, installed and used outside the checkout, under two Pythons (half an hour, 5 GB for a while)
+wheel-test: $(VENV)/.dev
+	$(BIN)/python tests/packaging/check_wheel.py $(ARGS)
+
+# the paper's experiments at the scale of the digits (less than two hours; goes on where it was stopped), then the page
+reproduce: $(VENV)/.recipes
+	$(BIN)/accelerate launch --quiet recipes/reproduce.py all --scale digits --results docs/results/digits $(ARGS)
+	$(MAKE) tables
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs serve

@@ -49,7 +49,8 @@ def what_is_broken(features: Tensor) -> str | None:
     """What makes features useless, in words; None where they are not."""
     if not features.isfinite().all():
         return "not finite"
-    return "the same for all images" if len(features) > 1 and bool((features == features[0]).all()) else None
+    rows = F.normalize(features)  # retrieval goes by their directions
+    return "the same for all images" if len(rows) > 1 and bool((rows == rows[0]).all()) else None
 
 
 def scored_images(job: Job) -> tuple[MemoryImages | LazyImages, Tensor]:

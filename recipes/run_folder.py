@@ -219,15 +219,14 @@ def on_device(device: torch.device) -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the checkout that this file is in, with "+" where files differ from it; None outside one."""
-    here = Path(__file__).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+    here = Path(__file__).resolve()
+    try:  # an installed package may be in a folder of another repository, which does not track it
+        git("ls-files", "--error-unmatch", here.name, folder=here.parent)
+        return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+", folder=here.parent)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()
+
+
+def git(*arguments: str, folder: Path) -> str:
+    """What git answers in a folder."""
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pml_supcon.recipes.compare import COMPARISONS
+from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
+from pml_supcon.recipes.reproducing.statistics import interval_of, judge
+from pml_supcon.recipes.reproducing.table import tables_of
 
 ROOT = Path(__file__).parent.parent
-FOUND = sorted((ROOT / "docs" / "records").glob("methods-supcon_out-*.json"))
+FOUND = sorted((ROOT / "docs" / "records").glob("digits-seed*.json"))
 RECORDS = [json.loads(path.read_text()) for path in FOUND]
 
 
@@ -23,7 +25,7 @@ def test_pages_show_the_records():
     pages = [
         page for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if "<!-- records:" in page.read_text()
     ]
-    assert len(pages) == 6
+    assert len(pages) == 7
     for page in pages:
         assert make_tables.filled(page.read_text()) == page.read_text(), f"run `make tables` for {page}"
 
@@ -89,22 +91,37 @@ def test_chunks_have_the_gradient_of_the_batch_in_its_time_and_reduce_once():
     assert rows["two processes: reductions of the gradient in a step"]["chunks of 64"] == 1
 
 
-@pytest.mark.parametrize("name", ["methods", "miners"])
-def test_comparisons_have_a_record_of_every_row(name):
-    found = [json.loads(path.read_text()) for path in (ROOT / "docs" / "records").glob(f"{name}-*-seed*.json")]
-    assert {record["row"] for record in found} == set(COMPARISONS[name])
-    for row in COMPARISONS[name]:
-        seeds = sorted(record["seed"] for record in found if record["row"] == row)
-        assert seeds == ([0, 1, 2] if name == "methods" else [0])
+RESULTS = ROOT / "docs" / "results"
+SHOWN = {"digits": tuple(EXPERIMENTS), "cifar10-small": ("losses", "methods", "positives")}
 
 
-def test_mined_records_tell_what_was_chosen():
-    records = [json.loads(path.read_text()) for path in (ROOT / "docs" / "records").glob("miners-*.json")]
-    mined = [record for record in records if record["miner"] != "none"]
-    assert len(mined) == 5
-    for record in mined:
-        assert record["miner/seconds"] > 0
-        assert record.get("miner/triplets", 0) + record.get("miner/positive_pairs", 0) > 0
+@pytest.mark.parametrize(("scale", "name"), [(scale, name) for scale, names in SHOWN.items() for name in names])
+def test_results_are_recorded_with_three_seeds_and_shown(scale, name):
+    record = json.loads((RESULTS / scale / f"{name}.json").read_text())
+    assert (record["experiment"], record["scale"]) == (name, scale)
+    assert len(record["seeds"]) >= 3
+    for training in record["trainings"].values():
+        assert len(training["scores"]) == len(record["seeds"])
+        assert training["tried"]
+    for each in record["comparisons"]:  # recomputed from the scores' differences
+        found = interval_of(each["differences"])
+        assert (found.mean, found.low, found.high) == (each["mean"], each["low"], each["high"])
+        assert judge(found, equal=each["equal"]) == each["verdict"]
+    assert (RESULTS / scale / f"{name}.md").read_text() == tables_of(record)
+    page = (RESULTS / f"{scale.replace('-', '_')}.md").read_text()
+    assert f'--8<-- "docs/results/{scale}/{name}.md"' in page
+    assert f"({scale}/{name}.svg)" in page
+    assert (RESULTS / scale / f"{name}.svg").exists()
+
+
+@pytest.mark.parametrize("scale", SHOWN)
+def test_results_are_of_known_code_and_took_the_promised_time(scale):
+    records = [json.loads((RESULTS / scale / f"{name}.json").read_text()) for name in SHOWN[scale]]
+    assert not [commit for record in records for commit in record["commits"] if commit.endswith("+")]
+    summary = json.loads((RESULTS / scale / "summary.json").read_text())
+    assert set(summary["experiments"]) == set(SHOWN[scale])
+    if scale == "digits":
+        assert summary["seconds"] <= 2 * 3600
 
 
 def test_the_loader_is_twice_as_fast_and_the_loss_a_small_share():

@@ -26,7 +26,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         if all(value is not None for value in line["values"]):
             panels.setdefault(line["panel"], []).append(line)
     curves = {name: all(line["x"] is not None for line in lines) for name, lines in panels.items()}
-    heights = [3.2 if curves[name] else 0.7 + 0.3 * len(lines) for name, lines in panels.items()]
+    heights = [3.2 if curves[name] else 0.8 + 0.3 * len(lines) for name, lines in panels.items()]
     with pyplot.rc_context({"svg.hashsalt": "pml_supcon", "svg.fonttype": "none", "font.size": 9}):
         figure, axes = pyplot.subplots(
             len(panels), 1, figsize=(WIDTH, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
@@ -66,7 +66,7 @@ def _dots(axis: Any, lines: Sequence[Mapping[str, Any]], record: Mapping[str, An
             axis.plot([found.low, found.high], [row, row], color=COLOURS[0], alpha=0.35, linewidth=5)
         axis.plot(values, [row] * len(values), "o", color=COLOURS[0], markersize=4)
     axis.set_yticks(range(len(lines)), [line["label"].replace("`", "") for line in lines])
-    axis.invert_yaxis()
+    axis.set_ylim(len(lines) - 0.5, -0.5)  # the first on top
     axis.grid(axis="x", alpha=0.25)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from scipy.stats import t
 
 CONFIDENCE = 0.95
+DIGITS = 6
 ABOUT = 0.01  # of what counts as about equal: a point
 WIDE = 0.02  # the interval has to be inside
 Verdict = Literal["held", "held, within noise", "equal", "reversed, within noise", "reversed", "not told apart"]
@@ -26,18 +27,18 @@ class Interval:
 def interval_of(values: Sequence[float]) -> Interval:
     """Student's interval of a mean, 95 %; of paired differences it is the paired one.
 
-    Values are rounded to 12 digits first, so that differences that are equal but for rounding have no width.
+    Values are rounded to 6 digits first: accuracies that are equal differ in float32's last digits.
 
     Examples:
         >>> interval_of([0.01, 0.02, 0.03])
-        Interval(mean=0.02, low=-0.0048413771, high=0.0448413771)
+        Interval(mean=0.02, low=-0.004841, high=0.044841)
     """
-    exact = [round(value, 12) for value in values]
-    mean = statistics.mean(exact)
-    if len(exact) < 2:
-        return Interval(mean, None, None)
-    half = statistics.stdev(exact) / math.sqrt(len(exact)) * float(t.ppf((1 + CONFIDENCE) / 2, len(exact) - 1))
-    return Interval(round(mean, 10), round(mean - half, 10), round(mean + half, 10))
+    rounded = [round(value, DIGITS) for value in values]
+    mean = statistics.mean(rounded)
+    if len(rounded) < 2:
+        return Interval(round(mean, DIGITS), None, None)
+    half = statistics.stdev(rounded) / math.sqrt(len(rounded)) * float(t.ppf((1 + CONFIDENCE) / 2, len(rounded) - 1))
+    return Interval(*(round(value, DIGITS) for value in (mean, mean - half, mean + half)))
 
 
 def judge(difference: Interval, *, equal: bool = False) -> Verdict:

@@ -13,7 +13,7 @@ import torch
 from process_groups import free_port
 from safetensors.torch import load_file
 
-from pml_supcon.recipes.train import main
+from pml_supcon.recipes import train
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pml_supcon.recipes.train", "run_processes", "torch._dynamo"])
@@ -30,12 +30,12 @@ TIMES = (
 
 
 class Run:
-    """A run of the recipe on one process or several."""
+    """A run of a recipe on one process or several."""
 
-    def __init__(self, arguments, *, processes=1, before=None):
+    def __init__(self, arguments, *, processes=1, before=None, main=train.main):
         port = free_port()
         self.processes = [
-            CONTEXT.Process(target=_run, args=(list(map(str, arguments)), rank, processes, port, before))
+            CONTEXT.Process(target=_run, args=(main, list(map(str, arguments)), rank, processes, port, before))
             for rank in range(processes)
         ]
         for process in self.processes:
@@ -59,7 +59,7 @@ class Run:
         return any(process.is_alive() for process in self.processes)
 
 
-def _run(arguments, rank, processes, port, before):
+def _run(main, arguments, rank, processes, port, before):
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers
     os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -49,6 +49,7 @@ CONTRADICTIONS = {
     # a setting without the one that it is of
     "--momentum 0.9": "--queue_size with --momentum, but got none",
     "--knn-every 2": "--held_out with --knn_every, but got none",
+    "--scored held_out": "--held_out with --scored, but got none",
     "--miner-share 0.5": "--miner ohem with --miner_share, but got none",
     "--miner batch_hard --miner-share 0.5": "--miner ohem with --miner_share, but got batch_hard",
     "--miner ohem --miner-cap 2": "--miner capped_positives with --miner_cap, but got ohem",

@@ -254,3 +254,19 @@ def test_some_classes_that_only_test_has_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path / "run", "--data", f"imagefolder:{tmp_path / 'images'}")
     assert "among those of train, all or none of them, but cats are not" in capsys.readouterr().err
+
+
+def test_held_out_images_are_scored_in_the_place_of_the_test_split(tmp_path):
+    """Whatever the test split is, the scores are the same; those of the test split are others."""
+    options = [*QUICK, "--held-out", "0.3", "--pictures", "false"]
+    found = {
+        (scored, most): run(tmp_path / f"{scored}{most}", *options, "--scored", scored, "--max-test", most)
+        for scored, most in (("held_out", 40), ("held_out", 100), ("test", 100))
+    }
+    scores = [
+        {name: value for name, value in each.items() if name.startswith(("linear_probe/", "retrieval/"))}
+        for each in found.values()
+    ]
+    assert scores[0] == scores[1] != scores[2]
+    assert [each["scored"] for each in found.values()] == ["held_out", "held_out", "test"]
+    assert not list((tmp_path / "test100").glob("*.png"))

@@ -40,8 +40,8 @@ def positives(scale: Scale) -> Experiment:
         source="table 6, ImageNet, ResNet-50",
         trainings=trainings,
         lines=[
-            Line(f"{name} positives", score_of(name), "supcon_out", float(place), POSITIVES[named[name]])
-            for place, name in enumerate(names)
+            Line(f"{name} positive{'' if name == '1' else 's'}", score_of(name), paper=POSITIVES[named[name]])
+            for name in names
         ],
         comparisons=[
             Comparison(
@@ -53,7 +53,6 @@ def positives(scale: Scale) -> Experiment:
             )
             for place, (fewer, more) in enumerate(pairwise(names))
         ],
-        x_title="positives of an anchor",
         notes=["An image's own other view is one of the positives, and always there."],
     )
 

@@ -1,0 +1,131 @@
+"""`reproduce.py`: it trains what is missing, goes on after a kill, on several processes too, and leaves its records."""
+
+import json
+import signal
+import time
+
+import pytest
+from run_processes import Run
+
+from pml_supcon.recipes import reproduce
+from pml_supcon.recipes.reproducing.experiment import TOP1
+
+TINY = ["--max-train", "300", "--max-test", "60", "--batch-size", "30", "--encoder-args.channels", "[8, 8, 8, 8]"]
+TINY += ["--head-dim", "16", "--warmup-epochs", "0", "--held-out", "0.5", "--clip-gradient-norm", "0.5"]
+
+
+def reproduced(folder, *arguments, epochs=1, processes=1):
+    """The records of experiments, run to their end."""
+    command = [*arguments, "--runs", folder, *TINY, "--epochs", epochs]
+    assert Run(command, main=reproduce.main, processes=processes).wait() == [0] * processes
+    return {
+        path.stem: json.loads(path.read_text())
+        for path in (folder / "results").glob("*.json")
+        if path.name != reproduce.SUMMARY
+    }
+
+
+def scores_of(record):
+    return {name: training["scores"] for name, training in record["trainings"].items()}
+
+
+def finished(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
+
+
+def test_what_is_finished_is_not_repeated_and_experiments_share_it(tmp_path):
+    record = reproduced(tmp_path, "losses", "--seeds", 3, 4)["losses"]
+    once = finished(tmp_path)
+    assert len(once) == 2 * (4 + 2)  # four learning rates, then two seeds
+    for name, training in record["trainings"].items():
+        assert sorted(training["scores"]) == ["3", "4"]
+        assert len(training["tried"]) == 4
+        assert f"{training['learning_rate']:g}" in training["tried"], name
+        for seed, scores in training["scores"].items():
+            runs = [json.loads(path.read_text()) for path in once]
+            assert any(
+                (run["method"], run["seed"], run["scored"], run[TOP1]) == (name, int(seed), "test", scores[TOP1])
+                for run in runs
+            )
+    lines = {line["label"]: line["values"] for line in record["lines"]}
+    assert lines["`supcon_in`"] == [scores[TOP1] for scores in record["trainings"]["supcon_in"]["scores"].values()]
+    left = {path.name for path in (tmp_path / "results").iterdir()}
+    assert left == {"losses.json", "losses.md", "losses.svg", "summary.json"}
+
+    found = reproduced(tmp_path, "losses", "joint", "--seeds", 3, 4)
+    assert scores_of(found["losses"]) == scores_of(record)
+    assert found["joint"]["trainings"]["supcon_out"] == record["trainings"]["supcon_out"]
+    again = finished(tmp_path)
+    assert {path: again[path] for path in once} == once
+    assert len(again) == len(once) + 2 * (4 + 2)  # joint and cross_entropy
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert (summary["trainings"], summary["experiments"]) == (len(again), ["losses", "joint"])
+
+
+def test_a_kill_changes_nothing(tmp_path):
+    options = ["losses", "--seeds", 0, "--learning-rate", 0.1, "--save-every", 2]
+    whole = reproduced(tmp_path / "whole", *options, epochs=12)["losses"]
+    run = Run([*options, "--runs", tmp_path / "cut", *TINY, "--epochs", 12], main=reproduce.main)
+    for kill in (signal.SIGKILL, signal.SIGTERM):
+        deadline = time.time() + 120
+        while run.alive and time.time() < deadline and not list((tmp_path / "cut").glob("*/checkpoints/step-*")):
+            time.sleep(0.01)
+        run.send(kill)
+        assert run.wait() in ([-kill], [128 + kill], [0])
+        run = Run([*options, "--runs", tmp_path / "cut", *TINY, "--epochs", 12], main=reproduce.main)
+    assert run.wait() == [0]
+    cut = json.loads((tmp_path / "cut" / "results" / "losses.json").read_text())
+    for key in ("lines", "comparisons"):
+        assert cut[key] == whole[key]
+    assert not list((tmp_path / "cut").glob("*/checkpoints"))  # of finished runs
+
+
+def test_two_processes_train_together(tmp_path):
+    record = reproduced(tmp_path, "head", "--seeds", 0, "--learning-rate", 0.1, processes=2)["head"]
+    assert record["processes"] == 2
+    assert {line["label"] for line in record["lines"]} >= {"label, h", "rotation, g(h)"}
+    assert all(0 <= value <= 1 for line in record["lines"] for value in line["values"])
+
+
+def test_what_diverges_is_told_and_counts_as_chance(tmp_path):
+    options = ("losses", "--seeds", 0, "--learning-rate", 1e25)
+    record = reproduced(tmp_path, *options)["losses"]
+    assert record["trainings"]["supcon_out"]["scores"]["0"][TOP1] == pytest.approx(0.1)
+    assert "step" in record["trainings"]["supcon_out"]["diverged"]["0"]
+    assert "counts with the accuracy of chance" in (tmp_path / "results" / "losses.md").read_text()
+    noted = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/diverged.json")}
+    assert len(noted) == 2
+    assert reproduced(tmp_path, *options)["losses"]["lines"] == record["lines"]
+    assert {path: path.stat().st_mtime_ns for path in noted} == noted
+
+
+@pytest.mark.parametrize(
+    ("experiment", "expected"),
+    [
+        ("corruption", {"corruption/accuracy/0", "corruption/accuracy/5", "corruption/ece/3"}),
+        ("mining", {"hard_mining/supcon_out/positives/gradient_hardness", "train/images_per_second"}),
+        ("optimizers", {"stage2/lars", "stage2/rmsprop", "stage2/sgd"}),
+        ("transfer", {"transfer/digits?classes=5-9"}),
+        ("few-labels", {TOP1}),
+        ("label-noise", {TOP1}),
+    ],
+)
+def test_experiments_have_their_figures(experiment, expected, tmp_path):
+    record = reproduced(tmp_path, experiment, "--seeds", 0, "--learning-rate", 0.1)[experiment]
+    first = next(iter(record["trainings"].values()))
+    assert expected <= set(first["scores"]["0"])
+    assert all(value is not None for line in record["lines"] for value in line["values"])
+    assert {each["verdict"] for each in record["comparisons"]} <= {
+        *("held", "held, within noise", "equal", "reversed, within noise", "reversed", "not told apart")
+    }
+    if experiment == "label-noise":
+        wrong = [training["scores"]["0"]["train/wrong_labels"] for training in record["trainings"].values()]
+        assert sorted(set(wrong)) == [0, 30, 60, 90]
+
+
+def test_what_is_wrong_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["losses", "--runs", str(tmp_path), "--data", "imagefolder:/no/such/folder"])
+    assert ended.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1] == "reproduce.py: error: Expected a folder of images, but there is no folder /no/such/folder"
