@@ -5,6 +5,7 @@ from types import ModuleType
 
 FAISS_COMMANDS = 'pip install "pml-supcon[cpu]" (CPU) or pip install "pml-supcon[cuda]" (NVIDIA GPU)'
 CORRUPTIONS_COMMAND = 'pip install "pml-supcon[corruptions]"'
+RECIPES_COMMAND = 'pip install "pml-supcon[recipes]"'
 
 
 def require_faiss() -> ModuleType:
@@ -49,4 +50,32 @@ def require_imagecorruptions() -> ModuleType:
             f"Corruptions need imagecorruptions-imaug, which could not be imported ({error}). Install it with "
             f"{CORRUPTIONS_COMMAND}. Where OpenCV misses a system library such as libGL.so.1, put "
             "opencv-python-headless in the place of opencv-python."
+        ) from error
+
+
+def require_recipe(name: str) -> ModuleType:
+    """Import a recipe, or say how to install what the recipes need.
+
+    Args:
+        name: of its module in ``pml_supcon.recipes``.
+
+    Returns:
+        The module, whose ``main`` takes the arguments of a command line.
+
+    Raises:
+        ImportError: If something that it needs is not installed or cannot be loaded; the message holds the command
+            that installs it.
+
+    Examples:
+        >>> require_recipe("settings").TrainSettings().method
+        'supcon_out'
+    """
+    try:
+        return import_module(f"pml_supcon.recipes.{name}")
+    except ImportError as error:
+        if (error.name or "").startswith("pml_supcon"):  # a mistake of ours, which no installation mends
+            raise
+        raise ImportError(
+            f"The recipe {name} needs packages of which one could not be imported ({error}). Install them with "
+            f"{RECIPES_COMMAND}."
         ) from error

@@ -1,41 +1,88 @@
 """What frozen embeddings are worth: functions over arrays, and PML testers that report them."""
 
-from .calibrated_probe import CalibrationTester, calibrated_probe_metrics, fit_calibrated_probe
-from .calibration import (
-    brier_score,
-    calibration_metrics,
-    classwise_calibration_error,
-    expected_calibration_error,
-    negative_log_likelihood,
-    reliability_diagram,
-)
-from .clustering import clustering_metrics
-from .corruption import (
-    corruption_errors,
-    corruption_metrics,
-    mean_corruption_error,
-    probe_scores,
-    relative_mean_corruption_error,
-    scores_by_severity,
-)
-from .corruption_tester import CorruptionTester
-from .few_shot import FewShotTester, few_shot_metrics
-from .hard_mining import HardMiningTester, hard_mining_curve
-from .head_probe import majority_share, transformation_probe_metrics
-from .head_probe_tester import HeadProbeTester
-from .indexes import INDEXES, index_recall
-from .label_budgets import learning_curve
-from .linear_probe import (
-    LinearProbeTester,
-    fit_linear_probe,
-    linear_probe_metrics,
-    probe_logits,
-    score_linear_probe,
-)
-from .probe_selection import choose_inverse_l2
-from .retrieval import per_class_means, retrieval_metrics, retrieval_scores
-from .retrieval_tester import RetrievalTester
-from .temperature import fit_temperature
+from typing import TYPE_CHECKING
+
+from pml_supcon._later import imported_later
+
+if TYPE_CHECKING:
+    from .calibrated_probe import CalibrationTester, calibrated_probe_metrics, fit_calibrated_probe
+    from .calibration import (
+        brier_score,
+        calibration_metrics,
+        classwise_calibration_error,
+        expected_calibration_error,
+        negative_log_likelihood,
+        reliability_diagram,
+    )
+    from .clustering import clustering_metrics
+    from .corruption import (
+        corruption_errors,
+        corruption_metrics,
+        mean_corruption_error,
+        probe_scores,
+        relative_mean_corruption_error,
+        scores_by_severity,
+    )
+    from .corruption_tester import CorruptionTester
+    from .few_shot import FewShotTester, few_shot_metrics
+    from .hard_mining import HardMiningTester, hard_mining_curve
+    from .head_probe import majority_share, transformation_probe_metrics
+    from .head_probe_tester import HeadProbeTester
+    from .indexes import INDEXES, index_recall
+    from .label_budgets import learning_curve
+    from .linear_probe import (
+        LinearProbeTester,
+        fit_linear_probe,
+        linear_probe_metrics,
+        probe_logits,
+        score_linear_probe,
+    )
+    from .probe_selection import choose_inverse_l2
+    from .retrieval import per_class_means, retrieval_metrics, retrieval_scores
+    from .retrieval_tester import RetrievalTester
+    from .temperature import fit_temperature
+else:  # PML's testers, scikit-learn and torchvision take a second and more to import
+    __getattr__, __dir__ = imported_later(
+        __name__,
+        {
+            "calibrated_probe": ("CalibrationTester", "calibrated_probe_metrics", "fit_calibrated_probe"),
+            "calibration": (
+                "brier_score",
+                "calibration_metrics",
+                "classwise_calibration_error",
+                "expected_calibration_error",
+                "negative_log_likelihood",
+                "reliability_diagram",
+            ),
+            "clustering": ("clustering_metrics",),
+            "corruption": (
+                "corruption_errors",
+                "corruption_metrics",
+                "mean_corruption_error",
+                "probe_scores",
+                "relative_mean_corruption_error",
+                "scores_by_severity",
+            ),
+            "corruption_tester": ("CorruptionTester",),
+            "few_shot": ("FewShotTester", "few_shot_metrics"),
+            "hard_mining": ("HardMiningTester", "hard_mining_curve"),
+            "head_probe": ("majority_share", "transformation_probe_metrics"),
+            "head_probe_tester": ("HeadProbeTester",),
+            "indexes": ("INDEXES", "index_recall"),
+            "label_budgets": ("learning_curve",),
+            "linear_probe": (
+                "LinearProbeTester",
+                "fit_linear_probe",
+                "linear_probe_metrics",
+                "probe_logits",
+                "score_linear_probe",
+            ),
+            "probe_selection": ("choose_inverse_l2",),
+            "retrieval": ("per_class_means", "retrieval_metrics", "retrieval_scores"),
+            "retrieval_tester": ("RetrievalTester",),
+            "temperature": ("fit_temperature",),
+        },
+    )
 
 __all__ = [  # noqa: RUF022 - flow order
     # retrieval

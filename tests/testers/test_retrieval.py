@@ -614,6 +614,7 @@ def test_testers_can_be_imported_without_faiss():
     code = (
         "import sys; sys.modules['faiss'] = None\n"
         "from pml_supcon import testers\n"
+        "from pml_supcon.testers import *\n"  # imports them all
         "testers.LinearProbeTester()\n"
         "try: testers.RetrievalTester()\n"
         "except ImportError: print('told')\n"
