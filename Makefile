@@ -8,7 +8,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test wheel-test reproduce docs bench tables clean
+.PHONY: train test wheel-test reproduce notebook walk docs bench tables clean
 
 train: $(VENV)/.recipes
 	$(BIN)/accelerate launch --quiet recipes/train.py $(ARGS)
@@ -28,6 +28,14 @@ wheel-test: $(VENV)/.dev
 reproduce: $(VENV)/.recipes
 	$(BIN)/accelerate launch --quiet recipes/reproduce.py all --scale digits --results docs/results/digits $(ARGS)
 	$(MAKE) tables
+
+# run the notebook anew and keep its outputs (a minute)
+notebook: $(VENV)/.dev
+	$(BIN)/python docs/notebooks/run.py
+
+# clone the last commit and type what the pages say (half an hour, 5 GB for a while)   make walk ARGS=--skip-tests
+walk: $(VENV)/.dev
+	$(BIN)/python tests/walk/newcomer.py $(ARGS)
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs serve

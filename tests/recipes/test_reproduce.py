@@ -4,7 +4,9 @@ import json
 import signal
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 from run_processes import Run
 
 from pml_supcon.recipes import reproduce
@@ -129,3 +131,24 @@ def test_what_is_wrong_is_one_line(tmp_path, capsys):
     assert ended.value.code == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1] == "reproduce.py: error: Expected a folder of images, but there is no folder /no/such/folder"
+
+
+def test_a_few_steps_at_the_scale_of_all_of_cifar10(tmp_path):
+    """Everything but the size is the scale's: ResNet-18, bfloat16, the choice on held-out images, then all of them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 12, 12, 3), dtype=np.uint8)
+    for split, first, last in (("train", 0, 10), ("test", 10, 12)):
+        for label in range(10):
+            folder = tmp_path / "images" / split / str(label)
+            folder.mkdir(parents=True)
+            for number in range(first, last):
+                Image.fromarray(pixels[label, number]).save(folder / f"{number}.png")
+    few = ["--batch-size", 30, "--epochs", 1, "--warmup-epochs", 0, "--data"]
+    few += [f"imagefolder:{tmp_path / 'images'}"]
+    command = ["losses", "--scale", "cifar10", "--seeds", 0, 1, *few, "--runs", tmp_path / "runs"]
+    assert Run(command, main=reproduce.main).wait() == [0]
+    record = json.loads((tmp_path / "runs" / "results" / "losses.json").read_text())
+    assert record["settings"]["encoder"] == "resnet18"
+    assert record["settings"]["mixed_precision"] == "bf16"
+    assert [len(training["tried"]) for training in record["trainings"].values()] == [4, 4]
+    metrics = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/metrics.json")]
+    assert {each["precision"] for each in metrics} == {"bf16"}

@@ -1,0 +1,82 @@
+"""A folder as the pages expect it: a copy of the checkout, images in folders, an encoder, two finished runs."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from command_server import ON_THE_CPU, Server
+from PIL import Image
+from small_runs import READY
+from stand_ins import COMMANDS
+
+from pml_supcon.models import create_encoder, save_encoder
+
+CHECKOUT = Path(__file__).parents[2]
+FOLDERS = ("recipes", "benchmarks", "docs", "tests")
+FILES = ("Makefile", "pyproject.toml", "mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE")
+OF_EACH_PAGE = ("my", "runs", "imagenet")  # a page may write there
+CLASSES, IMAGES, SIDE = ("beech", "birch", "larch", "oak"), 20, 32
+
+
+class Workbench:
+    """What all pages share, made once.
+
+    Args:
+        folder: an empty folder.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.home = folder / "home"
+        self.server = Server(folder, COMMANDS)
+        self.home.mkdir()
+        for name in FOLDERS:  # copies, so that nothing is written into the checkout
+            shutil.copytree(CHECKOUT / name, self.home / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        for name in FILES:
+            shutil.copy(CHECKOUT / name, self.home)
+        (self.home / "pml_supcon").symlink_to(CHECKOUT / "pml_supcon")
+        for place in ("my/images", "my/other", "imagenet/train", "imagenet/val"):
+            save_images(self.home / place)
+        save_encoder(small_encoder(), self.home / "my" / "encoder")
+        for method, place in (("supcon_out", "runs/mine"), ("cross_entropy", "runs/other")):
+            status, said = self.run("python", ["recipes/train.py", "--method", method, "--output", place], self.home)
+            if status:
+                raise RuntimeError(f"Expected {place} to be trained, but train.py ended with {status}:\n{said}")
+            (self.home / place / READY).touch()
+
+    def run(self, name, arguments, folder):
+        """Run a command of the stand-ins in a folder; its status, and what it said."""
+        output = self.folder / "output.txt"
+        environment = {"PATH": f"{self.server.bin}:/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8"}
+        environment |= ON_THE_CPU
+        status = self.server.run(name, arguments, folder, environment=environment, output=output)
+        return status, output.read_text(errors="replace")
+
+    def run_page(self, file, page, folder):
+        """Run the blocks of a page in a folder of its own."""
+        for place in self.home.iterdir():
+            if place.name in OF_EACH_PAGE:
+                shutil.copytree(place, folder / place.name)
+            else:
+                (folder / place.name).symlink_to(place)
+        return self.run("page", [file, page], folder)
+
+    def close(self):
+        """End the server."""
+        self.server.close()
+
+
+def small_encoder():
+    """An encoder for small colour images."""
+    return create_encoder("resnet10t", in_chans=3, channels=(8, 8, 16, 16))
+
+
+def save_images(folder):
+    """Noise of a colour of its own for each class."""
+    draws = torch.Generator().manual_seed(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for index in range(IMAGES):
+            pixels = torch.randint(0, 120, (SIDE, SIDE, 3), generator=draws)
+            pixels[..., label % 3] += 100 if label < 3 else 0
+            Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / name / f"{index:02d}.png")
