@@ -88,12 +88,13 @@ def write_summary(settings: ReproduceSettings, trainings: Trainings, wall: float
         "scale": settings.scale.name,
         "experiments": list(settings.experiments),
         "seeds": list(settings.seeds),
-        "trainings": len(trainings.seconds),
+        "trainings_and_evaluations": len(trainings.seconds),
         "seconds": round(sum(trainings.seconds.values())),
         "seconds_of_this_call": round(wall),
     }
     replace_text(settings.results / SUMMARY, json.dumps(summary, indent=1) + "\n")
-    print(f"{summary['trainings']} trainings of {summary['seconds']} seconds in all; this call took {wall:.0f} seconds")
+    what = f"{summary['trainings_and_evaluations']} trainings and evaluations of {summary['seconds']} seconds in all"
+    print(f"{what}; this call took {wall:.0f} seconds")
 
 
 def fail(message: str, status: int) -> NoReturn:

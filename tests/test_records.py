@@ -117,7 +117,7 @@ def test_results_are_recorded_with_three_seeds_and_shown(scale, name):
 @pytest.mark.parametrize("scale", SHOWN)
 def test_results_are_of_known_code_and_took_the_promised_time(scale):
     records = [json.loads((RESULTS / scale / f"{name}.json").read_text()) for name in SHOWN[scale]]
-    assert not [commit for record in records for commit in record["commits"] if commit.endswith("+")]
+    assert not [commit for record in records for commit in record["origin"]["commit"] if commit.endswith("+")]
     summary = json.loads((RESULTS / scale / "summary.json").read_text())
     assert set(summary["experiments"]) == set(SHOWN[scale])
     if scale == "digits":

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pml_supcon.recipes.reproducing.analysis import evaluate_run, figures_of
@@ -11,20 +11,23 @@ from pml_supcon.recipes.reproducing.scales import Scale
 from pml_supcon.recipes.reproducing.statistics import interval_of, judge
 from pml_supcon.recipes.reproducing.trainings import Trainings, settings_of
 from pml_supcon.recipes.reproducing.tuning import Choice, choose
-from pml_supcon.recipes.run_folder import environment
 from pml_supcon.recipes.settings import TrainSettings
 
 KEPT = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/")
 
 
+#: Of the runs, beside versions: where and when they were made.
+ORIGIN = ("commit", "date", "device", "cpus", "processes", "precision")
+
+
 @dataclass
 class Outcome:
-    """What a training came to: the learning rate, and the scores of each seed."""
+    """What a training came to: the learning rate; for each seed scores, how it diverged, and the run's origin."""
 
     choice: Choice
-    scores: dict[int, dict[str, float]]
-    diverged: dict[int, str]
-    commits: set[str]
+    scores: dict[int, dict[str, float]] = field(default_factory=dict)
+    diverged: dict[int, str] = field(default_factory=dict)
+    origins: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 def run_experiment(
@@ -35,7 +38,7 @@ def run_experiment(
         training.name: run_training(training, experiment, scale, seeds, trainings, tell)
         for training in experiment.trainings
     }
-    return record_of(experiment, scale, seeds, outcomes, trainings)
+    return record_of(experiment, scale, seeds, outcomes)
 
 
 def settings_for(training: Training, scale: Scale, choice: Choice, seed: int) -> TrainSettings:
@@ -54,11 +57,15 @@ def run_training(
 ) -> Outcome:
     """Choose the learning rate, train with every seed, evaluate."""
     choice = choose(training, scale, trainings)
-    outcome = Outcome(choice, {}, {}, set())
+    tried = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in choice.tried.items())
+    tell(f"{experiment.name}: {training.name}, learning rate {choice.learning_rate:g} of ({tried}) on held-out images")
+    outcome = Outcome(choice)
     for seed in seeds:
         settings, started = settings_for(training, scale, choice, seed), time.perf_counter()
         record, path = trainings.record(settings), trainings.path_of(settings)
-        outcome.commits.add(str(record["commit"]))
+        outcome.origins[seed] = {
+            name: value for name, value in record.items() if name in ORIGIN or name.startswith("version/")
+        }
         outcome.scores[seed] = {name: value for name, value in record.items() if name.startswith(KEPT)}
         if "diverged" in record:
             outcome.diverged[seed] = record["diverged"]
@@ -66,7 +73,7 @@ def run_training(
             for wanted in experiment.evaluations:
                 sections, took = evaluate_run(path, settings, wanted, trainings.accelerator)
                 outcome.scores[seed] |= figures_of(sections, wanted)
-                trainings.seconds[path] += took
+                trainings.seconds[f"{path}: {sorted(wanted.items())}"] = took
         tell(line_about(experiment, training, settings, outcome, time.perf_counter() - started))
     return outcome
 
@@ -85,13 +92,10 @@ def record_of(
     scale: Scale,
     seeds: Sequence[int],
     outcomes: Mapping[str, Outcome],
-    trainings: Trainings,
 ) -> dict[str, Any]:
     """All of an experiment as JSON holds it; shares stay shares."""
     scores = {seed: {name: outcome.scores[seed] for name, outcome in outcomes.items()} for seed in seeds}
-    about = environment(trainings.accelerator.device)
-    for name in ("commit", "peak_memory_mb", "peak_device_memory_mb"):
-        about.pop(name, None)
+    origins = [origin for outcome in outcomes.values() for origin in outcome.origins.values()]
     return {
         "experiment": experiment.name,
         "scale": scale.name,
@@ -129,9 +133,10 @@ def record_of(
         "comparisons": [
             compared(comparison, [scores[seed] for seed in seeds]) for comparison in experiment.comparisons
         ],
-        "commits": sorted({commit for outcome in outcomes.values() for commit in outcome.commits}),
-        "processes": trainings.accelerator.num_processes,
-        **about,
+        "origin": {  # all values that the runs have
+            name: sorted({str(origin[name]) for origin in origins if name in origin})
+            for name in dict.fromkeys(name for origin in origins for name in origin)
+        },
     }
 
 

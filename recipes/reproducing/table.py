@@ -87,13 +87,12 @@ def _told(record: Mapping[str, Any]) -> list[str]:
 
 
 def _origin(record: Mapping[str, Any]) -> str:
-    seeds = ", ".join(str(seed) for seed in record["seeds"])
-    commits = ", ".join(record["commits"])
-    processes = f"{record['processes']} process{'es' if record['processes'] > 1 else ''}"
+    origin = {name: ", ".join(values) for name, values in record["origin"].items()}
+    seeds = ", ".join(map(str, record["seeds"]))
     return (
         f"`accelerate launch recipes/reproduce.py {record['experiment']} --scale {record['scale']}` on "
-        f"{record['date']}, seeds {seeds}, {processes} on {record['device']} "
-        f"({record['cpus']} CPU cores), torch {record['version/torch']}, commit {commits}."
+        f"{origin['date']}, seeds {seeds}; processes: {origin['processes']}, device: {origin['device']}, CPU cores: "
+        f"{origin['cpus']}; torch {origin['version/torch']}, commit {origin['commit']}."
     )
 
 

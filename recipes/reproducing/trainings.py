@@ -40,12 +40,12 @@ class Trainings:
         accelerator: the processes.
 
     Attributes:
-        seconds: what each run that was asked for has taken, with its evaluations, whenever that was.
+        seconds: what each run that was asked for has taken, and each evaluation of it, whenever that was.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.folder, self.accelerator = folder, accelerator
-        self.seconds: dict[Path, float] = {}
+        self.seconds: dict[str, float] = {}
 
     def path_of(self, settings: TrainSettings) -> Path:
         """Where a run is, whichever experiment asked for it."""
@@ -76,7 +76,7 @@ class Trainings:
                     shutil.rmtree(path / "checkpoints", ignore_errors=True)  # it is over
                 self.accelerator.wait_for_everyone()
         found = self._read(path)
-        self.seconds[path] = found["seconds/total"]
+        self.seconds[str(path)] = found["seconds/total"]
         return found
 
     def _seen_by_main(self, file: Path) -> bool:
@@ -84,13 +84,8 @@ class Trainings:
 
     def _note(self, file: Path, message: str, chance: float, started: float) -> None:
         if self.accelerator.is_main_process:
-            seconds = round(time.perf_counter() - started, 1)
-            about = {
-                "diverged": message,
-                TOP1: chance,
-                "seconds/total": seconds,
-                **environment(self.accelerator.device),
-            }
+            about = {"diverged": message, TOP1: chance, "seconds/total": round(time.perf_counter() - started, 1)}
+            about |= {"processes": self.accelerator.num_processes, **environment(self.accelerator.device)}
             replace_text(file, json.dumps(about, indent=2) + "\n")
 
     def _read(self, path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_what_is_finished_is_not_repeated_and_experiments_share_it(tmp_path):
     assert {path: again[path] for path in once} == once
     assert len(again) == len(once) + 2 * (4 + 2)  # joint and cross_entropy
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())
-    assert (summary["trainings"], summary["experiments"]) == (len(again), ["losses", "joint"])
+    assert (summary["trainings_and_evaluations"], summary["experiments"]) == (len(again), ["losses", "joint"])
 
 
 def test_a_kill_changes_nothing(tmp_path):
@@ -84,7 +84,7 @@ def test_a_kill_changes_nothing(tmp_path):
 
 def test_two_processes_train_together(tmp_path):
     record = reproduced(tmp_path, "head", "--seeds", 0, "--learning-rate", 0.1, processes=2)["head"]
-    assert record["processes"] == 2
+    assert record["origin"]["processes"] == ["2"]
     assert {line["label"] for line in record["lines"]} >= {"label, h", "rotation, g(h)"}
     assert all(0 <= value <= 1 for line in record["lines"] for value in line["values"])
 

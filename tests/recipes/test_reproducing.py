@@ -164,8 +164,9 @@ def test_quantities_and_comparisons():
 def record_with(lines, **more):
     return {
         "experiment": "losses", "scale": "digits", "title": "Losses", "claim": "A over B.", "source": "table 1",
-        "notes": ["A note."], "x_title": "x", "x_log": False, "seeds": [0, 1, 2], "processes": 1, "device": "cpu",
-        "cpus": 2, "date": "2026-01-01", "version/torch": "2", "commits": ["abc"], "lines": lines,
+        "notes": ["A note."], "x_title": "x", "x_log": False, "seeds": [0, 1, 2], "lines": lines,
+        "origin": {"processes": ["1"], "device": ["cpu"], "cpus": ["2"], "date": ["2026-01-01", "2026-01-02"],
+                   "version/torch": ["2"], "commit": ["abc"]},
         "trainings": {"a": {"at_edge": True, "diverged": {}}, "b": {"at_edge": False, "diverged": {"1": "loss"}}},
         "comparisons": [
             {"title": "a over b", "paper": 11.3, "percent": True, "mean": 0.02, "low": 0.011, "high": 0.029,
@@ -194,7 +195,7 @@ def test_tables_show_scores_the_paper_and_the_verdict():
     assert "| a over b | **held** | +2.00 | +1.10 to +2.90 | +11.3 |" in text
     assert "a better one may lie beyond, for: `a`." in text
     assert "`b` diverged with seed 1 and counts with the accuracy of chance." in text
-    assert "recipes/reproduce.py losses --scale digits` on 2026-01-01, seeds 0, 1, 2, 1 process on cpu" in text
+    assert "recipes/reproduce.py losses --scale digits` on 2026-01-01, 2026-01-02, seeds 0, 1, 2; processes: 1" in text
 
 
 @pytest.mark.parametrize("with_x", [False, True])
