@@ -72,24 +72,20 @@ def measured_table(name: str) -> str:
 
 def results_table() -> str:
     """The orderings of the paper that held, by experiment and scale."""
-    verdicts = {
-        "held": ("held",),
-        "within noise": ("held, within noise",),
-        "not told apart": ("not told apart", "equal", "diverged"),
-        "reversed within noise": ("reversed, within noise",),
-        "reversed": ("reversed",),
-    }
-    head = ["experiment", "scale", "orderings", *verdicts]
+    verdicts = ("held", "not told apart", "reversed")
+    head = ["experiment", "scale", "orderings of the paper", *verdicts]
     lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
     for scale in SCALES:
         for name in EXPERIMENTS:
             path = ROOT / "docs/results" / scale / f"{name}.json"
             if path.exists():
                 record = json.loads(path.read_text())
-                found = [each["verdict"] for each in record["comparisons"]]
-                place = re.sub(r"[^a-z0-9]+", "-", record["title"].lower()).strip("-")
-                title = f"[{record['title']}]({scale.replace('-', '_')}.md#{place})"
-                counts = [str(sum(verdict in each for verdict in found)) for each in verdicts.values()]
+                found = [each["verdict"] for each in record["comparisons"] if each["claimed"]]
+                place = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", record["title"].lower()))  # as Markdown's
+                page = f"{scale.replace('-', '_')}.md"
+                shown = (ROOT / "docs/results" / page).exists()
+                title = f"[{record['title']}]({page}#{place})" if shown else record["title"]
+                counts = [str(found.count(verdict)) for verdict in verdicts]
                 lines.append([title, scale, str(len(found)), *counts])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -16,12 +16,14 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NoReturn
 
-from accelerate import Accelerator, PartialState
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
+from pml_supcon._extras import require_imagecorruptions
 from pml_supcon.recipes.job import check_processes
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
 from pml_supcon.recipes.reproducing.figure import draw
@@ -32,27 +34,30 @@ from pml_supcon.recipes.reproducing.trainings import Trainings
 from pml_supcon.recipes.run_folder import check_writable, replace_text
 from pml_supcon.recipes.stopping import Stopped
 
-SUMMARY = "summary.json"
+PATIENCE = timedelta(days=1)  # processes wait while the main one scores
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, then write records, tables and drawings."""
-    started = time.perf_counter()
     settings = parse(arguments, prog="reproduce.py", description=(__doc__ or "").split("\n")[0])
     try:
         check_writable(settings.results)
-        accelerator = Accelerator(mixed_precision=settings.scale.settings.get("mixed_precision"))
+        patient = InitProcessGroupKwargs(timeout=PATIENCE)
+        precision = settings.scale.settings.get("mixed_precision")
+        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patient])
         check_processes(accelerator)
         trainings = Trainings(settings.runs, accelerator)
-        for name in settings.experiments:
-            experiment = EXPERIMENTS[name](settings.scale)
+        experiments = [EXPERIMENTS[name](settings.scale) for name in settings.experiments]
+        if any("corruption" in wanted["sections"] for each in experiments for wanted in each.evaluations):
+            require_imagecorruptions()  # before hours of training
+        for experiment in experiments:
             record = run_experiment(experiment, settings.scale, settings.seeds, trainings, tell)
             if accelerator.is_main_process:
-                write(settings, {**record, "given": settings.given})
-        if accelerator.is_main_process:
-            write_summary(settings, trainings, time.perf_counter() - started)
+                write(settings, {**record, "given": {name: str(value) for name, value in settings.given.items()}})
     except (ValueError, TypeError, OSError, ImportError) as error:
         fail(str(error), 1)
+    except torch.OutOfMemoryError as error:
+        fail(f"{str(error).splitlines()[0]} (--chunk-size 64 needs less); {AGAIN}", 1)
     except Stopped as stopped:
         fail(f"stopped by {signal.Signals(stopped.number).name} {stopped}; {AGAIN}", 128 + stopped.number)
     except KeyboardInterrupt:
@@ -80,21 +85,6 @@ def write(settings: ReproduceSettings, record: dict[str, Any]) -> None:
     draw(record, aside)
     os.replace(aside, settings.results / f"{name}.svg")
     print(f"\n{record['title']}\n\n{table}\n{settings.results / name}.json, .md, .svg\n", flush=True)
-
-
-def write_summary(settings: ReproduceSettings, trainings: Trainings, wall: float) -> None:
-    """What all of it cost."""
-    summary = {
-        "scale": settings.scale.name,
-        "experiments": list(settings.experiments),
-        "seeds": list(settings.seeds),
-        "trainings_and_evaluations": len(trainings.seconds),
-        "seconds": round(sum(trainings.seconds.values())),
-        "seconds_of_this_call": round(wall),
-    }
-    replace_text(settings.results / SUMMARY, json.dumps(summary, indent=1) + "\n")
-    what = f"{summary['trainings_and_evaluations']} trainings and evaluations of {summary['seconds']} seconds in all"
-    print(f"{what}; this call took {wall:.0f} seconds")
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -24,7 +24,15 @@ from pml_supcon.recipes.checkpoints import Checkpoint, CheckpointError, Checkpoi
 from pml_supcon.recipes.settings import FREE_TO_CHANGE, TrainSettings
 
 CONFIG, METRICS, ENCODER, HEAD = "config.yaml", "metrics.json", "encoder", "head.safetensors"
-LEAVES = ("checkpoints", "history.jsonl", METRICS, ENCODER, HEAD)  # what a run leaves beside its configuration
+CLASSIFIER = "classifier.safetensors"
+LEAVES = (
+    "checkpoints",
+    "history.jsonl",
+    METRICS,
+    ENCODER,
+    HEAD,
+    CLASSIFIER,
+)  # what a run leaves beside its configuration
 
 
 class RunFolder:

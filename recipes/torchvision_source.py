@@ -36,25 +36,8 @@ def open_torchvision(place: str, options: dict[str, str]) -> Source:
         ValueError: for an unknown name, a class that needs other arguments, labels that are not integers.
         OSError: where the download fails.
     """
-    names = {
-        name.lower(): name
-        for name in torchvision.datasets.__all__
-        if isinstance(getattr(torchvision.datasets, name), type) and name not in _NOT_DATA
-    }
-    if place.lower() not in names:
-        near = [names[name] for name in difflib.get_close_matches(place.lower(), names, n=4)]
-        hint = f"; the nearest names are {', '.join(near)}" if near else ""
-        raise ValueError(f"Expected a class of torchvision.datasets after `torchvision:`, but got {place!r}{hint}")
-    name = names[place.lower()]
-    kind = getattr(torchvision.datasets, name)
-    parameters = _parameters(kind)
-    given = {"root", "train", *options} | ({"split"} if "train" not in parameters else set())
-    missing = [key for key, value in parameters.items() if value.default is value.empty and key not in given]
-    if missing or not set(options) <= set(parameters):
-        raise ValueError(
-            f"torchvision's {name} needs {missing or 'no further arguments'}, but got {options} "
-            f"(`torchvision:{name}?ARGUMENT=VALUE` gives one)"
-        )
+    kind = find_class(place, options)
+    name, parameters = kind.__name__, _parameters(kind)
     if "train" in parameters:
         train, test = (_build(kind, {"train": flag, **options}) for flag in (True, False))
     elif "split" in parameters and "split" not in options:
@@ -67,6 +50,30 @@ def open_torchvision(place: str, options: dict[str, str]) -> Source:
     count = max(int(pool.labels.max()) + 1 for pool in pools if pool is not None and len(pool))
     class_names = tuple(map(str, classes)) if classes is not None and len(classes) >= count else None
     return Source(pools[0], pools[1], class_names or tuple(map(str, range(count))), symbols=name in _SYMBOLS)
+
+
+def find_class(place: str, options: dict[str, str]) -> type:
+    """The class that `open_torchvision` opens, which takes the options; raises its errors before anything is loaded."""
+    names = {
+        name.lower(): name
+        for name in torchvision.datasets.__all__
+        if isinstance(getattr(torchvision.datasets, name), type) and name not in _NOT_DATA
+    }
+    if place.lower() not in names:
+        near = [names[name] for name in difflib.get_close_matches(place.lower(), names, n=4)]
+        hint = f"; the nearest names are {', '.join(near)}" if near else ""
+        raise ValueError(f"Expected a class of torchvision.datasets after `torchvision:`, but got {place!r}{hint}")
+    name = names[place.lower()]
+    kind: type = getattr(torchvision.datasets, name)
+    parameters = _parameters(kind)
+    given = {"root", "train", *options} | ({"split"} if "train" not in parameters else set())
+    missing = [key for key, value in parameters.items() if value.default is value.empty and key not in given]
+    if missing or not set(options) <= set(parameters):
+        raise ValueError(
+            f"torchvision's {name} needs {missing or 'no further arguments'}, but got {options} "
+            f"(`torchvision:{name}?ARGUMENT=VALUE` gives one)"
+        )
+    return kind
 
 
 #: Where torchvision's classes keep the paths of their images.

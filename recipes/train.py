@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import filter_trackers
+from safetensors.torch import save_file
 
 from pml_supcon.models import save_encoder, save_head
 from pml_supcon.recipes import report
@@ -32,7 +33,7 @@ from pml_supcon.recipes.job import Job, check_tracker, open_job, open_run
 from pml_supcon.recipes.keeper import RunKeeper
 from pml_supcon.recipes.loop import run_stage
 from pml_supcon.recipes.methods import classifier_of, head_of
-from pml_supcon.recipes.run_folder import ENCODER, HEAD, RunFolder, check_space, computed, environment
+from pml_supcon.recipes.run_folder import CLASSIFIER, ENCODER, HEAD, RunFolder, check_space, computed, environment
 from pml_supcon.recipes.run_state import bytes_of, restore
 from pml_supcon.recipes.settings.parser import parse_settings
 from pml_supcon.recipes.stage import Stage
@@ -160,9 +161,15 @@ def finish(job: Job, stage1: Stage, stage: Stage, history: History, seconds: flo
     head = head_of(stage1.scored().top)
     if head is not None:
         save_head(head, job.run.path / HEAD)
+    classifier = classifier_of(model.top)
+    if classifier is not None:
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()},
+            job.run.path / CLASSIFIER,
+        )
     losses, per_epoch = history.losses(1), stage1.steps_per_epoch
     metrics: dict[str, Any] = {
-        **score(embedded, job.division.labels, classifier_of(model.top)),
+        **score(embedded, job.division.labels, classifier),
         "train/final_loss": mean(losses[-per_epoch:]),
         "train/steps": stage.last_step,
         "train/images": len(job.division.train),

@@ -1,8 +1,14 @@
 """The section "corruption": a linear probe on corrupted test images."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import softmax
 
 from pml_supcon.corruptions import CORRUPTIONS, Corruption, strengths_for
 from pml_supcon.corruptions.corruption import SEVERITIES
@@ -52,8 +58,10 @@ def corruption(subject: "Subject") -> dict[str, Any] | None:
         baseline = read_baseline(path, data=_identity(subject), strengths=strengths, images=len(labels))
 
     train, test = subject.features("train"), subject.features("test", most=most)
-    probe = None
-    if subject.is_main:
+    probe: Any = None
+    if subject.is_main and settings.own_classifier and subject.opened.classifier is not None:
+        probe = TrainedClassifier(subject.opened.classifier)
+    elif subject.is_main:
         learnt = subject.labels("train")
         tell_missing_classes(subject, learnt, labels, "under corruption they count as errors")
         penalty: float | Literal["auto"] = settings.inverse_l2 if settings.inverse_l2 is not None else "auto"
@@ -78,6 +86,19 @@ def corruption(subject: "Subject") -> dict[str, Any] | None:
         "mean_corruption_error": None if baseline is None else mean_corruption_error(errors, baseline),
         "baseline": None if path is None else str(path),
     }
+
+
+class TrainedClassifier:
+    """A run's linear classifier in the place of a probe: `weight` `(C, width)`, `bias` `(C,)`, of the labels 0..C-1."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.weight, self.bias = (weights[name].double().numpy() for name in ("weight", "bias"))
+        self.classes_ = np.arange(len(self.weight))
+
+    def predict_proba(self, rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        """Probabilities `(N, C)` of features `(N, width)`."""
+        found: npt.NDArray[np.float64] = softmax(rows @ self.weight.T + self.bias, axis=1)
+        return found
 
 
 def read_baseline(path: Path, *, data: dict[str, Any], strengths: str, images: int) -> Errors:

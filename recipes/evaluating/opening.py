@@ -10,13 +10,14 @@ import timm
 import torch
 import yaml
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import is_model, split_model_name_tag
-from torch import nn
+from torch import Tensor, nn
 
 from pml_supcon.models import create_encoder, load_encoder, load_head
 from pml_supcon.models.storage import weights_file
 from pml_supcon.recipes.data import ImageData
-from pml_supcon.recipes.run_folder import CONFIG, ENCODER, HEAD
+from pml_supcon.recipes.run_folder import CLASSIFIER, CONFIG, ENCODER, HEAD
 
 RUN_DATA = ("data", "image_size", "max_train", "max_test")  # settings of a run that say what its images are
 
@@ -29,6 +30,7 @@ class OpenedEncoder:
         name: what was asked for.
         model: maps images `(N, in_chans, H, W)` to features `(N, width)`; in evaluation mode, without gradients.
         head: the projection head that it was trained under, or None.
+        classifier: the linear classifier that was trained with it or on it, `weight` `(C, width)` and `bias`, or None.
         in_chans: channels of its images.
         image_size: side of its images in pixels, or None where it takes any.
         mean: of the channels, by which images are normalised.
@@ -40,6 +42,7 @@ class OpenedEncoder:
     name: str
     model: nn.Module
     head: nn.Module | None
+    classifier: dict[str, Tensor] | None
     in_chans: int
     image_size: int | None
     mean: tuple[float, ...]
@@ -90,7 +93,7 @@ def open_encoder(name: str) -> OpenedEncoder:
     if not path.is_dir():
         return _from_timm(name)
     run: dict[str, Any] = {}
-    folder, head = path, None
+    folder, head, classifier = path, None, None
     if (path / CONFIG).is_file():
         run = _settings_of(path / CONFIG)
         if not (path / ENCODER).is_dir():
@@ -100,13 +103,14 @@ def open_encoder(name: str) -> OpenedEncoder:
             )
         folder = path / ENCODER
         head = load_head(path / HEAD) if (path / HEAD).exists() else None
+        classifier = load_file(path / CLASSIFIER) if (path / CLASSIFIER).exists() else None
     try:
         model = _load(folder)
     except FileNotFoundError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(f"Expected {folder} to hold an encoder of this package or of timm's, but: {error}") from error
-    return _describe(name, model, head, run)
+    return _describe(name, model, head, classifier, run)
 
 
 def _load(folder: Path) -> nn.Module:
@@ -122,7 +126,7 @@ def _load(folder: Path) -> nn.Module:
 def _from_timm(name: str) -> OpenedEncoder:
     if "/" in name or not is_model(split_model_name_tag(name)[0]):
         raise FileNotFoundError(f"Expected a run, an encoder's folder or a name of timm's, but there is no {name}")
-    return _describe(name, create_encoder(name, pretrained=True, small_stem=False), None, {})
+    return _describe(name, create_encoder(name, pretrained=True, small_stem=False), None, None, {})
 
 
 def _settings_of(config: Path) -> dict[str, Any]:
@@ -134,7 +138,9 @@ def _settings_of(config: Path) -> dict[str, Any]:
         raise ValueError(f"Expected {config} to be the settings of a run, but it is not: {error!r}") from error
 
 
-def _describe(name: str, model: Any, head: nn.Module | None, run: dict[str, Any]) -> OpenedEncoder:
+def _describe(
+    name: str, model: Any, head: nn.Module | None, classifier: dict[str, Tensor] | None, run: dict[str, Any]
+) -> OpenedEncoder:
     config = timm.data.resolve_model_data_config(model)
     in_chans, side, _ = config["input_size"]
     digest = hashlib.sha256(repr(sorted((k, str(v)) for k, v in config.items())).encode())
@@ -146,6 +152,7 @@ def _describe(name: str, model: Any, head: nn.Module | None, run: dict[str, Any]
         name,
         model.eval().requires_grad_(False),
         None if head is None else head.eval().requires_grad_(False),
+        classifier,
         in_chans,
         side,
         tuple(config["mean"]),

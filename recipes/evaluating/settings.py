@@ -127,6 +127,7 @@ class AnalysisSettings:
         severities: of each, 1 to 5.
         corruption_images: test images that are corrupted, at most, evenly spread.
         corruption_baseline: the `evaluation.json` of the model that mCE is relative to.
+        own_classifier: under corruption score the classifier of the run itself, where it has one, and no new probe.
         probe_images: training images, and test images, from which transformations are told apart, at most.
         mining_batches: batches over which the share of the gradient is measured.
         mining_batch_size: images in each.
@@ -137,6 +138,7 @@ class AnalysisSettings:
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     corruption_images: int = 2000
     corruption_baseline: Path | None = None
+    own_classifier: bool = False
     probe_images: int = 5000
     mining_batches: int = 10
     mining_batch_size: int = 256

@@ -15,7 +15,7 @@ from pml_supcon.recipes.division import divide
 from pml_supcon.recipes.evaluating.opening import open_encoder
 from pml_supcon.recipes.evaluating.sections import run_sections
 from pml_supcon.recipes.evaluating.settings import EvaluateSettings
-from pml_supcon.recipes.evaluating.subject import Subject
+from pml_supcon.recipes.evaluating.subject import FeaturesError, Subject
 from pml_supcon.recipes.run_folder import replace_text
 from pml_supcon.recipes.settings import TrainSettings
 
@@ -36,9 +36,13 @@ def evaluate_run(
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     file = path / f"evaluation-{digest[:12]}.json"
     if not broadcast_object_list([file.exists()])[0]:
-        settings = EvaluateSettings(encoder=str(path), seed=trained.seed, **wanted)
+        settings = EvaluateSettings(encoder=str(path), seed=trained.seed, workers=trained.workers, **wanted)
         subject = _subject(path, trained, settings, accelerator)
-        results, seconds = run_sections(subject, settings.sections)
+        try:
+            results, seconds = run_sections(subject, settings.sections)
+        except (FloatingPointError, FeaturesError) as error:  # on all processes
+            results, seconds = {}, {}
+            subject.tell(f"{', '.join(settings.sections)}: {error}")
         if accelerator.is_main_process:
             content = {"sections": results, "told": subject.told, "seconds": seconds}
             replace_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -84,6 +84,7 @@ class Comparison:
         paper: how far ahead it is in the paper, in the unit that the table shows.
         equal: the paper finds both about equal.
         lower: less is better.
+        claimed: the paper says so; else it is what a reader would ask.
     """
 
     ahead: Quantity
@@ -92,6 +93,7 @@ class Comparison:
     paper: float | None = None
     equal: bool = False
     lower: bool = False
+    claimed: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Experiment:
         comparisons: what is judged.
         evaluations: settings of `evaluate.py`, each for what the record of a training does not hold.
         evaluated: the trainings that they are for; None: all.
+        timed: measure what the losses cost, with their miners.
         x_title: of the drawing.
         x_log: its scale is logarithmic.
         notes: what a reader has to know.
@@ -122,6 +125,7 @@ class Experiment:
     comparisons: Sequence[Comparison]
     evaluations: Sequence[Mapping[str, Any]] = ()
     evaluated: Sequence[str] | None = None
+    timed: bool = False
     x_title: str = ""
     x_log: bool = False
     notes: Sequence[str] = ()
@@ -137,7 +141,14 @@ def line_of(name: str, *, paper: float | None = None) -> Line:
     return Line(f"`{name}`", score_of(name), paper=paper)
 
 
-def ahead_of(ahead: str, behind: str, *, paper: float | None = None, equal: bool = False) -> Comparison:
+def ahead_of(
+    ahead: str, behind: str, *, paper: float | None = None, equal: bool = False, claimed: bool = True
+) -> Comparison:
     """The accuracy of one training over another's."""
-    relation = "about equal to" if equal else "over"
-    return Comparison(score_of(ahead), score_of(behind), f"`{ahead}` {relation} `{behind}`", paper, equal)
+    title = f"`{ahead}` {'about equal to' if equal else 'over'} `{behind}`"
+    return Comparison(score_of(ahead), score_of(behind), title, paper, equal, claimed=claimed)
+
+
+def difference_of(paper: Mapping[str, float], ahead: str, behind: str) -> float | None:
+    """How far apart two figures are in the paper, where it has both."""
+    return round(paper[ahead] - paper[behind], 2) if ahead in paper and behind in paper else None

@@ -25,14 +25,19 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     for line in record["lines"]:
         if all(value is not None for value in line["values"]):
             panels.setdefault(line["panel"], []).append(line)
-    curves = {name: all(line["x"] is not None for line in lines) for name, lines in panels.items()}
+    if not panels:
+        panels = {"all diverged": []}
+    curves = {name: bool(lines) and all(line["x"] is not None for line in lines) for name, lines in panels.items()}
     heights = [3.2 if curves[name] else 0.8 + 0.3 * len(lines) for name, lines in panels.items()]
     with pyplot.rc_context({"svg.hashsalt": "pml_supcon", "svg.fonttype": "none", "font.size": 9}):
         figure, axes = pyplot.subplots(
             len(panels), 1, figsize=(WIDTH, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
         )
         for axis, (name, lines) in zip(axes[:, 0], panels.items(), strict=True):
-            (_curves if curves[name] else _dots)(axis, lines, record)
+            if curves[name]:
+                _curves(axis, lines, record)
+            else:
+                _dots(axis, lines)
             axis.spines[["top", "right"]].set_visible(False)
             (axis.set_ylabel if curves[name] else axis.set_xlabel)(name)
         figure.savefig(path, metadata={"Date": None}, transparent=False)
@@ -57,8 +62,7 @@ def _curves(axis: Any, lines: Sequence[Mapping[str, Any]], record: Mapping[str, 
     axis.legend(frameon=False)
 
 
-def _dots(axis: Any, lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
-    del record
+def _dots(axis: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     for row, line in enumerate(lines):
         values = _scaled(line)
         found = interval_of(values)

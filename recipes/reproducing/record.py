@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pml_supcon.recipes.reproducing.analysis import evaluate_run, figures_of
+from pml_supcon.recipes.reproducing.costs import milliseconds_of
 from pml_supcon.recipes.reproducing.experiment import TOP1, Comparison, Experiment, Training
 from pml_supcon.recipes.reproducing.scales import Scale
-from pml_supcon.recipes.reproducing.statistics import interval_of, judge
+from pml_supcon.recipes.reproducing.statistics import interval_of, judge, margin_of
 from pml_supcon.recipes.reproducing.trainings import Trainings, settings_of
 from pml_supcon.recipes.reproducing.tuning import Choice, choose
 from pml_supcon.recipes.settings import TrainSettings
@@ -34,11 +35,19 @@ def run_experiment(
     experiment: Experiment, scale: Scale, seeds: Sequence[int], trainings: Trainings, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Run what is missing of an experiment, on all processes, and return its record."""
+    trainings.seconds.clear()
     outcomes = {
         training.name: run_training(training, experiment, scale, seeds, trainings, tell)
         for training in experiment.trainings
     }
-    return record_of(experiment, scale, seeds, outcomes)
+    if experiment.timed:
+        for seed in seeds:
+            settings = {
+                each.name: settings_for(each, scale, outcomes[each.name].choice, seed) for each in experiment.trainings
+            }
+            for name, cost in milliseconds_of(settings, trainings.accelerator, seed=seed).items():
+                outcomes[name].scores[seed]["loss/milliseconds"] = cost
+    return record_of(experiment, scale, seeds, outcomes, trainings.seconds)
 
 
 def settings_for(training: Training, scale: Scale, choice: Choice, seed: int) -> TrainSettings:
@@ -58,7 +67,8 @@ def run_training(
     """Choose the learning rate, train with every seed, evaluate."""
     choice = choose(training, scale, trainings)
     tried = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in choice.tried.items())
-    tell(f"{experiment.name}: {training.name}, learning rate {choice.learning_rate:g} of ({tried}) on held-out images")
+    if tried:
+        tell(f"{experiment.name}: {training.name}, learning rate {choice.learning_rate:g} on held-out images ({tried})")
     outcome = Outcome(choice)
     for seed in seeds:
         settings, started = settings_for(training, scale, choice, seed), time.perf_counter()
@@ -73,7 +83,7 @@ def run_training(
             for wanted in experiment.evaluations:
                 sections, took = evaluate_run(path, settings, wanted, trainings.accelerator)
                 outcome.scores[seed] |= figures_of(sections, wanted)
-                trainings.seconds[f"{path}: {sorted(wanted.items())}"] = took
+                trainings.seconds[f"{path.name}: {', '.join(map(str, wanted.values()))}"] = took
         tell(line_about(experiment, training, settings, outcome, time.perf_counter() - started))
     return outcome
 
@@ -92,6 +102,7 @@ def record_of(
     scale: Scale,
     seeds: Sequence[int],
     outcomes: Mapping[str, Outcome],
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """All of an experiment as JSON holds it; shares stay shares."""
     scores = {seed: {name: outcome.scores[seed] for name, outcome in outcomes.items()} for seed in seeds}
@@ -133,6 +144,7 @@ def record_of(
         "comparisons": [
             compared(comparison, [scores[seed] for seed in seeds]) for comparison in experiment.comparisons
         ],
+        "seconds": dict(seconds),
         "origin": {  # all values that the runs have
             name: sorted({str(origin[name]) for origin in origins if name in origin})
             for name in dict.fromkeys(name for origin in origins for name in origin)
@@ -145,14 +157,17 @@ def compared(comparison: Comparison, scores: Sequence[Mapping[str, Mapping[str, 
     sign = -1 if comparison.lower else 1
     pairs = [(comparison.ahead.of(each), comparison.behind.of(each)) for each in scores]
     differences = [None if ahead is None or behind is None else sign * (ahead - behind) for ahead, behind in pairs]
-    known = [difference for difference in differences if difference is not None]
-    found = interval_of(known) if len(known) == len(pairs) else None
+    known = [value for pair in pairs for value in pair if value is not None]
+    told: dict[str, Any] = {"mean": None, "low": None, "high": None, "equal_within": None, "verdict": "diverged"}
+    if len(known) == 2 * len(pairs):
+        found = interval_of([each for each in differences if each is not None])
+        within = margin_of(known, lower=comparison.lower) if comparison.equal else None
+        told = {**asdict(found), "equal_within": within, "verdict": judge(found, equal_within=within)}
     return {
         "title": comparison.title,
         "paper": comparison.paper,
         "percent": comparison.ahead.percent,
-        "equal": comparison.equal,
+        "claimed": comparison.claimed,
         "differences": differences,
-        **(asdict(found) if found else {"mean": None, "low": None, "high": None}),
-        "verdict": judge(found, equal=comparison.equal) if found else "diverged",
+        **told,
     }

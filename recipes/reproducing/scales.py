@@ -16,7 +16,6 @@ IMAGENET_TRANSFER = (
     "torchvision:Flowers102",
     "torchvision:DTD",
     "torchvision:OxfordIIITPet",
-    "torchvision:StanfordCars",
     "torchvision:FGVCAircraft",
 )
 NATURAL = ("simaugment", "autoaugment", "randaugment", "stacked_randaugment")
@@ -35,6 +34,8 @@ class Scale:
         batch_sizes: of the experiment on them.
         augmentations: of the experiment on them.
         label_shares: of the experiment on few labels.
+        images: how many are trained on.
+        triplets_per_anchor: of the triplet loss, drawn at random; None: all of a batch, which is cubic in its size.
         transfer: the data that encoders are probed on, and, where it is classes of the same data that training must not
             see, those that it may.
         seeds: how many, from 0.
@@ -49,6 +50,8 @@ class Scale:
     augmentations: tuple[str, ...] = NATURAL
     label_shares: tuple[float, ...] = (0.01, 0.1, 0.25, 0.5, 1.0)
     transfer: tuple[str, ...] | None = None
+    images: int = 0
+    triplets_per_anchor: int | None = None
     seeds: int = 3
 
     def with_settings(self, given: Mapping[str, Any]) -> "Scale":
@@ -97,10 +100,15 @@ DIGITS = Scale(
         "save_every": 1000,
     },
     tuning={},
-    learning_rates={"sgd": (0.01, 0.03, 0.1, 0.3), "lars": (0.3, 1.0, 3.0, 10.0), "rmsprop": (1e-4, 3e-4, 1e-3, 3e-3)},
-    batch_sizes=(16, 32, 64, 128, 251),
+    learning_rates={
+        "sgd": (0.01, 0.03, 0.1, 0.3, 1.0),
+        "lars": (0.1, 0.3, 1.0, 3.0, 10.0),
+        "rmsprop": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    },
+    batch_sizes=(16, 32, 64, 128),
     augmentations=("digits", *NATURAL),
     label_shares=(0.1, 0.25, 0.5, 1.0),
+    images=251,
 )
 CIFAR10_SMALL = Scale(
     name="cifar10-small",
@@ -125,8 +133,14 @@ CIFAR10_SMALL = Scale(
         "save_every": 100,
     },
     tuning={},
-    learning_rates={"sgd": (0.03, 0.1, 0.3), "lars": (1.0, 3.0, 10.0), "rmsprop": (3e-4, 1e-3, 3e-3)},
+    learning_rates={
+        "sgd": (0.03, 0.1, 0.3, 1.0),
+        "lars": (0.3, 1.0, 3.0, 10.0),
+        "rmsprop": (3e-4, 1e-3, 3e-3, 1e-2),
+    },
     batch_sizes=(32, 64, 128, 256, 512),
+    images=3200,
+    triplets_per_anchor=100,
 )
 CIFAR10 = Scale(
     name="cifar10",
@@ -140,6 +154,8 @@ CIFAR10 = Scale(
     learning_rates={"sgd": (0.1, 0.2, 0.5, 1.0), "lars": (1.0, 2.0, 4.0, 8.0), "rmsprop": (3e-4, 1e-3, 3e-3, 1e-2)},
     batch_sizes=(256, 512, 1024, 2048),
     transfer=CIFAR_TRANSFER,
+    images=50_000,
+    triplets_per_anchor=100,
 )
 IMAGENET = Scale(
     name="imagenet",
@@ -149,8 +165,10 @@ IMAGENET = Scale(
     ),
     settings=settings_of_config("imagenet_resnet50"),
     tuning={"held_out": 0.01, "epochs": 35, "knn_every": 1000},
-    learning_rates={"lars": (0.2, 0.4, 0.8), "sgd": (0.05, 0.1, 0.2), "rmsprop": (0.001, 0.003, 0.01)},
+    learning_rates={"lars": (0.2, 0.4, 0.8), "sgd": (0.05, 0.1, 0.2), "rmsprop": (3e-5, 1e-4, 3e-4)},  # for 256 images
     batch_sizes=(512, 1024, 2048, 4096, 6144),
     transfer=IMAGENET_TRANSFER,
+    images=1_281_167,
+    triplets_per_anchor=100,
 )
 SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10_SMALL, CIFAR10, IMAGENET)}

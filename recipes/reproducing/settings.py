@@ -1,17 +1,20 @@
 """The command line of `reproduce.py`."""
 
 import argparse
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
 from pml_supcon.recipes.reproducing.scales import SCALES, Scale
 from pml_supcon.recipes.settings.command_line import normalised
 from pml_supcon.recipes.settings.parser import SWITCHES, parse_settings
 
-OWN = ("output", "resume", "seed", "config", "scored")  # flags of `train.py` that are not the user's here
+OWN = ("output", "resume", "seed", "config", "scored", "method")  # flags of `train.py` that are not the user's here
 
 
 @dataclass(frozen=True)
@@ -42,26 +45,41 @@ def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> Re
     parser.add_argument("--scale", choices=list(SCALES), default="digits", help="data, encoder and budget")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the scale's, 0 1 2")
     parser.add_argument("--runs", type=Path, help="folder of the runs; default: runs/reproduce/SCALE")
-    parser.add_argument("--results", type=Path, help="folder of records, tables and drawings; default: RUNS/results")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder of records, tables and drawings; default: RUNS/results, with the settings given",
+    )
     parsed, flags = parser.parse_known_args(arguments)
     unknown = [name for name in parsed.experiments if name not in (*EXPERIMENTS, "all")]
     if unknown:
         parser.error(f"Expected experiments among {', '.join(EXPERIMENTS)}, or all, but got {', '.join(unknown)}")
     chosen = tuple(name for name in EXPERIMENTS if name in parsed.experiments or "all" in parsed.experiments)
-    given = given_settings(flags, parser)
+    given = given_settings(flags, SCALES[parsed.scale], parser)
     scale = SCALES[parsed.scale].with_settings(given)
     seeds = tuple(dict.fromkeys(parsed.seeds)) if parsed.seeds else tuple(range(scale.seeds))
     if min(seeds) < 0:
         parser.error(f"Expected --seeds to be at least 0, but got {min(seeds)}")
     runs = parsed.runs or Path("runs") / "reproduce" / scale.name
-    return ReproduceSettings(chosen, scale, given, seeds, runs, parsed.results or runs / "results")
+    return ReproduceSettings(chosen, scale, given, seeds, runs, parsed.results or runs / results_of(given))
 
 
-def given_settings(flags: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The settings of `train.py` that flags name."""
+def given_settings(flags: Sequence[str], scale: Scale, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The settings of `train.py` that flags name, checked beside those of the scale."""
     made = normalised(flags, SWITCHES)
     names = [flag[2:].partition("=")[0].partition(".")[0] for flag in made if flag.startswith("--")]
     if refused := [name for name in names if name in OWN]:
         parser.error(f"Expected settings that all trainings can share, but got --{', --'.join(refused)}")
-    settings = parse_settings(made)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump({**scale.settings}, file)
+        file.flush()
+        settings = parse_settings(["--config", file.name, *made])
+    if "encoder" in names:  # the scale's arguments are those of its own encoder
+        names.append("encoder_args")
     return {name: getattr(settings, name) for name in names}
+
+
+def results_of(given: Mapping[str, Any]) -> str:
+    """The folder of results: another one where settings are given, so that a quick look replaces nothing."""
+    named = "-".join(f"{name}-{value}" for name, value in given.items())
+    return "-".join(["results", *(["".join(c if c.isalnum() or c in "-._" else "-" for c in named)] if given else [])])

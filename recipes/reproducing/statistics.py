@@ -10,9 +10,8 @@ from scipy.stats import t
 
 CONFIDENCE = 0.95
 DIGITS = 6
-ABOUT = 0.01  # of what counts as about equal: a point
-WIDE = 0.02  # the interval has to be inside
-Verdict = Literal["held", "held, within noise", "equal", "reversed, within noise", "reversed", "not told apart"]
+POINTS, QUARTER = 0.02, 0.25  # what counts as about equal: two points, but no more than a quarter of the error
+Verdict = Literal["held", "not told apart", "reversed"]
 
 
 @dataclass(frozen=True)
@@ -41,26 +40,38 @@ def interval_of(values: Sequence[float]) -> Interval:
     return Interval(*(round(value, DIGITS) for value in (mean, mean - half, mean + half)))
 
 
-def judge(difference: Interval, *, equal: bool = False) -> Verdict:
-    """Whether an ordering held.
+def judge(difference: Interval, *, equal_within: float | None = None) -> Verdict:
+    """Whether an ordering held: the whole interval has to say so.
 
     Args:
-        difference: by how much what the paper has ahead is ahead here.
-        equal: the paper has both about equal: the mean has to be within a point, the interval within two.
+        difference: by how much what the paper has ahead is ahead here. One without an interval, or whose seeds all gave
+            the same, which a few test images do, says nothing for sure.
+        equal_within: the paper has both about equal: the interval has to be within so much of 0; see `margin_of`.
 
     Examples:
         >>> judge(Interval(0.02, 0.01, 0.03)), judge(Interval(-0.02, -0.05, 0.01))
-        ('held', 'reversed, within noise')
+        ('held', 'not told apart')
     """
     low, high = difference.low, difference.high
-    if equal:
-        if abs(difference.mean) <= ABOUT:
-            sure = low is not None and high is not None and max(abs(low), abs(high)) <= WIDE
-            return "held" if sure else "held, within noise"
-        apart = low is not None and high is not None and (low > 0 or high < 0)
-        return "reversed" if apart else "not told apart"
-    if difference.mean == 0:
-        return "equal"
-    if difference.mean > 0:
-        return "held" if low is not None and low > 0 else "held, within noise"
-    return "reversed" if high is not None and high < 0 else "reversed, within noise"
+    if low is None or high is None or (low == high != 0):
+        return "not told apart"
+    if equal_within is not None and max(abs(low), abs(high)) <= equal_within:
+        return "held"
+    if equal_within is not None:
+        return "reversed" if low > equal_within or high < -equal_within else "not told apart"
+    return "held" if low > 0 else "reversed" if high < 0 else "not told apart"
+
+
+def margin_of(values: Sequence[float], *, lower: bool) -> float:
+    """What counts as about equal: two points, but no more than a quarter of the error that there is.
+
+    Args:
+        values: both sides of all seeds: accuracies, or errors where `lower` is better.
+        lower: they are errors.
+
+    Examples:
+        >>> margin_of([0.98, 0.97], lower=False)
+        0.00625
+    """
+    mean = statistics.mean(values)
+    return round(min(POINTS, QUARTER * (mean if lower else 1 - mean)), DIGITS)

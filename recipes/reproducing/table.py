@@ -29,7 +29,7 @@ def figures_table(record: Mapping[str, Any]) -> str:
     for line in record["lines"]:
         cells = [line["label"], *([line["panel"]] if len(panels) > 1 else []), spread(line["values"], line["percent"])]
         if with_paper:
-            cells.append(MISSING if line["paper"] is None else f"{line['paper']:.1f}")
+            cells.append(MISSING if line["paper"] is None else f"{line['paper']:.4g}")
         rows.append(cells)
     return _table(head, rows, numbers=len(head) - (2 if len(panels) > 1 else 1))
 
@@ -37,19 +37,19 @@ def figures_table(record: Mapping[str, Any]) -> str:
 def comparisons_table(record: Mapping[str, Any]) -> str:
     """Every ordering of the paper's: by how much it held, with its interval."""
     with_paper = any(each["paper"] is not None for each in record["comparisons"])
-    head = ["the paper's ordering", "here", "ahead by", "95% interval", *(["paper"] if with_paper else [])]
+    head = ["ordering", "here", "ahead by", "95% interval", *(["paper"] if with_paper else [])]
     rows = []
     for each in record["comparisons"]:
         unit = 100 if each["percent"] else 1
         known = each["low"] is not None
         cells = [
-            each["title"],
-            f"**{each['verdict']}**",
+            each["title"] + ("" if each["claimed"] else " (not in the paper)"),
+            f"**{each['verdict']}**" if each["verdict"] in ("held", "reversed") else each["verdict"],
             MISSING if each["mean"] is None else signed(each["mean"] * unit),
             f"{signed(each['low'] * unit)} to {signed(each['high'] * unit)}" if known else MISSING,
         ]
         if with_paper:
-            cells.append(MISSING if each["paper"] is None else f"{each['paper']:+.1f}")
+            cells.append(MISSING if each["paper"] is None else f"{each['paper']:+.4g}")
         rows.append(cells)
     return _table(head, rows, numbers=len(head) - 2)
 
@@ -66,7 +66,7 @@ def spread(values: Sequence[float | None], percent: bool) -> str:
 
 def signed(value: float) -> str:
     """A difference in the unit of the table."""
-    return f"{value:+.2f}" if abs(value) < 100 else f"{value:+.0f}"
+    return f"{round(value, 2) + 0.0:+.2f}" if abs(value) < 100 else f"{value:+.0f}"
 
 
 def _told(record: Mapping[str, Any]) -> list[str]:
@@ -89,8 +89,9 @@ def _told(record: Mapping[str, Any]) -> list[str]:
 def _origin(record: Mapping[str, Any]) -> str:
     origin = {name: ", ".join(values) for name, values in record["origin"].items()}
     seeds = ", ".join(map(str, record["seeds"]))
+    given = "".join(f" --{name} {value}" for name, value in record["given"].items())
     return (
-        f"`accelerate launch recipes/reproduce.py {record['experiment']} --scale {record['scale']}` on "
+        f"`accelerate launch recipes/reproduce.py {record['experiment']} --scale {record['scale']}{given}` on "
         f"{origin['date']}, seeds {seeds}; processes: {origin['processes']}, device: {origin['device']}, CPU cores: "
         f"{origin['cpus']}; torch {origin['version/torch']}, commit {origin['commit']}."
     )

@@ -72,11 +72,11 @@ class Trainings:
                 except FloatingPointError as error:
                     self._note(diverged, str(error), 1 / prepared.job.data.num_classes, started)
                 self.accelerator.free_memory()
-                if self.accelerator.is_main_process:
-                    shutil.rmtree(path / "checkpoints", ignore_errors=True)  # it is over
-                self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            shutil.rmtree(path / "checkpoints", ignore_errors=True)  # it is over
+        self.accelerator.wait_for_everyone()
         found = self._read(path)
-        self.seconds[str(path)] = found["seconds/total"]
+        self.seconds[path.name] = found["seconds/total"]
         return found
 
     def _seen_by_main(self, file: Path) -> bool:

@@ -30,10 +30,19 @@ class Choice:
         return bool(self.tried) and self.learning_rate in (min(self.tried), max(self.tried))
 
 
+def tuned(training: Training) -> dict[str, Any]:
+    """The settings under which a training's learning rate is chosen."""
+    return dict(training.settings if training.tuned_as is None else training.tuned_as)
+
+
+def rates_of(training: Training, scale: Scale) -> tuple[float, ...]:
+    """The learning rates that are tried for a training."""
+    return scale.rates_for(tuned(training).get("optimizer", scale.settings.get("optimizer", "sgd")))
+
+
 def candidates(training: Training, scale: Scale) -> dict[float, TrainSettings]:
     """The settings of the trainings between which a learning rate is chosen; none where only one is named."""
-    own = dict(training.settings if training.tuned_as is None else training.tuned_as)
-    rates = scale.rates_for(own.get("optimizer", scale.settings.get("optimizer", "sgd")))
+    own, rates = tuned(training), rates_of(training, scale)
     if len(rates) == 1:
         return {}
     common = {**scale.settings, **scale.tuning}
@@ -45,7 +54,6 @@ def choose(training: Training, scale: Scale, trainings: Trainings) -> Choice:
     """Train with every candidate and keep the one that is best on the held-out images."""
     tried = {rate: trainings.record(settings)[TOP1] for rate, settings in candidates(training, scale).items()}
     if not tried:
-        own: Any = training.settings.get("optimizer", scale.settings.get("optimizer", "sgd"))
-        return Choice(scale.rates_for(own)[0], {})
+        return Choice(rates_of(training, scale)[0], {})
     best = max(tried.values())
     return Choice(min(rate for rate, score in tried.items() if score == best), tried)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from pml_supcon.recipes.reproducing.experiment import TOP1, Comparison, Quantity, Training, score_of
@@ -13,10 +14,11 @@ from pml_supcon.recipes.reproducing.figure import draw
 from pml_supcon.recipes.reproducing.record import compared, settings_for
 from pml_supcon.recipes.reproducing.scales import SCALES
 from pml_supcon.recipes.reproducing.settings import parse
-from pml_supcon.recipes.reproducing.statistics import Interval, interval_of, judge
+from pml_supcon.recipes.reproducing.statistics import Interval, interval_of, judge, margin_of
 from pml_supcon.recipes.reproducing.table import tables_of
 from pml_supcon.recipes.reproducing.trainings import Trainings, settings_of
 from pml_supcon.recipes.reproducing.tuning import Choice, candidates, choose
+from pml_supcon.samplers import MultiViewBatchSampler
 
 CASES = [(name, scale) for name in EXPERIMENTS for scale in SCALES]
 ASKED = {  # what the project promises, in its words
@@ -43,6 +45,19 @@ def test_experiments_are_sound_at_every_scale(name, scale):
     for training in experiment.trainings:  # refused where they contradict each other
         chosen = settings_for(training, scale, Choice(0.1, {}), seed=1)
         assert (chosen.seed, chosen.scored, chosen.learning_rate) == (1, "test", 0.1 * training.factor)
+        labels = torch.arange(scale.images // (2 if "classes" in chosen.data else 1)) % 10
+        kept = labels[
+            : round(
+                len(labels)
+                * chosen.train_fraction
+                * (chosen.max_train or 1)
+                / scale.settings.get("max_train", chosen.max_train or 1)
+            )
+        ]
+        if scale.name != "imagenet":  # on two processes too
+            assert len(
+                MultiViewBatchSampler(kept, batch_size=chosen.batch_size, num_replicas=2, rank=0, drop_last=True)
+            )
     tried = {len(candidates(training, scale)) for training in experiment.trainings}
     assert len(tried) == 1, "the same effort for every method"
     assert tried.pop() > 1
@@ -78,9 +93,9 @@ class Recorded(Trainings):
 @pytest.mark.parametrize(
     ("scores", "best", "at_edge"),
     [
-        ({0.01: 0.5, 0.03: 0.7, 0.1: 0.6, 0.3: 0.1}, 0.03, False),
-        ({0.01: 0.5, 0.03: 0.7, 0.1: 0.7, 0.3: 0.1}, 0.03, False),  # the smallest among equals
-        ({0.01: 0.5, 0.03: 0.6, 0.1: 0.7, 0.3: 0.8}, 0.3, True),
+        ({0.01: 0.5, 0.03: 0.7, 0.1: 0.6, 0.3: 0.1, 1.0: 0.1}, 0.03, False),
+        ({0.01: 0.5, 0.03: 0.7, 0.1: 0.7, 0.3: 0.1, 1.0: 0.1}, 0.03, False),  # the smallest among equals
+        ({0.01: 0.5, 0.03: 0.6, 0.1: 0.7, 0.3: 0.8, 1.0: 0.9}, 1.0, True),
     ],
 )
 def test_the_best_learning_rate_on_held_out_images_is_chosen(scores, best, at_edge):
@@ -103,7 +118,12 @@ def test_a_learning_rate_that_is_given_is_not_chosen():
         assert choice == Choice(0.7, {})
     assert trainings.asked == []
     few = EXPERIMENTS["few-labels"](scale).trainings
-    assert {each.settings.get("epochs", 3) for each in few} == {30, 12, 6, 3}  # follow from what is given
+    steps = [  # follow from what is given
+        each.settings.get("epochs", 3)
+        * math.ceil(round(each.settings.get("train_fraction", 1) * 251) / each.settings.get("batch_size", 64))
+        for each in few
+    ]
+    assert steps == [12] * len(few)
 
 
 def test_settings_that_a_method_lacks_are_left_out_and_contradictions_refused():
@@ -130,23 +150,32 @@ def test_intervals_are_those_of_the_paired_test():
     assert math.isclose(found.low, expected.low, abs_tol=3e-6)
     assert math.isclose(found.high, expected.high, abs_tol=3e-6)
     assert interval_of([0.5]) == Interval(0.5, None, None)
-    assert judge(interval_of([1e-8, -2e-9, 3e-8])) == "equal"  # float32 and float64
+    assert judge(interval_of([1e-8, -2e-9, 3e-8])) == "not told apart"  # float32 and float64
 
 
 @pytest.mark.parametrize(
     ("difference", "verdict", "as_equal"),
     [
-        (Interval(0.03, 0.01, 0.05), "held", "reversed"),
-        (Interval(0.03, -0.01, 0.07), "held, within noise", "not told apart"),
-        (Interval(0.0, 0.0, 0.0), "equal", "held"),
-        (Interval(-0.005, -0.03, 0.02), "reversed, within noise", "held, within noise"),
+        (Interval(0.03, 0.01, 0.05), "held", "not told apart"),
+        (Interval(0.05, 0.03, 0.07), "held", "reversed"),
+        (Interval(0.03, -0.01, 0.07), "not told apart", "not told apart"),
+        (Interval(0.0, 0.0, 0.0), "not told apart", "held"),
+        (Interval(-0.005, -0.018, 0.008), "not told apart", "held"),
         (Interval(-0.005, -0.008, -0.002), "reversed", "held"),
-        (Interval(0.005, None, None), "held, within noise", "held, within noise"),
+        (Interval(-0.05, -0.08, -0.022), "reversed", "reversed"),
+        (Interval(0.005, None, None), "not told apart", "not told apart"),
+        (Interval(-1 / 540, -1 / 540, -1 / 540), "not told apart", "not told apart"),  # one image, with every seed
     ],
 )
 def test_verdicts(difference, verdict, as_equal):
     assert judge(difference) == verdict
-    assert judge(difference, equal=True) == as_equal
+    assert judge(difference, equal_within=0.02) == as_equal
+
+
+def test_about_equal_is_two_points_or_a_quarter_of_the_error():
+    assert margin_of([0.5, 0.6], lower=False) == 0.02
+    assert margin_of([0.97, 0.99], lower=False) == pytest.approx(0.005)
+    assert margin_of([0.03, 0.05], lower=True) == pytest.approx(0.01)
 
 
 def test_quantities_and_comparisons():
@@ -154,7 +183,9 @@ def test_quantities_and_comparisons():
     assert math.isclose(Quantity(("a", "b", "c")).of(seeds[0]), np.std([0.9, 0.8, 0.5], ddof=1))
     ahead = compared(Comparison(score_of("a"), score_of("b"), "a over b"), seeds)
     np.testing.assert_allclose(ahead["differences"], [0.1, 0.2])
-    assert ahead["verdict"] == "held, within noise"
+    assert (ahead["verdict"], ahead["equal_within"]) == ("not told apart", None)
+    equal = compared(Comparison(score_of("a"), score_of("b"), "a as b", equal=True), seeds)
+    assert equal["equal_within"] == pytest.approx(0.02)  # a quarter of the mean error, 0.225, is more
     lower = compared(Comparison(score_of("a"), score_of("b"), "a under b", lower=True), seeds)
     np.testing.assert_allclose(lower["differences"], [-0.1, -0.2])
     lost = compared(Comparison(score_of("a", "ece"), score_of("b"), "lost"), seeds)
@@ -170,8 +201,11 @@ def record_with(lines, **more):
         "trainings": {"a": {"at_edge": True, "diverged": {}}, "b": {"at_edge": False, "diverged": {"1": "loss"}}},
         "comparisons": [
             {"title": "a over b", "paper": 11.3, "percent": True, "mean": 0.02, "low": 0.011, "high": 0.029,
-             "verdict": "held"}
+             "verdict": "held", "claimed": True},
+            {"title": "b over c", "paper": None, "percent": True, "mean": 0.02, "low": -0.011, "high": 0.029,
+             "verdict": "not told apart", "claimed": False},
         ],
+        "given": {"data": "hf:x"},
         **more,
     }  # fmt: skip
 
@@ -193,9 +227,18 @@ def test_tables_show_scores_the_paper_and_the_verdict():
     assert "| a | 92.00 ± 2.00 | 78.7 |" in text
     assert "| b | diverged | \u2013 |" in text
     assert "| a over b | **held** | +2.00 | +1.10 to +2.90 | +11.3 |" in text
+    assert "| b over c (not in the paper) | not told apart | +2.00 |" in text
     assert "a better one may lie beyond, for: `a`." in text
     assert "`b` diverged with seed 1 and counts with the accuracy of chance." in text
-    assert "recipes/reproduce.py losses --scale digits` on 2026-01-01, 2026-01-02, seeds 0, 1, 2; processes: 1" in text
+    assert (
+        "recipes/reproduce.py losses --scale digits --data hf:x` on 2026-01-01, 2026-01-02, seeds 0, 1, 2; processes: 1"
+        in text
+    )
+
+
+def test_a_drawing_of_nothing_but_divergence_is_empty(tmp_path):
+    draw(record_with([line_with("a", [None, 0.9, 0.9])]), tmp_path / "a.svg")
+    assert "all diverged" in (tmp_path / "a.svg").read_text()
 
 
 @pytest.mark.parametrize("with_x", [False, True])
@@ -218,7 +261,10 @@ def test_the_command_line(tmp_path):
     assert settings.given == {"epochs": 2, "data": "hf:x"}
     assert (settings.scale.settings["epochs"], settings.scale.settings["data"]) == (2, "hf:x")
     assert settings.seeds == (0, 1, 2)
-    assert settings.results == Path("runs/reproduce/cifar10-small/results")
+    assert settings.results == Path("runs/reproduce/cifar10-small/results-epochs-2-data-hf-x")
+    assert parse(["all"], prog="x", description="x").results == Path("runs/reproduce/digits/results")
+    resnet18 = parse(["all", "--encoder", "resnet18"], prog="x", description="x").scale.settings
+    assert (resnet18["encoder"], resnet18["encoder_args"]) == ("resnet18", {})
     assert parse(["all"], prog="x", description="x").experiments == tuple(EXPERIMENTS)
 
 
@@ -229,6 +275,8 @@ def test_the_command_line(tmp_path):
         (["losses", "--scale", "mnist"], "invalid choice: 'mnist'"),
         (["losses", "--seed", "3"], "Expected settings that all trainings can share, but got --seed"),
         (["losses", "--epoch", "3"], "did you mean 'epochs'"),
+        (["losses", "--scale", "imagenet", "--warmup-epochs", "351"], "at most --epochs=350, but got 351"),
+        (["losses", "--method", "triplet"], "Expected settings that all trainings can share, but got --method"),
         (["losses", "--seeds", "-1"], "Expected --seeds to be at least 0, but got -1"),
     ],
 )
