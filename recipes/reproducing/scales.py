@@ -38,6 +38,7 @@ class Scale:
         triplets_per_anchor: of the triplet loss, drawn at random; None: all of a batch, which is cubic in its size.
         transfer: the data that encoders are probed on, and, where it is classes of the same data that training must not
             see, those that it may.
+        tune_variants: choose a learning rate for each number of positives; else that of all positives is shared.
         seeds: how many, from 0.
     """
 
@@ -52,6 +53,7 @@ class Scale:
     transfer: tuple[str, ...] | None = None
     images: int = 0
     triplets_per_anchor: int | None = None
+    tune_variants: bool = True
     seeds: int = 3
 
     def with_settings(self, given: Mapping[str, Any]) -> "Scale":
@@ -140,6 +142,7 @@ CIFAR10_SMALL = Scale(
     },
     batch_sizes=(32, 64, 128, 256, 512),
     images=3200,
+    tune_variants=False,
     triplets_per_anchor=100,
 )
 CIFAR10 = Scale(
@@ -169,6 +172,7 @@ IMAGENET = Scale(
     batch_sizes=(512, 1024, 2048, 4096, 6144),
     transfer=IMAGENET_TRANSFER,
     images=1_281_167,
+    tune_variants=False,
     triplets_per_anchor=100,
 )
 SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10_SMALL, CIFAR10, IMAGENET)}

@@ -41,11 +41,10 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 def positives(scale: Scale) -> Experiment:
     """Table 5."""
-    del scale
     named = {"all" if number is None else str(number): number for number in POSITIVES}
-    names = list(named)
+    names, shared = list(named), None if scale.tune_variants else BASE
     trainings = [
-        Training(name, BASE if number is None else {**BASE, "positives_cap": number - 1})
+        Training(name, BASE if number is None else {**BASE, "positives_cap": number - 1}, shared)
         for name, number in named.items()
     ]
     return Experiment(
@@ -71,6 +70,7 @@ def positives(scale: Scale) -> Experiment:
         notes=[
             "An image's own other view is one of the positives, and always there; what is over the cap leaves the "
             "denominator too, as in the paper."
+            + ("" if scale.tune_variants else " The learning rate is the one chosen for all positives.")
         ],
     )
 
