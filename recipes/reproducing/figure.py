@@ -70,7 +70,7 @@ def _dots(axis: Any, lines: Sequence[Mapping[str, Any]]) -> None:
             axis.plot([found.low, found.high], [row, row], color=COLOURS[0], alpha=0.35, linewidth=5)
         axis.plot(values, [row] * len(values), "o", color=COLOURS[0], markersize=4)
     axis.set_yticks(range(len(lines)), [line["label"].replace("`", "") for line in lines])
-    axis.set_ylim(len(lines) - 0.5, -0.5)  # the first on top
+    axis.set_ylim(max(len(lines), 1) - 0.5, -0.5)  # the first on top
     axis.grid(axis="x", alpha=0.25)
 
 
