@@ -1,19 +1,26 @@
 # make train: train and evaluate on the digits     make train ARGS="--data imagefolder:my/images"
 # make test:  lint, type-check, test, build the docs (with Chromium on the machine also how reports look in it)
-# FAISS=cuda for an NVIDIA GPU (faiss-gpu in place of faiss-cpu)
+# FAISS=cuda for an NVIDIA GPU (faiss-gpu in place of faiss-cpu; kept until FAISS=cpu)     PYTHON=python3.13 for another Python
 
 PYTHON ?= python3
-FAISS ?= cpu
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+FAISS := $(or $(FAISS),$(if $(wildcard $(VENV)/.*-cuda),cuda,cpu))
+other := $(filter-out $(FAISS),cpu cuda)
+$(if $(filter cpu cuda,$(FAISS)),,$(error Expected FAISS to be cpu or cuda, but got $(FAISS)))
 
-.PHONY: train test wheel-test reproduce notebook walk docs bench tables clean
+# What is installed in .venv; each has all of RECIPES.
+RECIPES := $(VENV)/.recipes-$(FAISS)
+BENCH := $(VENV)/.bench-$(FAISS)
+DEV := $(VENV)/.dev-$(FAISS)
 
-train: $(VENV)/.recipes
+.PHONY: train test wheel-test reproduce notebook walk docs bench tables python clean
+
+train: $(RECIPES)
 	$(BIN)/accelerate launch --quiet recipes/train.py $(ARGS)
 
-test: $(VENV)/.dev
+test: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,55 +28,62 @@ test: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # the wheel of the last commit, installed and used outside the checkout, under two Pythons (half an hour, 5 GB for a while)
-wheel-test: $(VENV)/.dev
+wheel-test: $(DEV)
 	$(BIN)/python tests/packaging/check_wheel.py $(ARGS)
 
 # the paper's experiments at the scale of the digits (less than two hours; goes on where it was stopped), then the page
-reproduce: $(VENV)/.recipes
+reproduce: $(RECIPES)
 	$(BIN)/accelerate launch --quiet recipes/reproduce.py all --scale digits --results docs/results/digits $(ARGS)
 	$(MAKE) tables
 
 # run the notebook anew and keep its outputs (a minute)
-notebook: $(VENV)/.dev
+notebook: $(DEV)
 	$(BIN)/python docs/notebooks/run.py
 
 # clone the last commit and type what the pages say (half an hour, 5 GB for a while)   make walk ARGS=--skip-tests
-walk: $(VENV)/.dev
+walk: $(DEV)
 	$(BIN)/python tests/walk/newcomer.py $(ARGS)
 
-docs: $(VENV)/.dev
+docs: $(DEV)
 	$(BIN)/mkdocs serve
 
 # measure against peers and the floor, over processes and in chunks (half an hour, on a quiet machine); write the pages
-bench: $(VENV)/.bench
+bench: $(BENCH)
 	for script in must_show peers options scaling mined; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
 	for script in processes cached loader retrieval indexes; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/make_page.py
 	$(MAKE) tables
 
-tables: $(VENV)/.recipes
+tables: $(RECIPES)
 	$(BIN)/python docs/make_tables.py
 
-comma := ,
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+$(BENCH): more := ,bench
+$(DEV): more := ,docs,dev
+
+# faiss-cpu and faiss-gpu are the same files: where the other one is, both go before one is installed.
 # OpenCV without windows, which needs no libGL, takes the place of the one that the corruptions ask for.
-install = $(PIP) install --editable ".[$(FAISS),recipes,corruptions$(1)]" \
-	&& $(PIP) uninstall --yes opencv-python && $(PIP) install --force-reinstall --no-deps opencv-python-headless
+$(RECIPES) $(BENCH) $(DEV): pyproject.toml | python
+	rm -f $(VENV)/.*-$(other)
+	! $(PIP) show faiss-$(other:cuda=gpu) > /dev/null 2>&1 || $(PIP) uninstall --yes faiss-cpu faiss-gpu
+	$(PIP) install --editable ".[$(FAISS),recipes,corruptions$(more)]"
+	$(PIP) uninstall --yes opencv-python && $(PIP) install --force-reinstall --no-deps opencv-python-headless
+	touch $@ $(RECIPES)
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# The Python of .venv: new enough, and the one that was named.
+old := import sys; sys.exit("make: expected Python 3.11 or newer, but %s is %d.%d; name another: PYTHON=python3.13" \
+	% ((sys.executable,) + sys.version_info[:2]) if sys.version_info < (3, 11) else 0)
+which := import sys; print(sys.base_prefix, sys.version)
 
-$(VENV)/.recipes: pyproject.toml | $(VENV)/bin/python
-	$(call install)
-	touch $@
+$(BIN)/python:
+	@$(PYTHON) -c '$(old)'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
-	$(call install,$(comma)bench)
-	touch $@ $(VENV)/.recipes
-
-$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(call install,$(comma)docs$(comma)dev)
-	touch $@ $(VENV)/.recipes
+python: $(BIN)/python
+ifneq ($(origin PYTHON),file)
+	@test "$$($(PYTHON) -c '$(which)')" = "$$($(BIN)/python -c '$(which)')" \
+		|| { echo "make: $(VENV) is of another Python than $(PYTHON); remove it with: make clean" >&2; exit 1; }
+endif
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

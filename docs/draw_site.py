@@ -1,15 +1,15 @@
-"""Take the pictures of the site that the docs show: three pages on a desk, the same on a phone.
+"""Take pictures of the site, to be looked at: three pages on a desk, the same on a phone.
 
     python docs/draw_site.py
 
 Builds the site and writes `docs/figures/site-home-desktop.png`, `-phone.png` and so on. Needs the extras `docs` and
-`dev`, and Chromium with its driver.
+`dev`, and Chromium with its driver. No page shows the pictures.
 """
 
 import argparse
 import functools
+import itertools
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,12 +17,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from selenium import webdriver
+from browser import look, open_browser
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 FIGURES = CHECKOUT / "docs" / "figures"
@@ -37,17 +35,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=FIGURES, help="folder of the pictures")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, served(build(Path(folder) / "site")) as address:
-        driver = open_browser(Path(folder) / "profile")
-        try:
-            for page, place in PAGES.items():
-                for view, (width, height, scheme) in VIEWS.items():
-                    picture = look(driver, f"{address}/{place}", width, height, scheme)
-                    file = chosen.output / f"site-{page}-{view}.png"
-                    picture.quantize(COLOURS).save(file, optimize=True)
-                    print(f"{file}: {file.stat().st_size // 1000} KB")
-        finally:
-            driver.quit()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(build(Path(folder) / "site")) as address,
+        open_browser() as driver,
+    ):
+        for page, view in itertools.product(PAGES, VIEWS):
+            width, height, scheme = VIEWS[view]
+            picture = look(driver, f"{address}/{PAGES[page]}", width=width, height=height, scheme=scheme)
+            file = chosen.output / f"site-{page}-{view}.png"
+            picture.quantize(COLOURS).save(file, optimize=True)
+            print(f"{file}: {file.stat().st_size // 1000} KB")
 
 
 def build(site: Path) -> Path:
@@ -72,30 +70,6 @@ def served(folder: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-def open_browser(profile: Path) -> webdriver.Chrome:
-    """Chromium without a window."""
-    os.environ["SE_OFFLINE"] = "true"
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars")
-    for flag in (*flags, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-
-
-def look(driver: webdriver.Chrome, address: str, width: int, height: int, scheme: str) -> Image.Image:
-    """What a window of a size shows of a page."""
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    driver.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
-    driver.get(address)
-    driver.execute_script("localStorage.clear()")  # the theme keeps the colours of the first visit
-    driver.refresh()
-    return Image.open(BytesIO(driver.get_screenshot_as_png())).convert("RGB")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ def open_torchvision(place: str, options: dict[str, str]) -> Source:
         ValueError: for an unknown name, a class that needs other arguments, labels that are not integers.
         OSError: where the download fails.
     """
-    kind = find_class(place, options)
-    name, parameters = kind.__name__, _parameters(kind)
+    name, kind = find_class(place, options)
+    parameters = _parameters(kind)
     if "train" in parameters:
         train, test = (_build(kind, {"train": flag, **options}) for flag in (True, False))
     elif "split" in parameters and "split" not in options:
@@ -52,8 +52,8 @@ def open_torchvision(place: str, options: dict[str, str]) -> Source:
     return Source(pools[0], pools[1], class_names or tuple(map(str, range(count))), symbols=name in _SYMBOLS)
 
 
-def find_class(place: str, options: dict[str, str]) -> type:
-    """The class that `open_torchvision` opens, which takes the options; raises its errors before anything is loaded."""
+def find_class(place: str, options: dict[str, str]) -> tuple[str, type]:
+    """Name and class that `open_torchvision` opens, which takes the options; raises its errors without a download."""
     names = {
         name.lower(): name
         for name in torchvision.datasets.__all__
@@ -73,7 +73,7 @@ def find_class(place: str, options: dict[str, str]) -> type:
             f"torchvision's {name} needs {missing or 'no further arguments'}, but got {options} "
             f"(`torchvision:{name}?ARGUMENT=VALUE` gives one)"
         )
-    return kind
+    return name, kind
 
 
 #: Where torchvision's classes keep the paths of their images.

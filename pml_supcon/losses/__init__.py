@@ -1,22 +1,7 @@
 """The supervised contrastive losses as pytorch-metric-learning losses."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from pml_supcon._later import imported_later
-from pml_supcon.losses.supcon import SupConLossIn, SupConLossOut
-
-if TYPE_CHECKING:
-    from pml_supcon.losses.queue import QueueLoss
-    from pml_supcon.losses.wrappers import CrossBatchMemory, SelfSupervisedLoss
-else:  # `torch.compiler.disable`, on their methods, imports the compiler, which takes a second
-    __getattr__, __dir__ = imported_later(
-        __name__, {"queue": ("QueueLoss",), "wrappers": ("CrossBatchMemory", "SelfSupervisedLoss")}
-    )
-
-__all__ = [  # noqa: RUF022 - by importance
-    "SupConLossOut",
-    "SupConLossIn",
-    "QueueLoss",
-    "CrossBatchMemory",
-    "SelfSupervisedLoss",
-]
+# Names are imported from where `__init__.pyi` says, when they are first used:
+# `torch.compiler.disable`, on the methods of some, imports the compiler, which takes a second.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,10 +1,11 @@
-"""Commands answered by processes that are forked from one which has imported everything, so that none waits for torch.
+"""Commands answered by processes that are forked from one which has imported what takes long.
 
 A command on the path is a few lines that hand its arguments, folder, environment and streams to the server and end with
 the status that comes back.
 """
 
 import gc
+import importlib
 import json
 import os
 import signal
@@ -36,19 +37,20 @@ class Server:
 
     Args:
         folder: an empty folder for the socket, and for `bin` with a program for each name.
-        names: of the commands that are answered.
+        module: with `COMMANDS`, functions by name; it imports what takes long.
+        names: of the commands that get a program.
     """
 
-    def __init__(self, folder, names):
+    def __init__(self, folder, module, names=()):
         self.address = str(folder / "socket")
-        (folder / "bin").mkdir()
+        (folder / "bin").mkdir(parents=True)
         for name in names:
             program = folder / "bin" / name
             program.write_text(PROGRAM.format(python=sys.executable, address=self.address, name=name))
             program.chmod(0o755)
         self.bin = folder / "bin"
         environment = {**os.environ, **ON_THE_CPU, "PYTHONPATH": str(HERE.parent)}  # the helpers of all tests
-        command = [sys.executable, str(HERE / "command_server.py"), self.address]
+        command = [sys.executable, str(HERE / "command_server.py"), self.address, module]
         self.process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def run(self, name, arguments, folder, *, environment, output, seconds=480):
@@ -130,8 +132,4 @@ def status_of(command, *arguments):
 
 
 if __name__ == "__main__":
-    import preloaded  # noqa: F401  # all that takes long, before the first fork
-    from page_runner import run_page
-    from stand_ins import COMMANDS
-
-    serve(sys.argv[1], {**COMMANDS, "page": run_page})
+    serve(sys.argv[1], importlib.import_module(sys.argv[2]).COMMANDS)

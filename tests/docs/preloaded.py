@@ -1,4 +1,4 @@
-"""What takes long to import, imported once, before commands are forked."""
+"""What commands import, imported once, before they are forked."""
 
 import docstring_parser
 import hypothesis.extra.numpy
@@ -14,6 +14,7 @@ import timm
 import torch
 import xdist.plugin
 from PIL import Image
+from stand_ins import COMMANDS
 
 import pml_supcon.testers
 from pml_supcon.recipes import evaluate, reproduce, train
@@ -23,3 +24,4 @@ torch.set_num_threads(1)
 
 LOADED = (docstring_parser, hypothesis, imagecorruptions, matplotlib, pml_supcon, pytest, sklearn, timm, xdist)
 LOADED += (evaluate, reproduce, train)
+__all__ = ["COMMANDS", "LOADED"]

@@ -3,40 +3,63 @@
 A run keeps its method, loss, miner, optimizer, schedule, augmentation, sections and data folder. It is cut to one
 epoch, few images, small batches and a small encoder. Weights and data of the hub and of torchvision, which would be
 downloaded, are replaced by a small encoder and by `my/images`; their names have to exist, as far as that is known
-without a network.
+without a network. What is replaced is tried beforehand as the user has it: the encoder is built, without memory for its
+weights, and the batches are planned.
 """
 
 import json
 import re
-import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import timm
-import torchvision
+import torch
 
+from pml_supcon.models import create_encoder
+from pml_supcon.models.encoders import check_encoder_name
 from pml_supcon.recipes.evaluating import settings as evaluation
+from pml_supcon.recipes.loading import build_sampler, check_shares
 from pml_supcon.recipes.reproducing import settings as reproducing
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
 from pml_supcon.recipes.reproducing.trainings import settings_of
 from pml_supcon.recipes.settings.parser import parse_settings
+from pml_supcon.recipes.torchvision_source import find_class
 
 TRAIN_IMAGES, TEST_IMAGES, SIDE, BATCH = 160, 40, 32, 40
 LOCAL_IMAGES, LOCAL_ENCODER = "imagefolder:my/images", "my/encoder"
+CLASSES = {"digits": 10, LOCAL_IMAGES: 4}  # of data that a reader has as it is in the tests
 ENCODER_ARGS = {"channels": [8, 8, 16, 16]}  # of resnet10t
 FEW_TRAININGS = "losses"  # the experiment that stands for all
-READY = ".ready"  # in the folder of a run that was there before the page's first command
 
 
 class RefusedError(Exception):
     """A command that would not do for a user what the page says."""
 
 
-def train_flags(arguments):
-    """Flags to append for `train.py`; ends with its own error where it would refuse the user's."""
+def train_flags(arguments, processes=1):
+    """Flags to append for `train.py`; ends with its own error where it would refuse the user's on so many processes."""
     asked = parse_settings(arguments)
-    if asked.output is not None and (asked.output / READY).exists():
-        shutil.rmtree(asked.output)  # the page makes a run of this name itself
+    check_shares(asked, SimpleNamespace(num_processes=processes))
+    check_batches(asked)
+    check_encoder(asked)
     return as_arguments(small(asked))
+
+
+def check_batches(asked):
+    """Refuse batches that the classes cannot fill, however many images each has."""
+    if asked.data in CLASSES:
+        labels = torch.arange(CLASSES[asked.data]).repeat(asked.batch_size)
+        build_sampler(asked, labels, SimpleNamespace(num_processes=1, process_index=0))
+
+
+def check_encoder(asked):
+    """Refuse an encoder that cannot be built with its arguments, for images of the size asked for."""
+    name = asked.encoder
+    check_encoder_name(name)
+    if asked.pretrained and not timm.models.is_model_pretrained(name):
+        raise RefusedError(f"Expected --pretrained with a model that timm has weights of, but got {name!r}")
+    with torch.device("meta"):
+        create_encoder(name, image_size=asked.image_size, small_stem=asked.small_stem, **asked.encoder_args)
 
 
 def reproduce_arguments(arguments):
@@ -49,8 +72,6 @@ def reproduce_arguments(arguments):
 
 def small(asked):
     """The values of a training's settings that make it small, by name."""
-    if asked.encoder is not None and not timm.is_model(asked.encoder):
-        raise RefusedError(f"Expected --encoder to be a model of timm, but got {asked.encoder!r}")
     flags = {"epochs": 1, "warmup_epochs": 0, "workers": 0, "max_test": TEST_IMAGES, "data": local_data(asked.data)}
     flags |= {"batch_size": min(asked.batch_size, BATCH), "encoder": "resnet10t", "pretrained": "false"}
     flags |= {"encoder_args": json.dumps(ENCODER_ARGS), "compile": "false", "sync_batch_norm": "false"}
@@ -60,7 +81,10 @@ def small(asked):
         if getattr(asked, name) is not None:
             flags[name] = min(getattr(asked, name), most)
     if asked.max_per_class is not None:
-        flags["max_per_class"] = max(asked.max_per_class, BATCH // 4)  # of the four classes of my/images
+        flags["max_per_class"] = max(asked.max_per_class, BATCH // CLASSES[LOCAL_IMAGES])
+    if asked.samples_per_class is not None:
+        flags["samples_per_class"] = min(asked.samples_per_class, BATCH // CLASSES[LOCAL_IMAGES])
+        flags["batch_size"] = flags["samples_per_class"] * CLASSES[LOCAL_IMAGES]
     if asked.stage2_optimizer is not None:
         flags |= {"stage2_optimizer": asked.stage2_optimizer, "stage2_epochs": 1, "stage2_batch_size": BATCH}
         flags["stage2_warmup_epochs"] = 0
@@ -91,9 +115,11 @@ def evaluate_flags(arguments):
 def local_data(spec):
     """Data that is here: as named, or `my/images` in the place of what would be downloaded."""
     scheme, _, rest = spec.partition(":")
-    place = rest.partition("?")[0]
-    if scheme == "torchvision" and not hasattr(torchvision.datasets, place):
-        raise RefusedError(f"Expected a data set of torchvision, but got {spec!r}")
+    place, _, query = rest.partition("?")
+    if scheme == "torchvision":
+        options = dict(part.split("=", 1) for part in query.split("&") if part)
+        options.pop("classes", None)  # of the recipes, for all data
+        find_class(place, options)
     if scheme == "hf" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) and not Path(place).exists():
         raise RefusedError(f"Expected a folder that is there or a name on the hub, but got {spec!r}")
     elsewhere = scheme == "torchvision" or (scheme == "hf" and not Path(place).exists())

@@ -38,17 +38,17 @@ CHECKOUT = Path(__file__).parents[2]
 CHECKED_ONLY = ("benchmarks", "docs", "tests")
 
 
-def run_train(arguments):
+def run_train(arguments, processes=1):
     """`train.py`, made small."""
-    train.main([*arguments, *train_flags(arguments)])
+    train.main([*arguments, *train_flags(arguments, processes)])
 
 
-def run_evaluate(arguments):
+def run_evaluate(arguments, processes=1):
     """`evaluate.py`, made small."""
     evaluate.main(evaluate_flags(arguments))
 
 
-def run_reproduce(arguments):
+def run_reproduce(arguments, processes=1):
     """`reproduce.py`, made small."""
     reproduce.main(reproduce_arguments(arguments))
 
@@ -63,15 +63,15 @@ def accelerate(arguments):
     asked = launch_command_parser().parse_args(arguments[1:])
     told = None if asked.config_file is None else load_config_from_file(asked.config_file)
     processes = asked.num_processes or (told.num_processes if told else 1)
-    in_processes(processes, script, asked.module, asked.training_script, asked.training_script_args)
+    in_processes(processes, script, asked.module, asked.training_script, asked.training_script_args, processes)
 
 
 def torchrun(arguments):
     """`torchrun`."""
     asked = get_args_parser().parse_args(arguments)
-    machines = int(asked.nnodes.split(":")[-1])
-    several = machines > 1 or not asked.nproc_per_node.isdecimal() or int(asked.nproc_per_node) > 1
-    in_processes(2 if several else 1, script, asked.module, asked.training_script, asked.training_script_args)
+    each = int(asked.nproc_per_node) if asked.nproc_per_node.isdecimal() else 2  # `gpu`, `auto`
+    processes = each * int(asked.nnodes.split(":")[-1])
+    in_processes(processes, script, asked.module, asked.training_script, asked.training_script_args, processes)
 
 
 def python(arguments):
@@ -92,13 +92,13 @@ def python(arguments):
         script(module, arguments[module], arguments[module + 1 :])
 
 
-def script(is_module, name, arguments):
-    """A Python program: a recipe made small, one that is checked only, or the page's own."""
+def script(is_module, name, arguments, processes=1):
+    """A Python program: a recipe made small, one that is checked only, or the page's own; on so many processes."""
     file = Path(name.replace(".", "/") + ".py") if is_module else Path(name)
     if not is_module and not file.is_file():
         raise RefusedError(f"Expected a script that is there, but got {name!r}")
     if file.parent.name == "recipes" and file.stem in RECIPES:
-        RECIPES[file.stem](arguments)
+        RECIPES[file.stem](arguments, processes)
         return
     if file.parts[0] in CHECKED_ONLY:
         stop_after_parsing()
@@ -187,7 +187,9 @@ def pip(arguments):
 def check_requirement(text, project):
     """Refuse an extra that we do not have, and a package that is neither declared, nor installed, nor asked for."""
     extras = project["optional-dependencies"]
-    named = re.sub(r"^\.(?=$|\[)|^dist/pml_supcon-\S*?\.(whl|tar\.gz)", project["name"], text)
+    stem = f"{project['name'].replace('-', '_')}-{project['version']}"
+    built = f"{re.escape(f'dist/{stem}-py3-none-any.whl')}|{re.escape(f'dist/{stem}.tar.gz')}"
+    named = re.sub(rf"^(?:\.|{built})(?=$|\[)", project["name"], text)
     try:
         wanted = Requirement(named)
     except InvalidRequirement as error:

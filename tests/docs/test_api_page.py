@@ -31,15 +31,15 @@ def section(page, package):
 
 
 def test_sub_packages_stand_in_flow_order():
-    assert PACKAGES[:-1] == import_module("pml_supcon").__all__
-    assert PACKAGES[-1] == "corruptions"  # needs an extra
+    assert import_module("pml_supcon").__all__ == PACKAGES
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_has_a_line_and_a_link(package, page):
     module = import_module(f"pml_supcon.{package}")
     lines = re.findall(r"^\| \[`(\w+)`\]\[([\w.]+)\] \| (.+) \|$", section(page, package), re.M)
-    assert [(name, link) for name, link, _ in lines] == [(name, f"{module.__name__}.{name}") for name in module.__all__]
+    found = [(name, link) for name, link, _ in lines]
+    assert sorted(found) == sorted((name, f"{module.__name__}.{name}") for name in module.__all__)
     for name, _, said in lines:
         exported = getattr(module, name)
         if callable(exported):

@@ -1,14 +1,7 @@
 """The runner of code blocks: what does not hold is red and told with page and line, the rest is run as it was meant."""
 
 import pytest
-from workbench import CHECKOUT, Workbench
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    made = Workbench(tmp_path_factory.mktemp("bench"))
-    yield made
-    made.close()
+from workbench import CHECKOUT
 
 
 def run(bench, tmp_path, text):
@@ -39,6 +32,51 @@ WRONG = {
     "a flag of evaluate.py": ("```bash\npython recipes/evaluate.py runs/mine --shot 1\n```", "did you mean 'shots'?"),
     "a run": ("```bash\naccelerate launch recipes/evaluate.py runs/none\n```", "but got 'runs/none'"),
     "a folder of images": ("```bash\npython recipes/train.py --data imagefolder:my/none\n```", "my/none"),
+    "more classes in a batch than there are": (
+        "```bash\npython recipes/train.py --data imagefolder:my/images --max-per-class 8\n```",
+        "`batch_size` to be at most 32",
+    ),
+    "P x K of classes that are not there": (
+        "```bash\npython recipes/train.py --samples-per-class 4\n```",
+        "`batch_size` to be at most 40",
+    ),
+    "a batch that processes cannot share": (
+        "```bash\ntorchrun --nproc_per_node 3 recipes/train.py\n```",
+        "--batch_size to be a multiple of the 3 processes",
+    ),
+    "an argument of a data set": (
+        "```bash\npython recipes/train.py --data 'torchvision:CIFAR10?nonsense=1'\n```",
+        "torchvision's CIFAR10 needs",
+    ),
+    "an argument of the encoder": (
+        """```bash\npython recipes/train.py --encoder resnet18 --encoder-args '{"nonsense": 3}'\n```""",
+        "unexpected keyword argument 'nonsense'",
+    ),
+    "an image size of the encoder": (
+        "```bash\npython recipes/train.py --encoder vit_tiny_patch16_224 --image-size 100\n```",
+        "multiple of the patch size 16",
+    ),
+    "weights that timm has not": (
+        "```bash\npython recipes/train.py --encoder resnet10t.none --pretrained true\n```",
+        "resnet10t.none",
+    ),
+    "a sub-module that is not imported": (
+        "```python\nimport matplotlib\n\nmatplotlib.pyplot\n```",
+        "page.md:4: Attrib",
+    ),
+    "an architecture that is not registered": (
+        "```python\nimport timm\n\ntimm.create_model('local-dir:my/encoder', pretrained=True)\n```",
+        "page.md:4: RuntimeError",
+    ),
+    "runs that the page does not make": (
+        "```bash\npython recipes/evaluate.py runs/mine --compare runs/other\n```",
+        "but got 'runs/mine'",
+    ),
+    "a test among others": (
+        "```bash\npytest tests/recipes/test_launch.py\npytest tests/recipes/test_launch.py::test_none\n```",
+        "docs/some/page.md:3: exit status 4",
+    ),
+    "a wheel of another version": ('```bash\npip install "dist/pml_supcon-9.9.9-py3-none-any.whl[cpu]"\n```', "9.9.9"),
     "a data set": ("```bash\npython recipes/train.py --data torchvision:CIFAR11\n```", "torchvision:CIFAR11"),
     "a model": ("```bash\npython recipes/train.py --encoder resnet19\n```", "but got 'resnet19'"),
     "a configuration": ("```bash\npython recipes/train.py --config recipes/configs/none.yaml\n```", "none.yaml"),

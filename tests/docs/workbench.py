@@ -1,4 +1,4 @@
-"""A folder as the pages expect it: a copy of the checkout, images in folders, an encoder, two finished runs."""
+"""A folder as the pages expect it: a copy of the checkout, images in folders, an encoder; for some, two runs."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from command_server import ON_THE_CPU, Server
 from PIL import Image
-from small_runs import READY
 from stand_ins import COMMANDS
 
 from pml_supcon.models import create_encoder, save_encoder
@@ -15,6 +14,8 @@ CHECKOUT = Path(__file__).parents[2]
 FOLDERS = ("recipes", "benchmarks", "docs", "tests")
 FILES = ("Makefile", "pyproject.toml", "mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE")
 OF_EACH_PAGE = ("my", "runs", "imagenet")  # a page may write there
+#: Pages that say that the reader has two runs; all others make those that they use.
+WITH_RUNS = ("docs/recipes/evaluate.md", "docs/guides/reading_the_report.md")
 CLASSES, IMAGES, SIDE = ("beech", "birch", "larch", "oak"), 20, 32
 
 
@@ -28,7 +29,8 @@ class Workbench:
     def __init__(self, folder):
         self.folder = folder
         self.home = folder / "home"
-        self.server = Server(folder, COMMANDS)
+        self.server = Server(folder / "commands", "preloaded", COMMANDS)
+        self.pages = Server(folder / "pages", "page_runner")
         self.home.mkdir()
         for name in FOLDERS:  # copies, so that nothing is written into the checkout
             shutil.copytree(CHECKOUT / name, self.home / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
@@ -38,37 +40,48 @@ class Workbench:
         for place in ("my/images", "my/other", "imagenet/train", "imagenet/val"):
             save_images(self.home / place)
         save_encoder(small_encoder(), self.home / "my" / "encoder")
+        self.run(self.server, "python", ["--version"], self.home)  # pages need commands that answer: waits for it
+
+    def make_runs(self):
+        """Train the two runs, where they are not there."""
         for method, place in (("supcon_out", "runs/mine"), ("cross_entropy", "runs/other")):
-            status, said = self.run("python", ["recipes/train.py", "--method", method, "--output", place], self.home)
+            if (self.home / place).exists():
+                continue
+            arguments = ["recipes/train.py", "--method", method, "--output", place]
+            status, said = self.run(self.server, "python", arguments, self.home)
             if status:
                 raise RuntimeError(f"Expected {place} to be trained, but train.py ended with {status}:\n{said}")
-            (self.home / place / READY).touch()
 
-    def run(self, name, arguments, folder):
-        """Run a command of the stand-ins in a folder; its status, and what it said."""
+    def run(self, server, name, arguments, folder):
+        """Run a command of a server in a folder; its status, and what it said."""
         output = self.folder / "output.txt"
         environment = {"PATH": f"{self.server.bin}:/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8"}
         environment |= ON_THE_CPU
-        status = self.server.run(name, arguments, folder, environment=environment, output=output)
+        status = server.run(name, arguments, folder, environment=environment, output=output)
         return status, output.read_text(errors="replace")
 
     def run_page(self, file, page, folder):
         """Run the blocks of a page in a folder of its own."""
+        if page in WITH_RUNS:
+            self.make_runs()
         for place in self.home.iterdir():
+            if place.name == "runs" and page not in WITH_RUNS:
+                continue
             if place.name in OF_EACH_PAGE:
                 shutil.copytree(place, folder / place.name)
             else:
                 (folder / place.name).symlink_to(place)
-        return self.run("page", [file, page], folder)
+        return self.run(self.pages, "page", [file, page], folder)
 
     def close(self):
-        """End the server."""
+        """End the servers."""
         self.server.close()
+        self.pages.close()
 
 
 def small_encoder():
     """An encoder for small colour images."""
-    return create_encoder("resnet10t", in_chans=3, channels=(8, 8, 16, 16))
+    return create_encoder("resnet10t", in_chans=3, image_size=SIDE, channels=(8, 8, 16, 16))
 
 
 def save_images(folder):

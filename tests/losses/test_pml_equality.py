@@ -137,6 +137,19 @@ def test_difference_a_single_listed_pair():
     assert losses.SupConLossOut()(rows, indices_tuple=pairs).item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_same_default_temperature():
+    rows, labels = batch()
+    assert_equal(losses.SupConLossOut(), pml.SupConLoss(), rows, labels)
+
+
+def test_difference_loss_times_temperature():
+    rows, labels = batch()
+    ours = losses.SupConLossOut(0.5, scale_by_temperature=True)
+    assert_equal(ours, lambda *inputs: 0.5 * pml.SupConLoss(0.5)(*inputs), rows, labels)
+    with pytest.raises(TypeError, match="scale_by_temperature"):
+        pml.SupConLoss(0.5, scale_by_temperature=True)
+
+
 def test_difference_labels_on_another_device():
     with pytest.raises(ValueError, match="on the device of the embeddings"):
         losses.SupConLossOut()(torch.randn(4, 2, device="meta"), torch.arange(4))

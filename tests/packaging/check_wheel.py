@@ -29,7 +29,7 @@ PYTHONS = ("3.11", "3.13")
 #: The tests of the public API, and what they need beyond that.
 TESTS = ("functional", "losses", "miners", "samplers", "views", "models", "testers", "test_pml_pipeline.py")
 TEST_EXTRAS = f"{EXTRAS},corruptions"
-TEST_PACKAGES = ("pytest", "hypothesis", "record-keeper", "tensorboard", "torchmetrics")
+TEST_PACKAGES = ("pytest", "pytest-xdist", "hypothesis", "record-keeper", "tensorboard", "torchmetrics")
 SMALL = ("--max-train", "600", "--max-test", "200", "--epochs", "4", "--batch-size", "128", "--seed", "0")
 VERSIONS = (
     "pml-supcon",
@@ -142,7 +142,8 @@ def check_tests(scripts: Path, clone: Path, place: Path) -> None:
         shutil.copytree(clone / name, place / name)
     shutil.copy(clone / "pyproject.toml", place)  # pytest's settings
     tests = [f"tests/{name}" for name in TESTS]
-    output = run(scripts / "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=place, OMP_NUM_THREADS="1")
+    command = (scripts / "pytest", "-q", "-p", "no:cacheprovider", "-n", "auto", "--dist", "loadfile")
+    output = run(*command, *tests, cwd=place, OMP_NUM_THREADS="1")
     say(f"pytest {' '.join(TESTS)}: {output.strip().splitlines()[-1]}")
 
 
@@ -151,12 +152,13 @@ def try_python(python: Path, wheel: Path, clone: Path, folder: Path, tests: bool
     scripts, place = folder / "environment/bin", folder / "elsewhere"
     place.mkdir(parents=True)
     run(python, "-m", "venv", scripts.parent, cwd=folder)
-    pip = (scripts / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    run(*pip, wheel, cwd=folder)
+    pip = (scripts / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
+    install = (*pip, "install", "--no-compile")  # what is imported is compiled then, the rest never
+    run(*install, wheel, cwd=folder)
     refused = run(scripts / "pml-supcon", "train", cwd=place, status=2)
     expect(refused.count("\n") == 1 and "pml-supcon[recipes]" in refused, f"one line on the extra, but got: {refused}")
     say(f"without extras: {refused.strip()}")
-    run(*pip, f"{wheel}[{EXTRAS}]", cwd=folder)
+    run(*install, f"{wheel}[{EXTRAS}]", cwd=folder)
     where = run(scripts / "python", "-c", "import pml_supcon; print(pml_supcon.__file__)", cwd=place).strip()
     expect(
         Path(where).is_relative_to(scripts.parent) and "site-packages" in where, f"a wheel's package, but got {where}"
@@ -168,9 +170,10 @@ def try_python(python: Path, wheel: Path, clone: Path, folder: Path, tests: bool
     measured = run(scripts / "python", clone / "tests/packaging/import_time.py", cwd=place)
     say(f"import time: {measured.strip()}")
     if tests:
-        run(*pip, f"{wheel}[{TEST_EXTRAS}]", *TEST_PACKAGES, cwd=folder)
-        run(*pip[:3], "uninstall", "--quiet", "--yes", "opencv-python", cwd=folder)  # it needs libGL
-        run(*pip, "--force-reinstall", "--no-deps", "opencv-python-headless", cwd=folder)
+        run(*install, f"{wheel}[{TEST_EXTRAS}]", *TEST_PACKAGES, cwd=folder)
+        run(*pip, "uninstall", "--yes", "opencv-python", cwd=folder)  # it needs libGL
+        run(*install, "--force-reinstall", "--no-deps", "opencv-python-headless", cwd=folder)
+        run(scripts / "python", "-c", "import cv2, imagecorruptions", cwd=place)
         check_tests(scripts, clone, place)
 
 

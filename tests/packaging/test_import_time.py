@@ -34,28 +34,32 @@ def test_the_package_alone_imports_nothing_else():
 
 def test_losses_samplers_and_testers_import_what_pml_losses_do():
     ours = imported_by("from pml_supcon import losses, samplers, testers; losses.SupConLossOut()")
-    assert packages(ours - imported_by(BASE)) == {"pml_supcon"}
+    assert packages(ours - imported_by(BASE)) == {"pml_supcon", "lazy_loader"}
     assert "torch._dynamo" not in ours  # the compiler, a second
+
+
+def test_every_sub_package_is_imported_when_it_is_used():
+    names = import_module("pml_supcon").__all__
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(names) == folders - {"recipes"}  # programs, not public names
+    used = "import pml_supcon\nfor name in reversed(pml_supcon.__all__): getattr(pml_supcon, name)"
+    assert {f"pml_supcon.{name}" for name in names} <= imported_by(used)
 
 
 @pytest.mark.parametrize("name", LATER)
 def test_names_that_are_imported_later_are_the_same_for_type_checkers(name):
-    """What stands under `if TYPE_CHECKING` is what the package finds; `__all__` has all of it."""
+    """What `__init__.pyi` exports, in which order ever, is what the package finds."""
     package = import_module(f"pml_supcon.{name}")
-    tree = ast.parse((PACKAGE / name / "__init__.py").read_text())
-    (typed,) = [node for node in tree.body if isinstance(node, ast.If)]
-    imports = [node for node in typed.body if isinstance(node, ast.ImportFrom)]
-    homes = {alias.name: node.module.split(".")[-1] for node in imports for alias in node.names}
-    assert homes
-    assert set(homes) <= set(package.__all__) <= set(dir(package))
-    for public, module in homes.items():
-        assert getattr(package, public) is getattr(import_module(f"pml_supcon.{name}.{module}"), public)
-    for public in package.__all__:
+    tree = ast.parse((PACKAGE / name / "__init__.pyi").read_text())
+    (exported,) = [ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)]
+    assert len(exported) > 1
+    assert sorted(exported) == package.__all__
+    for public in exported:
         assert getattr(package, public) is not None
 
 
 def test_a_name_that_is_not_there_is_told():
-    with pytest.raises(AttributeError, match=r"module 'pml_supcon\.testers' has no attribute 'RetrivalTester'"):
+    with pytest.raises(AttributeError, match=r"No pml_supcon\.testers attribute RetrivalTester"):
         import_module("pml_supcon.testers").RetrivalTester  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'QueueLos'"):
         from pml_supcon.losses import QueueLos  # noqa: F401

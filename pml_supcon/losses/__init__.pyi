@@ -1,0 +1,11 @@
+from .queue import QueueLoss
+from .supcon import SupConLossIn, SupConLossOut
+from .wrappers import CrossBatchMemory, SelfSupervisedLoss
+
+__all__ = [  # noqa: RUF022 - by importance
+    "SupConLossOut",
+    "SupConLossIn",
+    "QueueLoss",
+    "CrossBatchMemory",
+    "SelfSupervisedLoss",
+]
