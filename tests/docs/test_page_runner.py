@@ -186,7 +186,9 @@ pml-supcon reproduce all --scale digits --seeds 0 1
 ```python
 import json
 assert json.load(open("runs/cifar10/metrics.json"))["data"] == "imagefolder:my/images"
-assert json.load(open("runs/reproduce/digits/results/losses.json"))["experiment"] == "losses"
+import pathlib
+[record] = pathlib.Path("runs/reproduce/digits").glob("results-*/losses.json")
+assert json.loads(record.read_text())["experiment"] == "losses"
 ```
 """
     status, said = run(bench, tmp_path, text)
