@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from pml_supcon.recipes.evaluating.settings import EvaluateSettings
 from pml_supcon.recipes.evaluating.subject import FeaturesError, Subject
 from pml_supcon.recipes.run_folder import replace_text
 from pml_supcon.recipes.settings import TrainSettings
+
+HARDEST = (1, 5, 10, 25, 50, 100)  # per cent of the pairs
 
 
 def evaluate_run(
@@ -72,6 +74,27 @@ def _subject(path: Path, trained: TrainSettings, settings: EvaluateSettings, acc
     return Subject(opened, opened.fit(data), settings, accelerator, cache=None)
 
 
+def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:
+    """The share of the gradient that the hardest pairs receive; what a bin has is taken in proportion.
+
+    Args:
+        bins: of `hard_mining_curve`: `hardness`, `share` of the gradient, `even_share` of the pairs.
+        part: how many of the pairs, in [0, 1].
+
+    Examples:
+        >>> easy = {"hardness": 0.1, "share": 0.2, "even_share": 0.8}
+        >>> bins = [easy, {"hardness": 0.9, "share": 0.8, "even_share": 0.2}]
+        >>> [round(share_of_hardest(bins, part), 3) for part in (0.1, 0.2, 0.6, 1.0)]
+        [0.4, 0.8, 0.9, 1.0]
+    """
+    left, share = part, 0.0
+    for each in sorted(bins, key=lambda each: -each["hardness"]):
+        taken = min(left, each["even_share"])
+        share += each["share"] * taken / each["even_share"] if each["even_share"] else 0.0
+        left -= taken
+    return share
+
+
 def figures_of(sections: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
     """The figures of sections, by the names that experiments use."""
     found: dict[str, float] = {}
@@ -87,6 +110,10 @@ def figures_of(sections: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[s
         for loss, curve in section["losses"].items():
             for kind, row in curve["summary"].items():
                 found |= {f"hard_mining/{loss}/{kind}/{name}": value for name, value in row.items()}
+                found |= {
+                    f"hard_mining/{loss}/{kind}/hardest/{percent}": share_of_hardest(curve[kind], percent / 100)
+                    for percent in HARDEST
+                }
     if section := sections.get("linear_probe"):
         found[f"stage2/{wanted['probe_optimizer']}"] = section["augmented"]["metrics"]["top1"]
     for row in sections.get("transfer") or []:

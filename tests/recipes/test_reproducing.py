@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from pml_supcon.recipes.reproducing.analysis import share_of_hardest
 from pml_supcon.recipes.reproducing.experiment import TOP1, Comparison, Quantity, Training, score_of
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
 from pml_supcon.recipes.reproducing.figure import draw
@@ -132,6 +133,20 @@ def test_settings_that_a_method_lacks_are_left_out_and_contradictions_refused():
     assert settings_of(common, {"method": "supcon_in"}).temperature == 0.5
     with pytest.raises(ValueError, match="Expected no --temperature with triplet"):
         settings_of(common, {"method": "triplet", "temperature": 0.2})
+
+
+def test_the_share_of_the_hardest_pairs_is_that_of_so_many_single_pairs():
+    """Bins of pairs that all have the same share inside a bin, against the pairs themselves."""
+    rng = np.random.default_rng(0)
+    counts, each = rng.integers(1, 50, 6), rng.random(6)
+    pairs = np.repeat(each, counts) / (each * counts).sum()  # bins in the order of hardness, the hardest first
+    bins = [
+        {"hardness": -place, "share": one * count / (each * counts).sum(), "even_share": count / counts.sum()}
+        for place, (one, count) in enumerate(zip(each, counts, strict=True))
+    ]
+    for number in (1, 7, counts.sum() // 2, counts.sum()):
+        found = share_of_hardest(bins[::-1], number / counts.sum())
+        assert found == pytest.approx(pairs[:number].sum())
 
 
 def test_a_run_is_named_after_all_that_it_computes(tmp_path):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pml_supcon.recipes.reproducing.analysis import HARDEST
 from pml_supcon.recipes.reproducing.experiment import (
     Comparison,
     Experiment,
@@ -11,6 +12,7 @@ from pml_supcon.recipes.reproducing.experiment import (
     ahead_of,
     difference_of,
     line_of,
+    score_of,
 )
 from pml_supcon.recipes.reproducing.scales import Scale
 
@@ -117,6 +119,18 @@ def mining(scale: Scale) -> Experiment:
         Comparison(cost["supcon_out"], cost[name], f"milliseconds: `supcon_out` under `{name}`", lower=True)
         for name in mined
     ]
+    lines += [
+        Line(
+            f"hardest {percent}% of {kind}, `{loss}`",
+            score_of("supcon_out", f"hard_mining/{loss}/{kind}/hardest/{percent}"),
+            loss,
+            float(percent),
+            panel=f"their share of the gradient, %: {kind}",
+        )
+        for kind in ("positives", "negatives")
+        for loss in ("supcon_out", "supcon_in", "triplet")
+        for percent in HARDEST
+    ]
     for kind in ("positives", "negatives"):
         weighted, even = (
             Quantity(("supcon_out",), f"hard_mining/supcon_out/{kind}/{which}_hardness", percent=False)
@@ -141,8 +155,11 @@ def mining(scale: Scale) -> Experiment:
         evaluations=[{"sections": ("hard_mining",), "mining_batch_size": scale.settings.get("batch_size", 256)}],
         evaluated=("supcon_out",),
         timed=True,
+        x_title="the hardest pairs, % of all",
+        x_log=True,
         notes=[
             "Hardness is 1 - cosine for positives and the cosine for negatives, of test images under the trained head. "
-            "Milliseconds are those of the loss with its miner and its gradient, of all rows by turns on one batch."
+            "The gradients of the three losses are those at the encoder that L_out has trained. Milliseconds are those of "
+            "the loss with its miner and its gradient, of all rows by turns on one batch."
         ],
     )
