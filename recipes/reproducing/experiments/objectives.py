@@ -159,7 +159,7 @@ def mining(scale: Scale) -> Experiment:
         x_log=True,
         notes=[
             "Hardness is 1 - cosine for positives and the cosine for negatives, of test images under the trained head. "
-            "The gradients of the three losses are those at the encoder that L_out has trained. Milliseconds are those of "
-            "the loss with its miner and its gradient, of all rows by turns on one batch."
+            "The gradients of the three losses are those at the encoder that L_out has trained. Milliseconds are those "
+            "of the loss with its miner and its gradient, of all rows by turns on one batch."
         ],
     )
