@@ -28,7 +28,7 @@ from pml_supcon.recipes.job import check_processes
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
 from pml_supcon.recipes.reproducing.figure import draw
 from pml_supcon.recipes.reproducing.record import run_experiment
-from pml_supcon.recipes.reproducing.settings import ReproduceSettings, parse
+from pml_supcon.recipes.reproducing.settings import ReproduceSettings, as_flags, parse
 from pml_supcon.recipes.reproducing.table import tables_of
 from pml_supcon.recipes.reproducing.trainings import Trainings
 from pml_supcon.recipes.run_folder import check_writable, replace_text
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for experiment in experiments:
             record = run_experiment(experiment, settings.scale, settings.seeds, trainings, tell)
             if accelerator.is_main_process:
-                write(settings, {**record, "given": {name: str(value) for name, value in settings.given.items()}})
+                write(settings, {**record, "given": as_flags(settings.given)})
     except (ValueError, TypeError, OSError, ImportError) as error:
         fail(str(error), 1)
     except torch.OutOfMemoryError as error:

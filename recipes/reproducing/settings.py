@@ -1,6 +1,8 @@
 """The command line of `reproduce.py`."""
 
 import argparse
+import hashlib
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,5 +83,13 @@ def given_settings(flags: Sequence[str], scale: Scale, parser: argparse.Argument
 
 def results_of(given: Mapping[str, Any]) -> str:
     """The folder of results: another one where settings are given, so that a quick look replaces nothing."""
-    named = "-".join(f"{name}-{value}" for name, value in given.items())
-    return "-".join(["results", *(["".join(c if c.isalnum() or c in "-._" else "-" for c in named)] if given else [])])
+    if not given:
+        return "results"
+    return f"results-{hashlib.sha256(json.dumps(as_flags(given)).encode()).hexdigest()[:8]}"
+
+
+def as_flags(given: Mapping[str, Any]) -> dict[str, str]:
+    """Settings by the flag of each, as a command line has them."""
+    return {
+        f"--{name}": str(value) if isinstance(value, str | Path) else json.dumps(value) for name, value in given.items()
+    }

@@ -1,5 +1,6 @@
 """The table of an experiment, in Markdown, made of its record alone."""
 
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -89,7 +90,7 @@ def _told(record: Mapping[str, Any]) -> list[str]:
 def _origin(record: Mapping[str, Any]) -> str:
     origin = {name: ", ".join(values) for name, values in record["origin"].items()}
     seeds = ", ".join(map(str, record["seeds"]))
-    given = "".join(f" --{name} {value}" for name, value in record["given"].items())
+    given = "".join(f" {flag} {shlex.quote(value)}" for flag, value in record["given"].items())
     return (
         f"`accelerate launch recipes/reproduce.py {record['experiment']} --scale {record['scale']}{given}` on "
         f"{origin['date']}, seeds {seeds}; processes: {origin['processes']}, device: {origin['device']}, CPU cores: "

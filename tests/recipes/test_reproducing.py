@@ -1,6 +1,7 @@
 """The parts of `reproduce.py`: experiments at every scale, learning rates, statistics, tables and figures."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
 from pml_supcon.recipes.reproducing.figure import draw
 from pml_supcon.recipes.reproducing.record import compared, settings_for
 from pml_supcon.recipes.reproducing.scales import SCALES
-from pml_supcon.recipes.reproducing.settings import parse
+from pml_supcon.recipes.reproducing.settings import as_flags, parse
 from pml_supcon.recipes.reproducing.statistics import Interval, interval_of, judge, margin_of
 from pml_supcon.recipes.reproducing.table import tables_of
 from pml_supcon.recipes.reproducing.trainings import Trainings, settings_of
@@ -220,7 +221,7 @@ def record_with(lines, **more):
             {"title": "b over c", "paper": None, "percent": True, "mean": 0.02, "low": -0.011, "high": 0.029,
              "verdict": "not told apart", "claimed": False},
         ],
-        "given": {"data": "hf:x"},
+        "given": {"--data": "hf:x"},
         **more,
     }  # fmt: skip
 
@@ -276,7 +277,13 @@ def test_the_command_line(tmp_path):
     assert settings.given == {"epochs": 2, "data": "hf:x"}
     assert (settings.scale.settings["epochs"], settings.scale.settings["data"]) == (2, "hf:x")
     assert settings.seeds == (0, 1, 2)
-    assert settings.results == Path("runs/reproduce/cifar10-small/results-epochs-2-data-hf-x")
+    assert re.fullmatch(r"runs/reproduce/cifar10-small/results-[0-9a-f]{8}", str(settings.results))
+    assert as_flags({"epochs": 2, "pretrained": True, "encoder_args": {"channels": [8]}, "data": "hf:x"}) == {
+        "--epochs": "2",
+        "--pretrained": "true",
+        "--encoder_args": '{"channels": [8]}',
+        "--data": "hf:x",
+    }
     assert parse(["all"], prog="x", description="x").results == Path("runs/reproduce/digits/results")
     resnet18 = parse(["all", "--encoder", "resnet18"], prog="x", description="x").scale.settings
     assert (resnet18["encoder"], resnet18["encoder_args"]) == ("resnet18", {})
