@@ -103,7 +103,7 @@ def test_runs_in_an_empty_folder_and_is_as_good_as_stored(run, stored, tmp_path,
 def test_the_install_cell_names_extras_that_exist_and_does_nothing(stored):
     source = stored.cells[1].source
     assert not source.strip() or all(line.startswith("#") for line in source.splitlines())
-    (extras,) = re.findall(r'%pip install "pml-supcon\[([\w,]+)\]"', source)
+    (extras,) = re.findall(r'%pip install --editable "\.\./\.\.\[([\w,]+)\]"', source)
     project = (FOLDER.parents[1] / "pyproject.toml").read_text()
     assert [extra for extra in extras.split(",") if not re.search(rf"^{extra} = \[", project, re.M)] == []
 
