@@ -113,7 +113,7 @@ def test_copies_compute_the_same(loss_class):
 
 
 def test_the_package_names_the_losses():
-    assert losses.__all__[:2] == ["SupConLossOut", "SupConLossIn"]
+    assert {"SupConLossOut", "SupConLossIn"} <= set(losses.__all__)
     for name in losses.__all__:
         assert getattr(losses, name).__name__ == name
 
