@@ -13,18 +13,18 @@ them. `--help` lists the settings; the page of the docs says how to read the rep
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from pml_supcon._extras import require_faiss
 from pml_supcon.recipes.data import ImageData, open_data
+from pml_supcon.recipes.ending import fail
 from pml_supcon.recipes.evaluating.embedding_map import require_umap
 from pml_supcon.recipes.evaluating.feature_cache import FeatureCache
 from pml_supcon.recipes.evaluating.opening import OpenedEncoder, open_encoder
@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = [(subject, evaluate(subject)) for subject in subjects]
         write(output, [(subject, content) for subject, content in found if content is not None])
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        fail(error)
+        fail("evaluate.py", error)
     except Stopped as stopped:
-        fail(stopped, status=128 + stopped.number)
+        fail("evaluate.py", stopped, status=128 + stopped.number)
     accelerator.state.destroy_process_group()
 
 
@@ -78,9 +78,7 @@ def open_subject(
 ) -> Subject:
     """An encoder on the data that is named, else on that of the first encoder's run."""
     data = open_images(opened, first, settings, accelerator)
-    opened.model.to(accelerator.device)
-    if opened.head is not None:
-        opened.head.to(accelerator.device)
+    opened.to(accelerator.device)
     cache = FeatureCache(settings.cache or home_of(opened) / "features") if settings.use_cache else None
     return Subject(opened, opened.fit(data), settings, accelerator, cache)
 
@@ -211,14 +209,6 @@ def default_output(opened: OpenedEncoder, settings: EvaluateSettings) -> Path:
         parts.append(f"beside-{Path(settings.compare).name}")
     name = "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part).strip("-.") for part in parts)
     return home_of(opened) / name
-
-
-def fail(error: Exception, *, status: int = 1) -> NoReturn:
-    """End the program with one line, from every process that has something to say."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
-    place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
-    print(f"evaluate.py: error:{place} {' '.join(str(said).split())}", file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import nn
 
 from pml_supcon._extras import require_faiss
 from pml_supcon.models import check_encoder_name
-from pml_supcon.recipes.data import ImageData, LazyImages, MemoryImages, open_data
+from pml_supcon.recipes.data import ImageData, LazyImages, MemoryImages, OpenedData, open_data
 from pml_supcon.recipes.division import Division, divide
 from pml_supcon.recipes.loading import build_sampler, check_shares
 from pml_supcon.recipes.optimization import build_optimizer, check_optimizer
@@ -96,8 +96,8 @@ def check_tracker(name: str | None) -> None:
         )
 
 
-def open_job(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> Job:
-    """Read the data; what is wrong with it, or with batches of it, is raised here."""
+def open_images(settings: TrainSettings, accelerator: Accelerator) -> OpenedData:
+    """The images that the settings of a training name, not decoded yet."""
     with accelerator.main_process_first():  # one process downloads
         opened = open_data(
             settings.data,
@@ -108,6 +108,12 @@ def open_job(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) 
         )
     if settings.train_fraction < 1:
         opened = opened.with_train_fraction(settings.train_fraction, settings.seed)
+    return opened
+
+
+def open_job(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> Job:
+    """Read the data; what is wrong with it, or with batches of it, is raised here."""
+    opened = open_images(settings, accelerator)
     division = divide(
         opened.train_labels, held_out=settings.held_out, label_noise=settings.label_noise, seed=settings.seed
     )

@@ -15,15 +15,15 @@ trainings, as `train.py` takes them (`--epochs 1`).
 import json
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
 from pml_supcon._extras import require_imagecorruptions
+from pml_supcon.recipes.ending import fail
 from pml_supcon.recipes.job import check_processes
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
 from pml_supcon.recipes.reproducing.figure import draw
@@ -35,6 +35,7 @@ from pml_supcon.recipes.run_folder import check_writable, replace_text
 from pml_supcon.recipes.stopping import Stopped
 
 PATIENCE = timedelta(days=1)  # processes wait while the main one scores
+AGAIN = "the same command goes on from here"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,17 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if accelerator.is_main_process:
                 write(settings, {**record, "given": as_flags(settings.given)})
     except (ValueError, TypeError, OSError, ImportError) as error:
-        fail(str(error), 1)
+        fail("reproduce.py", error)
     except torch.OutOfMemoryError as error:
-        fail(f"{str(error).splitlines()[0]} (--chunk-size 64 needs less); {AGAIN}", 1)
+        fail("reproduce.py", f"{str(error).splitlines()[0]} (--chunk-size 64 needs less); {AGAIN}")
     except Stopped as stopped:
-        fail(f"stopped by {signal.Signals(stopped.number).name} {stopped}; {AGAIN}", 128 + stopped.number)
+        fail(
+            "reproduce.py",
+            f"stopped by {signal.Signals(stopped.number).name} {stopped}; {AGAIN}",
+            status=128 + stopped.number,
+        )
     except KeyboardInterrupt:
-        fail(f"stopped; {AGAIN}", 128 + signal.SIGINT)
+        fail("reproduce.py", f"stopped; {AGAIN}", status=128 + signal.SIGINT)
     accelerator.state.destroy_process_group()
-
-
-AGAIN = "the same command goes on from here"
 
 
 def tell(text: str) -> None:
@@ -85,13 +87,6 @@ def write(settings: ReproduceSettings, record: dict[str, Any]) -> None:
     draw(record, aside)
     os.replace(aside, settings.results / f"{name}.svg")
     print(f"\n{record['title']}\n\n{table}\n{settings.results / name}.json, .md, .svg\n", flush=True)
-
-
-def fail(message: str, status: int) -> NoReturn:
-    """End the program with one line, from every process that has something to say."""
-    place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
-    print(f"reproduce.py: error:{place} {message}", file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from pml_supcon.models import save_encoder, save_head
 from pml_supcon.recipes import report
 from pml_supcon.recipes.checkpoints import Checkpoint, CheckpointError
+from pml_supcon.recipes.ending import fail
 from pml_supcon.recipes.evaluation import draw, embed_splits, score
 from pml_supcon.recipes.history import History
 from pml_supcon.recipes.job import Job, check_tracker, open_job, open_run
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = open_run(settings, accelerator)
         prepared = None if run.finished else prepare(run, accelerator)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        fail(error)
+        fail("train.py", error)
     except KeyboardInterrupt:
         stop(Stopped(signal.SIGINT, "before the first step"), run=None)
     try:
@@ -62,11 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show(run)
     except FloatingPointError as error:
         fail(
+            "train.py",
             f"{error}; last good checkpoint: {run.last_good()}; another --output with a lower --learning_rate may do "
-            "better"
+            "better",
         )
     except (CheckpointError, OSError) as error:
-        fail(error)
+        fail("train.py", error)
     except Stopped as stopped:
         stop(stopped, run)
     except KeyboardInterrupt:
@@ -216,14 +218,6 @@ def show(run: RunFolder) -> None:
     metrics = run.metrics()
     print(report.summary_table({name: value for name, value in metrics.items() if name.startswith(SHOWN)}))
     print(f"run folder: {run.path}")
-
-
-def fail(error: Exception | str) -> NoReturn:
-    """End the program with one line, from every process that has something to say."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
-    place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
-    print(f"train.py: error:{place} {said}", file=sys.stderr)
-    sys.exit(1)
 
 
 def stop(stopped: Stopped, run: RunFolder | None) -> NoReturn:

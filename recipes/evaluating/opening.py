@@ -50,6 +50,13 @@ class OpenedEncoder:
     run: dict[str, Any]
     digest: str
 
+    def to(self, device: torch.device) -> "OpenedEncoder":
+        """Move the encoder and its head to a device; returns itself."""
+        self.model.to(device)
+        if self.head is not None:
+            self.head.to(device)
+        return self
+
     def fit(self, data: ImageData) -> ImageData:
         """Data as this encoder takes it.
 

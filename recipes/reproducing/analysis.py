@@ -10,12 +10,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from pml_supcon.recipes.data import open_data
 from pml_supcon.recipes.division import divide
 from pml_supcon.recipes.evaluating.opening import open_encoder
 from pml_supcon.recipes.evaluating.sections import run_sections
 from pml_supcon.recipes.evaluating.settings import EvaluateSettings
 from pml_supcon.recipes.evaluating.subject import FeaturesError, Subject
+from pml_supcon.recipes.job import open_images
 from pml_supcon.recipes.run_folder import replace_text
 from pml_supcon.recipes.settings import TrainSettings
 
@@ -54,21 +54,8 @@ def evaluate_run(
 
 
 def _subject(path: Path, trained: TrainSettings, settings: EvaluateSettings, accelerator: Accelerator) -> Subject:
-    opened = open_encoder(str(path))
-    opened.model.to(accelerator.device)
-    if opened.head is not None:
-        opened.head.to(accelerator.device)
-    with accelerator.main_process_first():  # one process downloads
-        source = open_data(
-            trained.data,
-            image_size=trained.image_size,
-            max_train=trained.max_train,
-            max_test=trained.max_test,
-            new_classes="all",
-        )
-    if trained.train_fraction < 1:
-        source = source.with_train_fraction(trained.train_fraction, trained.seed)
-    data = source.decode()
+    opened = open_encoder(str(path)).to(accelerator.device)
+    data = open_images(trained, accelerator).decode()
     division = divide(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
     data = replace(data, train=division.training_images(data))
     return Subject(opened, opened.fit(data), settings, accelerator, cache=None)

@@ -15,8 +15,6 @@ from pml_supcon.recipes.reproducing.tuning import Choice, choose
 from pml_supcon.recipes.settings import TrainSettings
 
 KEPT = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/")
-
-
 #: Of the runs, beside versions: where and when they were made.
 ORIGIN = ("commit", "date", "device", "cpus", "processes", "precision")
 

@@ -27,7 +27,6 @@ class Scale:
 
     Attributes:
         name: on the command line.
-        about: what it is, in a sentence or two.
         settings: of `train.py`.
         tuning: those that differ while learning rates are chosen, on held-out images.
         learning_rates: what is tried, by optimizer; `sgd` for others.
@@ -36,14 +35,13 @@ class Scale:
         label_shares: of the experiment on few labels.
         images: how many are trained on.
         triplets_per_anchor: of the triplet loss, drawn at random; None: all of a batch, which is cubic in its size.
-        transfer: the data that encoders are probed on, and, where it is classes of the same data that training must not
-            see, those that it may.
+        transfer: the data that encoders are probed on; None: the second half of the classes, where training sees the
+            first.
         tune_variants: choose a learning rate for each number of positives; else that of all positives is shared.
         seeds: how many, from 0.
     """
 
     name: str
-    about: str
     settings: Mapping[str, Any]
     tuning: Mapping[str, Any]
     learning_rates: Mapping[str, tuple[float, ...]]
@@ -71,7 +69,8 @@ class Scale:
         if self.transfer is not None:
             return None
         join = "&" if "?" in self.settings["data"] else "?"
-        return tuple(f"{self.settings['data']}{join}classes={half}" for half in ("0-4", "5-9"))  # type: ignore[return-value]
+        all_classes = f"{self.settings['data']}{join}classes="
+        return f"{all_classes}0-4", f"{all_classes}5-9"
 
 
 def settings_of_config(name: str) -> dict[str, Any]:
@@ -80,13 +79,11 @@ def settings_of_config(name: str) -> dict[str, Any]:
     return read
 
 
+# Scikit-learn's digits (8 x 8, 10 classes) and a resnet10t of 16 to 128 channels. Training sees 251 of the 1,257
+# training images, so that there are errors left to compare; the other 1,006 are the held-out part on which learning
+# rates are chosen; 540 test images.
 DIGITS = Scale(
     name="digits",
-    about=(
-        "scikit-learn's digits (8 x 8, 10 classes) and a resnet10t of 16 to 128 channels. Training sees 251 of the "
-        "1,257 training images, so that there are errors left to compare; the other 1,006 are the held-out part on "
-        "which learning rates are chosen; 540 test images."
-    ),
     settings={
         "data": "digits",
         "augment": "digits",
@@ -112,12 +109,10 @@ DIGITS = Scale(
     label_shares=(0.1, 0.25, 0.5, 1.0),
     images=251,
 )
+# The first 4,000 training images of CIFAR-10, of which 3,200 are trained on and 800 held out to choose learning rates;
+# the first 2,000 test images; a resnet10t of 32 to 256 channels with its own stem; 10 epochs.
 CIFAR10_SMALL = Scale(
     name="cifar10-small",
-    about=(
-        "the first 4,000 training images of CIFAR-10, of which 3,200 are trained on and 800 held out to choose "
-        "learning rates; the first 2,000 test images; a resnet10t of 32 to 256 channels with its own stem; 10 epochs."
-    ),
     settings={
         "data": "torchvision:CIFAR10",
         "max_train": 4000,
@@ -145,13 +140,11 @@ CIFAR10_SMALL = Scale(
     tune_variants=False,
     triplets_per_anchor=100,
 )
+# All of CIFAR-10 and a ResNet-18 with the stem for small images, 100 epochs in bfloat16
+# (`recipes/configs/cifar10_resnet18.yaml`). Learning rates are chosen on 5,000 held-out training images, then all
+# 50,000 are trained on.
 CIFAR10 = Scale(
     name="cifar10",
-    about=(
-        "all of CIFAR-10 and a ResNet-18 with the stem for small images, 100 epochs in bfloat16 "
-        "(`recipes/configs/cifar10_resnet18.yaml`). Learning rates are chosen on 5,000 held-out training images, then "
-        "all 50,000 are trained on."
-    ),
     settings=settings_of_config("cifar10_resnet18"),
     tuning={"held_out": 0.1, "knn_every": 1000},
     learning_rates={"sgd": (0.1, 0.2, 0.5, 1.0), "lars": (1.0, 2.0, 4.0, 8.0), "rmsprop": (3e-4, 1e-3, 3e-3, 1e-2)},
@@ -160,12 +153,10 @@ CIFAR10 = Scale(
     images=50_000,
     triplets_per_anchor=100,
 )
+# ImageNet-1k and a ResNet-50 with the paper's values (`recipes/configs/imagenet_resnet50.yaml`). Learning rates are
+# chosen on a hundredth of the training images that is held out, in a tenth of the epochs.
 IMAGENET = Scale(
     name="imagenet",
-    about=(
-        "ImageNet-1k and a ResNet-50 with the paper's values (`recipes/configs/imagenet_resnet50.yaml`). Learning "
-        "rates are chosen on a hundredth of the training images that is held out, in a tenth of the epochs."
-    ),
     settings=settings_of_config("imagenet_resnet50"),
     tuning={"held_out": 0.01, "epochs": 35, "knn_every": 1000},
     learning_rates={"lars": (0.2, 0.4, 0.8), "sgd": (0.05, 0.1, 0.2), "rmsprop": (3e-5, 1e-4, 3e-4)},  # for 256 images

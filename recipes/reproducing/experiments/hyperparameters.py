@@ -132,7 +132,7 @@ def optimizers(scale: Scale) -> Experiment:
     """Table 8."""
     size = min(256, scale.settings.get("batch_size", 256))
     cells = [(first, second) for first in OPTIMIZERS for second in OPTIMIZERS]
-    best = Quantity(("lars",), "stage2/rmsprop")
+    best = score_of("lars", "stage2/rmsprop")
     return Experiment(
         name="optimizers",
         title="Optimizers of both stages",
@@ -142,7 +142,7 @@ def optimizers(scale: Scale) -> Experiment:
         lines=[
             Line(
                 f"stage 1 {first}, stage 2 {second}",
-                Quantity((first,), f"stage2/{second}"),
+                score_of(first, f"stage2/{second}"),
                 paper=TABLE_8[first, second],
             )
             for first, second in cells
@@ -150,7 +150,7 @@ def optimizers(scale: Scale) -> Experiment:
         comparisons=[
             Comparison(
                 best,
-                Quantity((first,), f"stage2/{second}"),
+                score_of(first, f"stage2/{second}"),
                 f"lars, rmsprop over {first}, {second}",
                 round(TABLE_8["lars", "rmsprop"] - TABLE_8[first, second], 1),
             )
