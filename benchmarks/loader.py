@@ -33,7 +33,8 @@ from torchvision import transforms
 
 from pml_supcon.losses import SupConLossOut
 from pml_supcon.models import ProjectionHead, create_encoder, feature_width
-from pml_supcon.recipes.data import ImageData, MemoryImages, load_data
+from pml_supcon.recipes.data import load_data
+from pml_supcon.recipes.image_data import ImageData, MemoryImages
 from pml_supcon.samplers import MultiViewBatchSampler
 from pml_supcon.views import AUGMENTATIONS, MultiViewTensorDataset, SeededDataset, augmentation, flatten_views
 

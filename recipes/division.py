@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pml_supcon.recipes.data import ImageData, LazyImages, MemoryImages, stratified_subset
+from pml_supcon.recipes.image_data import ImageData, LazyImages, MemoryImages
+from pml_supcon.recipes.subsets import stratified_subset
 
 HELD_OUT_SEED = 1  # the same images in every run, whatever its seed, so that runs can be compared
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pml_supcon.models import feature_width
-from pml_supcon.recipes.data import LazyImages, MemoryImages
+from pml_supcon.recipes.image_data import LazyImages, MemoryImages
 from pml_supcon.views import Change, evaluation_transform
 
 

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from pml_supcon._extras import require_faiss
-from pml_supcon.recipes.data import ImageData, open_data
+from pml_supcon.recipes.data import open_data
 from pml_supcon.recipes.ending import fail
 from pml_supcon.recipes.evaluating.embedding_map import require_umap
 from pml_supcon.recipes.evaluating.feature_cache import FeatureCache
@@ -34,6 +34,7 @@ from pml_supcon.recipes.evaluating.sections import choose_sections, run_sections
 from pml_supcon.recipes.evaluating.settings import EvaluateSettings, parse_settings
 from pml_supcon.recipes.evaluating.subject import Subject
 from pml_supcon.recipes.evaluating.transfer import open_images as open_transfer
+from pml_supcon.recipes.image_data import ImageData
 from pml_supcon.recipes.image_pool import as_tensor
 from pml_supcon.recipes.job import check_processes
 from pml_supcon.recipes.report import summary_table

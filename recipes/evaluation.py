@@ -8,9 +8,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from pml_supcon.recipes import report
-from pml_supcon.recipes.data import LazyImages, MemoryImages
 from pml_supcon.recipes.embedding import ImagesToEmbed
 from pml_supcon.recipes.embedding import embed as compute_features
+from pml_supcon.recipes.image_data import LazyImages, MemoryImages
 from pml_supcon.recipes.image_pool import evenly
 from pml_supcon.recipes.job import Job
 from pml_supcon.testers import linear_probe_metrics, retrieval_metrics, retrieval_scores

@@ -10,8 +10,9 @@ from torch import nn
 
 from pml_supcon._extras import require_faiss
 from pml_supcon.models import check_encoder_name
-from pml_supcon.recipes.data import ImageData, LazyImages, MemoryImages, OpenedData, open_data
+from pml_supcon.recipes.data import OpenedData, open_data
 from pml_supcon.recipes.division import Division, divide
+from pml_supcon.recipes.image_data import ImageData, LazyImages, MemoryImages
 from pml_supcon.recipes.loading import build_sampler, check_shares
 from pml_supcon.recipes.optimization import build_optimizer, check_optimizer
 from pml_supcon.recipes.run_folder import RunFolder, default_path

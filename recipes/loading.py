@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pml_supcon.recipes.data import ImageData, LazyImages, MemoryImages
+from pml_supcon.recipes.image_data import ImageData, LazyImages, MemoryImages
 from pml_supcon.recipes.settings import TrainSettings
 from pml_supcon.samplers import MultiViewBatchSampler
 from pml_supcon.views import MultiViewDataset, MultiViewTensorDataset, SeededDataset, augmentation

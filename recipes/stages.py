@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from pml_supcon.models import ChunkedEncoder, MomentumEncoder, create_encoder, feature_width
-from pml_supcon.recipes.data import ImageData, LazyImages, MemoryImages
+from pml_supcon.recipes.image_data import ImageData, LazyImages, MemoryImages
 from pml_supcon.recipes.job import Job
 from pml_supcon.recipes.loading import build_loader, build_plain_sampler
 from pml_supcon.recipes.methods import Classification, EncoderWithTop, build_criterion, build_top

@@ -30,8 +30,9 @@ from .linear_probe import (
     probe_logits,
     score_linear_probe,
 )
+from .per_class import per_class_means
 from .probe_selection import choose_inverse_l2
-from .retrieval import per_class_means, retrieval_metrics, retrieval_scores
+from .retrieval import retrieval_metrics, retrieval_scores
 from .retrieval_tester import RetrievalTester
 from .temperature import fit_temperature
 

@@ -7,8 +7,8 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from pml_supcon.recipes.data import ImageData
 from pml_supcon.recipes.history import History, Row
+from pml_supcon.recipes.image_data import ImageData
 from pml_supcon.recipes.job import check_processes
 from pml_supcon.recipes.keeper import all_finite
 from pml_supcon.recipes.loop import run_stage

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pml_supcon.recipes.data import stratified_subset
 from pml_supcon.recipes.evaluating.augmented_probe import train_augmented_probe
 from pml_supcon.recipes.evaluating.telling import tell_missing_classes, telling_warnings
 from pml_supcon.recipes.evaluation import classifier_metrics
+from pml_supcon.recipes.subsets import stratified_subset
 from pml_supcon.testers._probe import INVERSE_L2
 from pml_supcon.testers.few_shot import FewShotResult, few_shot_metrics
 from pml_supcon.testers.label_budgets import learning_curve

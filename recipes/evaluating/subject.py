@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from pml_supcon.recipes.data import ImageData
 from pml_supcon.recipes.embedding import ImagesToEmbed, embed
 from pml_supcon.recipes.evaluating.feature_cache import FeatureCache
 from pml_supcon.recipes.evaluating.opening import OpenedEncoder
 from pml_supcon.recipes.evaluating.settings import EvaluateSettings
+from pml_supcon.recipes.image_data import ImageData
 from pml_supcon.recipes.image_pool import evenly
 from pml_supcon.views import Change
 

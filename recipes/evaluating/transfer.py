@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 
-from pml_supcon.recipes.data import ImageData, OpenedData, open_data
+from pml_supcon.recipes.data import OpenedData, open_data
 from pml_supcon.recipes.evaluating.settings import EvaluateSettings
 from pml_supcon.recipes.evaluating.subject import Subject
 from pml_supcon.recipes.evaluating.telling import tell_missing_classes, telling_warnings
+from pml_supcon.recipes.image_data import ImageData
 from pml_supcon.testers import choose_inverse_l2, linear_probe_metrics, retrieval_scores
 
 

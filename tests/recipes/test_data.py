@@ -1,22 +1,20 @@
-"""`load_data` on small sets that the tests write themselves, and every error it promises."""
+"""`load_data` on the digits and on folders that the tests write themselves, and every error it promises."""
 
 import pickle
-import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from pml_supcon.recipes import data as data_module
-from pml_supcon.recipes.data import LazyImages, MemoryImages, load_data, stratified_subset
+from pml_supcon.recipes.data import load_data
+from pml_supcon.recipes.image_data import LazyImages, MemoryImages
 from pml_supcon.recipes.image_pool import evenly
+from pml_supcon.recipes.subsets import stratified_subset
 
-CIFAR10 = Path(__file__).parents[2] / "../shared/data/cifar10"
 COLOURS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
 
 
@@ -32,29 +30,6 @@ def write_class(folder, colour, count, *, size=(12, 12), mode="RGB", suffix="png
 def write_classes(root, counts, **options):
     for name, count in counts.items():
         write_class(root / name, COLOURS[name], count, **options)
-
-
-@pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    module = pytest.importorskip("datasets")
-    monkeypatch.setattr(module.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    module.disable_progress_bars()
-    return module
-
-
-def write_parquet(datasets, folder, *, label="label", feature=None, **splits):
-    """Write flat 6 x 6 images with the given labels, one Parquet file per split."""
-    folder.mkdir()
-    for split, labels in splits.items():
-        images = [Image.new("RGB", (6, 6), (i % 256, 0, 100)) for i in range(len(labels))]
-        features = {"image": datasets.Image()}
-        columns = {"image": images}
-        if label is not None:
-            features[label] = feature or datasets.ClassLabel(names=["cat", "dog", "owl"])
-            columns[label] = labels
-        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return f"hf:{folder}"
 
 
 # digits
@@ -294,236 +269,6 @@ def test_constant_images_are_refused(tmp_path):
             Image.new("RGB", (8, 8)).save(tmp_path / name / f"{i}.png")
     with pytest.raises(ValueError, match="all pixels of the train images have the same value"):
         load_data(f"imagefolder:{tmp_path}")
-
-
-# torchvision
-
-
-def write_mnist(root, train, test):
-    """Write the four files of torchvision's MNIST, uncompressed."""
-    raw = root / "MNIST/raw"
-    raw.mkdir(parents=True)
-    for prefix, labels in (("train", train), ("t10k", test)):
-        images = np.stack([np.full((28, 28), 10 * label + i % 3, dtype=np.uint8) for i, label in enumerate(labels)])
-        count = len(labels)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, count, 28, 28) + images.tobytes())
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + bytes(labels))
-
-
-def test_torchvision_by_name_in_any_case(tmp_path, monkeypatch):
-    monkeypatch.setenv("PML_SUPCON_DATA", str(tmp_path))
-    write_mnist(tmp_path, list(range(10)) * 3, list(range(10)))
-    data = load_data("torchvision:mnist", max_train=20)
-    assert data.train.images.shape == (20, 1, 28, 28)
-    assert data.train.labels.bincount().tolist() == [2] * 10
-    assert torch.equal(data.train.images[:, 0, 0, 0].long() // 10, data.train.labels)
-    assert torch.equal(data.test.labels, torch.arange(10))
-    assert data.class_names[3] == "3 - three"
-    assert (data.family, data.image_size) == ("digits", 28)
-
-
-def test_torchvision_without_a_test_part_is_split(monkeypatch):
-    class FakeData(torchvision.datasets.FakeData):
-        def __init__(self, transform=None):
-            super().__init__(size=60, image_size=(3, 10, 10), num_classes=3, transform=transform)
-
-    monkeypatch.setattr(torchvision.datasets, "FakeData", FakeData)
-    data = load_data("torchvision:FakeData")
-    assert (len(data.train), len(data.test), data.num_classes) == (42, 18, 3)
-    assert data.train.images.shape == (42, 3, 10, 10)
-
-
-class SplitData(torchvision.datasets.VisionDataset):
-    """As those sets whose parts have names and whose labels are `_labels`."""
-
-    def __init__(self, root, split="train", download=False):
-        if split not in ("trainval", "test"):
-            raise ValueError(f"Unknown value {split!r} for argument split")
-        if download:
-            raise OSError("no network")
-        self._labels = [0, 1, 0, 1] if split == "trainval" else [1]
-
-    def __len__(self):
-        return len(self._labels)
-
-    def __getitem__(self, index):
-        return Image.new("RGB", (10, 10), (50 * index, 0, 7)), self._labels[index]
-
-
-def test_torchvision_parts_by_name(monkeypatch):
-    monkeypatch.setattr(torchvision.datasets, "SVHN", SplitData)
-    data = load_data("torchvision:svhn")
-    assert data.train_labels.tolist() == [0, 1, 0, 1]
-    assert data.test_labels.tolist() == [1]
-    assert data.family == "digits", "house numbers are not to be mirrored"
-
-
-def test_torchvision_labels_must_be_integers(monkeypatch):
-    class Attributes(SplitData):
-        def __init__(self, root, split="train", download=False):
-            super().__init__(root, split, download)
-            self._labels = [[0, 1]] * 4
-
-    monkeypatch.setattr(torchvision.datasets, "CelebA", Attributes)
-    with pytest.raises(ValueError, match="one integer label >= 0 per image, but torchvision's CelebA has other"):
-        load_data("torchvision:celeba")
-
-
-def test_torchvision_download_failure_says_where(tmp_path, monkeypatch):
-    class Missing(SplitData):
-        def __init__(self, root, split="train", download=False):
-            if not download:
-                raise RuntimeError("Dataset not found")
-            super().__init__(root, "test", download)
-
-    monkeypatch.setattr(torchvision.datasets, "SVHN", Missing)
-    monkeypatch.setenv("PML_SUPCON_DATA", str(tmp_path))
-    with pytest.raises(OSError, match=f"could not download Missing into {tmp_path} .*no network"):
-        load_data("torchvision:SVHN")
-
-
-def test_torchvision_arguments_reach_the_constructor(monkeypatch):
-    seen = []
-
-    class Parent(SplitData):
-        def __init__(self, root, train=True, download=False):
-            super().__init__(root, "trainval" if train else "test")
-
-    class Child(Parent):
-        def __init__(self, root, split, **kwargs):
-            seen.append((split, kwargs["train"]))
-            super().__init__(root, **kwargs)
-
-    monkeypatch.setattr(torchvision.datasets, "EMNIST", Child)
-    assert load_data("torchvision:emnist?split=letters").test_labels.tolist() == [1]
-    assert seen == [("letters", True), ("letters", False)]
-
-
-def test_torchvision_errors():
-    with pytest.raises(ValueError, match="but got 'CIFAR-10'; the nearest names are CIFAR10"):
-        load_data("torchvision:CIFAR-10")
-    with pytest.raises(ValueError, match=r"EMNIST needs \['split'\].*\?ARGUMENT=VALUE"):
-        load_data("torchvision:emnist")
-    with pytest.raises(ValueError, match=r"CIFAR10 needs no further arguments, but got \{'size': '3'\}"):
-        load_data("torchvision:cifar10?size=3")
-
-
-# hf
-
-
-def test_parquet_folder(tmp_path, datasets):
-    spec = write_parquet(datasets, tmp_path / "set", train=[0, 1, 2, 0, 1, 2, 0], test=[2, 1])
-    data = load_data(spec)
-    assert data.class_names == ("cat", "dog", "owl")
-    assert data.train_labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert data.test_labels.tolist() == [2, 1]
-    assert data.train.images[:, 0, 3, 3].tolist() == list(range(7)), "rows out of order"
-    assert data.image_size == 6
-
-
-def test_parquet_subsets_are_the_first_rows_or_stratified(tmp_path, datasets):
-    spec = write_parquet(datasets, tmp_path / "mixed", train=[0, 1, 2] * 4, test=[0, 1, 2])
-    assert load_data(spec, max_train=5).train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
-    spec = write_parquet(datasets, tmp_path / "sorted", train=[0] * 6 + [1] * 6 + [2] * 6, test=[0, 1, 2])
-    assert load_data(spec, max_train=6).train_labels.tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_parquet_without_test_uses_validation_or_splits(tmp_path, datasets):
-    spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2], validation=[1, 1])
-    assert load_data(spec).test_labels.tolist() == [1, 1]
-    spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 2] * 10)
-    data = load_data(spec)
-    assert data.test_labels.bincount().tolist() == [3, 3, 3]
-
-
-def test_parquet_integer_labels_are_numbered(tmp_path, datasets):
-    spec = write_parquet(
-        datasets, tmp_path / "a", label="target", feature=datasets.Value("int64"), train=[7, 3, 7, 3], test=[3]
-    )
-    data = load_data(spec)
-    assert data.class_names == ("3", "7")
-    assert data.train_labels.tolist() == [1, 0, 1, 0]
-    assert data.test_labels.tolist() == [0]
-
-
-def test_parquet_text_labels_can_be_named(tmp_path, datasets):
-    spec = write_parquet(
-        datasets, tmp_path / "a", label="word", feature=datasets.Value("string"), train=["b", "a", "b"], test=["a"]
-    )
-    with pytest.raises(
-        ValueError, match=r"column of labels \(ClassLabel or integer\), but the columns are image, word"
-    ):
-        load_data(spec)
-    assert load_data(f"{spec}?label=word").class_names == ("a", "b")
-
-
-def test_parquet_errors(tmp_path, datasets, monkeypatch):
-    spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2, 0], test=[0, 1])
-    with pytest.raises(ValueError, match=r"a column 'fine' in .*, but its columns are image, label"):
-        load_data(f"{spec}?label=fine")
-    with pytest.raises(ValueError, match="options of `hf:` to be among: classes, image, label, name; but got lable"):
-        load_data(f"{spec}?lable=fine")
-    with pytest.raises(ValueError, match=r"Expected `\?NAME=VALUE`"):
-        load_data(f"{spec}?fine")
-    spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 0], test=[2, 1])
-    with pytest.raises(ValueError, match="among those of train, but owl are not"):
-        load_data(spec)
-    spec = write_parquet(datasets, tmp_path / "c", train=[0, 1, 0], test=[-1, 1])
-    with pytest.raises(ValueError, match=r"label in every row .*, but 1 rows of test have none"):
-        load_data(spec)
-    spec = write_parquet(datasets, tmp_path / "d", label=None, train=[0, 1], test=[0])
-    with pytest.raises(ValueError, match=r"column of labels .*, but the columns are image"):
-        load_data(spec)
-    spec = write_parquet(datasets, tmp_path / "e", test=[0, 1])
-    with pytest.raises(ValueError, match=r"split named train .* but its splits are test"):
-        load_data(spec)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="`datasets` could not load"):
-        load_data(f"hf:{tmp_path}/empty")
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
-        load_data(f"hf:{tmp_path}/nowhere")
-
-    def offline(*args):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    absent = r"`datasets` could not load 'someone/something' \(nor is there a folder of that name\): no network"
-    with pytest.raises(ValueError, match=absent):
-        load_data("hf:someone/something")
-
-
-def test_parquet_with_several_label_columns(tmp_path, datasets):
-    classes = datasets.ClassLabel(names=["a", "b"])
-    features = datasets.Features({"img": datasets.Image(), "fine": classes, "coarse": classes})
-    images = [Image.new("L", (6, 6), 9 * i) for i in range(10)]
-    rows = datasets.Dataset.from_dict({"img": images, "fine": [0, 1] * 5, "coarse": [1, 0] * 5}, features=features)
-    (tmp_path / "a").mkdir()
-    rows.to_parquet(tmp_path / "a/train-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match="one column of labels, but got fine, coarse"):
-        load_data(f"hf:{tmp_path}/a")
-    data = load_data(f"hf:{tmp_path}/a?label=coarse")
-    assert torch.equal(data.train.labels, (data.train.images[:, 0, 0, 0] // 9 + 1) % 2)
-
-
-def test_corrupt_row_is_named(tmp_path, datasets):
-    rows = {"image": [{"bytes": b"nothing", "path": None}] * 2, "label": [0, 1]}
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    (tmp_path / "a").mkdir()
-    for split in ("train", "test"):
-        path = tmp_path / f"a/{split}-00000-of-00001.parquet"
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
-    with pytest.raises(ValueError, match="row 0 of train is not a readable image"):
-        load_data(f"hf:{tmp_path}/a")
-
-
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not beside the repository")
-def test_cifar10(datasets):
-    data = load_data(f"hf:{CIFAR10}", max_train=200, max_test=100)
-    assert data.class_names[:2] == ("airplane", "automobile")
-    assert data.train.images.shape == (200, 3, 32, 32)
-    assert (len(data.test), data.num_classes, data.family) == (100, 10, "natural")
-    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.03)
-    assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=0.03)
 
 
 # the rest

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pml_supcon.recipes.data import MemoryImages, load_data
+from pml_supcon.recipes.data import load_data
 from pml_supcon.recipes.division import divide
+from pml_supcon.recipes.image_data import MemoryImages
 
 LABELS = torch.tensor([0] * 60 + [3] * 30 + [5] * 10)[torch.randperm(100, generator=torch.Generator().manual_seed(7))]
 

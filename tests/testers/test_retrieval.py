@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 import torch
 from labelled_points import clustered, on_a_grid, rankings, scores_by_loops, with_lone_labels
-from pytorch_metric_learning import losses, trainers
-from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from pytorch_metric_learning.utils import logging_presets
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from torch.utils.data import TensorDataset
 
-from pml_supcon._extras import require_faiss
-from pml_supcon.testers import RetrievalTester, retrieval_metrics
 from pml_supcon.testers import indexes as indexes_module
-from pml_supcon.testers import retrieval as retrieval_module
-from pml_supcon.testers._neighbours import FaissSearcher, StreamedSearcher, split_rows
+from pml_supcon.testers import retrieval_metrics
+from pml_supcon.testers._neighbours import FaissSearcher, StreamedSearcher
 from pml_supcon.testers._ranking import knn_vote
-from pml_supcon.testers.indexes import make_searcher
-from pml_supcon.testers.retrieval import per_class_means, retrieval_scores
+from pml_supcon.testers.retrieval import retrieval_scores
 
 PML_METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_average_precision_at_r")
 PML_CLUSTERING = {"nmi": "NMI", "ami": "AMI"}
@@ -30,12 +23,7 @@ CPU = torch.device("cpu")
 CASES = ("separate", "within", "within and more")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def case(name, *, queries, references, make=clustered, **options):
@@ -64,18 +52,6 @@ def pml(arguments, options, *, include=PML_METRICS, k=None):
     return AccuracyCalculator(include=include, device=CPU, k=k).get_accuracy(*arguments, **options)
 
 
-def searchers_used(monkeypatch):
-    """The kinds of searchers that are made from now on."""
-    used = []
-
-    def made(*arguments, **options):
-        used.append(make_searcher(*arguments, **options))
-        return used[-1]
-
-    monkeypatch.setattr(retrieval_module, "make_searcher", made)
-    return used
-
-
 # Against PML: at k=None it ranks all references. It takes labels as float32, hence none above 2**24 here.
 
 
@@ -84,13 +60,12 @@ def searchers_used(monkeypatch):
     [("separate", 1000, 1000), ("within", 2000, 0), ("within and more", 1000, 1000), ("within and more", 500, 4500)],
 )
 @pytest.mark.parametrize(("classes", "kind"), [(8, StreamedSearcher), (200, FaissSearcher)])
-def test_agrees_with_pml(name, queries, references, classes, kind, monkeypatch):
-    used = searchers_used(monkeypatch)
+def test_agrees_with_pml(name, queries, references, classes, kind, searchers_used):
     arguments, options, lone = case(name, queries=queries, references=references, classes=classes, width=16)
     assert (arguments[0][:50] @ arguments[2].T).min() < -0.5  # in all directions
     expected = pml(arguments, options)
     ours = retrieval_metrics(*arguments, **options)
-    assert [type(searcher) for searcher in used] == [kind]
+    assert [type(searcher) for searcher in searchers_used] == [kind]
     assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
     assert ours["lone_queries"] >= lone > 0
     assert 0.05 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95  # the case tells metrics apart
@@ -151,15 +126,14 @@ def test_agrees_with_loops_on_directions(name, knn_temperature, chunk_size):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("at_r", [True, False])
 @pytest.mark.parametrize("faiss_max_k", [0, 10_000])
-def test_agrees_with_loops_on_exact_ties(name, at_r, faiss_max_k, monkeypatch):
+def test_agrees_with_loops_on_exact_ties(name, at_r, faiss_max_k, monkeypatch, searchers_used):
     monkeypatch.setattr(indexes_module, "FAISS_MAX_K", faiss_max_k)
-    used = searchers_used(monkeypatch)
     arguments, options, _ = case(name, queries=200, references=150, make=on_a_grid, classes=4)
     # Weights of 1 are added up exactly, and so decide the same ties.
     options |= {"knn_k": 9, "knn_temperature": math.inf}
     expected = by_loops(arguments, options)
     found = retrieval_scores(*arguments, at_r=at_r, **options)
-    assert [type(searcher) for searcher in used] == [FaissSearcher if faiss_max_k else StreamedSearcher]
+    assert [type(searcher) for searcher in searchers_used] == [FaissSearcher if faiss_max_k else StreamedSearcher]
     left_out = set() if at_r else {"r_precision", "mean_average_precision_at_r"}
     assert found.keys() == expected.keys() - left_out
     for metric, values in found.items():
@@ -189,11 +163,10 @@ def test_a_late_first_hit_is_ranked_among_all():
     assert retrieval_scores(*arguments, **options)["mean_reciprocal_rank"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_index_is_built_once(monkeypatch):
-    used = searchers_used(monkeypatch)
+def test_index_is_built_once(searchers_used):
     arguments, options, _ = case("within", queries=100, references=10)
     retrieval_metrics(*arguments, chunk_size=10, **options)
-    assert len(used) == 1
+    assert len(searchers_used) == 1
 
 
 def test_a_query_does_not_find_itself_among_duplicates():
@@ -392,49 +365,6 @@ def test_memory_is_bounded():
     assert 0 < faiss < 100e6
 
 
-def test_per_class_means_by_hand():
-    scores = {"a": np.array([1.0, 0.0, 0.5, math.nan, 1.0]), "b": np.array([0.0, 0.2, 0.1, math.nan, 1.0])}
-    found = per_class_means(scores, torch.tensor([2**40, 7, 7, -1, 7]))
-    assert list(found) == [-1, 7, 2**40]
-    assert found[7] == pytest.approx({"a": 0.5, "b": 1.3 / 3, "queries": 3})
-    assert found[2**40] == {"a": 1.0, "b": 0.0, "queries": 1}
-    assert math.isnan(found[-1]["a"])
-    assert found[-1]["queries"] == 0
-
-
-def test_per_class_means_count_queries_with_a_score_in_any_metric():
-    scores = {"a": torch.tensor([1.0, 0.0, math.nan]), "b": np.array([0.5, math.nan, math.nan])}
-    expected = {"a": 0.5, "b": 0.5, "queries": 2.0}
-    assert per_class_means(scores, np.array([3, 3, 3])) == {3: expected}
-    turned = {"b": scores["b"], "a": scores["a"].to(torch.float16).requires_grad_()}
-    assert per_class_means(turned, np.array([3, 3, 3])) == {3: expected}
-
-
-def test_per_class_means_average_to_the_whole():
-    arguments, options, _ = case("within", queries=300, references=0)
-    scores, whole = retrieval_scores(*arguments, **options), retrieval_metrics(*arguments, **options)
-    found = per_class_means(scores, arguments[1]).values()
-    for metric in scores:
-        total = sum(means[metric] * means["queries"] for means in found if means["queries"])
-        assert total / sum(means["queries"] for means in found) == pytest.approx(whole[metric])
-
-
-@pytest.mark.parametrize(
-    ("scores", "labels", "error", "message"),
-    [
-        ({}, np.array([0]), ValueError, "`scores` to have a metric, but got none"),
-        ({"a": np.ones(2)}, np.array([0]), ValueError, r"`labels` .* shape \(2,\), but got shape \(1,\)"),
-        ({"a": np.ones(2), "b": np.ones(3)}, np.zeros(2, int), ValueError, r"one shape .*'a': \(2,\), 'b': \(3,\)"),
-        ({"a": np.ones((2, 2))}, np.zeros(2, int), ValueError, r"of one shape \(N,\), but got {'a': \(2, 2\)}"),
-        ({"a": [1.0]}, np.zeros(1, int), TypeError, "tensors or numpy arrays, but got list for 'a'"),
-        ({"a": np.ones(1)}, np.array([0.5]), TypeError, "`labels` to be integers, but got float64"),
-    ],
-)
-def test_per_class_means_check_what_they_get(scores, labels, error, message):
-    with pytest.raises(error, match=message):
-        per_class_means(scores, labels)
-
-
 def valid():
     return {
         "query": np.eye(3),
@@ -495,129 +425,3 @@ def test_errors_say_what_was_expected_and_what_came(change, error, message):
 def test_all_queries_alone_within_the_reference_is_an_error():
     with pytest.raises(ValueError, match="none of the 3 has one"):
         retrieval_metrics(np.eye(3), np.arange(3), np.eye(3), np.arange(3), ref_includes_query=True)
-
-
-# The tester inside PML
-
-
-def labelled_set(rows, seed, columns=1):
-    points, labels = clustered(rows, seed=seed)
-    levels = [labels // 4**level for level in range(columns)]
-    return TensorDataset(torch.from_numpy(points) * 3, torch.from_numpy(np.stack(levels, axis=1).squeeze()))
-
-
-def test_tester_agrees_with_pmls_own():
-    torch.manual_seed(0)
-    trunk, embedder = torch.nn.Linear(8, 6), torch.nn.Linear(6, 4)
-    data = {"train": labelled_set(200, 1), "val": labelled_set(150, 2), "test": labelled_set(100, 3)}
-    options = {"dataloader_num_workers": 0, "data_device": CPU, "batch_size": 64}
-    calculator = AccuracyCalculator(include=(*PML_METRICS, "NMI", "AMI"), device=CPU)
-    for splits in [None, [("test", ["train", "val"]), ("val", ["train", "val"])]]:
-        pml = GlobalEmbeddingSpaceTester(accuracy_calculator=calculator, **options)
-        expected = pml.test(data, 1, trunk, embedder, splits and [(q, list(r)) for q, r in splits])
-        ours = RetrievalTester(clustering=True, **options).test(data, 1, trunk, embedder, splits)
-        assert ours.keys() == expected.keys()
-        for name, values in expected.items():
-            renamed = {key.replace("NMI", "nmi").replace("AMI", "ami"): value for key, value in values.items()}
-            assert {key: ours[name][key] for key in renamed} == pytest.approx(renamed, abs=1e-6)
-
-
-def test_tester_passes_its_options_on_and_names_its_metrics(monkeypatch):
-    chunks = []
-
-    def split(*arguments, **options):
-        chunks.append(options["chunk_size"])
-        return split_rows(*arguments, **options)
-
-    monkeypatch.setattr(retrieval_module, "split_rows", split)
-    used = searchers_used(monkeypatch)
-    tester = RetrievalTester(recall_at=(2,), knn_k=3, knn_temperature=math.inf, chunk_size=11, at_r=False, index="Flat",
-                             normalize_embeddings=False, dataloader_num_workers=0, data_device=CPU,
-                             label_hierarchy_level="all")  # fmt: skip
-    data = labelled_set(80, 5, columns=2)
-    found = tester.test({"val": data}, 4, torch.nn.Identity())["val"]
-    names = tester.accuracy_calculator.get_curr_metrics()
-    levels = ("{}_level0", "{}_level1", "AVERAGE_{}")
-    assert found.keys() == {"epoch"} | {pattern.format(name) for pattern in levels for name in names}
-    assert chunks == [11, 11]
-    assert [searcher.name for searcher in used] == ["Flat", "Flat"]
-    assert "r_precision" not in names
-    points, labels = data.tensors
-    for level in (0, 1):
-        expected = retrieval_metrics(points, labels[:, level], points, labels[:, level], ref_includes_query=True,
-                                     recall_at=(2,), knn_k=3, knn_temperature=math.inf, at_r=False,
-                                     index="Flat")  # fmt: skip
-        assert list(expected) == names
-        assert {name: found[f"{name}_level{level}"] for name in names} == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("option", "error", "message"),
-    [
-        ({"knn_k": 0}, ValueError, "`knn_k` to be at least 1"),
-        ({"recall_at": (0,)}, ValueError, "`recall_at` to be at least 1"),
-        ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
-        ({"index": None}, TypeError, "`index` to be a string, but got None"),
-        ({"index": "hnws"}, ValueError, r"`index` to be one of exact, .* got 'hnws' \(did you mean 'hnsw'\?\)"),
-        ({"index": "IVF16,Foo"}, ValueError, "`index` .* got 'IVF16,Foo'"),
-    ],
-)
-def test_tester_checks_its_options_when_made(option, error, message):
-    with pytest.raises(error, match=message):
-        RetrievalTester(**option)
-
-
-@pytest.mark.parametrize("index", ["exact", "ivf", "gpu_flat", "OPQ8,IVF4096,PQ8", "IVF16,PQ12", "PCA80,SQ8"])
-def test_tester_takes_an_index_that_may_fit_a_width_not_known_yet(index):
-    RetrievalTester(index=index)
-
-
-def test_tester_works_in_a_trainer_with_hooks(tmp_path):
-    torch.manual_seed(0)
-    keeper, _, _ = logging_presets.get_record_keeper(str(tmp_path / "logs"))
-    hooks = logging_presets.HookContainer(keeper, primary_metric="precision_at_1")
-    tester = RetrievalTester(dataloader_num_workers=0, data_device=CPU, end_of_testing_hook=hooks.end_of_testing_hook)
-    models = {"trunk": torch.nn.Linear(8, 6), "embedder": torch.nn.Linear(6, 4)}
-    data = {"train": labelled_set(100, 1), "val": labelled_set(60, 2)}
-    hook = hooks.end_of_epoch_hook(tester, data, str(tmp_path / "models"), splits_to_eval=[("val", ["train"])])
-    trainers.MetricLossOnly(
-        models,
-        {f"{k}_optimizer": torch.optim.SGD(m.parameters(), lr=0.1) for k, m in models.items()},
-        batch_size=32,
-        loss_funcs={"metric_loss": losses.ContrastiveLoss()},
-        dataset=data["train"],
-        data_device=CPU,
-        dataloader_num_workers=0,
-        iterations_per_epoch=2,
-        end_of_iteration_hook=hooks.end_of_iteration_hook,
-        end_of_epoch_hook=hook,
-    ).train(num_epochs=2)
-    history = hooks.get_accuracy_history(tester, "val", metrics=["precision_at_1", "lone_queries"])
-    assert history["epoch"] == [1, 2]
-    assert history["precision_at_1_level0"][1] == tester.all_accuracies["val"]["precision_at_1_level0"]
-    assert list((tmp_path / "models").glob("trunk_best*.pth"))
-    with pytest.raises(ValueError, match="`primary_metric` must be one of"):
-        logging_presets.HookContainer(keeper, primary_metric="AMI").end_of_epoch_hook(tester, data, str(tmp_path))
-
-
-# FAISS missing
-
-
-@pytest.mark.parametrize("construct", [require_faiss, RetrievalTester, lambda: retrieval_metrics(**valid())])
-def test_missing_faiss_is_told_with_the_command_that_installs_it(monkeypatch, construct):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match=r'pip install "pml-supcon\[cpu\]" .* pip install "pml-supcon\[cuda\]"'):
-        construct()
-
-
-def test_testers_can_be_imported_without_faiss():
-    code = (
-        "import sys; sys.modules['faiss'] = None\n"
-        "from pml_supcon import testers\n"
-        "from pml_supcon.testers import *\n"  # imports them all
-        "testers.LinearProbeTester()\n"
-        "try: testers.RetrievalTester()\n"
-        "except ImportError: print('told')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "told\n"

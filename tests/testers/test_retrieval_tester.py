@@ -1,0 +1,148 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from labelled_points import clustered
+from pytorch_metric_learning import losses, trainers
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.utils import logging_presets
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from torch.utils.data import TensorDataset
+
+from pml_supcon._extras import require_faiss
+from pml_supcon.testers import RetrievalTester, retrieval_metrics
+from pml_supcon.testers import retrieval as retrieval_module
+from pml_supcon.testers._neighbours import split_rows
+
+METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_average_precision_at_r")
+CPU = torch.device("cpu")
+EYE, ONE_CLASS = np.eye(3), np.zeros(3, int)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def labelled_set(rows, seed, columns=1):
+    points, labels = clustered(rows, seed=seed)
+    levels = [labels // 4**level for level in range(columns)]
+    return TensorDataset(torch.from_numpy(points) * 3, torch.from_numpy(np.stack(levels, axis=1).squeeze()))
+
+
+def test_tester_agrees_with_pmls_own():
+    torch.manual_seed(0)
+    trunk, embedder = torch.nn.Linear(8, 6), torch.nn.Linear(6, 4)
+    data = {"train": labelled_set(200, 1), "val": labelled_set(150, 2), "test": labelled_set(100, 3)}
+    options = {"dataloader_num_workers": 0, "data_device": CPU, "batch_size": 64}
+    calculator = AccuracyCalculator(include=(*METRICS, "NMI", "AMI"), device=CPU)
+    for splits in [None, [("test", ["train", "val"]), ("val", ["train", "val"])]]:
+        pml = GlobalEmbeddingSpaceTester(accuracy_calculator=calculator, **options)
+        expected = pml.test(data, 1, trunk, embedder, splits and [(q, list(r)) for q, r in splits])
+        ours = RetrievalTester(clustering=True, **options).test(data, 1, trunk, embedder, splits)
+        assert ours.keys() == expected.keys()
+        for name, values in expected.items():
+            renamed = {key.replace("NMI", "nmi").replace("AMI", "ami"): value for key, value in values.items()}
+            assert {key: ours[name][key] for key in renamed} == pytest.approx(renamed, abs=1e-6)
+
+
+def test_tester_passes_its_options_on_and_names_its_metrics(monkeypatch, searchers_used):
+    chunks = []
+
+    def split(*arguments, **options):
+        chunks.append(options["chunk_size"])
+        return split_rows(*arguments, **options)
+
+    monkeypatch.setattr(retrieval_module, "split_rows", split)
+    tester = RetrievalTester(recall_at=(2,), knn_k=3, knn_temperature=math.inf, chunk_size=11, at_r=False, index="Flat",
+                             normalize_embeddings=False, dataloader_num_workers=0, data_device=CPU,
+                             label_hierarchy_level="all")  # fmt: skip
+    data = labelled_set(80, 5, columns=2)
+    found = tester.test({"val": data}, 4, torch.nn.Identity())["val"]
+    names = tester.accuracy_calculator.get_curr_metrics()
+    levels = ("{}_level0", "{}_level1", "AVERAGE_{}")
+    assert found.keys() == {"epoch"} | {pattern.format(name) for pattern in levels for name in names}
+    assert chunks == [11, 11]
+    assert [searcher.name for searcher in searchers_used] == ["Flat", "Flat"]
+    assert "r_precision" not in names
+    points, labels = data.tensors
+    for level in (0, 1):
+        expected = retrieval_metrics(points, labels[:, level], points, labels[:, level], ref_includes_query=True,
+                                     recall_at=(2,), knn_k=3, knn_temperature=math.inf, at_r=False,
+                                     index="Flat")  # fmt: skip
+        assert list(expected) == names
+        assert {name: found[f"{name}_level{level}"] for name in names} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"knn_k": 0}, ValueError, "`knn_k` to be at least 1"),
+        ({"recall_at": (0,)}, ValueError, "`recall_at` to be at least 1"),
+        ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
+        ({"index": None}, TypeError, "`index` to be a string, but got None"),
+        ({"index": "hnws"}, ValueError, r"`index` to be one of exact, .* got 'hnws' \(did you mean 'hnsw'\?\)"),
+        ({"index": "IVF16,Foo"}, ValueError, "`index` .* got 'IVF16,Foo'"),
+    ],
+)
+def test_tester_checks_its_options_when_made(option, error, message):
+    with pytest.raises(error, match=message):
+        RetrievalTester(**option)
+
+
+@pytest.mark.parametrize("index", ["exact", "ivf", "gpu_flat", "OPQ8,IVF4096,PQ8", "IVF16,PQ12", "PCA80,SQ8"])
+def test_tester_takes_an_index_that_may_fit_a_width_not_known_yet(index):
+    RetrievalTester(index=index)
+
+
+def test_tester_works_in_a_trainer_with_hooks(tmp_path):
+    torch.manual_seed(0)
+    keeper, _, _ = logging_presets.get_record_keeper(str(tmp_path / "logs"))
+    hooks = logging_presets.HookContainer(keeper, primary_metric="precision_at_1")
+    tester = RetrievalTester(dataloader_num_workers=0, data_device=CPU, end_of_testing_hook=hooks.end_of_testing_hook)
+    models = {"trunk": torch.nn.Linear(8, 6), "embedder": torch.nn.Linear(6, 4)}
+    data = {"train": labelled_set(100, 1), "val": labelled_set(60, 2)}
+    hook = hooks.end_of_epoch_hook(tester, data, str(tmp_path / "models"), splits_to_eval=[("val", ["train"])])
+    trainers.MetricLossOnly(
+        models,
+        {f"{k}_optimizer": torch.optim.SGD(m.parameters(), lr=0.1) for k, m in models.items()},
+        batch_size=32,
+        loss_funcs={"metric_loss": losses.ContrastiveLoss()},
+        dataset=data["train"],
+        data_device=CPU,
+        dataloader_num_workers=0,
+        iterations_per_epoch=2,
+        end_of_iteration_hook=hooks.end_of_iteration_hook,
+        end_of_epoch_hook=hook,
+    ).train(num_epochs=2)
+    history = hooks.get_accuracy_history(tester, "val", metrics=["precision_at_1", "lone_queries"])
+    assert history["epoch"] == [1, 2]
+    assert history["precision_at_1_level0"][1] == tester.all_accuracies["val"]["precision_at_1_level0"]
+    assert list((tmp_path / "models").glob("trunk_best*.pth"))
+    with pytest.raises(ValueError, match="`primary_metric` must be one of"):
+        logging_presets.HookContainer(keeper, primary_metric="AMI").end_of_epoch_hook(tester, data, str(tmp_path))
+
+
+# FAISS missing
+
+
+@pytest.mark.parametrize(
+    "construct", [require_faiss, RetrievalTester, lambda: retrieval_metrics(EYE, ONE_CLASS, EYE, ONE_CLASS)]
+)
+def test_missing_faiss_is_told_with_the_command_that_installs_it(monkeypatch, construct):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r'pip install "pml-supcon\[cpu\]" .* pip install "pml-supcon\[cuda\]"'):
+        construct()
+
+
+def test_testers_can_be_imported_without_faiss():
+    code = (
+        "import sys; sys.modules['faiss'] = None\n"
+        "from pml_supcon import testers\n"
+        "from pml_supcon.testers import *\n"  # imports them all
+        "testers.LinearProbeTester()\n"
+        "try: testers.RetrievalTester()\n"
+        "except ImportError: print('told')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "told\n"
