@@ -1,10 +1,12 @@
 """What the frozen encoder is worth, in figures and pictures."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from pml_supcon.recipes import report
@@ -13,10 +15,12 @@ from pml_supcon.recipes.embedding import embed as compute_features
 from pml_supcon.recipes.image_data import LazyImages, MemoryImages
 from pml_supcon.recipes.image_pool import evenly
 from pml_supcon.recipes.job import Job
-from pml_supcon.testers import linear_probe_metrics, retrieval_metrics, retrieval_scores
+from pml_supcon.testers import choose_inverse_l2, linear_probe_metrics, retrieval_metrics, retrieval_scores
 
 KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # images at most: it is looked at in the middle of training
 BATCH = 256
+CHOOSING = 100  # training images at least: fewer would choose a penalty by chance
+INVERSE_L2 = 1.0  # where they are fewer
 
 
 class Embedded(NamedTuple):
@@ -67,7 +71,7 @@ def embed_splits(job: Job, encoder: nn.Module) -> dict[str, Embedded] | None:
     return None if train is None or test is None else {"train": train, "test": test}
 
 
-def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear | None) -> dict[str, float]:
+def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear | None, seed: int) -> dict[str, float]:
     """Retrieval (test queries among train images), and a linear classifier.
 
     Where test has none of train's classes, test queries are sought among each other, and there is nothing to classify.
@@ -75,7 +79,9 @@ def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear |
     Args:
         embedded: the splits.
         learnt: the labels of train as training saw them, which a probe is fitted to.
-        classifier: one that was trained, which is scored; None: a probe is fitted.
+        classifier: one that was trained, which is scored; None: a probe is fitted, with the penalty that a tenth of
+            train chooses (see `choose_inverse_l2`).
+        seed: of that tenth.
     """
     train, test = embedded["train"], embedded["test"]
     own = are_new(embedded)
@@ -85,10 +91,23 @@ def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear |
     if own:
         return scores
     if classifier is None:
-        probe = linear_probe_metrics(train.features, learnt, test.features, test.labels)
+        probe = probe_metrics(train, test, learnt, seed)
     else:
         probe = classifier_metrics(classifier, test.features, test.labels)
     return scores | {f"linear_probe/{name}": value for name, value in probe.items()}
+
+
+def probe_metrics(train: Embedded, test: Embedded, learnt: Tensor, seed: int) -> dict[str, float]:
+    """Those of `linear_probe_metrics`, and the `inverse_l2` that was chosen: no one penalty suits all methods."""
+    chosen = INVERSE_L2
+    if len(learnt) >= CHOOSING:
+        with (
+            warnings.catch_warnings()
+        ):  # penalties that are too weak to converge are not chosen; the last fit does warn
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            chosen = choose_inverse_l2(train.features, learnt, seed=seed).inverse_l2
+    metrics = linear_probe_metrics(train.features, learnt, test.features, test.labels, inverse_l2=chosen)
+    return metrics | {"inverse_l2": chosen}
 
 
 def are_new(embedded: dict[str, Embedded]) -> bool:

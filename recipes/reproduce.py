@@ -1,6 +1,6 @@
 r"""Run the paper's experiments again, at the scale of your machine, and say which of its claims hold there.
 
-    accelerate launch recipes/reproduce.py losses                           # the digits, three seeds, a few minutes
+    accelerate launch recipes/reproduce.py losses                           # the digits, five seeds, a few minutes
     accelerate launch recipes/reproduce.py all --scale digits               # all experiments, less than two hours
     accelerate launch recipes/reproduce.py methods positives --scale cifar10-small
     accelerate launch --config_file recipes/launch/one_gpu.yaml recipes/reproduce.py methods --scale cifar10

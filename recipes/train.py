@@ -171,7 +171,7 @@ def finish(job: Job, stage1: Stage, stage: Stage, history: History, seconds: flo
         )
     losses, per_epoch = history.losses(1), stage1.steps_per_epoch
     metrics: dict[str, Any] = {
-        **score(embedded, job.division.labels, classifier),
+        **score(embedded, job.division.labels, classifier, settings.seed),
         "train/final_loss": mean(losses[-per_epoch:]),
         "train/steps": stage.last_step,
         "train/images": len(job.division.train),

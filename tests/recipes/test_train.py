@@ -16,7 +16,7 @@ import pml_supcon.models  # noqa: F401 - registers the small stem with timm
 from pml_supcon.recipes.data import load_data
 from pml_supcon.recipes.report import draw_embedding_map
 from pml_supcon.recipes.train import main
-from pml_supcon.testers import linear_probe_metrics
+from pml_supcon.testers import choose_inverse_l2, linear_probe_metrics
 from pml_supcon.views import evaluation_transform
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -71,7 +71,9 @@ def test_saved_encoder_is_the_trained_one(quick_run):
     transform = evaluation_transform(data.image_size, mean=data.mean, std=data.std)
     with torch.no_grad():
         train, test = encoder(transform(data.train.images)), encoder(transform(data.test.images))
-    probe = linear_probe_metrics(train, data.train_labels, test, data.test_labels)
+    chosen = choose_inverse_l2(train, data.train_labels).inverse_l2
+    assert chosen == metrics["linear_probe/inverse_l2"]
+    probe = linear_probe_metrics(train, data.train_labels, test, data.test_labels, inverse_l2=chosen)
     assert probe["top1"] == pytest.approx(metrics["linear_probe/top1"], abs=0.011)
 
 
