@@ -31,9 +31,10 @@ test: $(DEV)
 wheel-test: $(DEV)
 	$(BIN)/python tests/packaging/check_wheel.py $(ARGS)
 
-# the paper's experiments at the scale of the digits (less than two hours; goes on where it was stopped), then the page
+# the paper's experiments at the scale of the digits (less than two hours; goes on where it was stopped), then the page;
+# with ARGS="--epochs 5" into a folder under runs/
 reproduce: $(RECIPES)
-	$(BIN)/accelerate launch --quiet recipes/reproduce.py all --scale digits --results docs/results/digits $(ARGS)
+	$(BIN)/accelerate launch --quiet recipes/reproduce.py all --scale digits $(or $(ARGS),--results docs/results/digits)
 	$(MAKE) tables
 
 # run the notebook anew and keep its outputs (a minute)

@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
@@ -71,23 +72,33 @@ def measured_table(name: str) -> str:
 
 
 def results_table() -> str:
-    """The orderings of the paper that held, by experiment and scale."""
-    verdicts = ("held", "not told apart", "reversed")
-    head = ["experiment", "scale", "orderings of the paper", *verdicts]
+    """The orderings of the paper that held, by experiment and scale, and beside them those that are not the paper's."""
+    head = ["experiment", "scale", "orderings of the paper", "held", "not told apart", "reversed", "others"]
     lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
     for scale in SCALES:
         for name in EXPERIMENTS:
             path = ROOT / "docs/results" / scale / f"{name}.json"
             if path.exists():
                 record = json.loads(path.read_text())
-                found = [each["verdict"] for each in record["comparisons"] if each["claimed"]]
+                paper, others = (
+                    [each["verdict"] for each in record["comparisons"] if each["claimed"] == claimed]
+                    for claimed in (True, False)
+                )
                 place = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", record["title"].lower()))  # as Markdown's
                 page = f"{scale.replace('-', '_')}.md"
                 shown = (ROOT / "docs/results" / page).exists()
                 title = f"[{record['title']}]({page}#{place})" if shown else record["title"]
-                counts = [str(found.count(verdict)) for verdict in verdicts]
-                lines.append([title, scale, str(len(found)), *counts])
+                held, reversed_ = paper.count("held"), paper.count("reversed")
+                counts = map(str, (len(paper), held, len(paper) - held - reversed_, reversed_))
+                lines.append([title, scale, *counts, told_of(others)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def told_of(verdicts: Sequence[str]) -> str:
+    """Verdicts in a few words."""
+    if not verdicts:
+        return "\u2013"
+    return f"{len(verdicts)}: {verdicts.count('held')} held, {verdicts.count('reversed')} reversed"
 
 
 #: Tables that are made of the recipe's records, by the name in a page.

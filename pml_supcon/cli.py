@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
 def answer(names: Sequence[str]) -> str:
     """The table of the configurations, or the path of the one that is named."""
     known = configurations()
-    if not names:
+    if not names or names[0] in ("-h", "--help"):
         width = max(map(len, known))
         return "\n".join(f"{name:<{width}}  {path}" for name, path in known.items())
     if len(names) > 1:

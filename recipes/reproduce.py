@@ -9,7 +9,7 @@ r"""Run the paper's experiments again, at the scale of your machine, and say whi
 Every method of a table has the same budget, and its learning rate is chosen among the same number of values on held-out
 training images; then it is trained with every seed, and the test split is scored once, after the last epoch. What is
 finished is not repeated: the same command goes on after an end. Flags that `--help` does not list are settings of all
-trainings, as `train.py` takes them (`--epochs 1`).
+trainings, as `train.py` takes them (`--epochs 1 --warmup-epochs 0`).
 """
 
 import json
@@ -28,10 +28,10 @@ from pml_supcon.recipes.job import check_processes
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
 from pml_supcon.recipes.reproducing.figure import draw
 from pml_supcon.recipes.reproducing.record import run_experiment
-from pml_supcon.recipes.reproducing.settings import ReproduceSettings, as_flags, parse
+from pml_supcon.recipes.reproducing.settings import ReproduceSettings, parse
 from pml_supcon.recipes.reproducing.table import tables_of
 from pml_supcon.recipes.reproducing.trainings import Trainings
-from pml_supcon.recipes.run_folder import check_writable, replace_text
+from pml_supcon.recipes.run_folder import check_writable, commit, replace_text
 from pml_supcon.recipes.stopping import Stopped
 
 PATIENCE = timedelta(days=1)  # processes wait while the main one scores
@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, then write records, tables and drawings."""
     settings = parse(arguments, prog="reproduce.py", description=(__doc__ or "").split("\n")[0])
     try:
-        check_writable(settings.results)
+        check_writable(settings.results, "--results")
+        check_writable(settings.runs, "--runs")
+        commit()
         patient = InitProcessGroupKwargs(timeout=PATIENCE)
         precision = settings.scale.settings.get("mixed_precision")
         accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patient])
@@ -54,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for experiment in experiments:
             record = run_experiment(experiment, settings.scale, settings.seeds, trainings, tell)
             if accelerator.is_main_process:
-                write(settings, {**record, "given": as_flags(settings.given)})
+                write(settings, {**record, "given": settings.given})
     except (ValueError, TypeError, OSError, ImportError) as error:
         fail("reproduce.py", error)
     except torch.OutOfMemoryError as error:
-        fail("reproduce.py", f"{str(error).splitlines()[0]} (--chunk-size 64 needs less); {AGAIN}")
+        fail("reproduce.py", f"{str(error).splitlines()[0]}; --chunk-size 64 needs less, and starts anew")
     except Stopped as stopped:
         fail(
             "reproduce.py",

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -169,13 +170,13 @@ def existing(path: Path) -> Path:
     return path if path.is_dir() else existing(path.absolute().parent)
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a folder in which nothing can be written."""
+def check_writable(path: Path, flag: str = "--output") -> None:
+    """Refuse a folder, which a flag has named, in which nothing can be written."""
     try:
         with tempfile.TemporaryFile(dir=existing(path)) as file:
             file.write(b"?")
     except OSError as error:
-        raise OSError(error.errno, f"Expected to write into --output {path}, but: {error.strerror}") from error
+        raise OSError(error.errno, f"Expected to write into {flag} {path}, but: {error.strerror}") from error
 
 
 def check_space(path: Path, checkpoint: int, keep: int, there: int) -> None:
@@ -225,8 +226,12 @@ def on_device(device: torch.device) -> dict[str, Any]:
     return {"device": torch.cuda.get_device_name(device), "peak_device_memory_mb": peak}
 
 
+@functools.cache
 def commit() -> str | None:
-    """The commit of the checkout that this file is in, with "+" where files differ from it; None outside one."""
+    """The commit of the checkout that this file is in, with "+" where files differ from it; None outside one.
+
+    Programs ask when they start: files may change while they run.
+    """
     here = Path(__file__).resolve()
     try:  # an installed package may be in a folder of another repository, which does not track it
         git("ls-files", "--error-unmatch", here.name, folder=here.parent)

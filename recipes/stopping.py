@@ -60,6 +60,9 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._group not in (None, dist.group.WORLD):
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def agreed(self) -> int:
         """The signal that any process got, the same on all; 0 for none. All processes have to ask."""

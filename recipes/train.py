@@ -34,7 +34,16 @@ from pml_supcon.recipes.job import Job, check_tracker, open_job, open_run
 from pml_supcon.recipes.keeper import RunKeeper
 from pml_supcon.recipes.loop import run_stage
 from pml_supcon.recipes.methods import classifier_of, head_of
-from pml_supcon.recipes.run_folder import CLASSIFIER, ENCODER, HEAD, RunFolder, check_space, computed, environment
+from pml_supcon.recipes.run_folder import (
+    CLASSIFIER,
+    ENCODER,
+    HEAD,
+    RunFolder,
+    check_space,
+    commit,
+    computed,
+    environment,
+)
 from pml_supcon.recipes.run_state import bytes_of, restore
 from pml_supcon.recipes.settings.parser import parse_settings
 from pml_supcon.recipes.stage import Stage
@@ -50,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
     try:
         check_tracker(settings.tracker)
+        commit()
         accelerator = Accelerator(mixed_precision=settings.mixed_precision)
         run = open_run(settings, accelerator)
         prepared = None if run.finished else prepare(run, accelerator)

@@ -9,10 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
-from pml_supcon.recipes.reproducing.statistics import interval_of, judge
-from pml_supcon.recipes.reproducing.table import tables_of
-
 ROOT = Path(__file__).parent.parent
 FOUND = sorted((ROOT / "docs" / "records").glob("digits-seed*.json"))
 RECORDS = [json.loads(path.read_text()) for path in FOUND]
@@ -89,38 +85,6 @@ def test_chunks_have_the_gradient_of_the_batch_in_its_time_and_reduce_once():
         assert memory["chunks of 64"] < memory["whole batch"]
     assert rows["one process: error of the gradient, float64"]["chunks of 64"] <= 1e-6
     assert rows["two processes: reductions of the gradient in a step"]["chunks of 64"] == 1
-
-
-RESULTS = ROOT / "docs" / "results"
-SHOWN = {"digits": tuple(EXPERIMENTS), "cifar10-small": ("losses", "methods", "positives")}
-
-
-@pytest.mark.parametrize(("scale", "name"), [(scale, name) for scale, names in SHOWN.items() for name in names])
-def test_results_are_recorded_with_three_seeds_and_shown(scale, name):
-    record = json.loads((RESULTS / scale / f"{name}.json").read_text())
-    assert (record["experiment"], record["scale"]) == (name, scale)
-    assert len(record["seeds"]) >= 3
-    for training in record["trainings"].values():
-        assert len(training["scores"]) == len(record["seeds"])
-        assert training["tried"]
-    for each in record["comparisons"]:  # recomputed from the scores' differences
-        found = interval_of(each["differences"])
-        assert (found.mean, found.low, found.high) == (each["mean"], each["low"], each["high"])
-        assert judge(found, equal_within=each["equal_within"]) == each["verdict"]
-    assert (RESULTS / scale / f"{name}.md").read_text() == tables_of(record)
-    page = (RESULTS / f"{scale.replace('-', '_')}.md").read_text()
-    assert f'--8<-- "docs/results/{scale}/{name}.md"' in page
-    assert f"({scale}/{name}.svg)" in page
-    assert (RESULTS / scale / f"{name}.svg").exists()
-
-
-@pytest.mark.parametrize("scale", SHOWN)
-def test_results_are_of_known_code_and_took_the_promised_time(scale):
-    records = [json.loads((RESULTS / scale / f"{name}.json").read_text()) for name in SHOWN[scale]]
-    assert not [commit for record in records for commit in record["origin"]["commit"] if commit.endswith("+")]
-    seconds = {name: took for record in records for name, took in record["seconds"].items()}  # shared ones once
-    if scale == "digits":
-        assert sum(seconds.values()) <= 2 * 3600
 
 
 def test_the_loader_is_twice_as_fast_and_the_loss_a_small_share():

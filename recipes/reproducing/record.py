@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from pml_supcon.recipes.reproducing.analysis import evaluate_run, figures_of
 from pml_supcon.recipes.reproducing.costs import milliseconds_of
 from pml_supcon.recipes.reproducing.experiment import TOP1, Comparison, Experiment, Training
@@ -12,6 +14,7 @@ from pml_supcon.recipes.reproducing.scales import Scale
 from pml_supcon.recipes.reproducing.statistics import interval_of, judge, margin_of
 from pml_supcon.recipes.reproducing.trainings import Trainings, settings_of
 from pml_supcon.recipes.reproducing.tuning import Choice, choose
+from pml_supcon.recipes.run_folder import environment
 from pml_supcon.recipes.settings import TrainSettings
 
 KEPT = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/")
@@ -21,11 +24,15 @@ ORIGIN = ("commit", "date", "device", "cpus", "processes", "precision")
 
 @dataclass
 class Outcome:
-    """What a training came to: the learning rate; for each seed scores, how it diverged, and the run's origin."""
+    """What a training came to: the learning rate; for each seed scores, how it diverged, and the run's origin.
+
+    `not_scored` has why an evaluation came to nothing.
+    """
 
     choice: Choice
     scores: dict[int, dict[str, float]] = field(default_factory=dict)
     diverged: dict[int, str] = field(default_factory=dict)
+    not_scored: dict[int, list[str]] = field(default_factory=dict)
     origins: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -45,7 +52,7 @@ def run_experiment(
             }
             for name, cost in milliseconds_of(settings, trainings.accelerator, seed=seed).items():
                 outcomes[name].scores[seed]["loss/milliseconds"] = cost
-    return record_of(experiment, scale, seeds, outcomes, trainings.seconds)
+    return record_of(experiment, scale, seeds, outcomes, trainings.seconds, trainings.accelerator.device)
 
 
 def settings_for(training: Training, scale: Scale, choice: Choice, seed: int) -> TrainSettings:
@@ -79,8 +86,11 @@ def run_training(
             outcome.diverged[seed] = record["diverged"]
         elif experiment.evaluated is None or training.name in experiment.evaluated:
             for wanted in experiment.evaluations:
-                sections, took = evaluate_run(path, settings, wanted, trainings.accelerator)
-                outcome.scores[seed] |= figures_of(sections, wanted)
+                found = evaluate_run(path, settings, wanted, trainings.accelerator)
+                outcome.scores[seed] |= figures_of(found["sections"], wanted)
+                if not found["sections"]:
+                    outcome.not_scored.setdefault(seed, []).extend(found["told"])
+                took = sum(found["seconds"].values())
                 trainings.seconds[f"{path.name}: {', '.join(map(str, wanted.values()))}"] = took
         tell(line_about(experiment, training, settings, outcome, time.perf_counter() - started))
     return outcome
@@ -101,6 +111,7 @@ def record_of(
     seeds: Sequence[int],
     outcomes: Mapping[str, Outcome],
     seconds: Mapping[str, float],
+    device: torch.device,
 ) -> dict[str, Any]:
     """All of an experiment as JSON holds it; shares stay shares."""
     scores = {seed: {name: outcome.scores[seed] for name, outcome in outcomes.items()} for seed in seeds}
@@ -123,6 +134,7 @@ def record_of(
                 "tried": {f"{rate:g}": score for rate, score in outcomes[training.name].choice.tried.items()},
                 "at_edge": outcomes[training.name].choice.at_edge,
                 "diverged": {str(seed): how for seed, how in outcomes[training.name].diverged.items()},
+                "not_scored": {str(seed): why for seed, why in outcomes[training.name].not_scored.items()},
                 "scores": {str(seed): scores[seed][training.name] for seed in seeds},
             }
             for training in experiment.trainings
@@ -147,6 +159,7 @@ def record_of(
             name: sorted({str(origin[name]) for origin in origins if name in origin})
             for name in dict.fromkeys(name for origin in origins for name in origin)
         },
+        "assembled": {name: environment(device)[name] for name in ("commit", "date", "device")},
     }
 
 

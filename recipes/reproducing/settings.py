@@ -17,6 +17,7 @@ from pml_supcon.recipes.settings.command_line import normalised
 from pml_supcon.recipes.settings.parser import SWITCHES, parse_settings
 
 OWN = ("output", "resume", "seed", "config", "scored", "method")  # flags of `train.py` that are not the user's here
+KNOWN = (*EXPERIMENTS, "all")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ReproduceSettings:
     Attributes:
         experiments: names, in the order of the page.
         scale: with the settings that were given beside it.
-        given: those, by name.
+        given: those by their flag, and seeds other than the scale's.
         seeds: of the trainings.
         runs: folder of all runs.
         results: folder of records, tables and drawings.
@@ -34,7 +35,7 @@ class ReproduceSettings:
 
     experiments: tuple[str, ...]
     scale: Scale
-    given: dict[str, Any]
+    given: dict[str, str]
     seeds: tuple[int, ...]
     runs: Path
     results: Path
@@ -42,10 +43,17 @@ class ReproduceSettings:
 
 def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> ReproduceSettings:
     """Settings from the command line; other flags are settings of all trainings, as `train.py` takes them."""
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}, or all")
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [-h] EXPERIMENT ... [--scale SCALE] [--seeds N ...] [--runs DIR] [--results DIR] [SETTING]",
+        description=description,
+        epilog="SETTING: any other flag is one of all trainings, as train.py takes it (--epochs 5). Results under "
+        "other settings or seeds go into a folder of their own.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help=f"{', '.join(KNOWN)}")
     parser.add_argument("--scale", choices=list(SCALES), default="digits", help="data, encoder and budget")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: the scale's, 0 1 2")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the scale's (digits: 0 to 4, others: 0 to 2)")
     parser.add_argument("--runs", type=Path, help="folder of the runs; default: runs/reproduce/SCALE")
     parser.add_argument(
         "--results",
@@ -53,17 +61,22 @@ def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> Re
         help="folder of records, tables and drawings; default: RUNS/results, with the settings given",
     )
     parsed, flags = parser.parse_known_args(arguments)
-    unknown = [name for name in parsed.experiments if name not in (*EXPERIMENTS, "all")]
+    unknown = [name for name in parsed.experiments if name not in KNOWN]
     if unknown:
-        parser.error(f"Expected experiments among {', '.join(EXPERIMENTS)}, or all, but got {', '.join(unknown)}")
+        first = " (they stand before the settings of trainings)" if flags else ""
+        parser.error(f"Expected experiments among {', '.join(KNOWN)}{first}, but got {', '.join(unknown)}")
+    if late := [word for word in flags if word in KNOWN]:
+        parser.error(f"Expected all experiments before the settings of trainings, but got {', '.join(late)} after them")
     chosen = tuple(name for name in EXPERIMENTS if name in parsed.experiments or "all" in parsed.experiments)
     given = given_settings(flags, SCALES[parsed.scale], parser)
     scale = SCALES[parsed.scale].with_settings(given)
-    seeds = tuple(dict.fromkeys(parsed.seeds)) if parsed.seeds else tuple(range(scale.seeds))
+    own = tuple(range(scale.seeds))
+    seeds = tuple(dict.fromkeys(parsed.seeds)) if parsed.seeds else own
     if min(seeds) < 0:
         parser.error(f"Expected --seeds to be at least 0, but got {min(seeds)}")
     runs = parsed.runs or Path("runs") / "reproduce" / scale.name
-    return ReproduceSettings(chosen, scale, given, seeds, runs, parsed.results or runs / results_of(given))
+    flagged = as_flags(given) | ({} if seeds == own else {"--seeds": " ".join(map(str, seeds))})
+    return ReproduceSettings(chosen, scale, flagged, seeds, runs, parsed.results or runs / results_of(flagged))
 
 
 def given_settings(flags: Sequence[str], scale: Scale, parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -75,17 +88,17 @@ def given_settings(flags: Sequence[str], scale: Scale, parser: argparse.Argument
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({**scale.settings}, file)
         file.flush()
-        settings = parse_settings(["--config", file.name, *made])
+        settings = parse_settings(["--config", file.name, *made], prog=parser.prog)
     if "encoder" in names:  # the scale's arguments are those of its own encoder
         names.append("encoder_args")
     return {name: getattr(settings, name) for name in names}
 
 
-def results_of(given: Mapping[str, Any]) -> str:
+def results_of(given: Mapping[str, str]) -> str:
     """The folder of results: another one where settings are given, so that a quick look replaces nothing."""
     if not given:
         return "results"
-    return f"results-{hashlib.sha256(json.dumps(as_flags(given)).encode()).hexdigest()[:8]}"
+    return f"results-{hashlib.sha256(json.dumps(given).encode()).hexdigest()[:8]}"
 
 
 def as_flags(given: Mapping[str, Any]) -> dict[str, str]:

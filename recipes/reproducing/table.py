@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "\u2013"
+PROGRAM = "accelerate launch recipes/reproduce.py"
 
 
 def tables_of(record: Mapping[str, Any]) -> str:
@@ -30,7 +31,7 @@ def figures_table(record: Mapping[str, Any]) -> str:
     for line in record["lines"]:
         cells = [line["label"], *([line["panel"]] if len(panels) > 1 else []), spread(line["values"], line["percent"])]
         if with_paper:
-            cells.append(MISSING if line["paper"] is None else f"{line['paper']:.4g}")
+            cells.append(MISSING if line["paper"] is None else decimal(line["paper"]))
         rows.append(cells)
     return _table(head, rows, numbers=len(head) - (2 if len(panels) > 1 else 1))
 
@@ -50,7 +51,7 @@ def comparisons_table(record: Mapping[str, Any]) -> str:
             f"{signed(each['low'] * unit)} to {signed(each['high'] * unit)}" if known else MISSING,
         ]
         if with_paper:
-            cells.append(MISSING if each["paper"] is None else f"{each['paper']:+.4g}")
+            cells.append(MISSING if each["paper"] is None else decimal(each["paper"], sign="+"))
         rows.append(cells)
     return _table(head, rows, numbers=len(head) - 2)
 
@@ -63,6 +64,11 @@ def spread(values: Sequence[float | None], percent: bool) -> str:
     digits = 2 if percent or max(map(abs, scaled)) < 10 else 0
     mean = f"{statistics.mean(scaled):.{digits}f}"
     return mean if len(scaled) < 2 else f"{mean} ± {statistics.stdev(scaled):.{digits}f}"
+
+
+def decimal(value: float, sign: str = "") -> str:
+    """A number of the paper's, with the decimals that it has there, and one at least."""
+    return f"{value:{sign}.{2 if round(value, 1) != value else 1}f}"
 
 
 def signed(value: float) -> str:
@@ -84,17 +90,32 @@ def _told(record: Mapping[str, Any]) -> list[str]:
             told.append(
                 f"`{name}` diverged with seed {', '.join(training['diverged'])} and counts with the accuracy of chance."
             )
+        if training["not_scored"]:
+            reasons = "; ".join(dict.fromkeys(why for each in training["not_scored"].values() for why in each))
+            told.append(f"`{name}` could not be scored with seed {', '.join(training['not_scored'])}: {reasons}.")
     return told
 
 
 def _origin(record: Mapping[str, Any]) -> str:
     origin = {name: ", ".join(values) for name, values in record["origin"].items()}
     seeds = ", ".join(map(str, record["seeds"]))
-    given = "".join(f" {flag} {shlex.quote(value)}" for flag, value in record["given"].items())
+    given = "".join(
+        f" {flag} {value if flag == '--seeds' else shlex.quote(value)}" for flag, value in record["given"].items()
+    )
+    code = record["assembled"]["commit"]
+    program, of = ("pml-supcon reproduce", "version/pml-supcon") if code is None else (PROGRAM, "commit")
+    assembled = origin[of] if code is None else code
+    told = {
+        "processes": origin["processes"],
+        "device": origin["device"],
+        "CPU cores": origin["cpus"],
+        "precision": origin["precision"].replace("no", "float32"),
+    }
     return (
-        f"`accelerate launch recipes/reproduce.py {record['experiment']} --scale {record['scale']}{given}` on "
-        f"{origin['date']}, seeds {seeds}; processes: {origin['processes']}, device: {origin['device']}, CPU cores: "
-        f"{origin['cpus']}; torch {origin['version/torch']}, commit {origin['commit']}."
+        f"`{program} {record['experiment']} --scale {record['scale']}{given}`, seeds {seeds}; trained on "
+        f"{origin['date']}, {', '.join(f'{name}: {value}' for name, value in told.items())}; torch "
+        f"{origin['version/torch']}, {of.removeprefix('version/')} {origin[of]}; put together on "
+        f"{record['assembled']['date']} with {assembled}."
     )
 
 

@@ -49,8 +49,13 @@ class Trainings:
 
     def path_of(self, settings: TrainSettings) -> Path:
         """Where a run is, whichever experiment asked for it."""
-        digest = hashlib.sha256(json.dumps(computed(settings), sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(computed(self.resolved(settings)), sort_keys=True).encode()).hexdigest()
         return self.folder / f"{settings.method}-seed{settings.seed}-{digest[:12]}"
+
+    def resolved(self, settings: TrainSettings) -> TrainSettings:
+        """Settings with the precision that the launcher chose: a run in another one is another run."""
+        chosen = self.accelerator.mixed_precision
+        return settings if settings.mixed_precision or chosen == "no" else replace(settings, mixed_precision=chosen)
 
     def record(self, settings: TrainSettings) -> dict[str, Any]:
         """The record of a run, which is trained where it is missing, or goes on where it was stopped.
@@ -64,7 +69,7 @@ class Trainings:
         path, started = self.path_of(settings), time.perf_counter()
         diverged = path / DIVERGED
         if not self._seen_by_main(diverged):
-            run = open_run(replace(settings, output=path, resume=True), self.accelerator)
+            run = open_run(replace(self.resolved(settings), output=path, resume=True), self.accelerator)
             if not run.finished:
                 prepared = prepare(run, self.accelerator)
                 try:
@@ -85,7 +90,8 @@ class Trainings:
     def _note(self, file: Path, message: str, chance: float, started: float) -> None:
         if self.accelerator.is_main_process:
             about = {"diverged": message, TOP1: chance, "seconds/total": round(time.perf_counter() - started, 1)}
-            about |= {"processes": self.accelerator.num_processes, **environment(self.accelerator.device)}
+            about |= {"processes": self.accelerator.num_processes, "precision": self.accelerator.mixed_precision}
+            about |= environment(self.accelerator.device)
             replace_text(file, json.dumps(about, indent=2) + "\n")
 
     def _read(self, path: Path) -> dict[str, Any]:

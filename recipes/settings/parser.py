@@ -14,7 +14,7 @@ NAMES = tuple(field.name for field in fields(TrainSettings))
 SWITCHES = frozenset(name for name, kind in get_type_hints(TrainSettings).items() if kind is bool)
 
 
-def parse_settings(arguments: Sequence[str] | None = None) -> TrainSettings:
+def parse_settings(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> TrainSettings:
     """Settings from the command line: flags, and `--config` for a YAML file of the same names.
 
     A flag may be spelt with dashes (`--max-train`) or underscores, and a switch stands alone (`--resume`) or with a
@@ -23,7 +23,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> TrainSettings:
     exit status 2.
     """
     parser = OneLineParser(
-        names=NAMES, prog="train.py", description="Train an encoder, then score it: retrieval and a linear probe."
+        names=NAMES, prog=prog, description="Train an encoder, then score it: retrieval and a linear probe."
     )
     parser.add_argument("--config", action="config", help="a YAML file of settings; later flags override it")
     for group in GROUPS:
@@ -38,7 +38,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> TrainSettings:
         flags = {re.split(r"[=.]", argument.removeprefix("--"))[0] for argument in given if argument.startswith("--")}
         values, vain = fitted(values, flags)
         if vain:
-            print(f"train.py: not used with {values['method']}: {', '.join(vain)}", file=sys.stderr)
+            print(f"{prog}: not used with {values['method']}: {', '.join(vain)}", file=sys.stderr)
     try:
         return TrainSettings(**values)
     except ValueError as error:

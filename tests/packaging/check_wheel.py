@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = "cpu,recipes"
 PYTHONS = ("3.11", "3.13")
 #: The tests of the public API, and what they need beyond that.
-TESTS = ("functional", "losses", "miners", "samplers", "views", "models", "testers", "test_pml_pipeline.py")
+TESTS = ("functional", "losses", "distributed", "miners", "samplers", "views", "models", "testers", "corruptions")
+TESTS = (*TESTS, "test_pml_pipeline.py")
 TEST_EXTRAS = f"{EXTRAS},corruptions"
 TEST_PACKAGES = ("pytest", "pytest-xdist", "hypothesis", "record-keeper", "tensorboard", "torchmetrics")
 SMALL = ("--max-train", "600", "--max-test", "200", "--epochs", "4", "--batch-size", "128", "--seed", "0")
@@ -134,6 +135,12 @@ def check_recipes(scripts: Path, place: Path) -> None:
     size = (place / "runs/one/evaluation/report.html").stat().st_size
     expect(size > 50_000, f"a report with its style and figures, but it has {size} bytes")
     say(f"pml-supcon evaluate: {', '.join(found['sections'])}; report of {size // 1024} KB")
+    quick = ("--seeds", "0", "--learning-rate", "0.1", "--epochs", "1", "--warmup-epochs", "0")
+    run(scripts / "pml-supcon", "reproduce", "losses", *quick, cwd=place)
+    (table,) = place.glob("runs/reproduce/digits/results-*/losses.md")
+    made_by = f"pml-supcon {metrics['version/pml-supcon']}"
+    expect(made_by in table.read_text(), f"a table made by {made_by}, but got:\n{table.read_text()}")
+    say("pml-supcon reproduce losses: ran")
 
 
 def check_tests(scripts: Path, clone: Path, place: Path) -> None:

@@ -91,3 +91,14 @@ def test_a_python_that_is_not_that_of_the_environment_is_refused(checkout):
     assert "make: .venv is of another Python than ./another; remove it with: make clean" in said
     assert make(checkout, "train", "PYTHON=./python3") == []
     assert make(checkout, "clean", "train", "PYTHON=./another") == [CPU]
+
+
+def test_results_of_other_settings_leave_the_records_alone():
+    def shown(*arguments):
+        done = subprocess.run(
+            ["make", "-n", "reproduce", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return next(line for line in done.stdout.splitlines() if "recipes/reproduce.py" in line)
+
+    assert shown().endswith("--scale digits --results docs/results/digits")
+    assert shown("ARGS=--epochs 5").endswith("--scale digits --epochs 5")

@@ -1,14 +1,18 @@
 """The parts of `reproduce.py`: experiments at every scale, learning rates, statistics, tables and figures."""
 
+import inspect
 import math
 import re
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from pml_supcon.recipes import reproduce
 from pml_supcon.recipes.reproducing.analysis import share_of_hardest
 from pml_supcon.recipes.reproducing.experiment import TOP1, Comparison, Quantity, Training, score_of
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
@@ -151,11 +155,13 @@ def test_the_share_of_the_hardest_pairs_is_that_of_so_many_single_pairs():
 
 
 def test_a_run_is_named_after_all_that_it_computes(tmp_path):
-    trainings = Trainings(tmp_path, None)
-    one, same, other = (
-        settings_of({}, {"method": "simclr", **more}) for more in ({}, {"workers": 2, "pictures": False}, {"epochs": 7})
+    plain, half = (Trainings(tmp_path, SimpleNamespace(mixed_precision=precision)) for precision in ("no", "bf16"))
+    one, same, other, named = (
+        settings_of({}, {"method": "simclr", **more})
+        for more in ({}, {"workers": 2, "pictures": False}, {"epochs": 7}, {"mixed_precision": "bf16"})
     )
-    assert trainings.path_of(one) == trainings.path_of(same) != trainings.path_of(other)
+    assert plain.path_of(one) == plain.path_of(same) != plain.path_of(other)
+    assert plain.path_of(one) != half.path_of(one) == plain.path_of(named)  # the launcher's precision counts
 
 
 def test_intervals_are_those_of_the_paired_test():
@@ -213,15 +219,17 @@ def record_with(lines, **more):
         "experiment": "losses", "scale": "digits", "title": "Losses", "claim": "A over B.", "source": "table 1",
         "notes": ["A note."], "x_title": "x", "x_log": False, "seeds": [0, 1, 2], "lines": lines,
         "origin": {"processes": ["1"], "device": ["cpu"], "cpus": ["2"], "date": ["2026-01-01", "2026-01-02"],
-                   "version/torch": ["2"], "commit": ["abc"]},
-        "trainings": {"a": {"at_edge": True, "diverged": {}}, "b": {"at_edge": False, "diverged": {"1": "loss"}}},
+                   "version/torch": ["2"], "version/pml-supcon": ["0.1"], "commit": ["abc"], "precision": ["no"]},
+        "assembled": {"commit": "def", "date": "2026-01-03", "device": "cpu"},
+        "trainings": {"a": {"at_edge": True, "diverged": {}, "not_scored": {"2": ["head: features are not finite"]}},
+                      "b": {"at_edge": False, "diverged": {"1": "loss"}, "not_scored": {}}},
         "comparisons": [
             {"title": "a over b", "paper": 11.3, "percent": True, "mean": 0.02, "low": 0.011, "high": 0.029,
              "verdict": "held", "claimed": True},
             {"title": "b over c", "paper": None, "percent": True, "mean": 0.02, "low": -0.011, "high": 0.029,
              "verdict": "not told apart", "claimed": False},
         ],
-        "given": {"--data": "hf:x"},
+        "given": {"--data": "hf:my own", "--seeds": "0 1 2"},
         **more,
     }  # fmt: skip
 
@@ -246,10 +254,16 @@ def test_tables_show_scores_the_paper_and_the_verdict():
     assert "| b over c (not in the paper) | not told apart | +2.00 |" in text
     assert "a better one may lie beyond, for: `a`." in text
     assert "`b` diverged with seed 1 and counts with the accuracy of chance." in text
-    assert (
-        "recipes/reproduce.py losses --scale digits --data hf:x` on 2026-01-01, 2026-01-02, seeds 0, 1, 2; processes: 1"
-        in text
-    )
+    assert "`a` could not be scored with seed 2: head: features are not finite." in text
+    command = "accelerate launch recipes/reproduce.py losses --scale digits --data 'hf:my own' --seeds 0 1 2"
+    assert f"`{command}`, seeds 0, 1, 2; trained on 2026-01-01, 2026-01-02, processes: 1" in text
+    assert "precision: float32; torch 2, commit abc; put together on 2026-01-03 with def." in text
+
+
+def test_a_table_made_by_an_installed_package_names_its_version():
+    text = tables_of(record_with([line_with("a", [0.9, 0.9, 0.9])], assembled={"commit": None, "date": "2026-01-03"}))
+    assert "`pml-supcon reproduce losses --scale digits" in text
+    assert "torch 2, pml-supcon 0.1; put together on 2026-01-03 with 0.1." in text
 
 
 def test_a_drawing_of_nothing_but_divergence_is_empty(tmp_path):
@@ -274,7 +288,7 @@ def test_the_command_line(tmp_path):
         ["joint", "losses", "--scale", "cifar10-small", "--epochs", "2", "--data=hf:x"], prog="x", description="x"
     )
     assert settings.experiments == ("losses", "joint")
-    assert settings.given == {"epochs": 2, "data": "hf:x"}
+    assert settings.given == {"--epochs": "2", "--data": "hf:x"}
     assert (settings.scale.settings["epochs"], settings.scale.settings["data"]) == (2, "hf:x")
     assert settings.seeds == (0, 1, 2)
     assert re.fullmatch(r"runs/reproduce/cifar10-small/results-[0-9a-f]{8}", str(settings.results))
@@ -285,6 +299,10 @@ def test_the_command_line(tmp_path):
         "--data": "hf:x",
     }
     assert parse(["all"], prog="x", description="x").results == Path("runs/reproduce/digits/results")
+    assert parse(["all", "--seeds", *"01234"], prog="x", description="x").given == {}
+    fewer = parse(["all", "--seeds", "0", "1"], prog="x", description="x")
+    assert fewer.given == {"--seeds": "0 1"}
+    assert fewer.results.name.startswith("results-")  # a quick look replaces nothing
     resnet18 = parse(["all", "--encoder", "resnet18"], prog="x", description="x").scale.settings
     assert (resnet18["encoder"], resnet18["encoder_args"]) == ("resnet18", {})
     assert parse(["all"], prog="x", description="x").experiments == tuple(EXPERIMENTS)
@@ -299,6 +317,12 @@ def test_the_command_line(tmp_path):
         (["losses", "--epoch", "3"], "did you mean 'epochs'"),
         (["losses", "--scale", "imagenet", "--warmup-epochs", "351"], "at most --epochs=350, but got 351"),
         (["losses", "--method", "triplet"], "Expected settings that all trainings can share, but got --method"),
+        (["losses", "--epochs", "1"], "x: error: Expected --warmup_epochs to be at most --epochs=1, but got 2.0"),
+        (["--epochs", "1", "losses"], "(they stand before the settings of trainings), but got 1"),
+        (
+            ["losses", "--epochs", "3", "methods"],
+            "Expected all experiments before the settings of trainings, but got meth",
+        ),
         (["losses", "--seeds", "-1"], "Expected --seeds to be at least 0, but got -1"),
     ],
 )
@@ -307,3 +331,13 @@ def test_a_wrong_command_line_is_told(arguments, told, capsys):
         parse(arguments, prog="x", description="x")
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_commands_of_the_programs_own_text_are_understood():
+    told = inspect.getdoc(reproduce)
+    commands = [shlex.split(line, comments=True) for line in told.splitlines() if "recipes/reproduce.py" in line]
+    assert len(commands) >= 5
+    for command in commands:
+        assert parse(command[command.index("recipes/reproduce.py") + 1 :], prog="x", description="x").experiments
+    (flags,) = re.findall(r"as `train.py` takes them\s+\(`(.*?)`\)", told)
+    assert parse(["all", *flags.split()], prog="x", description="x").given

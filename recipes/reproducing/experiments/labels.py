@@ -31,9 +31,9 @@ def few_labels(scale: Scale) -> Experiment:
         settings={f"{share:.0%}": (share, settings(share)) for share in scale.label_shares},
         x_title="share of the labelled training images",
         notes=[
-            "Images without a label are not used at all. There are as many steps of the optimizer for every share, "
-            "with smaller batches where there are fewer images than in a batch; learning rates are those chosen with "
-            "all labels."
+            "Images without a label are not used at all. There are as many steps of the optimizer for every share of "
+            "the scale's own data, with smaller batches where there are fewer images than in a batch; learning rates "
+            "are those chosen with all labels."
         ],
     )
 
