@@ -16,6 +16,7 @@ from pml_supcon.recipes.image_data import LazyImages, MemoryImages
 from pml_supcon.recipes.image_pool import evenly
 from pml_supcon.recipes.job import Job
 from pml_supcon.testers import choose_inverse_l2, linear_probe_metrics, retrieval_metrics, retrieval_scores
+from pml_supcon.testers.probe_selection import HELD_OUT
 
 KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # images at most: it is looked at in the middle of training
 BATCH = 256
@@ -99,8 +100,8 @@ def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear |
 
 def probe_metrics(train: Embedded, test: Embedded, learnt: Tensor, seed: int) -> dict[str, float]:
     """Those of `linear_probe_metrics`, and the `inverse_l2` that was chosen: no one penalty suits all methods."""
-    chosen = INVERSE_L2
-    if len(learnt) >= CHOOSING:
+    chosen, spare = INVERSE_L2, len(learnt) - len(learnt.unique())  # every label keeps an image to be fitted
+    if len(learnt) >= CHOOSING and spare >= HELD_OUT * len(learnt) + 1:
         with (
             warnings.catch_warnings()
         ):  # penalties that are too weak to converge are not chosen; the last fit does warn
