@@ -213,6 +213,7 @@ def lost_ranks(group: dist.ProcessGroup) -> str:
         store().set(f"pml_supcon/failed/{me}", "")
         if me == 0 or not gone:  # the store may live in rank 0, and the others have to read it
             silent = without_answer([rank for rank in others if rank not in gone])
+            gone = gone or [rank for rank in silent if rank in addresses and not runs(*addresses[rank])]  # by now
     except (RuntimeError, OSError):
         silent = []  # the store is gone too
     if gone:
