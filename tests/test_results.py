@@ -30,7 +30,8 @@ def test_results_are_those_of_the_experiment_as_it_stands(scale, name):
     assert given.keys() <= ({"data"} if scale.name == "cifar10-small" else set())
     assert record["settings"] == {**scale.settings, **given}
     assert record["seeds"] == list(range(scale.seeds))
-    for text in ("title", "claim", "source", "notes", "x_title"):
+    assert record["notes"] == list(experiment.notes)
+    for text in ("title", "claim", "source", "x_title"):
         assert record[text] == getattr(experiment, text), text
     trained = {training.name: training for training in experiment.trainings}
     assert record["trainings"].keys() == trained.keys()
