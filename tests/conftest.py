@@ -9,3 +9,26 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """Also after a test that takes more."""
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def searchers_used(monkeypatch):
+    """The searchers that are made during the test."""
+    from pml_supcon.testers import retrieval  # few tests need it
+    from pml_supcon.testers.indexes import make_searcher
+
+    used = []
+
+    def made(*arguments, **options):
+        used.append(make_searcher(*arguments, **options))
+        return used[-1]
+
+    monkeypatch.setattr(retrieval, "make_searcher", made)
+    return used
