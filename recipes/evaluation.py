@@ -102,10 +102,8 @@ def probe_metrics(train: Embedded, test: Embedded, learnt: Tensor, seed: int) ->
     """Those of `linear_probe_metrics`, and the `inverse_l2` that was chosen: no one penalty suits all methods."""
     chosen, spare = INVERSE_L2, len(learnt) - len(learnt.unique())  # every label keeps an image to be fitted
     if len(learnt) >= CHOOSING and spare >= HELD_OUT * len(learnt) + 1:
-        with (
-            warnings.catch_warnings()
-        ):  # penalties that are too weak to converge are not chosen; the last fit does warn
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # of many fits; the last one does warn
             chosen = choose_inverse_l2(train.features, learnt, seed=seed).inverse_l2
     metrics = linear_probe_metrics(train.features, learnt, test.features, test.labels, inverse_l2=chosen)
     return metrics | {"inverse_l2": chosen}

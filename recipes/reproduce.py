@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_writable(settings.results, "--results")
         check_writable(settings.runs, "--runs")
-        commit()
+        commit()  # now: files may change while it runs
         patient = InitProcessGroupKwargs(timeout=PATIENCE)
         precision = settings.scale.settings.get("mixed_precision")
         accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patient])

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parse_settings(arguments)
     try:
         check_tracker(settings.tracker)
-        commit()
+        commit()  # now: files may change while it runs
         accelerator = Accelerator(mixed_precision=settings.mixed_precision)
         run = open_run(settings, accelerator)
         prepared = None if run.finished else prepare(run, accelerator)
