@@ -12,13 +12,6 @@ def fixed_seed():
 
 
 @pytest.fixture
-def one_thread():
-    """Also after a test that takes more."""
-    yield
-    torch.set_num_threads(1)
-
-
-@pytest.fixture
 def searchers_used(monkeypatch):
     """The searchers that are made during the test."""
     from pml_supcon.testers import retrieval  # few tests need it

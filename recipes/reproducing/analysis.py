@@ -16,7 +16,7 @@ from pml_supcon.recipes.evaluating.sections import run_sections
 from pml_supcon.recipes.evaluating.settings import EvaluateSettings
 from pml_supcon.recipes.evaluating.subject import FeaturesError, Subject
 from pml_supcon.recipes.job import open_images
-from pml_supcon.recipes.run_folder import environment, replace_text
+from pml_supcon.recipes.run_folder import replace_text
 from pml_supcon.recipes.settings import TrainSettings
 
 HARDEST = (1, 5, 10, 25, 50, 100)  # per cent of the pairs
@@ -25,7 +25,7 @@ HARDEST = (1, 5, 10, 25, 50, 100)  # per cent of the pairs
 def evaluate_run(
     path: Path, trained: TrainSettings, wanted: Mapping[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """An evaluation: `sections`, what was `told`, `seconds`, `origin`; computed where the run's folder has it not.
+    """An evaluation: `sections`, what was `told`, and `seconds`; computed where the run's folder has it not.
 
     All processes call it. Probes are fitted to the images that the run was trained on, with their true labels.
 
@@ -46,8 +46,7 @@ def evaluate_run(
             results, seconds = {}, {}
             subject.tell(f"{', '.join(settings.sections)}: {error}")
         if accelerator.is_main_process:
-            origin = {name: environment(accelerator.device)[name] for name in ("commit", "date", "device")}
-            content = {"sections": results, "told": subject.told, "seconds": seconds, "origin": origin}
+            content = {"sections": results, "told": subject.told, "seconds": seconds}
             replace_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
     read = json.loads(file.read_text()) if accelerator.is_main_process else None
     found: dict[str, Any] = broadcast_object_list([read])[0]

@@ -115,6 +115,7 @@ def record_of(
 ) -> dict[str, Any]:
     """All of an experiment as JSON holds it; shares stay shares."""
     scores = {seed: {name: outcome.scores[seed] for name, outcome in outcomes.items()} for seed in seeds}
+    now = environment(device)
     origins = [origin for outcome in outcomes.values() for origin in outcome.origins.values()]
     return {
         "experiment": experiment.name,
@@ -159,7 +160,7 @@ def record_of(
             name: sorted({str(origin[name]) for origin in origins if name in origin})
             for name in dict.fromkeys(name for origin in origins for name in origin)
         },
-        "assembled": {name: environment(device)[name] for name in ("commit", "date", "device")},
+        "assembled": {name: now[name] for name in ("commit", "date", "device")},
     }
 
 

@@ -1,10 +1,6 @@
-"""The parts of `reproduce.py`: experiments at every scale, learning rates, statistics, tables and figures."""
+"""The parts of `reproduce.py`: experiments at every scale, learning rates, statistics."""
 
-import inspect
 import math
-import re
-import shlex
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,16 +8,12 @@ import pytest
 import torch
 from scipy import stats
 
-from pml_supcon.recipes import reproduce
 from pml_supcon.recipes.reproducing.analysis import share_of_hardest
 from pml_supcon.recipes.reproducing.experiment import TOP1, Comparison, Quantity, Training, score_of
 from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
-from pml_supcon.recipes.reproducing.figure import draw
 from pml_supcon.recipes.reproducing.record import compared, settings_for
 from pml_supcon.recipes.reproducing.scales import SCALES
-from pml_supcon.recipes.reproducing.settings import as_flags, parse
 from pml_supcon.recipes.reproducing.statistics import Interval, interval_of, judge, margin_of
-from pml_supcon.recipes.reproducing.table import tables_of
 from pml_supcon.recipes.reproducing.trainings import Trainings, settings_of
 from pml_supcon.recipes.reproducing.tuning import Choice, candidates, choose
 from pml_supcon.samplers import MultiViewBatchSampler
@@ -212,132 +204,3 @@ def test_quantities_and_comparisons():
     np.testing.assert_allclose(lower["differences"], [-0.1, -0.2])
     lost = compared(Comparison(score_of("a", "ece"), score_of("b"), "lost"), seeds)
     assert (lost["verdict"], lost["mean"], lost["differences"][1]) == ("diverged", None, None)
-
-
-def record_with(lines, **more):
-    return {
-        "experiment": "losses", "scale": "digits", "title": "Losses", "claim": "A over B.", "source": "table 1",
-        "notes": ["A note."], "x_title": "x", "x_log": False, "seeds": [0, 1, 2], "lines": lines,
-        "origin": {"processes": ["1"], "device": ["cpu"], "cpus": ["2"], "date": ["2026-01-01", "2026-01-02"],
-                   "version/torch": ["2"], "version/pml-supcon": ["0.1"], "commit": ["abc"], "precision": ["no"]},
-        "assembled": {"commit": "def", "date": "2026-01-03", "device": "cpu"},
-        "trainings": {"a": {"at_edge": True, "diverged": {}, "not_scored": {"2": ["head: features are not finite"]}},
-                      "b": {"at_edge": False, "diverged": {"1": "loss"}, "not_scored": {}}},
-        "comparisons": [
-            {"title": "a over b", "paper": 11.3, "percent": True, "mean": 0.02, "low": 0.011, "high": 0.029,
-             "verdict": "held", "claimed": True},
-            {"title": "b over c", "paper": None, "percent": True, "mean": 0.02, "low": -0.011, "high": 0.029,
-             "verdict": "not told apart", "claimed": False},
-        ],
-        "given": {"--data": "hf:my own", "--seeds": "0 1 2"},
-        **more,
-    }  # fmt: skip
-
-
-def line_with(label, values, **more):
-    return {
-        "label": label,
-        "series": "",
-        "x": None,
-        "panel": "top-1, %",
-        "percent": True,
-        "paper": None,
-        "values": values,
-    } | more
-
-
-def test_tables_show_scores_the_paper_and_the_verdict():
-    text = tables_of(record_with([line_with("a", [0.9, 0.92, 0.94], paper=78.7), line_with("b", [0.8, None, 0.8])]))
-    assert "| a | 92.00 ± 2.00 | 78.7 |" in text
-    assert "| b | diverged | \u2013 |" in text
-    assert "| a over b | **held** | +2.00 | +1.10 to +2.90 | +11.3 |" in text
-    assert "| b over c (not in the paper) | not told apart | +2.00 |" in text
-    assert "a better one may lie beyond, for: `a`." in text
-    assert "`b` diverged with seed 1 and counts with the accuracy of chance." in text
-    assert "`a` could not be scored with seed 2: head: features are not finite." in text
-    command = "accelerate launch recipes/reproduce.py losses --scale digits --data 'hf:my own' --seeds 0 1 2"
-    assert f"`{command}`, seeds 0, 1, 2; trained on 2026-01-01, 2026-01-02, processes: 1" in text
-    assert "precision: float32; torch 2, commit abc; put together on 2026-01-03 with def." in text
-
-
-def test_a_table_made_by_an_installed_package_names_its_version():
-    text = tables_of(record_with([line_with("a", [0.9, 0.9, 0.9])], assembled={"commit": None, "date": "2026-01-03"}))
-    assert "`pml-supcon reproduce losses --scale digits" in text
-    assert "torch 2, pml-supcon 0.1; put together on 2026-01-03 with 0.1." in text
-
-
-def test_a_drawing_of_nothing_but_divergence_is_empty(tmp_path):
-    draw(record_with([line_with("a", [None, 0.9, 0.9])]), tmp_path / "a.svg")
-    assert "all diverged" in (tmp_path / "a.svg").read_text()
-
-
-@pytest.mark.parametrize("with_x", [False, True])
-def test_drawings_have_every_line(with_x, tmp_path):
-    lines = [
-        line_with(f"name {place}", [0.9, 0.92, 0.94], series=f"series {place % 2}", x=float(place) if with_x else None)
-        for place in range(4)
-    ] + [line_with("another measure", [3.0, 4.0, 5.0], panel="seconds", percent=False)]
-    draw(record_with(lines, x_title="the place"), tmp_path / "a.svg")
-    svg = (tmp_path / "a.svg").read_text()
-    shown = ("series 0", "series 1", "the place") if with_x else tuple(f"name {place}" for place in range(4))
-    assert all(f">{text}<" in svg for text in (*shown, "another measure", "seconds"))
-
-
-def test_the_command_line(tmp_path):
-    settings = parse(
-        ["joint", "losses", "--scale", "cifar10-small", "--epochs", "2", "--data=hf:x"], prog="x", description="x"
-    )
-    assert settings.experiments == ("losses", "joint")
-    assert settings.given == {"--epochs": "2", "--data": "hf:x"}
-    assert (settings.scale.settings["epochs"], settings.scale.settings["data"]) == (2, "hf:x")
-    assert settings.seeds == (0, 1, 2)
-    assert re.fullmatch(r"runs/reproduce/cifar10-small/results-[0-9a-f]{8}", str(settings.results))
-    assert as_flags({"epochs": 2, "pretrained": True, "encoder_args": {"channels": [8]}, "data": "hf:x"}) == {
-        "--epochs": "2",
-        "--pretrained": "true",
-        "--encoder_args": '{"channels": [8]}',
-        "--data": "hf:x",
-    }
-    assert parse(["all"], prog="x", description="x").results == Path("runs/reproduce/digits/results")
-    assert parse(["all", "--seeds", *"01234"], prog="x", description="x").given == {}
-    fewer = parse(["all", "--seeds", "0", "1"], prog="x", description="x")
-    assert fewer.given == {"--seeds": "0 1"}
-    assert fewer.results.name.startswith("results-")  # a quick look replaces nothing
-    resnet18 = parse(["all", "--encoder", "resnet18"], prog="x", description="x").scale.settings
-    assert (resnet18["encoder"], resnet18["encoder_args"]) == ("resnet18", {})
-    assert parse(["all"], prog="x", description="x").experiments == tuple(EXPERIMENTS)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["loses"], "Expected experiments among losses, methods"),
-        (["losses", "--scale", "mnist"], "invalid choice: 'mnist'"),
-        (["losses", "--seed", "3"], "Expected settings that all trainings can share, but got --seed"),
-        (["losses", "--epoch", "3"], "did you mean 'epochs'"),
-        (["losses", "--scale", "imagenet", "--warmup-epochs", "351"], "at most --epochs=350, but got 351"),
-        (["losses", "--method", "triplet"], "Expected settings that all trainings can share, but got --method"),
-        (["losses", "--epochs", "1"], "x: error: Expected --warmup_epochs to be at most --epochs=1, but got 2.0"),
-        (["--epochs", "1", "losses"], "(they stand before the settings of trainings), but got 1"),
-        (
-            ["losses", "--epochs", "3", "methods"],
-            "Expected all experiments before the settings of trainings, but got meth",
-        ),
-        (["losses", "--seeds", "-1"], "Expected --seeds to be at least 0, but got -1"),
-    ],
-)
-def test_a_wrong_command_line_is_told(arguments, told, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse(arguments, prog="x", description="x")
-    assert ended.value.code == 2
-    assert told in capsys.readouterr().err
-
-
-def test_the_commands_of_the_programs_own_text_are_understood():
-    told = inspect.getdoc(reproduce)
-    commands = [shlex.split(line, comments=True) for line in told.splitlines() if "recipes/reproduce.py" in line]
-    assert len(commands) >= 5
-    for command in commands:
-        assert parse(command[command.index("recipes/reproduce.py") + 1 :], prog="x", description="x").experiments
-    (flags,) = re.findall(r"as `train.py` takes them\s+\(`(.*?)`\)", told)
-    assert parse(["all", *flags.split()], prog="x", description="x").given

@@ -23,7 +23,11 @@ CPU = torch.device("cpu")
 CASES = ("separate", "within", "within and more")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Also after a test that takes more."""
+    yield
+    torch.set_num_threads(1)
 
 
 def case(name, *, queries, references, make=clustered, **options):

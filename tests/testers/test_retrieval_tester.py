@@ -21,8 +21,6 @@ METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_averag
 CPU = torch.device("cpu")
 EYE, ONE_CLASS = np.eye(3), np.zeros(3, int)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def labelled_set(rows, seed, columns=1):
     points, labels = clustered(rows, seed=seed)
