@@ -36,8 +36,7 @@ from tables import markdown, ratio, shown
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pml_supcon.distributed import GlobalBatchLoss
-from pml_supcon.losses import SupConLossOut
+from pml_supcon.losses import GlobalBatchLoss, SupConLossOut
 from pml_supcon.models import ChunkedEncoder
 
 WAYS = ("whole", "chunks")

@@ -19,7 +19,7 @@ from records import keep_table
 from retrieval import Points
 from tables import markdown, shown
 
-from pml_supcon.testers.indexes import make_searcher, share_found
+from pml_supcon.search.indexes import make_searcher, share_found
 
 AT = (1, 10, 100)
 HEADER = ["index", "build, s", "search, s", *(f"recall@{k}" for k in AT)]

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from pml_supcon.data.images import ImageData, MemoryImages
+from pml_supcon.data.opening import load_data
 from pml_supcon.losses import SupConLossOut
 from pml_supcon.models import ProjectionHead, create_encoder, feature_width
-from pml_supcon.recipes.data import load_data
-from pml_supcon.recipes.image_data import ImageData, MemoryImages
 from pml_supcon.samplers import MultiViewBatchSampler
 from pml_supcon.views import AUGMENTATIONS, MultiViewTensorDataset, SeededDataset, augmentation, flatten_views
 

@@ -38,9 +38,8 @@ from tables import markdown, shown
 from torch import Tensor
 from torch.profiler import profile
 
-from pml_supcon.distributed import GlobalBatchLoss
 from pml_supcon.functional import supcon_loss
-from pml_supcon.losses import SupConLossOut
+from pml_supcon.losses import GlobalBatchLoss, SupConLossOut
 
 HEADER = ["a process's", "processes", "products, N^2 D", "memory, MB", "time, s", "loss", "gradient error"]
 PROCESSES = (1, 2, 4)

@@ -32,8 +32,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from records import MB, keep_table
 from tables import markdown, ratio, shown
 
-from pml_supcon.testers import retrieval_metrics
-from pml_supcon.testers.clustering import clustering_metrics
+from pml_supcon.metrics import retrieval_metrics
+from pml_supcon.metrics.clustering import clustering_metrics
 
 HEADER = [
     "128 wide",

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
-from pml_supcon.recipes.reproducing.scales import SCALES
+from pml_supcon.experiments.claims import EXPERIMENTS
+from pml_supcon.experiments.scales import SCALES
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {

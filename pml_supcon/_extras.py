@@ -6,6 +6,7 @@ from types import ModuleType
 FAISS_COMMANDS = 'pip install "pml-supcon[cpu]" (CPU) or pip install "pml-supcon[cuda]" (NVIDIA GPU)'
 CORRUPTIONS_COMMAND = 'pip install "pml-supcon[corruptions]"'
 RECIPES_COMMAND = 'pip install "pml-supcon[recipes]"'
+ENGINES = {"train": "training", "evaluate": "evaluation", "reproduce": "experiments"}
 
 
 def require_faiss() -> ModuleType:
@@ -57,7 +58,7 @@ def require_recipe(name: str) -> ModuleType:
     """Import a recipe, or say how to install what the recipes need.
 
     Args:
-        name: of its module in ``pml_supcon.recipes``.
+        name: The command, "train", "evaluate" or "reproduce".
 
     Returns:
         The module, whose ``main`` takes the arguments of a command line.
@@ -67,11 +68,11 @@ def require_recipe(name: str) -> ModuleType:
             that installs it.
 
     Examples:
-        >>> require_recipe("settings").TrainSettings().method
-        'supcon_out'
+        >>> callable(require_recipe("train").main)
+        True
     """
     try:
-        return import_module(f"pml_supcon.recipes.{name}")
+        return import_module(f"pml_supcon.{ENGINES[name]}.app")
     except ImportError as error:
         if (error.name or "").startswith("pml_supcon"):  # a mistake of ours, which no installation mends
             raise

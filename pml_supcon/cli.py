@@ -8,7 +8,7 @@
 `train`, `evaluate` and `reproduce` are the programs of these names in `recipes/`, in one process. Accelerate launches
 several, and takes a program as a module:
 
-    accelerate launch --config_file "$(pml-supcon configs several_gpus)" -m pml_supcon.recipes.train --epochs 100
+    accelerate launch --config_file "$(pml-supcon configs several_gpus)" -m pml_supcon.cli train --epochs 100
 """
 
 import argparse
@@ -27,7 +27,7 @@ COMMANDS = {
     "reproduce": "repeat the paper's experiments, and say which of its claims hold",
     "configs": "list the configurations, or print the path of the one that is named",
 }
-FOLDERS = ("configs", "launch")  # of `recipes`: what train.py takes by --config, accelerate by --config_file
+FOLDERS = ("configs", "configs/launch")  # for `--config` of train.py, for `--config_file` of accelerate
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,8 +85,8 @@ def answer(names: Sequence[str]) -> str:
 
 def configurations() -> dict[str, Path]:
     """The YAML files that come with the recipes, by name."""
-    recipes = Path(__file__).resolve().parent / "recipes"
-    return {path.stem: path for folder in FOLDERS for path in sorted((recipes / folder).glob("*.yaml"))}
+    package = Path(__file__).resolve().parent
+    return {path.stem: path for folder in FOLDERS for path in sorted((package / folder).glob("*.yaml"))}
 
 
 def check_name(what: str, name: str, known: Collection[str]) -> None:

@@ -14,8 +14,8 @@ def fixed_seed():
 @pytest.fixture
 def searchers_used(monkeypatch):
     """The searchers that are made during the test."""
-    from pml_supcon.testers import retrieval  # few tests need it
-    from pml_supcon.testers.indexes import make_searcher
+    from pml_supcon.metrics import retrieval
+    from pml_supcon.search.indexes import make_searcher
 
     used = []
 

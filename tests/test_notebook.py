@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pml_supcon import models, testers, views
+from pml_supcon import metrics, models, views
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
 NOTEBOOK = FOLDER / "digits.ipynb"
@@ -147,8 +147,8 @@ def test_scores_of_an_untrained_encoder_fall_short(stored):
         encoder = models.create_encoder("resnet10t", in_chans=1, image_size=8, channels=[16, 32, 64, 128]).eval()
         features, labels = encoder(images), torch.tensor(digits.target)
     queries, references = slice(0, 540), slice(540, None)
-    found = testers.retrieval_metrics(features[queries], labels[queries], features[references], labels[references])
-    probe = testers.linear_probe_metrics(features[references], labels[references], features[queries], labels[queries])
+    found = metrics.retrieval_metrics(features[queries], labels[queries], features[references], labels[references])
+    probe = metrics.linear_probe_metrics(features[references], labels[references], features[queries], labels[queries])
     names = {"precision_at_1": "precision@1", "mean_average_precision_at_r": "MAP@R", "knn_accuracy": "k-NN accuracy"}
     scores = {names[name]: found[name] for name in names} | {"linear probe, top-1": probe["top1"]}
     assert shortfalls(scores, expected).keys() == NOISE.keys()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pml_supcon.recipes.reproducing.experiments import EXPERIMENTS
-from pml_supcon.recipes.reproducing.record import compared
-from pml_supcon.recipes.reproducing.scales import SCALES
-from pml_supcon.recipes.reproducing.table import tables_of
+from pml_supcon.experiments.claims import EXPERIMENTS
+from pml_supcon.experiments.record import compared
+from pml_supcon.experiments.scales import SCALES
+from pml_supcon.experiments.table import tables_of
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SHOWN = {"digits": tuple(EXPERIMENTS), "cifar10-small": ("losses", "methods", "positives")}

@@ -1,5 +1,5 @@
 """The 15 corruptions of ImageNet-C at five severities, drawn for every image by itself."""
 
-from .corruption import CORRUPTIONS, Corruption, strengths_for
+from pml_supcon.corruptions.corruption import CORRUPTIONS, Corruption, strengths_for
 
 __all__ = ["CORRUPTIONS", "Corruption", "strengths_for"]

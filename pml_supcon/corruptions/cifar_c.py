@@ -19,8 +19,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from pml_supcon._extras import require_imagecorruptions
-
-from ._draws import Words
+from pml_supcon.corruptions._draws import Words
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Values: TypeAlias = npt.NDArray[Any]

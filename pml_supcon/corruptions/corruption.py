@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from pml_supcon._extras import require_imagecorruptions
-
-from . import cifar_c, imagenet_c
-from ._draws import draw_words, seeded_numpy
+from pml_supcon.corruptions import cifar_c, imagenet_c
+from pml_supcon.corruptions._draws import draw_words, seeded_numpy
 
 Strengths: TypeAlias = Literal["auto", "32", "224"]
 Pixels: TypeAlias = npt.NDArray[np.uint8]

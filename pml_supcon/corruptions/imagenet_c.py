@@ -7,8 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pml_supcon._extras import require_imagecorruptions
-
-from ._draws import Words
+from pml_supcon.corruptions._draws import Words
 
 _TAKE_A_SEED = ("glass_blur", "impulse_noise")  # these do not draw from numpy's global generator
 

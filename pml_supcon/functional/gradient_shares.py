@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pml_supcon.functional.supcon import checks
-from pml_supcon.functional.supcon.precision import full_precision
+from pml_supcon.functional.supcon.tiled.precision import full_precision
 
 LOSSES = ("supcon_out", "supcon_in", "triplet")
 TEMPERATURE = 0.1

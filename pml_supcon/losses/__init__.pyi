@@ -1,3 +1,4 @@
+from .global_batch import GlobalBatchLoss
 from .queue import QueueLoss
 from .supcon import SupConLossIn, SupConLossOut
 from .wrappers import CrossBatchMemory, SelfSupervisedLoss
@@ -5,6 +6,7 @@ from .wrappers import CrossBatchMemory, SelfSupervisedLoss
 __all__ = [  # noqa: RUF022 - by importance
     "SupConLossOut",
     "SupConLossIn",
+    "GlobalBatchLoss",
     "QueueLoss",
     "CrossBatchMemory",
     "SelfSupervisedLoss",

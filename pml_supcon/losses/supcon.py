@@ -173,7 +173,7 @@ class SupConLossOut(SupConLoss):
         It differs from PML 2.9's `SupConLoss` in three ways: anchors with a positive are all in the mean, where PML's
         default reducer leaves out losses that are exactly 0; a batch without negatives has the paper's loss, where PML
         returns 0; labels on another device are an error. See `pml_supcon.functional.supcon_loss` for the definitions.
-        On several processes take `pml_supcon.distributed.GlobalBatchLoss`. Under PML's `DistributedLossWrapper` give
+        On several processes take `pml_supcon.losses.GlobalBatchLoss`. Under PML's `DistributedLossWrapper` give
         `(B, V, D)` embeddings where views count: it joins the rows of the processes one after another, so that `(N, D)`
         rows are view-major no more; a cap counts in another order on each process and should not be used there.
 

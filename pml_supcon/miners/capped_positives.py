@@ -7,8 +7,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
 from pml_supcon.functional.supcon import checks
-
-from . import _host
+from pml_supcon.miners import _host
 
 CHOICES = ("random", "hardest", "easiest")
 

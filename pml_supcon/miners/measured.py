@@ -10,7 +10,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _host
+from pml_supcon.miners import _host
 
 COUNTS = ("positive_pairs", "negative_pairs", "triplets")
 SIMILARITIES = ("positive_similarity", "positive_similarity_all", "negative_similarity", "negative_similarity_all")

@@ -8,8 +8,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
 from pml_supcon.functional.supcon import checks
-
-from . import _host, _ranking
+from pml_supcon.miners import _host, _ranking
 
 KINDS = ("pairs", "triplets")
 SMALLEST_PART = 2**16  # triplets; smaller parts would be more steps than work

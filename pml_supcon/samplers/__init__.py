@@ -1,5 +1,5 @@
 """Batches of samples: seeded, resumable, in many processes, with a limit on the positives or P x K."""
 
-from .multi_view_batch_sampler import MultiViewBatchSampler
+from pml_supcon.samplers.multi_view_batch_sampler import MultiViewBatchSampler
 
 __all__ = ["MultiViewBatchSampler"]

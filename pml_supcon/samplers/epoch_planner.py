@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .class_dealer import IntArray, count_batches, deal
+from pml_supcon.samplers.class_dealer import IntArray, count_batches, deal
 
 
 class EpochPlanner:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import BatchSampler
 
-from .epoch_planner import EpochPlanner, integer_argument
-from .seeded_batch import SeededBatch
+from pml_supcon.samplers.epoch_planner import EpochPlanner, integer_argument
+from pml_supcon.samplers.seeded_batch import SeededBatch
 
 logger = logging.getLogger("pml_supcon")
 

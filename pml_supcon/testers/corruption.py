@@ -1,247 +1,195 @@
-"""How a classifier bears corrupted images: accuracy and calibration by severity, and mean corruption errors."""
+"""The PML tester of a linear probe under the corruptions of ImageNet-C."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias, TypedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from sklearn.pipeline import Pipeline
+from torch import Tensor, nn
 
-from pml_supcon.corruptions import CORRUPTIONS
-from pml_supcon.corruptions.corruption import SEVERITIES
+from pml_supcon.corruptions import CORRUPTIONS, Corruption
+from pml_supcon.corruptions.corruption import SEVERITIES, Strengths
+from pml_supcon.metrics._inputs import as_labels, check_count
+from pml_supcon.metrics._probe import INVERSE_L2, MAX_ITER, InverseL2, check_fit, tell_unseen
+from pml_supcon.metrics.calibration import BINS
+from pml_supcon.metrics.corruption import (
+    Errors,
+    Scores,
+    corruption_errors,
+    corruption_metrics,
+    mean_corruption_error,
+    probe_scores,
+)
+from pml_supcon.metrics.linear_probe import fit_linear_probe
+from pml_supcon.testers._fitted_tester import FittedTester
+from pml_supcon.testers._pml import FunctionCalculator
+from pml_supcon.views import ChangedDataset
 
-from ._inputs import Array, as_embeddings, as_labels
-from .calibration import BINS, expected_calibration_error
 
-Errors: TypeAlias = Mapping[str, Sequence[float]]
+class CorruptionTester(FittedTester):
+    """PML tester that scores a linear probe, fitted on clean images, on clean and on corrupted images.
 
-
-class Scores(TypedDict):
-    """Accuracy and expected calibration error of one set of predictions."""
-
-    accuracy: float
-    ece: float
-
-
-def probe_scores(probe: Pipeline, features: Array, labels: Array, *, bins: int = BINS) -> Scores:
-    """Accuracy and calibration of a fitted probe on features.
+    It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. Metrics
+    are ``accuracy_level0`` and ``ece_level0`` of the clean images, those of `corruption_metrics` with the same ending,
+    and with a baseline ``mean_corruption_error_level0``. The embeddings of one corruption at a time are held.
 
     Args:
-        probe: from `fit_linear_probe`, or another classifier with ``predict_proba`` and ``classes_``.
-        features: ``(N, D)`` floats.
-        labels: ``(N,)`` integers. One that the probe was not fitted on counts as an error.
+        transform: makes the network's input of an image, as it comes from the data set or corrupted.
+        corruptions: names, of `CORRUPTIONS`.
+        severities: of 1 to 5.
+        strengths: As for `Corruption`.
+        seed: As for `Corruption`.
+        baseline: errors as `mean_corruption_error` takes them; needs all corruptions and severities here.
         bins: As for `expected_calibration_error`.
+        inverse_l2: As for `fit_linear_probe`.
+        max_iter: As for `fit_linear_probe`.
+        standardize: As for `fit_linear_probe`.
+        use_trunk_output: Probe the output of the trunk rather than that of the embedder.
+        normalize_embeddings: Give each row unit length first.
+        **tester_kwargs: Other options of PML's ``BaseTester``, except ``accuracy_calculator``. Its
+            ``dataloader_num_workers`` share the work of corrupting.
 
-    Returns:
-        ``accuracy`` and ``ece``, in [0, 1].
-
-    Raises:
-        TypeError: If features are not floating point, or labels or ``bins`` not integers.
-        ValueError: If a shape or an option is wrong, or a feature is not finite.
-
-    Examples:
-        >>> from pml_supcon.testers import fit_linear_probe
-        >>> rows, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([3, 3, 7, 7])
-        >>> probe_scores(fit_linear_probe(rows, labels), rows, np.array([3, 7, 7, 7]))["accuracy"]
-        0.75
-    """
-    matrix = as_embeddings(features, "features")
-    wanted = as_labels(labels, "labels", len(matrix))
-    probabilities = probe.predict_proba(matrix)
-    columns = np.searchsorted(probe.classes_, wanted).clip(max=len(probe.classes_) - 1)
-    unseen = probe.classes_[columns] != wanted
-    if unseen.any():  # a class of probability 0, which is never the prediction
-        columns = np.where(unseen, probabilities.shape[1], columns)
-        probabilities = np.pad(probabilities, ((0, 0), (0, 1)))
-    return Scores(
-        accuracy=float((probabilities.argmax(axis=1) == columns).mean()),
-        ece=expected_calibration_error(probabilities, columns, bins=bins),
-    )
-
-
-def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Scores]:
-    """Mean accuracy and calibration error of each severity, over the corruptions.
-
-    Args:
-        scores: of every pair (corruption, severity): a full grid of any corruptions and severities.
-
-    Returns:
-        ``{severity: {"accuracy", "ece"}}`` in rising order, all in [0, 1].
+    The data sets are map-style, of (image, label), with images as `ChangedDataset` takes them.
 
     Raises:
-        ValueError: If there is nothing, or a pair of the grid is missing, which is named.
+        ImportError: If the library of corruptions is not installed.
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is out of range, a name or severity is given twice or not at all, or a baseline comes
+            without all corruptions and severities. From ``test``: if a query split is among its own reference splits,
+            which is PML's default for ``splits_to_eval``.
 
     Examples:
-        >>> cells = {("fog", 1): Scores(accuracy=0.75, ece=0.5), ("snow", 1): Scores(accuracy=0.25, ece=0.5)}
-        >>> scores_by_severity(cells)
-        {1: {'accuracy': 0.5, 'ece': 0.5}}
+        >>> import torch
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> images = (labels * 200).byte().view(4, 1, 1, 1).expand(4, 1, 8, 8)
+        >>> data = torch.utils.data.TensorDataset(images, labels)
+        >>> tester = CorruptionTester(
+        ...     lambda image: image.float().flatten(),
+        ...     corruptions=["brightness"],
+        ...     severities=[1],
+        ...     dataloader_num_workers=0,
+        ...     data_device="cpu",
+        ... )
+        >>> splits = {"train": data, "test": data}
+        >>> found = tester.test(splits, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]
+        >>> found["mean_error_level0"]
+        0.0
     """
-    if not scores:
-        raise ValueError("Expected argument `scores` to hold at least one (corruption, severity), but got none.")
-    names = list(dict.fromkeys(name for name, _ in scores))
-    severities = sorted({severity for _, severity in scores})
-    missing = [(name, severity) for name in names for severity in severities if (name, severity) not in scores]
-    if missing:
-        raise ValueError(
-            "Expected argument `scores` to hold every severity of every corruption, but got none for "
-            f"{', '.join(f'{name} at {severity}' for name, severity in missing)}."
+
+    def __init__(
+        self,
+        transform: Callable[[Any], Tensor],
+        *,
+        corruptions: Sequence[str] = CORRUPTIONS,
+        severities: Sequence[int] = SEVERITIES,
+        strengths: Strengths = "auto",
+        seed: int = 0,
+        baseline: Errors | None = None,
+        bins: int = BINS,
+        inverse_l2: InverseL2 = INVERSE_L2,
+        max_iter: int = MAX_ITER,
+        standardize: bool = True,
+        use_trunk_output: bool = True,
+        normalize_embeddings: bool = False,
+        **tester_kwargs: Any,
+    ) -> None:
+        if not callable(transform):
+            raise TypeError(f"Expected argument `transform` to be callable, but got {transform!r}.")
+        check_count(bins, "bins")
+        _check_listed(corruptions, "corruptions")
+        _check_listed(severities, "severities")
+        self._corruptions = [
+            Corruption(name, severity, strengths=strengths, seed=seed)
+            for name in corruptions
+            for severity in severities
+        ]
+        if baseline is not None:
+            if set(corruptions) != set(CORRUPTIONS) or set(severities) != set(SEVERITIES):
+                raise ValueError(
+                    "Expected arguments `corruptions` and `severities` to be all, since `baseline` is given, but got "
+                    f"{len(corruptions)} corruptions at severities {tuple(severities)}."
+                )
+            mean_corruption_error(baseline, baseline)  # refused here, not after the images
+        check_fit(inverse_l2, max_iter)
+        self.transform, self.baseline, self.bins = transform, baseline, bins
+        self._fit = partial(fit_linear_probe, inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize)
+        self._embed: Callable[..., tuple[Tensor, Tensor]] | None = None
+        super().__init__(
+            # Names alone: PML's calculators see one set of queries, here there is one for each corruption.
+            accuracy_calculator=FunctionCalculator(self._metric_names(), lambda **_: {}),
+            use_trunk_output=use_trunk_output,
+            normalize_embeddings=normalize_embeddings,
+            **tester_kwargs,
         )
-    return {
-        severity: Scores(
-            accuracy=float(np.mean([scores[name, severity]["accuracy"] for name in names])),
-            ece=float(np.mean([scores[name, severity]["ece"] for name in names])),
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """As PML's ``BaseTester.test``."""
+        try:
+            return super().test(*args, **kwargs)
+        finally:
+            self._embed = None  # it holds the model and the data
+
+    def get_all_embeddings_for_all_splits(
+        self,
+        dataset_dict: dict[str, Any],
+        trunk_model: nn.Module,
+        embedder_model: nn.Module,
+        splits_to_compute_embeddings: list[str],
+        collate_fn: Callable[..., Any] | None,
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """PML asks for the clean embeddings here; the corrupted ones come one by one, when they are scored."""
+
+        def embed(split: str, corruption: Corruption | None = None) -> tuple[Tensor, Tensor]:
+            data = ChangedDataset(dataset_dict[split], corruption, transform=self.transform)
+            made: tuple[Tensor, Tensor] = self.get_all_embeddings(data, trunk_model, embedder_model, collate_fn)
+            return made
+
+        self._embed = embed
+        return {split: embed(split) for split in splits_to_compute_embeddings}
+
+    def do_knn_and_accuracies(
+        self,
+        accuracies: dict[str, Any],
+        embeddings_and_labels: dict[str, tuple[Tensor, Tensor]],
+        query_split_name: str,
+        reference_split_names: list[str],
+    ) -> None:
+        """PML asks for the metrics of one query split here."""
+        query, query_labels, reference, reference_labels = self.set_reference_and_query(
+            embeddings_and_labels, query_split_name, reference_split_names
         )
-        for severity in severities
-    }
+        if self._embed is None:
+            raise RuntimeError("The corrupted images are embedded by `test`: call that.")
+        self.label_levels = self.label_levels_to_evaluate(query_labels)
+        probes = {level: self._fit(reference, reference_labels[:, level]) for level in self.label_levels}
+        metrics: dict[int, dict[str, float]] = {}
+        for level, probe in probes.items():
+            tell_unseen(as_labels(query_labels[:, level], "labels", len(query)), probe.classes_)
+            clean = probe_scores(probe, query, query_labels[:, level], bins=self.bins)
+            metrics[level] = {"accuracy": clean["accuracy"], "ece": clean["ece"]}
+        cells: dict[int, dict[tuple[str, int], Scores]] = {level: {} for level in probes}
+        for corruption in self._corruptions:
+            features, labels = self._embed(query_split_name, corruption)
+            for level, probe in probes.items():
+                scores = probe_scores(probe, features, labels[:, level], bins=self.bins)
+                cells[level][corruption.name, corruption.severity] = scores
+        for level, grid in cells.items():
+            metrics[level] |= corruption_metrics(grid)
+            if self.baseline is not None:
+                metrics[level]["mean_corruption_error"] = mean_corruption_error(corruption_errors(grid), self.baseline)
+            for metric, value in metrics[level].items():
+                accuracies[self.accuracies_keyname(metric, label_hierarchy_level=level)] = value
+        if len(self.label_levels) > 1:
+            names = self.accuracy_calculator.get_curr_metrics()
+            self.calculate_average_accuracies(accuracies, names, self.label_levels)
+
+    def _metric_names(self) -> list[str]:
+        blank = {(made.name, made.severity): Scores(accuracy=1.0, ece=0.0) for made in self._corruptions}
+        more = [] if self.baseline is None else ["mean_corruption_error"]
+        return ["accuracy", "ece", *corruption_metrics(blank), *more]
 
 
-def corruption_metrics(scores: Mapping[tuple[str, int], Scores]) -> dict[str, float]:
-    """Metrics of a full grid of corruptions and severities, by one name each.
-
-    Args:
-        scores: As for `scores_by_severity`.
-
-    Returns:
-        ``accuracy_fog_3`` and ``ece_fog_3`` of each pair, ``accuracy_severity_3`` and ``ece_severity_3`` of each
-        severity, and ``mean_error``, the mean over all pairs of 1 - accuracy; all in [0, 1].
-
-    Raises:
-        ValueError: As `scores_by_severity`.
-
-    Examples:
-        >>> corruption_metrics({("fog", 3): Scores(accuracy=0.75, ece=0.125)})["mean_error"]
-        0.25
-    """
-    by_severity = scores_by_severity(scores)
-    metrics: dict[str, float] = {}
-    for (name, severity), cell in scores.items():
-        metrics |= {f"accuracy_{name}_{severity}": cell["accuracy"], f"ece_{name}_{severity}": cell["ece"]}
-    for severity, mean in by_severity.items():
-        metrics |= {f"accuracy_severity_{severity}": mean["accuracy"], f"ece_severity_{severity}": mean["ece"]}
-    return metrics | {"mean_error": float(np.mean([1 - mean["accuracy"] for mean in by_severity.values()]))}
-
-
-def corruption_errors(scores: Mapping[tuple[str, int], Scores]) -> dict[str, list[float]]:
-    """The errors of each corruption in the order of severity, as `mean_corruption_error` takes them.
-
-    Args:
-        scores: As for `scores_by_severity`.
-
-    Returns:
-        ``{name: [1 - accuracy, ...]}``.
-
-    Raises:
-        ValueError: As `scores_by_severity`.
-
-    Examples:
-        >>> corruption_errors({("fog", s): Scores(accuracy=1 - s / 8, ece=0.0) for s in (2, 1)})
-        {'fog': [0.125, 0.25]}
-    """
-    severities = list(scores_by_severity(scores))
-    names = dict.fromkeys(name for name, _ in scores)
-    return {name: [1 - scores[name, severity]["accuracy"] for severity in severities] for name in names}
-
-
-def mean_corruption_error(errors: Errors, baseline: Errors) -> float:
-    r"""Errors under corruption over those of a baseline (mCE).
-
-    With :math:`E_{s,c}` the error at severity s of corruption c, and :math:`B_{s,c}` the baseline's,
-
-    .. math:: \mathrm{mCE} = \frac{1}{15} \sum_c \frac{\sum_{s=1}^{5} E_{s,c}}{\sum_{s=1}^{5} B_{s,c}}.
-
-    Hendrycks & Dietterich (ICLR 2019), section 3, with AlexNet as the baseline on ImageNet-C; they print 100 times it.
-
-    Args:
-        errors: for each of the 15 `CORRUPTIONS` the errors at severities 1 to 5, in [0, 1].
-        baseline: the same of the baseline.
-
-    Returns:
-        At least 0; 1 for the baseline itself, smaller is better.
-
-    Raises:
-        TypeError: If an argument is no mapping, or an error no number.
-        ValueError: If a corruption is missing or unknown, has not five errors in [0, 1], or the baseline makes no
-            error under one, which is named.
-
-    Examples:
-        >>> baseline = {name: [0.2, 0.4, 0.5, 0.6, 0.8] for name in CORRUPTIONS}
-        >>> mean_corruption_error({name: [0.25] * 5 for name in CORRUPTIONS}, baseline)
-        0.5
-    """
-    return _mean_ratio(_error_sums(errors, "errors"), _error_sums(baseline, "baseline"), "no error")
-
-
-def relative_mean_corruption_error(
-    errors: Errors, baseline: Errors, *, clean_error: float, baseline_clean_error: float
-) -> float:
-    r"""Rise of the error under corruption over that of a baseline (relative mCE).
-
-    .. math:: \frac{1}{15} \sum_c \frac{\sum_{s=1}^{5} (E_{s,c} - E_\text{clean})}
-        {\sum_{s=1}^{5} (B_{s,c} - B_\text{clean})}.
-
-    Hendrycks & Dietterich (ICLR 2019), section 3.
-
-    Args:
-        errors: As for `mean_corruption_error`.
-        baseline: As for `mean_corruption_error`.
-        clean_error: the error on clean images, in [0, 1].
-        baseline_clean_error: the same of the baseline.
-
-    Returns:
-        1 for the baseline itself; 0 where corruption costs nothing; below that where errors fall under corruption.
-
-    Raises:
-        TypeError: As `mean_corruption_error`.
-        ValueError: As `mean_corruption_error`, or if the baseline's error does not rise under a corruption, which is
-            named.
-
-    Examples:
-        >>> baseline = {name: [0.5] * 5 for name in CORRUPTIONS}
-        >>> errors = {name: [0.25] * 5 for name in CORRUPTIONS}
-        >>> relative_mean_corruption_error(errors, baseline, clean_error=0.125, baseline_clean_error=0.25)
-        0.5
-    """
-    _check_rates([clean_error], "clean_error")
-    _check_rates([baseline_clean_error], "baseline_clean_error")
-    rise = _error_sums(errors, "errors") - len(SEVERITIES) * clean_error
-    return _mean_ratio(rise, _error_sums(baseline, "baseline") - len(SEVERITIES) * baseline_clean_error, "no rise")
-
-
-def _mean_ratio(sums: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64], nothing: str) -> float:
-    # What is left of a difference of five errors that are equal is rounding.
-    low = [name for name, value in zip(CORRUPTIONS, baseline, strict=True) if value <= 1e-12]
-    if low:
-        raise ValueError(
-            "Expected argument `baseline` to be above 0 for every corruption, but got "
-            f"{nothing} under {', '.join(low)}."
-        )
-    return float((sums / baseline).mean())
-
-
-def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
-    """The sum over severities for each of `CORRUPTIONS`, (15,), checked."""
-    if not isinstance(errors, Mapping):
-        raise TypeError(f"Expected argument `{name}` to be a mapping, but got {type(errors).__name__}.")
-    missing = [corruption for corruption in CORRUPTIONS if corruption not in errors]
-    unknown = [str(corruption) for corruption in errors if corruption not in CORRUPTIONS]
-    if missing or unknown:
-        raise ValueError(
-            f"Expected argument `{name}` to hold the {len(CORRUPTIONS)} corruptions, but got none for "
-            f"{', '.join(missing) or 'no one'}, and unknown ones: {', '.join(unknown) or 'none'}."
-        )
-    for corruption in CORRUPTIONS:
-        if len(errors[corruption]) != len(SEVERITIES):
-            raise ValueError(
-                f"Expected argument `{name}` to have an error for each of severities 1 to 5, but got "
-                f"{len(errors[corruption])} under {corruption}."
-            )
-        _check_rates(errors[corruption], name)
-    return np.array([sum(errors[corruption]) for corruption in CORRUPTIONS], dtype=np.float64)
-
-
-def _check_rates(values: Sequence[float], name: str) -> None:
-    for value in values:
-        if not isinstance(value, int | float | np.number) or isinstance(value, bool):
-            raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}.")
-        if not 0 <= value <= 1:
-            raise ValueError(f"Expected argument `{name}` to be in [0, 1], but got {value!r}.")
+def _check_listed(values: Sequence[Any], name: str) -> None:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"Expected argument `{name}` to be a sequence, but got {values!r}.")
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"Expected argument `{name}` to hold at least one, and none twice, but got {tuple(values)}.")

@@ -1,107 +1,17 @@
-"""How much of a loss's gradient hard pairs receive, and the PML tester that reports it."""
+"""The PML tester HardMiningTester."""
 
 import math
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments
-from pml_supcon.functional.share_bins import ShareBins, binned_gradient_shares
-
-from ._inputs import Array, as_embeddings, as_labels, check_count
-from ._pml import FunctionCalculator
-from ._strata import check_seed
-
-BINS = 20
-BATCHES = 10
-
-
-def hard_mining_curve(
-    embeddings: Array,
-    labels: Array,
-    *,
-    loss: str = "supcon_out",
-    temperature: float = TEMPERATURE,
-    margin: float = MARGIN,
-    bins: int = BINS,
-    batch_size: int | None = None,
-    batches: int = BATCHES,
-    seed: int = 0,
-) -> dict[str, Any]:
-    r"""Measure the share of the gradient that positives and negatives receive against their hardness.
-
-    For each anchor the gradient of its loss is split over its positives, and over its negatives (see
-    `functional.gradient_shares`), into shares that sum to 1. A bin's ``share`` is the sum of an anchor's shares in the
-    bin, its ``even_share`` the part of the anchor's pairs that lies in the bin, both as means over anchors: every
-    anchor counts the same, and the shares of all bins sum to 1. Their ratio is above 1 where pairs receive more than
-    they would if all had the same: the loss mines these by itself.
-
-    Hardness is :math:`1 - \cos` for positives, in [0, 2], and :math:`\cos` for negatives, in [-1, 1].
-
-    An anchor counts where some gradient comes to it from its pairs of the kind: with "triplet" those count that are in
-    a triplet with a loss above 0.
-
-    Time is quadratic in the rows without ``batch_size``, memory is not.
-
-    Args:
-        embeddings: ``(N, D)`` floats without a zero row, normalised inside and computed with in float64.
-        labels: ``(N,)`` integers.
-        loss: "supcon_out", "supcon_in" or "triplet".
-        temperature: Of the supcon losses, above 0.
-        margin: Of "triplet", at least 0.
-        bins: At least 1, of equal width.
-        batch_size: None: all rows are one batch. Else pairs are those within batches of so many rows, drawn without
-            repetition from all rows; between 2 and N.
-        batches: Batches drawn, at least 1, whose anchors count together; of no matter without ``batch_size``.
-        seed: Of the draws, an integer of at least 0.
-
-    Returns:
-        For "positives" and "negatives" a list of bins with ``hardness`` (the bin's centre), ``share``, ``even_share``,
-        ``ratio`` (None in a bin without pairs) and ``count`` (pairs of the anchors that count). "summary" has for both
-        ``anchors`` (how many count), ``mean_hardness`` (of pairs) and ``gradient_hardness`` (the same, weighted by
-        share). Where no anchor counts, shares are 0, ratios and both means None.
-
-    Raises:
-        TypeError: If embeddings are not floating point, or labels, counts or ``seed`` not integers.
-        ValueError: If a shape or an option is wrong, a row is zero or not finite, or no row has a positive (in any of
-            the batches).
-
-    Examples:
-        >>> z = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
-        >>> curve = hard_mining_curve(z, np.array([0, 0, 0, 1]), bins=4)
-        >>> for one in curve["positives"]:
-        ...     print(one["hardness"], one["count"], round(one["share"], 2), round(one["even_share"], 2))
-        0.25 4 0.61 0.67
-        0.75 0 0.0 0.0
-        1.25 2 0.39 0.33
-        1.75 0 0.0 0.0
-    """
-    for name, value in (("bins", bins), ("batches", batches), ("batch_size", 2 if batch_size is None else batch_size)):
-        check_count(value, name)
-    check_seed(seed)
-    matrix = torch.from_numpy(as_embeddings(embeddings, "embeddings", dtype=np.float64))
-    ids = torch.from_numpy(as_labels(labels, "labels", len(matrix)))
-    check_arguments(matrix, ids, loss, temperature, margin)
-    sums: tuple[ShareBins, ShareBins] | None = None
-    for rows in _draw(len(matrix), batch_size, batches, seed):
-        if len(ids[rows].unique()) == len(rows):
-            continue  # no positives: no anchor has a loss
-        found = binned_gradient_shares(
-            matrix[rows], ids[rows], loss=loss, temperature=temperature, margin=margin, bins=bins
-        )
-        sums = found if sums is None else (sums[0] + found[0], sums[1] + found[1])
-    if sums is None:
-        where = "" if batch_size is None else f" within {batches} batches of {batch_size}"
-        raise ValueError(f"Expected two rows with the same label{where}, but no row has a positive.")
-    positives, negatives = sums
-    return {
-        "positives": _curve(positives, 0.0),
-        "negatives": _curve(negatives, -1.0),
-        "summary": {"positives": _summary(positives), "negatives": _summary(negatives)},
-    }
+from pml_supcon.metrics._inputs import check_count
+from pml_supcon.metrics._strata import check_seed
+from pml_supcon.metrics.hard_mining import BATCHES, hard_mining_curve
+from pml_supcon.testers._pml import FunctionCalculator
 
 
 class HardMiningTester(GlobalEmbeddingSpaceTester):
@@ -185,38 +95,3 @@ class HardMiningTester(GlobalEmbeddingSpaceTester):
                     f"query {query!r} with references {references}."
                 )
         return super().get_splits_to_compute_embeddings(dataset_dict, splits_to_eval)
-
-
-def _draw(rows: int, batch_size: int | None, batches: int, seed: int) -> list[torch.Tensor]:
-    if batch_size is None:
-        return [torch.arange(rows)]
-    if not 2 <= batch_size <= rows:
-        raise ValueError(f"Expected argument `batch_size` to be between 2 and {rows}, the rows, but got {batch_size}.")
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(rows, generator=generator)[:batch_size] for _ in range(batches)]
-
-
-def _curve(sums: ShareBins, low: float) -> list[dict[str, Any]]:
-    width = 2 / len(sums.count)
-    anchors = max(int(sums.anchors), 1)
-    return [
-        {
-            "hardness": round(low + (place + 0.5) * width, 12),
-            "share": share / anchors,
-            "even_share": even / anchors,
-            "ratio": share / even if even else None,
-            "count": count,
-        }
-        for place, (share, even, count) in enumerate(
-            zip(sums.share.tolist(), sums.even_share.tolist(), sums.count.tolist(), strict=True)
-        )
-    ]
-
-
-def _summary(sums: ShareBins) -> dict[str, Any]:
-    anchors = int(sums.anchors)
-    return {
-        "anchors": anchors,
-        "mean_hardness": float(sums.hardness) / anchors if anchors else None,
-        "gradient_hardness": float(sums.gradient_hardness) / anchors if anchors else None,
-    }

@@ -1,107 +1,183 @@
-"""How well a linear probe tells from features in what way an image was changed."""
+"""The PML tester that shows what a projection head throws away."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
+import torch
 
-from ._inputs import Array, Floats, as_embeddings, as_labels, check_positive, check_same_width
-from ._probe import INVERSE_L2, MAX_ITER
-from .linear_probe import linear_probe_metrics
+from pml_supcon.metrics._inputs import check_positive
+from pml_supcon.metrics._probe import INVERSE_L2, MAX_ITER, check_fit
+from pml_supcon.metrics.head_probe import transformation_probe_metrics
+from pml_supcon.metrics.linear_probe import linear_probe_metrics
+from pml_supcon.testers._fitted_tester import FittedTester
+from pml_supcon.testers._pml import FunctionCalculator
+from pml_supcon.views import Change, ChangedDataset
+
+OUTPUTS = ("encoder", "head")
 
 
-def transformation_probe_metrics(
-    train: Sequence[Array],
-    test: Sequence[Array],
-    *,
-    inverse_l2: float = INVERSE_L2,
-    max_iter: int = MAX_ITER,
-    standardize: bool = True,
-) -> dict[str, float]:
-    """Fit a linear probe that tells how an image was changed from its features, and score it on other images.
+class HeadProbeTester(FittedTester):
+    """PML tester that probes the trunk's output (the encoder) beside the embedder's (the projection head).
+
+    It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. Metrics are
+    ``label_encoder`` and ``label_head``, the ``top1`` of `linear_probe_metrics`, and for each task ``TASK_encoder`` and
+    ``TASK_head``, the ``accuracy`` of `transformation_probe_metrics`, under keys such as ``label_head_level0``. Both
+    outputs are probed as they are, not normalised. Images pass both models once per distinct change. PML's
+    ``use_trunk_output`` would give one of the two outputs: here both are computed in one pass.
+
+    Memory: both outputs of every image are held under each distinct change at once, and for one task at a time they are
+    copied for the probe.
 
     Args:
-        train: Features ``(N, D)`` of the same N images under each of V changes (which may leave them as they are), at
-            least two.
-        test: The same for M other images, in the same order of changes, ``(M, D)`` each. All variants of an image are
-            on one side.
-        inverse_l2: As for `fit_linear_probe`, a number, as are the next two. ("auto" would hold rows out, and variants
-            of an image would be on both sides.)
+        tasks: A mapping of each task's name to the sequence of changes that make its variants, None for the image as it
+            is; by default no task. See `views.transformation_tasks`. With tasks or a transform, the data sets are as
+            `ChangedDataset` takes them.
+        transform: What makes the models' input of an image, as it comes from the data set or changed, such as
+            `views.evaluation_transform`; None leaves it, which suits tensors alone.
+        inverse_l2: As for `transformation_probe_metrics`, as are the next two.
         max_iter: See there.
-        standardize: See there; test rows take the statistics of the training rows.
-
-    Returns:
-        ``accuracy``, in [0, 1], the share of the V * M test rows whose change is told, and ``chance``, 1 / V.
+        standardize: See there.
+        **tester_kwargs: Options of PML's ``BaseTester`` other than ``accuracy_calculator``, ``normalize_embeddings``,
+            ``use_trunk_output``, ``pca`` and those of a visualizer.
 
     Raises:
-        TypeError: If an argument is no sequence, or features are not floating point.
-        ValueError: If the number of variants is below two or differs between ``train`` and ``test``, variants of a
-            side differ in rows, widths differ, or features are not finite.
-
-    Warns:
-        ConvergenceWarning: As `fit_linear_probe`.
-
-    Source:
-        Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations* (ICML 2020), table 3.
+        TypeError: If an option is not one of these, or has the wrong type, or a variant is neither callable nor None.
+        ValueError: If an option is out of range or a task has fewer than two variants; from ``test``, if there is no
+            embedder, or the query is among the references.
 
     Examples:
-        >>> plain, changed = np.array([[0.0], [0.1]]), np.array([[1.0], [1.1]])
-        >>> transformation_probe_metrics([plain, changed], [plain - 0.1, changed + 0.1])
-        {'accuracy': 1.0, 'chance': 0.5}
+        >>> images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
+        >>> labels = torch.arange(2).repeat(20)
+        >>> images[labels == 1] //= 4
+        >>> data = torch.utils.data.TensorDataset(images, labels)
+        >>> train, test = torch.utils.data.random_split(data, [20, 20])
+        >>> splits = {"train": train, "test": test}
+        >>> from pml_supcon.views import Sobel
+        >>> tester = HeadProbeTester(
+        ...     tasks={"sobel": (None, Sobel())},
+        ...     transform=lambda image: image.flatten() / 255,
+        ...     dataloader_num_workers=0,
+        ...     data_device="cpu",
+        ... )
+        >>> found = tester.test(splits, 1, torch.nn.Identity(), torch.nn.Linear(16, 2), [("test", ["train"])])["test"]
+        >>> list(found)[1:], found["label_encoder_level0"]
+        (['label_encoder_level0', 'label_head_level0', 'sobel_encoder_level0', 'sobel_head_level0'], 1.0)
     """
-    check_positive(inverse_l2, "inverse_l2")
-    learnt, wanted = _stack(train, "train"), _stack(test, "test")
-    if len(train) != len(test):
-        raise ValueError(
-            "Expected arguments `train` and `test` to have the same number of variants, but got "
-            f"{len(train)} and {len(test)}."
+
+    def __init__(
+        self,
+        *,
+        tasks: Mapping[str, Sequence[Change | None]] | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        inverse_l2: float = INVERSE_L2,
+        max_iter: int = MAX_ITER,
+        standardize: bool = True,
+        **tester_kwargs: Any,
+    ) -> None:
+        for option in ("accuracy_calculator", "normalize_embeddings", "use_trunk_output", "pca", "visualizer"):
+            if option in tester_kwargs:
+                raise TypeError(f"Expected no argument `{option}`, but got {tester_kwargs[option]!r}.")
+        self.tasks = _as_tasks(tasks)
+        self.transform = transform
+        check_positive(inverse_l2, "inverse_l2")
+        check_fit(inverse_l2, max_iter)
+        options: dict[str, Any] = {"inverse_l2": inverse_l2, "max_iter": max_iter, "standardize": standardize}
+        self.probe_options = options
+        names = [f"{task}_{output}" for task in ("label", *self.tasks) for output in OUTPUTS]
+        super().__init__(
+            accuracy_calculator=FunctionCalculator(names, self._score), normalize_embeddings=False, **tester_kwargs
         )
-    check_same_width(learnt, "train", wanted, "test")
-    variants = np.arange(len(train))
-    found = linear_probe_metrics(
-        learnt,
-        variants.repeat(len(train[0])),
-        wanted,
-        variants.repeat(len(test[0])),
-        inverse_l2=inverse_l2,
-        max_iter=max_iter,
-        standardize=standardize,
-    )
-    return {"accuracy": found["top1"], "chance": 1 / len(train)}
 
+    def get_embeddings_for_eval(self, trunk_model: Any, embedder_model: Any, input_imgs: Any) -> torch.Tensor:
+        """Both outputs beside each other, ``(N, width of the trunk's + width of the embedder's)``."""
+        images = input_imgs.to(device=self.data_device, dtype=self.dtype)
+        of_trunk = trunk_model(images)
+        of_head = embedder_model(of_trunk)
+        self._width = of_trunk.shape[1]
+        return torch.cat([of_trunk, of_head], dim=1)
 
-def majority_share(labels: Array) -> float:
-    """Compute the accuracy of always naming the commonest label: what a probe of features that tell nothing has.
-
-    Args:
-        labels: ``(N,)`` integers.
-
-    Returns:
-        In (0, 1]; 1 / C for C labels of the same number.
-
-    Raises:
-        TypeError: If labels are not integers.
-        ValueError: If they are not ``(N,)``, or there are none.
-
-    Examples:
-        >>> majority_share(np.array([4, 4, 4, 7]))
-        0.75
-    """
-    if len(labels) == 0:
-        raise ValueError("Expected argument `labels` to hold labels, but got none.")
-    counts = np.unique(as_labels(labels, "labels", len(labels)), return_counts=True)[1]
-    return float(counts.max() / counts.sum())
-
-
-def _stack(variants: Sequence[Array], name: str) -> Floats:
-    if not isinstance(variants, Sequence):
-        raise TypeError(f"Expected argument `{name}` to be a sequence of variants, but got {type(variants).__name__}.")
-    if len(variants) < 2:
-        raise ValueError(f"Expected argument `{name}` to hold at least 2 variants, but got {len(variants)}.")
-    parts = [as_embeddings(variant, f"{name}[{place}]") for place, variant in enumerate(variants)]
-    for place, part in enumerate(parts):
-        if part.shape != parts[0].shape:
-            raise ValueError(
-                f"Expected argument `{name}` to hold variants of the same images, but got shapes {parts[0].shape} and "
-                f"{part.shape} (the first and number {place})."
+    def get_all_embeddings_for_all_splits(
+        self, dataset_dict: dict[str, Any], trunk_model: Any, embedder_model: Any, splits: list[str], collate_fn: Any
+    ) -> Any:
+        """The embeddings of each split, and under `_place` those of each split under each change."""
+        if isinstance(embedder_model, torch.nn.Identity):
+            raise ValueError("Expected argument `embedder_model` to be the projection head, but got none, or Identity.")
+        changes = {change.key: change for variants in self.tasks.values() for change in variants if change is not None}
+        variants: dict[Any, Any] = {}
+        for split in splits:
+            data = dataset_dict[split]
+            variants[split] = (
+                ChangedDataset(data, None, transform=self.transform) if self.tasks or self.transform else data
             )
-    return np.concatenate(parts)
+            for change in changes.values():
+                variants[_place(split, change)] = ChangedDataset(data, change, transform=self.transform)
+        return super().get_all_embeddings_for_all_splits(
+            variants, trunk_model, embedder_model, list(variants), collate_fn
+        )
+
+    def do_knn_and_accuracies(
+        self, accuracies: dict[str, Any], embeddings_and_labels: dict[Any, Any], query: str, references: list[str]
+    ) -> None:
+        """Probe for the tasks, which is the same on all levels of labels, then on each level for the labels."""
+
+        def rows(splits: list[str], change: Change | None) -> torch.Tensor:
+            return torch.cat([embeddings_and_labels[_place(split, change)][0] for split in splits])
+
+        self._of_tasks = {}
+        for task, changes in self.tasks.items():
+            train = [self._outputs(rows(references, change)) for change in changes]
+            test = [self._outputs(rows([query], change)) for change in changes]
+            for output in OUTPUTS:
+                sides = [[variant[output] for variant in side] for side in (train, test)]
+                found = transformation_probe_metrics(*sides, **self.probe_options)
+                self._of_tasks[f"{task}_{output}"] = found["accuracy"]
+        super().do_knn_and_accuracies(accuracies, embeddings_and_labels, query, references)
+
+    def _outputs(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"encoder": rows[:, : self._width], "head": rows[:, self._width :]}
+
+    def _score(
+        self,
+        query: torch.Tensor,
+        query_labels: torch.Tensor,
+        reference: torch.Tensor,
+        reference_labels: torch.Tensor,
+        ref_includes_query: bool,  # refused before embeddings are computed
+    ) -> dict[str, float]:
+        train, test = self._outputs(reference), self._outputs(query)
+        labels = {}
+        for output in OUTPUTS:
+            found = linear_probe_metrics(
+                train[output], reference_labels, test[output], query_labels, **self.probe_options
+            )
+            labels[f"label_{output}"] = found["top1"]
+        return labels | self._of_tasks
+
+
+def _as_tasks(tasks: Any) -> dict[str, tuple[Change | None, ...]]:
+    if tasks is None:
+        return {}
+    if not isinstance(tasks, Mapping):
+        raise TypeError(f"Expected argument `tasks` to be a mapping of names to changes, but got {tasks!r}.")
+    for name, variants in tasks.items():
+        if not isinstance(name, str):
+            raise TypeError(f"Expected argument `tasks` to have strings as names, but got {name!r}.")
+        if not isinstance(variants, Sequence) or isinstance(variants, str):
+            raise TypeError(
+                f"Expected argument `tasks` to have a sequence of changes for {name!r}, but got {variants!r}."
+            )
+        for change in variants:
+            if change is not None and not callable(change):
+                raise TypeError(
+                    f"Expected argument `tasks` to have callables or None for {name!r}, but got {change!r}."
+                )
+        if len(variants) < 2 or name == "label":
+            raise ValueError(
+                "Expected argument `tasks` to have at least 2 variants of each task, and none named 'label', but "
+                f"got {name!r} with {len(variants)}."
+            )
+    return {name: tuple(variants) for name, variants in tasks.items()}
+
+
+def _place(split: str, change: Change | None) -> str:
+    return split if change is None else f"{split} under {change.key}"

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import loader
 from loader import Line
 
-from pml_supcon.recipes.data import load_data
+from pml_supcon.data.opening import load_data
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import imagecorruptions
 import numpy as np
 import pytest
 import torch
-from pictures import colour_batch
+from helpers.pictures import colour_batch
 from PIL import Image
 from scipy.ndimage import correlate
 

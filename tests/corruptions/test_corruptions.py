@@ -6,7 +6,7 @@ import imagecorruptions
 import numpy as np
 import pytest
 import torch
-from pictures import colour_batch, large_batch
+from helpers.pictures import colour_batch, large_batch
 from PIL import Image
 from sklearn.datasets import load_digits
 

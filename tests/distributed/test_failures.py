@@ -10,12 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from process_groups import free_port, run_processes
+from helpers.process_groups import free_port, run_processes
 from pytorch_metric_learning import distances, regularizers
 from pytorch_metric_learning import losses as pml
 
-from pml_supcon.distributed import GlobalBatchLoss
-from pml_supcon.losses import CrossBatchMemory, QueueLoss, SupConLossIn, SupConLossOut
+from pml_supcon.losses import CrossBatchMemory, GlobalBatchLoss, QueueLoss, SupConLossIn, SupConLossOut
 
 TIMEOUT_S = 10
 EMBEDDINGS, LABELS = torch.randn(4, 2, 3), torch.arange(4)

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    from workbench import Workbench  # which imports all recipes: for those alone that run pages
+    from helpers.workbench import Workbench
 
     made = Workbench(tmp_path_factory.mktemp("bench"))
     yield made

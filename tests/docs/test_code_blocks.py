@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from page_tests import GUIDES, OTHERS, PAGES, check_page
-from workbench import CHECKOUT, WITH_RUNS
+from helpers.page_tests import GUIDES, OTHERS, PAGES, check_page
+from helpers.workbench import CHECKOUT, WITH_RUNS
 
 
 @pytest.mark.parametrize("page", OTHERS)

@@ -1,7 +1,7 @@
 """The code blocks of the guides; they train the most, and run beside those of the other pages."""
 
 import pytest
-from page_tests import GUIDES, check_page
+from helpers.page_tests import GUIDES, check_page
 
 
 @pytest.mark.parametrize("page", GUIDES)

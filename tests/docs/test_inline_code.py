@@ -6,12 +6,12 @@ from dataclasses import fields
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from page_tests import PAGES
+from helpers.page_tests import PAGES
+from helpers.workbench import CHECKOUT
 from torch.distributed.run import get_args_parser
-from workbench import CHECKOUT
 
-from pml_supcon.recipes.evaluating.settings import EvaluateSettings
-from pml_supcon.recipes.settings import TrainSettings
+from pml_supcon.evaluation.settings import EvaluateSettings
+from pml_supcon.training.config import TrainSettings
 
 FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]*\w)(?![\w-])")
 PATH = re.compile(r"(?<![\w./{])(?:tests|benchmarks|recipes|docs)/[\w./-]*\w")

@@ -1,7 +1,7 @@
 """The runner of code blocks: what does not hold is red and told with page and line, the rest is run as it was meant."""
 
 import pytest
-from workbench import CHECKOUT
+from helpers.workbench import CHECKOUT
 
 
 def run(bench, tmp_path, text):
@@ -79,7 +79,7 @@ WRONG = {
     "a wheel of another version": ('```bash\npip install "dist/pml_supcon-9.9.9-py3-none-any.whl[cpu]"\n```', "9.9.9"),
     "a data set": ("```bash\npython recipes/train.py --data torchvision:CIFAR11\n```", "torchvision:CIFAR11"),
     "a model": ("```bash\npython recipes/train.py --encoder resnet19\n```", "but got 'resnet19'"),
-    "a configuration": ("```bash\npython recipes/train.py --config recipes/configs/none.yaml\n```", "none.yaml"),
+    "a configuration": ("```bash\npython recipes/train.py --config pml_supcon/configs/none.yaml\n```", "none.yaml"),
     "a script": ("```bash\naccelerate launch recipes/trian.py\n```", "but got 'recipes/trian.py'"),
     "a module": ("```bash\npython -m pml_supcon.recipes.trian\n```", "No module named pml_supcon.recipes.trian"),
     "a flag of accelerate": ("```bash\naccelerate launch --multigpu recipes/train.py\n```", "--multigpu"),
@@ -147,12 +147,12 @@ def test_launches_on_several_processes_have_two(bench, tmp_path):
     text = """
 ```bash
 ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 4 recipes/train.py --output runs/new --batch-size 4096 --chunk-size 256
-accelerate launch --config_file recipes/launch/several_gpus.yaml --num_processes 4 recipes/train.py --output runs/newer
+accelerate launch --num_processes 4 recipes/train.py --output runs/n2
 ```
 
 ```python
 import json
-for run in ("new", "newer"):
+for run in ("new", "n2"):
     assert json.load(open(f"runs/{run}/metrics.json"))["processes"] == 2
 ```
 """
@@ -170,7 +170,7 @@ def test_a_failure_on_the_second_process_is_seen(bench, tmp_path):
 
 
 def test_the_checkout_is_not_written_to(bench, tmp_path):
-    text = "```bash\necho 'x: 1' > recipes/configs/mine.yaml\nls recipes/configs/mine.yaml\n```"
+    text = "```bash\necho 'x: 1' > pml_supcon/configs/mine.yaml\nls pml_supcon/configs/mine.yaml\n```"
     status, said = run(bench, tmp_path, text)
     assert status == 0, said
     assert not (CHECKOUT / "recipes" / "configs" / "mine.yaml").exists()

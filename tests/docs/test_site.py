@@ -9,10 +9,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from chromium import Browser
+from helpers.chromium import Browser
+from helpers.process_groups import free_port
+from helpers.site_pages import broken_links, loaded_from_elsewhere, pages_of
 from mkdocs.config import load_config
-from process_groups import free_port
-from site_pages import broken_links, loaded_from_elsewhere, pages_of
 
 CHECKOUT = Path(__file__).parents[2]
 #: Looked at in a browser: each kind of page, and those with the widest tables and longest lines.

@@ -4,10 +4,9 @@ import itertools
 import math
 
 import pytest
-import supcon_oracle
 import torch
-import wrong_losses
-from supcon_batches import (
+from helpers import supcon_oracle, wrong_losses
+from helpers.supcon_batches import (
     BACKENDS,
     OPTION_NAMES,
     OPTIONS,
@@ -21,7 +20,7 @@ from supcon_batches import (
 )
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import layout, listed
+from pml_supcon.functional.supcon.tiled import layout, listed
 
 
 @pytest.fixture(params=[*BACKENDS, "tiled in tiles of 3"])

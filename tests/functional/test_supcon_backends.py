@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from supcon_batches import (
+from helpers.supcon_batches import (
     BACKENDS,
     OPTION_NAMES,
     OPTIONS,
@@ -13,7 +13,8 @@ from supcon_batches import (
 )
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import layout, tiled
+from pml_supcon.functional.supcon import tiled
+from pml_supcon.functional.supcon.tiled import layout
 
 
 def assert_backends_agree(rows, labels, *, rtol=1e-9, atol=1e-11, **options):

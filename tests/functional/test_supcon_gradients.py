@@ -5,11 +5,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, assert_gradients_equal, random_rows
+from helpers.supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, assert_gradients_equal, random_rows
 from torch.autograd import gradcheck, gradgradcheck
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import layout
+from pml_supcon.functional.supcon.tiled import layout
 
 LABELS = {"mixed": torch.tensor([0, 0, 1, 2]), "one class": torch.tensor([3, 3, 3, 3])}
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from helpers.supcon_batches import OPTION_NAMES, OPTIONS, random_rows
 from pytorch_metric_learning import miners
-from supcon_batches import OPTION_NAMES, OPTIONS, random_rows
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import listed, reference
+from pml_supcon.functional.supcon import reference
+from pml_supcon.functional.supcon.tiled import listed
 
 
 @pytest.fixture

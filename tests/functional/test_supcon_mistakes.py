@@ -1,13 +1,12 @@
 """The comparisons of the other tests reject deliberately wrong losses and gradients: they can fail."""
 
 import pytest
-import supcon_oracle
-import test_supcon_properties as properties
 import torch
-import wrong_losses
-from supcon_batches import assert_equals_oracle, assert_gradients_equal, loss_and_gradient, random_rows
+from helpers import supcon_oracle, wrong_losses
+from helpers.supcon_batches import assert_equals_oracle, assert_gradients_equal, loss_and_gradient, random_rows
 from torch.autograd import gradcheck
 
+import tests.functional.test_supcon_properties as properties
 from pml_supcon.functional import AnchorLosses, supcon_loss
 
 LABELS = torch.tensor([0, 0, 1, 2, 0, 0, 1, 2])

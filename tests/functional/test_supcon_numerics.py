@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from supcon_batches import (
+from helpers.supcon_batches import (
     BACKENDS,
     NORMALISED_TOLERANCE,
     OPTION_NAMES,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers.supcon_batches import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from supcon_batches import BACKENDS
 
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon.problem import rank_cap

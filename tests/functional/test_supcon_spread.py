@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pml_supcon.functional import collectives
-from pml_supcon.functional.supcon import layout
-from pml_supcon.functional.supcon.exchange import send_home, visits
+from pml_supcon.distributed import collectives
+from pml_supcon.functional.supcon.global_batch.exchange import send_home, visits
+from pml_supcon.functional.supcon.global_batch.shard_plan import Spread
 from pml_supcon.functional.supcon.problem import build_problem
-from pml_supcon.functional.supcon.spread import Spread
+from pml_supcon.functional.supcon.tiled import layout
 
 PROCESSES = range(1, 8)
 TRIALS = 6

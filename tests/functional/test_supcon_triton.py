@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from supcon_batches import random_rows
+from helpers.supcon_batches import random_rows
 
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon import triton as backend

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from supcon_batches import (
+from helpers.supcon_batches import (
     NORMALISED_TOLERANCE,
     OPTION_NAMES,
     OPTIONS,

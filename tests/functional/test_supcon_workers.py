@@ -4,10 +4,11 @@ import threading
 
 import pytest
 import torch
-from supcon_batches import OPTION_NAMES, OPTIONS, loss_and_gradient, random_rows
+from helpers.supcon_batches import OPTION_NAMES, OPTIONS, loss_and_gradient, random_rows
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import layout, workers
+from pml_supcon.functional.supcon.tiled import layout
+from pml_supcon.functional.supcon.tiled import threads as workers
 
 
 @pytest.fixture(autouse=True)

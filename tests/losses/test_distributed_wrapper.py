@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from process_groups import run_processes
+from helpers.process_groups import run_processes
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.supcon_batches import random_rows
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners, reducers
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
-from supcon_batches import random_rows
 
 from pml_supcon import losses
 

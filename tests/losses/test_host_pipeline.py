@@ -3,12 +3,12 @@
 import warnings
 
 import pytest
-import supcon_oracle
 import torch
+from helpers import supcon_oracle
+from helpers.supcon_batches import BACKENDS, random_rows
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners, reducers
 from pytorch_metric_learning.regularizers import LpRegularizer
-from supcon_batches import BACKENDS, random_rows
 
 from pml_supcon import losses
 

@@ -4,11 +4,11 @@ import copy
 import pickle
 
 import pytest
-import supcon_oracle
 import torch
+from helpers import supcon_oracle
+from helpers.supcon_batches import random_rows
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners
-from supcon_batches import random_rows
 
 from pml_supcon import losses
 

@@ -1,12 +1,12 @@
 """Our losses beside PML's `SupConLoss` and `NTXentLoss`: equality, and each known difference."""
 
 import pytest
-import supcon_oracle
 import torch
+from helpers import supcon_oracle
+from helpers.supcon_batches import random_rows
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners, reducers
 from pytorch_metric_learning.distances import DotProductSimilarity, LpDistance, SNRDistance
-from supcon_batches import random_rows
 
 from pml_supcon import losses
 

@@ -9,17 +9,17 @@ import signal
 from pathlib import Path
 
 import pytest
-import supcon_oracle
 import torch
 import torch.multiprocessing as mp
-from process_groups import run_processes
+from helpers import supcon_oracle
+from helpers.process_groups import run_processes
+from helpers.supcon_batches import BACKENDS, random_rows
 from pytorch_metric_learning import distances, reducers, regularizers
 from pytorch_metric_learning import losses as pml
 from safetensors.torch import load_file, save_file
-from supcon_batches import BACKENDS, random_rows
 from torch import nn
 
-from pml_supcon import distributed, losses
+from pml_supcon import losses
 from pml_supcon.functional import supcon_loss
 
 LOSSES = {"out": losses.SupConLossOut, "in": losses.SupConLossIn}
@@ -397,7 +397,7 @@ def work(rank):
     samples = slice(0, 3) if rank == 0 else slice(3, 7)
     results = {}
     for name, make in GLOBAL.items():
-        loss = distributed.GlobalBatchLoss(make())
+        loss = losses.GlobalBatchLoss(make())
         results[name] = train_global(name, loss, samples), loss.loss.state_dict()
     return results
 
@@ -409,7 +409,7 @@ def of_two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize("name", GLOBAL)
 def test_two_processes_are_one_with_the_whole_batch(of_two_processes, name):
-    loss = distributed.GlobalBatchLoss(GLOBAL[name]())
+    loss = losses.GlobalBatchLoss(GLOBAL[name]())
     expected = train_global(name, loss, slice(0, 7))
     (zero, state_zero), (one, state_one) = (result[name] for result in of_two_processes)
     for (value, gradient), (value_0, gradient_0), (value_1, gradient_1) in zip(expected, zero, one, strict=True):

@@ -5,9 +5,9 @@ import pickle
 import re
 
 import pytest
-import supcon_oracle
 import torch
-from supcon_batches import (
+from helpers import supcon_oracle
+from helpers.supcon_batches import (
     BACKENDS,
     OPTION_NAMES,
     OPTIONS,

@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-import miner_oracle as oracle
 import pytest
 import torch
+from helpers import miner_oracle as oracle
 from pytorch_metric_learning import distances
 
 from pml_supcon.miners import CappedPositivesMiner

@@ -2,17 +2,16 @@
 
 from types import SimpleNamespace
 
-import miner_oracle as oracle
 import pytest
 import torch
-from process_groups import run_processes
+from helpers import miner_oracle as oracle
+from helpers.process_groups import run_processes
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.utils.distributed import DistributedMinerWrapper
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pml_supcon.distributed import GlobalBatchLoss
-from pml_supcon.losses import SupConLossOut
+from pml_supcon.losses import GlobalBatchLoss, SupConLossOut
 from pml_supcon.miners import CappedPositivesMiner, MeasuredMiner, OnlineHardExampleMiner, measured
 
 MINERS = {

@@ -1,8 +1,8 @@
 """OnlineHardExampleMiner against loops over all pairs and triplets."""
 
-import miner_oracle as oracle
 import pytest
 import torch
+from helpers import miner_oracle as oracle
 from pytorch_metric_learning import distances
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning.losses.generic_pair_loss import GenericPairLoss

@@ -6,15 +6,14 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from process_groups import run_processes
+from helpers.process_groups import run_processes
 from pytorch_metric_learning import losses as pml
 from timm.layers import BatchNormAct2d, DropPath, SyncBatchNormAct
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
-from pml_supcon.distributed import GlobalBatchLoss
-from pml_supcon.losses import SupConLossOut
+from pml_supcon.losses import GlobalBatchLoss, SupConLossOut
 from pml_supcon.models import ChunkedEncoder
 
 B, V, SIDE = 11, 2, 6

@@ -13,10 +13,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 import pml_supcon
 from pml_supcon import cli
-from pml_supcon.recipes import run_folder
+from pml_supcon.training import run_folder
 
 RECIPES = ("train", "evaluate", "reproduce")
-INSTALLED = Path(pml_supcon.__file__).resolve().parent / "recipes"
+INSTALLED = Path(pml_supcon.__file__).resolve().parent
 
 
 def run(*arguments, before):
@@ -79,7 +79,7 @@ def test_train_takes_an_installed_configuration(capsys):
 
 def test_accelerate_launches_the_module_outside_the_checkout(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    launch += ["-m", "pml_supcon.recipes.train", "--max-train", "300", "--print_config"]
+    launch += ["-m", "pml_supcon.training.app", "--max-train", "300", "--print_config"]
     done = subprocess.run(launch, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["max_train"] == 300

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from import_time import BASE, LIMIT, OURS, ratio
+from helpers.import_time import BASE, LIMIT, OURS, ratio
 
 PACKAGE = Path(__file__).parents[2] / "pml_supcon"
 LATER = ("losses", "testers")  # the sub-packages that import names when they are first used

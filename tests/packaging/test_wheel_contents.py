@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from wheel_contents import difference, in_sdist, in_wheel, package_files
+from helpers.wheel_contents import difference, in_sdist, in_wheel, package_files
 
 ROOT = Path(__file__).parents[2]
 DATA = {".yaml", ".j2", ".css", ".js", ".typed"}

@@ -1,431 +1,147 @@
-import logging
 import math
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from labelled_points import clustered, on_a_grid, rankings, scores_by_loops, with_lone_labels
+from helpers.labelled_points import clustered
+from pytorch_metric_learning import losses, trainers
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.utils import logging_presets
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from torch.utils.data import TensorDataset
 
-from pml_supcon.testers import indexes as indexes_module
-from pml_supcon.testers import retrieval_metrics
-from pml_supcon.testers._neighbours import FaissSearcher, StreamedSearcher
-from pml_supcon.testers._ranking import knn_vote
-from pml_supcon.testers.retrieval import retrieval_scores
+from pml_supcon._extras import require_faiss
+from pml_supcon.metrics import retrieval as retrieval_module
+from pml_supcon.metrics import retrieval_metrics
+from pml_supcon.search.exact import split_rows
+from pml_supcon.testers import RetrievalTester
 
-PML_METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_average_precision_at_r")
-PML_CLUSTERING = {"nmi": "NMI", "ami": "AMI"}
+METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_average_precision_at_r")
 CPU = torch.device("cpu")
-CASES = ("separate", "within", "within and more")
+EYE, ONE_CLASS = np.eye(3), np.zeros(3, int)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Also after a test that takes more."""
-    yield
-    torch.set_num_threads(1)
+def labelled_set(rows, seed, columns=1):
+    points, labels = clustered(rows, seed=seed)
+    levels = [labels // 4**level for level in range(columns)]
+    return TensorDataset(torch.from_numpy(points) * 3, torch.from_numpy(np.stack(levels, axis=1).squeeze()))
 
 
-def case(name, *, queries, references, make=clustered, **options):
-    """Arguments of `retrieval_metrics`, and how many queries are lone in them at least."""
-    query, wanted = make(queries, seed=1, **options)
-    reference, labels = make(references, seed=2, **options)
-    lone = np.arange(0, queries, 17)
-    wanted = with_lone_labels(wanted, lone)
-    labels = with_lone_labels(labels, np.arange(3, references, 23), start=5000)
-    if name == "separate":
-        return (query, wanted, reference, labels), {"ref_includes_query": False}, len(lone)
-    if name == "within":
-        return (query, wanted, query, wanted), {"ref_includes_query": True}, len(lone)
-    both = np.concatenate([query, reference]), np.concatenate([wanted, labels])
-    return (query, wanted, *both), {"ref_includes_query": True}, len(lone)
+def test_tester_agrees_with_pmls_own():
+    torch.manual_seed(0)
+    trunk, embedder = torch.nn.Linear(8, 6), torch.nn.Linear(6, 4)
+    data = {"train": labelled_set(200, 1), "val": labelled_set(150, 2), "test": labelled_set(100, 3)}
+    options = {"dataloader_num_workers": 0, "data_device": CPU, "batch_size": 64}
+    calculator = AccuracyCalculator(include=(*METRICS, "NMI", "AMI"), device=CPU)
+    for splits in [None, [("test", ["train", "val"]), ("val", ["train", "val"])]]:
+        pml = GlobalEmbeddingSpaceTester(accuracy_calculator=calculator, **options)
+        expected = pml.test(data, 1, trunk, embedder, splits and [(q, list(r)) for q, r in splits])
+        ours = RetrievalTester(clustering=True, **options).test(data, 1, trunk, embedder, splits)
+        assert ours.keys() == expected.keys()
+        for name, values in expected.items():
+            renamed = {key.replace("NMI", "nmi").replace("AMI", "ami"): value for key, value in values.items()}
+            assert {key: ours[name][key] for key in renamed} == pytest.approx(renamed, abs=1e-6)
 
 
-def by_loops(arguments, options):
-    """The scores of every query, in float64."""
-    query, wanted, reference, labels = arguments
-    own = options["ref_includes_query"]
-    return scores_by_loops(rankings(query, reference, ref_includes_query=own), wanted, labels, **options)
+def test_tester_passes_its_options_on_and_names_its_metrics(monkeypatch, searchers_used):
+    chunks = []
 
+    def split(*arguments, **options):
+        chunks.append(options["chunk_size"])
+        return split_rows(*arguments, **options)
 
-def pml(arguments, options, *, include=PML_METRICS, k=None):
-    return AccuracyCalculator(include=include, device=CPU, k=k).get_accuracy(*arguments, **options)
-
-
-# Against PML: at k=None it ranks all references. It takes labels as float32, hence none above 2**24 here.
+    monkeypatch.setattr(retrieval_module, "split_rows", split)
+    tester = RetrievalTester(recall_at=(2,), knn_k=3, knn_temperature=math.inf, chunk_size=11, at_r=False, index="Flat",
+                             normalize_embeddings=False, dataloader_num_workers=0, data_device=CPU,
+                             label_hierarchy_level="all")  # fmt: skip
+    data = labelled_set(80, 5, columns=2)
+    found = tester.test({"val": data}, 4, torch.nn.Identity())["val"]
+    names = tester.accuracy_calculator.get_curr_metrics()
+    levels = ("{}_level0", "{}_level1", "AVERAGE_{}")
+    assert found.keys() == {"epoch"} | {pattern.format(name) for pattern in levels for name in names}
+    assert chunks == [11, 11]
+    assert [searcher.name for searcher in searchers_used] == ["Flat", "Flat"]
+    assert "r_precision" not in names
+    points, labels = data.tensors
+    for level in (0, 1):
+        expected = retrieval_metrics(points, labels[:, level], points, labels[:, level], ref_includes_query=True,
+                                     recall_at=(2,), knn_k=3, knn_temperature=math.inf, at_r=False,
+                                     index="Flat")  # fmt: skip
+        assert list(expected) == names
+        assert {name: found[f"{name}_level{level}"] for name in names} == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("name", "queries", "references"),
-    [("separate", 1000, 1000), ("within", 2000, 0), ("within and more", 1000, 1000), ("within and more", 500, 4500)],
-)
-@pytest.mark.parametrize(("classes", "kind"), [(8, StreamedSearcher), (200, FaissSearcher)])
-def test_agrees_with_pml(name, queries, references, classes, kind, searchers_used):
-    arguments, options, lone = case(name, queries=queries, references=references, classes=classes, width=16)
-    assert (arguments[0][:50] @ arguments[2].T).min() < -0.5  # in all directions
-    expected = pml(arguments, options)
-    ours = retrieval_metrics(*arguments, **options)
-    assert [type(searcher) for searcher in searchers_used] == [kind]
-    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
-    assert ours["lone_queries"] >= lone > 0
-    assert 0.05 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95  # the case tells metrics apart
-
-
-@pytest.mark.parametrize("classes", [8, 400])
-def test_agrees_with_pml_within_5000_points(classes):
-    arguments, options, _ = case("within", queries=5000, references=0, classes=classes, width=16)
-    ours = retrieval_metrics(*arguments, **options)
-    # All 4,999 neighbours of each would take it six seconds. So many hold all of a class and the first relevant one of
-    # every query; were ours wrong there, PML would count 0 for it.
-    last = round(1 / np.nanmin(retrieval_scores(*arguments, **options)["mean_reciprocal_rank"]))
-    expected = pml(arguments, options, k=max(last, int(np.unique(arguments[1], return_counts=True)[1].max())))
-    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize(("queries", "references"), [(2000, 0), (500, 4500)])
-@pytest.mark.parametrize("classes", [8, 40])
-def test_agrees_with_pml_on_exact_ties_and_duplicates(queries, references, classes):
-    # PML has FAISS's order, which is by distance and then by row once all references are ranked (what FAISS keeps of
-    # those that tie at a k-th place is its own affair). With all ranked, PML 2.9 finds each query's own row among its
-    # duplicates, wherever it stands, and leaves out that one.
-    arguments, options, _ = case(
-        "within and more" if references else "within", queries=queries, references=references, make=on_a_grid,
-        classes=classes,
-    )  # fmt: skip
-    _, repeats = np.unique(arguments[2], axis=0, return_counts=True)
-    assert repeats.max() > 3
-    ours = retrieval_metrics(*arguments, **options)
-    expected = pml(arguments, options)
-    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
-    assert 0.02 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95
-
-
-# Against the definitions
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("knn_temperature", [0.07, math.inf])
-@pytest.mark.parametrize("chunk_size", [None, 1, 64])
-def test_agrees_with_loops_on_directions(name, knn_temperature, chunk_size):
-    arguments, options, _ = case(name, queries=150, references=120)
-    options |= {"recall_at": (1, 3, 10), "knn_k": 7, "knn_temperature": knn_temperature}
-    expected = by_loops(arguments, options)
-    found = retrieval_scores(*arguments, chunk_size=chunk_size, **options)
-    assert found.keys() == expected.keys()
-    for metric, values in found.items():
-        assert values == pytest.approx(expected[metric], abs=1e-6, nan_ok=True), metric
-    means = {metric: np.nanmean(values) for metric, values in expected.items()}
-    lone = np.isnan(expected["precision_at_1"]).sum()
-    assert retrieval_metrics(*arguments, chunk_size=chunk_size, **options) == pytest.approx(
-        means | {"lone_queries": lone, "zero_rows": 0}, abs=1e-6
-    )
-    assert means["precision_at_1"] < means["recall_at_3"] < means["recall_at_10"]
-    assert means["knn_accuracy"] != means["precision_at_1"]
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("at_r", [True, False])
-@pytest.mark.parametrize("faiss_max_k", [0, 10_000])
-def test_agrees_with_loops_on_exact_ties(name, at_r, faiss_max_k, monkeypatch, searchers_used):
-    monkeypatch.setattr(indexes_module, "FAISS_MAX_K", faiss_max_k)
-    arguments, options, _ = case(name, queries=200, references=150, make=on_a_grid, classes=4)
-    # Weights of 1 are added up exactly, and so decide the same ties.
-    options |= {"knn_k": 9, "knn_temperature": math.inf}
-    expected = by_loops(arguments, options)
-    found = retrieval_scores(*arguments, at_r=at_r, **options)
-    assert [type(searcher) for searcher in searchers_used] == [FaissSearcher if faiss_max_k else StreamedSearcher]
-    left_out = set() if at_r else {"r_precision", "mean_average_precision_at_r"}
-    assert found.keys() == expected.keys() - left_out
-    for metric, values in found.items():
-        assert values == pytest.approx(expected[metric], abs=1e-12, nan_ok=True), metric
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_both_searches_chunks_and_threads_give_the_same(name, monkeypatch):
-    arguments, options, _ = case(name, queries=500, references=400, make=on_a_grid, classes=10)
-    whole = retrieval_scores(*arguments, chunk_size=10_000, **options)
-    for faiss_max_k in (0, 10_000):
-        monkeypatch.setattr(indexes_module, "FAISS_MAX_K", faiss_max_k)
-        for chunk_size, threads in [(None, 1), (1, 3), (33, 2), (500, 7)]:
-            torch.set_num_threads(threads)
-            found = retrieval_scores(*arguments, chunk_size=chunk_size, **options)
-            for metric, values in whole.items():
-                assert found[metric] == pytest.approx(values, abs=1e-12, nan_ok=True), (metric, chunk_size, threads)
-
-
-def test_a_late_first_hit_is_ranked_among_all():
-    points, _ = on_a_grid(300, seed=1, classes=3)
-    labels = np.arange(300) // 2  # one relevant reference each, anywhere
-    options = {"ref_includes_query": True, "recall_at": (1,), "knn_k": 1}
-    arguments = points, labels, points, labels
-    expected = by_loops(arguments, options)["mean_reciprocal_rank"]
-    assert expected.min() < 1 / 250
-    assert retrieval_scores(*arguments, **options)["mean_reciprocal_rank"] == pytest.approx(expected, abs=1e-12)
-
-
-def test_index_is_built_once(searchers_used):
-    arguments, options, _ = case("within", queries=100, references=10)
-    retrieval_metrics(*arguments, chunk_size=10, **options)
-    assert len(searchers_used) == 1
-
-
-def test_a_query_does_not_find_itself_among_duplicates():
-    points = clustered(40, seed=0)[0].repeat(2, axis=0)  # every twin has the other label
-    labels = np.tile([0, 1], 40)
-    found = retrieval_metrics(points, labels, points, labels, ref_includes_query=True)
-    assert found["precision_at_1"] == 0.0
-
-
-def test_agrees_with_pml_where_all_points_but_one_are_one():
-    points, labels = np.ones((50, 4), dtype=np.float32), np.arange(50)
-    points[0] = -1
-    labels[48:] = 7000  # two relevant rows, the last that FAISS would list
-    arguments, options = (points, labels, points, labels), {"ref_includes_query": True}
-    ours = retrieval_metrics(*arguments, recall_at=(1, 49), knn_k=1, **options)
-    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(pml(arguments, options), abs=1e-6)
-    assert (ours["recall_at_49"], ours["lone_queries"]) == (1.0, 48.0)
-
-
-@pytest.mark.parametrize("at_r", [True, False])
-@pytest.mark.parametrize(("offset", "size"), [(1e4, 1), (0, 1e-22), (0, 1e22), (1e4, 1e-22)])
-def test_rankings_far_from_the_origin_and_of_any_size(at_r, offset, size):
-    points, labels = clustered(1200, seed=1, width=16, classes=8)
-    points = (points.astype(np.float64) + offset) * size
-    options = {"ref_includes_query": True, "knn_temperature": 0.07 * size**2}
-    expected = by_loops((points[:100], labels[:100], points, labels), options)
-    found = retrieval_scores(points[:100], labels[:100], points, labels, at_r=at_r, **options)
-    for metric, values in found.items():
-        assert values == pytest.approx(expected[metric], abs=1e-6), metric
-    assert 0.1 < expected["precision_at_1"].mean() < 0.95
-
-
-def test_a_late_pass_keeps_to_its_own_memory(monkeypatch):
-    """A chunk of the user's, which FAISS takes whole, is not one of rows of distances."""
-    points, labels = on_a_grid(300, seed=1, classes=3)[0], np.arange(300) // 2
-    ranked, first_ranks = [], StreamedSearcher.first_ranks
-
-    def watched(self, rows, *others):
-        ranked.append(len(rows))
-        return first_ranks(self, rows, *others)
-
-    monkeypatch.setattr(StreamedSearcher, "first_ranks", watched)
-    monkeypatch.setattr("pml_supcon.testers._neighbours.BLOCK_BYTES", 4 * 300 * 20)
-    retrieval_scores(points, labels, points, labels, ref_includes_query=True, recall_at=(1,), knn_k=1, chunk_size=300)
-    assert max(ranked) <= 20
-    assert sum(ranked) > 200
-
-
-@pytest.mark.parametrize("temperature", [0.5, math.inf])
-@pytest.mark.parametrize(("rows", "k"), [(200, 20), (20, 150), (5, 1)])
-def test_vote_agrees_with_sums_in_a_loop(temperature, rows, k):
-    rng = np.random.default_rng(k)
-    labels = rng.integers(-2, 6, size=(rows, k))
-    distances = np.sort(rng.integers(0, 9, size=(rows, k)), axis=1).astype(np.float32)
-    expected = []
-    for near, apart in zip(labels, distances, strict=True):
-        votes = {}  # in the order of the nearest
-        for label, d in zip(near.tolist(), apart.tolist(), strict=True):
-            votes[label] = votes.get(label, 0) + math.exp(-(d - float(apart[0])) / (2 * temperature))
-        expected.append(max(votes, key=votes.get))
-    assert knn_vote(labels, distances, temperature).tolist() == expected
-
-
-def test_the_time_of_a_vote_does_not_grow_with_the_square_of_k():
-    rng = np.random.default_rng(0)
-
-    def seconds(k):
-        labels = rng.integers(0, 10, size=(2**18 // k, k))
-        distances = np.sort(rng.random(labels.shape), axis=1).astype(np.float32)
-        times = []
-        for _ in range(3):
-            started = time.process_time()
-            knn_vote(labels, distances, 0.07)
-            times.append(time.process_time() - started)
-        return min(times)
-
-    assert seconds(2048) < 8 * seconds(32)  # of as many neighbours in all; with the square it is 64 times
-
-
-@pytest.mark.parametrize("label", [2**24, 2**53, -(2**63), 2**63 - 2])
-def test_labels_of_any_size_are_told_apart(label):
-    query, reference = np.array([[0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
-    found = retrieval_metrics(query, np.array([label]), reference, np.array([label + 1, label]), recall_at=(1, 2))
-    assert (found["precision_at_1"], found["recall_at_2"]) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int32, torch.int64])
-def test_torch_and_numpy_agree_in_every_dtype(dtype, label_dtype):
-    query, wanted = (torch.from_numpy(x) for x in clustered(60, seed=3))
-    query, wanted = query.to(dtype), wanted.to(label_dtype)
-    found = retrieval_metrics(query.requires_grad_(), wanted, query, wanted, ref_includes_query=True)
-    points, labels = query.detach().float().numpy(), wanted.numpy()
-    assert found == retrieval_metrics(points, labels, points, labels, ref_includes_query=True)
-
-
-def test_vote_weighs_neighbours_by_distance_and_breaks_ties_by_the_nearest():
-    query, wanted = np.array([[1.0]]), np.array([1])
-    reference = 1 + np.array([[0.10], [0.11], [0.12], [0.13], [3.0]])
-
-    def vote(labels, k, temperature):
-        found = retrieval_metrics(
-            query, wanted, reference, np.array([*labels, 1]), knn_k=k, knn_temperature=temperature
-        )
-        return found["knn_accuracy"]
-
-    assert vote([1, 2, 2, 1], 4, math.inf) == 1.0  # two against two: 1 is nearer
-    assert vote([2, 1, 1, 2], 4, math.inf) == 0.0
-    assert vote([1, 2, 2, 2], 4, math.inf) == 0.0
-    assert vote([1, 2, 2, 2], 4, 1e-4) == 1.0  # so cold that the nearest alone decides
-    assert vote([1, 2, 2, 2], 4, 1.0) == 0.0
-    assert vote([1, 2, 2, 2], 2, math.inf) == 1.0
-
-
-@pytest.mark.parametrize("temperature", [0.07, math.inf])
-@pytest.mark.filterwarnings("error")
-def test_places_that_an_index_left_empty_have_no_vote(temperature):
-    none = -2
-    labels = np.array([[5, none, none, none], [5, 3, none, none], [none] * 4])
-    distances = np.array([[1.0, *[math.inf] * 3], [1.0, 1.0, math.inf, math.inf], [math.inf] * 4], np.float32)
-    assert knn_vote(labels, distances, temperature).tolist() == [5, 5, none]
-
-
-def test_fewer_references_than_asked_for_all_count_and_are_told(caplog):
-    reference, labels = np.eye(3), np.array([0, 1, 1])
-    with caplog.at_level(logging.WARNING):
-        found = retrieval_metrics(reference[:1], labels[1:2], reference, labels, recall_at=(1, 100), knn_k=3)
-    assert (found["recall_at_1"], found["recall_at_100"], found["knn_accuracy"]) == (0.0, 1.0, 0.0)
-    assert [record.getMessage() for record in caplog.records] == [
-        "`recall_at` asks for 100 neighbours, but there are 3 references: all count."
-    ]
-
-
-def test_one_reference_and_one_class():
-    found = retrieval_metrics(np.eye(2), np.array([4, 9]), np.eye(2)[:1], np.array([4]), recall_at=(1,), knn_k=1)
-    assert set(found.values()) == {1.0, 0.0}
-    assert (found["mean_average_precision_at_r"], found["lone_queries"]) == (1.0, 1.0)
-    with pytest.raises(ValueError, match="none of the 2 has one"):
-        retrieval_metrics(np.eye(2), np.array([8, 9]), np.eye(2)[:1], np.array([4]))
-
-
-def test_lone_queries_have_no_score():
-    points, labels = np.eye(4), np.array([1, 2, 2, 3])
-    for values in retrieval_scores(points, labels, points, labels, ref_includes_query=True, knn_k=1).values():
-        assert np.isnan(values).tolist() == [True, False, False, True]
-
-
-@pytest.mark.parametrize(("own", "zeros"), [(True, 2), (False, 3)])
-def test_zero_rows_are_counted_and_told(own, zeros, caplog):
-    points, labels = np.eye(6), np.array([0, 0, 0, 1, 1, 1])
-    points[[1, 4]] = 0
-    queries = 6 if own else 3
-    with caplog.at_level(logging.WARNING):
-        found = retrieval_metrics(
-            points[:queries], labels[:queries], points, labels, ref_includes_query=own, knn_k=1, recall_at=(1,)
-        )
-    assert found["zero_rows"] == zeros
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{zeros} rows are zero: they have no direction, and their nearest neighbours mean nothing."
-    ]
-
-
-MEASURED = """
-from pathlib import Path
-import numpy as np, torch
-from pml_supcon.testers import retrieval_metrics
-
-torch.set_num_threads(1)
-
-def status(field):
-    return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0]) * 1024
-
-def measure(rows, classes):
-    points = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
-    labels = np.arange(rows) % classes
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
-    retrieval_metrics(points, labels, points, labels, ref_includes_query=True)
-    return status("VmHWM") - before
-
-measure(2000, 5)
-measure(2000, 100)
-print(measure(15_000, 50), measure(15_000, 1000))
-"""
-
-
-def test_memory_is_bounded():
-    """That of torch and FAISS too. All distances at once are 900 MB, all neighbours of a class of 300 about 290 MB."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pytest.skip("this system does not set a peak back")
-    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
-    blocks, faiss = map(int, done.stdout.split())
-    assert 20e6 < blocks < 200e6
-    assert 0 < faiss < 100e6
-
-
-def valid():
-    return {
-        "query": np.eye(3),
-        "query_labels": np.array([0, 0, 1]),
-        "reference": np.eye(3),
-        "reference_labels": np.array([0, 0, 1]),
-    }
-
-
-NAN_ROWS = np.eye(3)
-NAN_ROWS[1:, 0] = math.nan
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("option", "error", "message"),
     [
-        ({"query_labels": np.array([0, 1])}, ValueError, r"`query_labels` .* shape \(3,\), but got shape \(2,\)"),
-        ({"reference_labels": np.zeros((3, 1), int)}, ValueError, r"`reference_labels` .* got shape \(3, 1\)"),
-        ({"query_labels": np.zeros(3)}, TypeError, "`query_labels` to be integers, but got float64"),
-        ({"query_labels": torch.zeros(3, dtype=torch.bool)}, TypeError, "`query_labels` to be integers"),
-        ({"query_labels": [0, 0, 1]}, TypeError, "`query_labels` .* but got list"),
-        ({"query_labels": np.array([0, 1, 2**63], np.uint64)}, ValueError, "int64, but got 9223372036854775808"),
-        ({"query": np.ones(3)}, ValueError, r"`query` to be a non-empty \(N, D\) matrix, but got shape \(3,\)"),
-        ({"query": np.eye(3, dtype=int)}, TypeError, "`query` to be floating point, but got int64"),
-        ({"query": [[1.0]]}, TypeError, "`query` to be a torch tensor or a numpy array, but got list"),
-        ({"query": np.ones((0, 3)), "query_labels": np.zeros(0, int)}, ValueError, r"`query` .* got shape \(0, 3\)"),
-        ({"reference": np.ones((0, 3))}, ValueError, r"`reference` to be a non-empty"),
-        ({"query": np.eye(3)[:, :2]}, ValueError, r"the same width, but got shapes \(3, 2\) and \(3, 3\)"),
-        ({"query": NAN_ROWS}, ValueError, r"`query` to be finite, .* 2 of 3 rows \(the first is row 1\)"),
-        ({"reference": np.eye(3) * 1e300}, ValueError, r"`reference` to be finite, .* infinity in 3 of 3 rows"),
-        ({"reference": np.diag([1, 1, 1e30])}, ValueError, "squared distances fit into float32"),
-        ({"reference": np.full((3, 3), 0.5)}, ValueError, "`reference` to have rows that differ, but all 3 are the"),
-        ({"index": 3}, TypeError, "`index` to be a string, but got 3"),
-        ({"query_labels": np.array([7, 8, 9])}, ValueError, "none of the 3 has one"),
-        ({"ref_includes_query": True, "query": np.eye(3)[::-1]}, ValueError, "`reference` to start with the queries"),
-        ({"ref_includes_query": True, "query_labels": np.array([1, 0, 1])}, ValueError, "to start with the queries"),
-        ({"ref_includes_query": True, "reference": np.eye(3)[:2], "reference_labels": np.array([0, 0])}, ValueError,
-         r"3 queries, 2 references"),
-        ({"recall_at": (1, 0)}, ValueError, "`recall_at` to be at least 1, but got 0"),
-        ({"recall_at": 5}, TypeError, "`recall_at` to be a sequence of integers, but got 5"),
-        ({"recall_at": (1.0,)}, TypeError, "`recall_at` to be an integer, but got 1.0"),
-        ({"knn_k": 0}, ValueError, "`knn_k` to be at least 1, but got 0"),
-        ({"knn_k": True}, TypeError, "`knn_k` to be an integer, but got True"),
-        ({"knn_temperature": 0.0}, ValueError, "`knn_temperature` to be above 0, but got 0.0"),
-        ({"knn_temperature": math.nan}, ValueError, "`knn_temperature` to be above 0, but got nan"),
-        ({"knn_temperature": "hot"}, TypeError, "`knn_temperature` to be a number, but got 'hot'"),
-        ({"query": np.zeros((3, 3))}, ValueError, "`query` to have a row that is not zero, but all 3 are"),
-        ({"reference": np.zeros((3, 3))}, ValueError, "`reference` to have a row that is not zero, but all 3 are"),
-        ({"index": "exakt"}, ValueError, r"`index` to be one of exact, ivf, .* got 'exakt' \(did you mean 'exact'\?"),
-        ({"chunk_size": 0}, ValueError, "`chunk_size` to be at least 1, but got 0"),
+        ({"knn_k": 0}, ValueError, "`knn_k` to be at least 1"),
+        ({"recall_at": (0,)}, ValueError, "`recall_at` to be at least 1"),
+        ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
+        ({"index": None}, TypeError, "`index` to be a string, but got None"),
+        ({"index": "hnws"}, ValueError, r"`index` to be one of exact, .* got 'hnws' \(did you mean 'hnsw'\?\)"),
+        ({"index": "IVF16,Foo"}, ValueError, "`index` .* got 'IVF16,Foo'"),
     ],
-)  # fmt: skip
-def test_errors_say_what_was_expected_and_what_came(change, error, message):
+)
+def test_tester_checks_its_options_when_made(option, error, message):
     with pytest.raises(error, match=message):
-        retrieval_metrics(**(valid() | change))
+        RetrievalTester(**option)
 
 
-def test_all_queries_alone_within_the_reference_is_an_error():
-    with pytest.raises(ValueError, match="none of the 3 has one"):
-        retrieval_metrics(np.eye(3), np.arange(3), np.eye(3), np.arange(3), ref_includes_query=True)
+@pytest.mark.parametrize("index", ["exact", "ivf", "gpu_flat", "OPQ8,IVF4096,PQ8", "IVF16,PQ12", "PCA80,SQ8"])
+def test_tester_takes_an_index_that_may_fit_a_width_not_known_yet(index):
+    RetrievalTester(index=index)
+
+
+def test_tester_works_in_a_trainer_with_hooks(tmp_path):
+    torch.manual_seed(0)
+    keeper, _, _ = logging_presets.get_record_keeper(str(tmp_path / "logs"))
+    hooks = logging_presets.HookContainer(keeper, primary_metric="precision_at_1")
+    tester = RetrievalTester(dataloader_num_workers=0, data_device=CPU, end_of_testing_hook=hooks.end_of_testing_hook)
+    models = {"trunk": torch.nn.Linear(8, 6), "embedder": torch.nn.Linear(6, 4)}
+    data = {"train": labelled_set(100, 1), "val": labelled_set(60, 2)}
+    hook = hooks.end_of_epoch_hook(tester, data, str(tmp_path / "models"), splits_to_eval=[("val", ["train"])])
+    trainers.MetricLossOnly(
+        models,
+        {f"{k}_optimizer": torch.optim.SGD(m.parameters(), lr=0.1) for k, m in models.items()},
+        batch_size=32,
+        loss_funcs={"metric_loss": losses.ContrastiveLoss()},
+        dataset=data["train"],
+        data_device=CPU,
+        dataloader_num_workers=0,
+        iterations_per_epoch=2,
+        end_of_iteration_hook=hooks.end_of_iteration_hook,
+        end_of_epoch_hook=hook,
+    ).train(num_epochs=2)
+    history = hooks.get_accuracy_history(tester, "val", metrics=["precision_at_1", "lone_queries"])
+    assert history["epoch"] == [1, 2]
+    assert history["precision_at_1_level0"][1] == tester.all_accuracies["val"]["precision_at_1_level0"]
+    assert list((tmp_path / "models").glob("trunk_best*.pth"))
+    with pytest.raises(ValueError, match="`primary_metric` must be one of"):
+        logging_presets.HookContainer(keeper, primary_metric="AMI").end_of_epoch_hook(tester, data, str(tmp_path))
+
+
+# FAISS missing
+
+
+@pytest.mark.parametrize(
+    "construct", [require_faiss, RetrievalTester, lambda: retrieval_metrics(EYE, ONE_CLASS, EYE, ONE_CLASS)]
+)
+def test_missing_faiss_is_told_with_the_command_that_installs_it(monkeypatch, construct):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r'pip install "pml-supcon\[cpu\]" .* pip install "pml-supcon\[cuda\]"'):
+        construct()
+
+
+def test_testers_can_be_imported_without_faiss():
+    code = (
+        "import sys; sys.modules['faiss'] = None\n"
+        "from pml_supcon import testers\n"
+        "from pml_supcon.testers import *\n"  # imports them all
+        "testers.LinearProbeTester()\n"
+        "try: testers.RetrievalTester()\n"
+        "except ImportError: print('told')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "told\n"

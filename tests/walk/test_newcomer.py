@@ -7,11 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import newcomer
 import pytest
-import walk_checks
-import walk_images
-from walk_pages import MissingError, commands_of, find_command, find_python
+from helpers import newcomer, walk_checks, walk_images
+from helpers.walk_pages import MissingError, commands_of, find_command, find_python
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from pml_supcon.functional.supcon.backends import BACKENDS, choose_backend
-from pml_supcon.functional.supcon.group import group_supcon_loss
+from pml_supcon.functional.supcon.global_batch.group import group_supcon_loss
 from pml_supcon.functional.supcon.problem import AnchorLosses, build_problem
 
 __all__ = ["supcon_loss", "group_supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance

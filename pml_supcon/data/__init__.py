@@ -1,0 +1,1 @@
+"""Images from folders, Parquet files, torchvision and the Hugging Face hub, and their splits."""

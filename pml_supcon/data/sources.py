@@ -1,0 +1,247 @@
+"""The data sets that `load_data` knows, each opened from its specification without decoding an image."""
+
+import difflib
+import os
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from pml_supcon.data.class_selection import with_classes
+from pml_supcon.data.pool import Pool, Source, digest_of, stamps
+from pml_supcon.data.torchvision_source import open_torchvision
+
+FORMS = "digits, torchvision:NAME, imagefolder:PATH, hf:PATH_OR_ID"
+_TEST_FOLDERS = ("test", "val", "valid")
+_TEST_SPLITS = ("test", "validation")
+_LABEL_NAMES = ("label", "labels", "target", "fine_label")
+
+
+def open_source(spec: str) -> Source:
+    """Open a data set; see `load_data` for the forms of `spec` and the errors."""
+    form, _, query = spec.partition("?")
+    parts = [part.partition("=") for part in query.split("&") if part]
+    if not all(name and value for name, _, value in parts):
+        raise ValueError(f"Expected `?NAME=VALUE`, joined by `&`, at the end of the data, but got {spec!r}")
+    options = {name: value for name, _, value in parts}
+    wanted = options.pop("classes", None)
+    source = _open_form(form, options, spec)
+    return source if wanted is None else with_classes(source, wanted, spec)
+
+
+def _open_form(form: str, options: dict[str, str], spec: str) -> Source:
+    if form == "digits":
+        _refuse_options("digits", options, ())
+        return _open_digits()
+    scheme, colon, place = form.partition(":")
+    openers = {"torchvision": open_torchvision, "imagefolder": _open_folder, "hf": _open_hub}
+    if scheme not in openers or not colon:
+        near = difflib.get_close_matches(scheme, ["digits", *openers], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Expected the data to be one of {FORMS}, but got {spec!r}{hint}")
+    if not place:
+        raise ValueError(f"Expected a name or path after `{scheme}:` (the forms are {FORMS}), but got {spec!r}")
+    return openers[scheme](place, options)
+
+
+@dataclass(frozen=True)
+class _ArrayImages:
+    pixels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+    def where(self, index: int) -> str:
+        return f"image {index}"
+
+    def fingerprint(self) -> str:
+        return digest_of(str(self.pixels.tolist()))
+
+
+def _open_digits() -> Source:
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(digits.target).long()
+    return Source(Pool(_ArrayImages(pixels), labels), None, tuple("0123456789"), symbols=True)
+
+
+@dataclass(frozen=True)
+class _FileImages:
+    paths: list[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
+
+    def where(self, index: int) -> str:
+        return self.paths[index]
+
+    def fingerprint(self) -> str:
+        return digest_of(*stamps(self.paths))
+
+
+def _open_folder(place: str, options: dict[str, str]) -> Source:
+    """Open PATH/train and PATH/test (or val, valid), or PATH with a folder per class."""
+    _refuse_options("imagefolder", options, ())
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"Expected a folder of images, but there is no folder {root}")
+    tests = [root / name for name in _TEST_FOLDERS if _class_folders(root / name)]
+    if not _class_folders(root / "train"):
+        if tests:
+            raise ValueError(f"Expected {root}/train with class folders beside {tests[0]}, but there is none")
+        names = _class_names(root)
+        return Source(_pool_of(root, names), None, names)
+    names = _class_names(root / "train")
+    if not tests:
+        return Source(_pool_of(root / "train", names), None, names)
+    names += tuple(name for name in _class_names(tests[0]) if name not in names)
+    return Source(_pool_of(root / "train", names), _pool_of(tests[0], names), names)
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = tuple(path.name for path in _class_folders(folder))
+    if not names:
+        state = "holds no folder" if any(folder.iterdir()) else "is empty"
+        raise ValueError(f"Expected {folder} to hold one folder per class, but it {state}")
+    return names
+
+
+def _pool_of(folder: Path, names: tuple[str, ...]) -> Pool:
+    paths: list[str] = []
+    labels: list[int] = []
+    empty = []
+    for path in _class_folders(folder):
+        found = sorted(
+            os.path.join(base, file)
+            for base, _, files in os.walk(path, followlinks=True)
+            for file in files
+            if file.lower().endswith(IMG_EXTENSIONS) and not file.startswith(".")
+        )
+        if not found:
+            empty.append(path.name)
+        paths += found
+        labels += [names.index(path.name)] * len(found)
+    if empty:
+        raise ValueError(
+            f"Expected images ({', '.join(IMG_EXTENSIONS)}) in every class folder of {folder}, but there are none in "
+            f"{', '.join(empty)}"
+        )
+    return Pool(_FileImages(paths), torch.tensor(labels))
+
+
+@dataclass(frozen=True)
+class _RowImages:
+    rows: Any  # a datasets.Dataset of one column, whose images are not decoded
+    column: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        cell = self.rows[index][self.column]
+        if cell is None:
+            raise ValueError("the row is empty")
+        return Image.open(BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+
+    def where(self, index: int) -> str:
+        path = (self.rows[index][self.column] or {}).get("path")
+        return f"row {index} of {self.split}" + (f" ({path})" if path else "")
+
+    def fingerprint(self) -> str:
+        return str(self.rows._fingerprint)  # of the files and of what was done to the rows
+
+
+def _open_hub(place: str, options: dict[str, str]) -> Source:
+    """Open a folder of Parquet files (or any other that `datasets` reads), or a data set of the hub."""
+    import datasets  # slow to import, and needed here alone
+
+    _refuse_options("hf", options, ("image", "label", "name"))
+    path = Path(place).expanduser()
+    if not path.exists() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+        raise FileNotFoundError(f"Expected a folder that `datasets` reads, but there is no folder {path}")
+    try:
+        splits = datasets.load_dataset(str(path) if path.exists() else place, options.get("name"))
+    except Exception as error:  # no such id, no connection, no data files: datasets raises many kinds
+        absent = "" if path.exists() else " (nor is there a folder of that name)"
+        raise ValueError(f"`datasets` could not load {place!r}{absent}: {error}") from error
+    if "train" not in splits:
+        raise ValueError(f"Expected a split named train in {place!r}, but its splits are {', '.join(splits)}")
+    features = splits["train"].features
+    image = options.get("image") or _image_column(features, datasets)
+    label = options.get("label") or _label_column(features, datasets)
+    for column in (image, label):
+        if column not in features:
+            raise ValueError(f"Expected a column {column!r} in {place!r}, but its columns are {', '.join(features)}")
+    test = next((name for name in _TEST_SPLITS if name in splits), None)
+    columns = {name: list(splits[name].select_columns([label])[:][label]) for name in ("train", test) if name}
+    names, codes = _encode(columns, features[label], datasets)
+    pools = {}
+    for name, labels in codes.items():
+        unlabelled = sum(value < 0 for value in labels)
+        if unlabelled:
+            raise ValueError(f"Expected a label in every row of {place!r}, but {unlabelled} rows of {name} have none")
+        rows = splits[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
+        pools[name] = Pool(_RowImages(rows, image, name), torch.tensor(labels, dtype=torch.long))
+    return Source(pools["train"], pools[test] if test else None, names, shuffled=True)
+
+
+def _encode(columns: dict[str, list[Any]], feature: Any, datasets: Any) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    """Return the class names and the labels 0..C-1 of each split, -1 where there is none."""
+    if isinstance(feature, datasets.ClassLabel):
+        coded = {name: [-1 if value is None else int(value) for value in column] for name, column in columns.items()}
+        return tuple(feature.names), coded
+    known = sorted({value for column in columns.values() for value in column if value is not None})
+    if not all(isinstance(value, int | str) for value in known):
+        raise ValueError(f"Expected labels that are classes, integers or strings, but got a column of {feature}")
+    code = {value: index for index, value in enumerate(known)}
+    return tuple(map(str, known)), {n: [code.get(value, -1) for value in column] for n, column in columns.items()}
+
+
+def _image_column(features: Any, datasets: Any) -> str:
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(found) != 1:
+        raise ValueError(
+            f"Expected one column of images, but got {len(found)} among the columns {', '.join(features)} "
+            "(`hf:...?image=COLUMN` names one)"
+        )
+    return str(found[0])
+
+
+def _label_column(features: Any, datasets: Any) -> str:
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    numbers = [name for name, feature in features.items() if "int" in str(getattr(feature, "dtype", ""))]
+    for found in (classes, numbers):
+        named = [name for name in _LABEL_NAMES if name in found]
+        if named or len(found) == 1:
+            return str((named or found)[0])
+        if found:
+            raise ValueError(
+                f"Expected one column of labels, but got {', '.join(found)} (`hf:...?label=COLUMN` names one)"
+            )
+    raise ValueError(f"Expected a column of labels (ClassLabel or integer), but the columns are {', '.join(features)}")
+
+
+def _refuse_options(scheme: str, options: dict[str, str], known: tuple[str, ...]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        allowed = ", ".join(("classes", *known))
+        raise ValueError(f"Expected the options of `{scheme}:` to be among: {allowed}; but got {', '.join(unknown)}")

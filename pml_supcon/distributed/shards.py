@@ -1,0 +1,153 @@
+"""Rows that the processes of a group hold together: their shares compared, and gathered."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from pml_supcon.distributed import collectives
+
+
+class Rows(NamedTuple):
+    """Arguments of a loss: `(B, V, D)` or `(N, D)` embeddings, labels, references and their labels, V where known.
+
+    `more` are tensors that go by row or sample, as the embeddings do.
+    """
+
+    embeddings: Tensor
+    labels: Tensor | None = None
+    ref_emb: Tensor | None = None
+    ref_labels: Tensor | None = None
+    num_views: int | None = None
+    more: Mapping[str, Tensor] = MappingProxyType({})
+
+    @property
+    def views(self) -> int:
+        """Rows of each sample; 1 where samples are unknown."""
+        return self.embeddings.shape[1] if self.embeddings.ndim == 3 else self.num_views or 1
+
+    @property
+    def samples(self) -> int:
+        """Samples, or rows where samples are unknown."""
+        return len(self.embeddings) if self.embeddings.ndim == 3 else len(self.embeddings) // self.views
+
+    @property
+    def sample_labels(self) -> Tensor | None:
+        """`(B,)`: the labels of the first view."""
+        return None if self.labels is None else self.labels[: self.samples]
+
+    def by_sample(self) -> "Rows":
+        """View-major rows `(N, D)` with known views as `(B, V, D)`; anything else as it is."""
+        views = self.num_views
+        if self.embeddings.ndim == 3 or views is None:
+            return self
+
+        def samples(x: Tensor) -> Tensor:
+            return x.reshape(views, self.samples, *x.shape[1:]).transpose(0, 1)
+
+        return self._replace(
+            embeddings=samples(self.embeddings),
+            labels=self.sample_labels,
+            num_views=None,
+            more={name: samples(tensor) for name, tensor in self.more.items()},
+        )
+
+    def view_major(self) -> "Rows":
+        """`(B, V, D)` as view-major rows `(V * B, D)` with their labels; rows as they are."""
+        if self.embeddings.ndim == 2:
+            return self
+        views = self.embeddings.shape[1]
+
+        def rows(x: Tensor) -> Tensor:
+            by_view = x.ndim > 1 and x.shape[1] == views
+            return x.transpose(0, 1).flatten(0, 1) if by_view else x.repeat(views, *[1] * (x.ndim - 1))
+
+        return self._replace(
+            embeddings=rows(self.embeddings),
+            labels=None if self.labels is None else self.labels.repeat(views),
+            num_views=views,
+            more={name: rows(tensor) for name, tensor in self.more.items()},
+        )
+
+
+class Shares(NamedTuple):
+    """How many samples and references each process holds, by rank."""
+
+    samples: list[int]
+    references: list[int]
+
+    def labels(self, own: Rows, group: ProcessGroup) -> Tensor | None:
+        """`(B,)`: the labels of all processes' samples, int64; of whatever integer dtype, equal ones stay equal."""
+        labels = own.sample_labels
+        return None if labels is None else collectives.all_gather_rows(labels.to(torch.int64), self.samples, group)
+
+    def labels_or_numbers(self, own: Rows, group: ProcessGroup) -> Tensor:
+        """`labels`, or without any the samples' numbers: each is its own class."""
+        labels = self.labels(own, group)
+        return torch.arange(sum(self.samples), device=own.embeddings.device) if labels is None else labels
+
+    def gather(self, own: Rows, group: ProcessGroup) -> Rows:
+        """The rows of all processes, samples one process after another; gradients go back to their senders."""
+        labels = self.labels(own, group)
+        own = own.by_sample()
+        ref_emb, ref_labels = own.ref_emb, own.ref_labels
+        if ref_emb is not None:
+            ref_emb = collectives.gather_rows(ref_emb, self.references, group)
+        if ref_labels is not None:
+            ref_labels = collectives.all_gather_rows(ref_labels.to(torch.int64), self.references, group)
+        return Rows(
+            embeddings=collectives.gather_rows(own.embeddings, self.samples, group),
+            labels=labels,
+            ref_emb=ref_emb,
+            ref_labels=ref_labels,
+            num_views=own.num_views,
+            more={name: collectives.gather_rows(x, self.samples, group) for name, x in own.more.items()},
+        )
+
+
+def agree_on_shares(own: Rows, same: Mapping[str, Any], error: Exception | None, group: ProcessGroup) -> Shares:
+    """The shares of all processes, each of which has checked its own.
+
+    Args:
+        own: this process's.
+        same: what must be the same on all processes, by name, beside shapes and dtypes.
+        error: what is wrong with this process's share, if anything.
+        group: the processes.
+
+    Raises:
+        ValueError: on every process, where one has an error, or differs from the others; names rank and value.
+        ConnectionError: a collective failed; names the ranks that are lost.
+    """
+    sizes = {"samples": 0, "references": 0}
+    if error is None:
+        sizes = {"samples": own.samples, "references": 0 if own.ref_emb is None else len(own.ref_emb)}
+        same = {**same, **described(own)}
+    notes = collectives.agree(sizes, {name: str(value) for name, value in same.items()}, error, group)
+    return Shares(notes["samples"], notes["references"])
+
+
+def described(own: Rows) -> dict[str, Any]:
+    """What of a share has to be the same on all processes."""
+    by_row = {"ref_emb": own.ref_emb, **own.more}
+    return {
+        "embedding width": own.embeddings.shape[-1],
+        "dtype of the embeddings": own.embeddings.dtype,
+        "device of the embeddings": own.embeddings.device.type,
+        "number of views": own.embeddings.shape[1] if own.embeddings.ndim == 3 else own.num_views,
+        "labels given": own.labels is not None,
+        "ref_labels given": own.ref_labels is not None,
+        "a gradient wanted": wants_gradient(own.embeddings),
+        **{
+            name: f"rows {tuple(x.shape[1:])} {x.dtype}{' with a gradient' if wants_gradient(x) else ''}"
+            for name, x in by_row.items()
+            if x is not None
+        },
+    }
+
+
+def wants_gradient(x: Tensor) -> bool:
+    """Whether a backward pass will come back to the tensor."""
+    return x.requires_grad and torch.is_grad_enabled()

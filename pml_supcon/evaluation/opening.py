@@ -1,0 +1,169 @@
+"""The encoder that is evaluated, opened from a run, a folder or timm's hub; nothing is ever unpickled."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import is_model, split_model_name_tag
+from torch import Tensor, nn
+
+from pml_supcon.data.images import ImageData
+from pml_supcon.models import create_encoder, load_encoder, load_head
+from pml_supcon.models.storage import weights_file
+from pml_supcon.training.run_folder import CLASSIFIER, CONFIG, ENCODER, HEAD
+
+RUN_DATA = ("data", "image_size", "max_train", "max_test")  # settings of a run that say what its images are
+
+
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """An encoder and what is known of it.
+
+    Attributes:
+        name: what was asked for.
+        model: maps images `(N, in_chans, H, W)` to features `(N, width)`; in evaluation mode, without gradients.
+        head: the projection head that it was trained under, or None.
+        classifier: the linear classifier that was trained with it or on it, `weight` `(C, width)` and `bias`, or None.
+        in_chans: channels of its images.
+        image_size: side of its images in pixels, or None where it takes any.
+        mean: of the channels, by which images are normalised.
+        std: their deviations.
+        run: settings of the run that trained it (`RUN_DATA`, `method`), or none.
+        digest: of its weights and its layout.
+    """
+
+    name: str
+    model: nn.Module
+    head: nn.Module | None
+    classifier: dict[str, Tensor] | None
+    in_chans: int
+    image_size: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    run: dict[str, Any]
+    digest: str
+
+    def to(self, device: torch.device) -> "OpenedEncoder":
+        """Move the encoder and its head to a device; returns itself."""
+        self.model.to(device)
+        if self.head is not None:
+            self.head.to(device)
+        return self
+
+    def fit(self, data: ImageData) -> ImageData:
+        """Data as this encoder takes it.
+
+        Raises:
+            ValueError: the images have another number of channels, or a size that the encoder cannot take.
+        """
+        if data.in_chans != self.in_chans:
+            raise ValueError(
+                f"Expected images with the {self.in_chans} channels that {self.name} takes, but those of {data.spec} "
+                f"have {data.in_chans}"
+            )
+        blank = torch.zeros(1, self.in_chans, data.image_size, data.image_size)
+        try:
+            with torch.no_grad():
+                self.model(blank.to(next(self.model.parameters()).device))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"Expected --image_size to be one that {self.name} takes, but got {data.image_size}: {error}"
+            ) from error
+        return replace(data, mean=self.mean, std=self.std)
+
+
+def open_encoder(name: str) -> OpenedEncoder:
+    """Open an encoder.
+
+    Args:
+        name: a run's folder, a folder of `save_encoder` or of timm's (`config.json` and `model.safetensors`), or the
+            name of a timm model with pretrained weights, which are downloaded on first use.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the run has not come to its end.
+        ValueError: it is no encoder, or its files are damaged.
+        OSError: pretrained weights cannot be fetched.
+    """
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(
+            f"Expected a run's folder, an encoder's folder or a name of timm's, but {path} is a file (a checkpoint of "
+            "another program is opened by `create_encoder(..., checkpoint=...)` and written by `save_encoder`)"
+        )
+    if not path.is_dir():
+        return _from_timm(name)
+    run: dict[str, Any] = {}
+    folder, head, classifier = path, None, None
+    if (path / CONFIG).is_file():
+        run = _settings_of(path / CONFIG)
+        if not (path / ENCODER).is_dir():
+            raise FileNotFoundError(
+                f"Expected a run that has come to its end, but {path} has no {ENCODER}: go on with it "
+                f"(train.py --output {path} --resume)"
+            )
+        folder = path / ENCODER
+        head = load_head(path / HEAD) if (path / HEAD).exists() else None
+        classifier = load_file(path / CLASSIFIER) if (path / CLASSIFIER).exists() else None
+    try:
+        model = _load(folder)
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"Expected {folder} to hold an encoder of this package or of timm's, but: {error}") from error
+    return _describe(name, model, head, classifier, run)
+
+
+def _load(folder: Path) -> nn.Module:
+    """A folder of `save_encoder`, or one of timm's own, whose classifier is dropped."""
+    weights_file(folder)
+    config = folder / "config.json"
+    if not config.is_file() or "image_size" in json.loads(config.read_text(encoding="utf-8")):
+        return load_encoder(folder)
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    return model
+
+
+def _from_timm(name: str) -> OpenedEncoder:
+    if "/" in name or not is_model(split_model_name_tag(name)[0]):
+        raise FileNotFoundError(f"Expected a run, an encoder's folder or a name of timm's, but there is no {name}")
+    return _describe(name, create_encoder(name, pretrained=True, small_stem=False), None, None, {})
+
+
+def _settings_of(config: Path) -> dict[str, Any]:
+    """What a run's `config.yaml` says of its data and method."""
+    try:
+        read = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return {name: read[name] for name in (*RUN_DATA, "method")}
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ValueError(f"Expected {config} to be the settings of a run, but it is not: {error!r}") from error
+
+
+def _describe(
+    name: str, model: Any, head: nn.Module | None, classifier: dict[str, Tensor] | None, run: dict[str, Any]
+) -> OpenedEncoder:
+    config = timm.data.resolve_model_data_config(model)
+    in_chans, side, _ = config["input_size"]
+    digest = hashlib.sha256(repr(sorted((k, str(v)) for k, v in config.items())).encode())
+    digest.update(repr(model).encode())
+    for key, value in model.state_dict().items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return OpenedEncoder(
+        name,
+        model.eval().requires_grad_(False),
+        None if head is None else head.eval().requires_grad_(False),
+        classifier,
+        in_chans,
+        side,
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        run,
+        digest.hexdigest(),
+    )

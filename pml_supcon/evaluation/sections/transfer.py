@@ -1,0 +1,66 @@
+"""The section "transfer": the encoder on other data sets, by a linear probe and by k-NN on each."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+
+from pml_supcon.data.images import ImageData
+from pml_supcon.data.opening import OpenedData, open_data
+from pml_supcon.evaluation.context import Subject
+from pml_supcon.evaluation.notes import tell_missing_classes, telling_warnings
+from pml_supcon.evaluation.settings import EvaluateSettings
+from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_scores
+
+
+def transfer(subject: Subject) -> list[dict[str, Any]] | None:
+    """Score the frozen encoder on each data set of `settings.transfer`, which has its own classes."""
+    rows = [transfer_to(subject, spec) for spec in subject.settings.transfer]
+    return [row for row in rows if row is not None] if subject.is_main else None
+
+
+def transfer_to(subject: Subject, spec: str) -> dict[str, Any] | None:
+    """One data set: the probe, its penalty chosen on held-out training images, and weighted k-NN."""
+    there = replace(subject, data=open_for(subject, spec), fingerprints={}, plain={})
+    train, test = there.features("train"), there.features("test")
+    if not subject.is_main:
+        return None
+    settings, learnt, wanted = subject.settings, there.labels("train"), there.labels("test")
+    with telling_warnings(subject, f"Transfer to {spec}"):
+        penalty = settings.inverse_l2 or choose_inverse_l2(train, learnt, seed=settings.seed)[0]
+    tell_missing_classes(
+        there, learnt, wanted, f"in {spec} they count as errors of the probe, and k-NN leaves them out"
+    )
+    scores = retrieval_scores(
+        F.normalize(test),
+        wanted,
+        F.normalize(train),
+        learnt,
+        knn_k=settings.knn_k,
+        knn_temperature=settings.knn_temperature,
+        at_r=False,
+    )
+    return {
+        "data": spec,
+        "linear_probe": linear_probe_metrics(train, learnt, test, wanted, inverse_l2=penalty),
+        "knn_accuracy": float(np.nanmean(scores["knn_accuracy"])),
+        "classes": there.data.num_classes,
+        "train": len(learnt),
+        "test": len(wanted),
+    }
+
+
+def open_for(subject: Subject, spec: str) -> ImageData:
+    """A data set at the size and by the normalisation of the encoder; one process downloads it first."""
+    with subject.accelerator.main_process_first():
+        opened = open_images(spec, subject.settings, image_size=subject.data.image_size)
+        data = opened.decode()
+    return subject.opened.fit(data)
+
+
+def open_images(spec: str, settings: EvaluateSettings, *, image_size: int | None = None) -> OpenedData:
+    """A data set without its images, of which at most so many are used as of the others."""
+    return open_data(
+        spec, image_size=image_size, max_train=settings.max_train, max_test=settings.max_test, new_classes="some"
+    )

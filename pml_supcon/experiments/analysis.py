@@ -1,0 +1,108 @@
+"""Sections of `evaluate.py` on a run: what the record of a training does not hold."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from pml_supcon.data.division import divide
+from pml_supcon.evaluation.context import FeaturesError, Subject
+from pml_supcon.evaluation.opening import open_encoder
+from pml_supcon.evaluation.sections import run_sections
+from pml_supcon.evaluation.settings import EvaluateSettings
+from pml_supcon.training.config import TrainSettings
+from pml_supcon.training.job import open_images
+from pml_supcon.training.run_folder import replace_text
+
+HARDEST = (1, 5, 10, 25, 50, 100)  # per cent of the pairs
+
+
+def evaluate_run(
+    path: Path, trained: TrainSettings, wanted: Mapping[str, Any], accelerator: Accelerator
+) -> dict[str, Any]:
+    """An evaluation: `sections`, what was `told`, and `seconds`; computed where the run's folder has it not.
+
+    All processes call it. Probes are fitted to the images that the run was trained on, with their true labels.
+
+    Args:
+        path: the run's folder.
+        trained: its settings.
+        wanted: settings of the evaluation; `sections` names them.
+        accelerator: the processes.
+    """
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    file = path / f"evaluation-{digest[:12]}.json"
+    if not broadcast_object_list([file.exists()])[0]:
+        settings = EvaluateSettings(encoder=str(path), seed=trained.seed, workers=trained.workers, **wanted)
+        subject = _subject(path, trained, settings, accelerator)
+        try:
+            results, seconds = run_sections(subject, settings.sections)
+        except (FloatingPointError, FeaturesError) as error:  # on all processes
+            results, seconds = {}, {}
+            subject.tell(f"{', '.join(settings.sections)}: {error}")
+        if accelerator.is_main_process:
+            content = {"sections": results, "told": subject.told, "seconds": seconds}
+            replace_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    read = json.loads(file.read_text()) if accelerator.is_main_process else None
+    found: dict[str, Any] = broadcast_object_list([read])[0]
+    return found
+
+
+def _subject(path: Path, trained: TrainSettings, settings: EvaluateSettings, accelerator: Accelerator) -> Subject:
+    opened = open_encoder(str(path)).to(accelerator.device)
+    data = open_images(trained, accelerator).decode()
+    division = divide(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
+    data = replace(data, train=division.training_images(data))
+    return Subject(opened, opened.fit(data), settings, accelerator, cache=None)
+
+
+def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:
+    """The share of the gradient that the hardest pairs receive; what a bin has is taken in proportion.
+
+    Args:
+        bins: of `hard_mining_curve`: `hardness`, `share` of the gradient, `even_share` of the pairs.
+        part: how many of the pairs, in [0, 1].
+
+    Examples:
+        >>> easy = {"hardness": 0.1, "share": 0.2, "even_share": 0.8}
+        >>> bins = [easy, {"hardness": 0.9, "share": 0.8, "even_share": 0.2}]
+        >>> [round(share_of_hardest(bins, part), 3) for part in (0.1, 0.2, 0.6, 1.0)]
+        [0.4, 0.8, 0.9, 1.0]
+    """
+    left, share = part, 0.0
+    for each in sorted(bins, key=lambda each: -each["hardness"]):
+        taken = min(left, each["even_share"])
+        share += each["share"] * taken / each["even_share"] if each["even_share"] else 0.0
+        left -= taken
+    return share
+
+
+def figures_of(sections: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of sections, by the names that experiments use."""
+    found: dict[str, float] = {}
+    if section := sections.get("corruption"):
+        levels = [{"severity": 0, **section["clean"]}, *section["by_severity"]]
+        found |= {
+            f"corruption/{which}/{row['severity']}": row[which] for row in levels for which in ("accuracy", "ece")
+        }
+    if section := sections.get("projection_head"):
+        for task, row in section["tasks"].items():
+            found |= {f"head/{task}/{side}": row[side] for side in ("encoder", "head") if row[side] is not None}
+    if section := sections.get("hard_mining"):
+        for loss, curve in section["losses"].items():
+            for kind, row in curve["summary"].items():
+                found |= {f"hard_mining/{loss}/{kind}/{name}": value for name, value in row.items()}
+                found |= {
+                    f"hard_mining/{loss}/{kind}/hardest/{percent}": share_of_hardest(curve[kind], percent / 100)
+                    for percent in HARDEST
+                }
+    if section := sections.get("linear_probe"):
+        found[f"stage2/{wanted['probe_optimizer']}"] = section["augmented"]["metrics"]["top1"]
+    for row in sections.get("transfer") or []:
+        found[f"transfer/{row['data']}"] = row["linear_probe"]["top1"]
+    return found

@@ -1,0 +1,173 @@
+"""At which scale the experiments are run: data, encoder, budget, and where settings are chosen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CIFAR_TRANSFER = ("torchvision:CIFAR100", "torchvision:SVHN", "torchvision:STL10")
+IMAGENET_TRANSFER = (
+    "torchvision:CIFAR10",
+    "torchvision:CIFAR100",
+    "torchvision:Food101",
+    "torchvision:Flowers102",
+    "torchvision:DTD",
+    "torchvision:OxfordIIITPet",
+    "torchvision:FGVCAircraft",
+)
+NATURAL = ("simaugment", "autoaugment", "randaugment", "stacked_randaugment")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The same for all trainings of all experiments.
+
+    Attributes:
+        name: on the command line.
+        settings: of `train.py`.
+        tuning: those that differ while learning rates are chosen, on held-out images.
+        learning_rates: what is tried, by optimizer; `sgd` for others.
+        batch_sizes: of the experiment on them.
+        augmentations: of the experiment on them.
+        label_shares: of the experiment on few labels.
+        images: how many are trained on.
+        triplets_per_anchor: of the triplet loss, drawn at random; None: all of a batch, which is cubic in its size.
+        transfer: the data that encoders are probed on; None: the second half of the classes, where training sees the
+            first.
+        tune_variants: choose a learning rate for each number of positives; else that of all positives is shared.
+        seeds: how many, from 0.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    tuning: Mapping[str, Any]
+    learning_rates: Mapping[str, tuple[float, ...]]
+    batch_sizes: tuple[int, ...]
+    augmentations: tuple[str, ...] = NATURAL
+    label_shares: tuple[float, ...] = (0.01, 0.1, 0.25, 0.5, 1.0)
+    transfer: tuple[str, ...] | None = None
+    images: int = 0
+    triplets_per_anchor: int | None = None
+    tune_variants: bool = True
+    seeds: int = 3
+
+    def with_settings(self, given: Mapping[str, Any]) -> "Scale":
+        """The same under other settings of all trainings; a learning rate that is given is not chosen."""
+        rates = {"sgd": (float(given["learning_rate"]),)} if "learning_rate" in given else self.learning_rates
+        return replace(self, settings={**self.settings, **given}, learning_rates=rates)
+
+    def rates_for(self, optimizer: str) -> tuple[float, ...]:
+        """The learning rates that are tried with an optimizer."""
+        return self.learning_rates.get(optimizer, self.learning_rates["sgd"])
+
+    @property
+    def halves(self) -> tuple[str, str] | None:
+        """The first half of the classes and the second, where there is no other data to transfer to."""
+        if self.transfer is not None:
+            return None
+        join = "&" if "?" in self.settings["data"] else "?"
+        all_classes = f"{self.settings['data']}{join}classes="
+        return f"{all_classes}0-4", f"{all_classes}5-9"
+
+
+def settings_of_config(name: str) -> dict[str, Any]:
+    """The settings in one of the files of `pml_supcon/configs`."""
+    read: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    return read
+
+
+# Scikit-learn's digits (8 x 8, 10 classes) and a resnet10t of 16 to 128 channels. Training sees 251 of the 1,257
+# training images, so that there are errors left to compare; the other 1,006 are the held-out part on which learning
+# rates are chosen; 540 test images.
+DIGITS = Scale(
+    name="digits",
+    settings={
+        "data": "digits",
+        "augment": "digits",
+        "held_out": 0.8,
+        "encoder": "resnet10t",
+        "encoder_args": {"channels": [16, 32, 64, 128]},
+        "small_stem": True,
+        "channels_last": True,
+        "batch_size": 64,
+        "epochs": 40,
+        "warmup_epochs": 2.0,
+        "knn_every": 1000,
+        "save_every": 1000,
+    },
+    tuning={},
+    learning_rates={
+        "sgd": (0.01, 0.03, 0.1, 0.3, 1.0),
+        "lars": (0.1, 0.3, 1.0, 3.0, 10.0),
+        "rmsprop": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    },
+    batch_sizes=(16, 32, 64, 128),
+    augmentations=("digits", *NATURAL),
+    label_shares=(0.1, 0.25, 0.5, 1.0),
+    images=251,
+    seeds=5,
+)
+# The first 4,000 training images of CIFAR-10, of which 3,200 are trained on and 800 held out to choose learning rates;
+# the first 2,000 test images; a resnet10t of 32 to 256 channels with its own stem; 25 epochs of 50 steps: L_out's
+# embeddings leave the point to which the first steps pull them only after some hundred steps. In bfloat16, which takes
+# 0.6 of the time on a CPU that has it.
+CIFAR10_SMALL = Scale(
+    name="cifar10-small",
+    settings={
+        "data": "torchvision:CIFAR10",
+        "max_train": 4000,
+        "max_test": 2000,
+        "held_out": 0.2,
+        "augment": "simclr",
+        "encoder": "resnet10t",
+        "encoder_args": {"channels": [32, 64, 128, 256]},
+        "small_stem": False,
+        "channels_last": True,
+        "mixed_precision": "bf16",
+        "batch_size": 64,
+        "epochs": 25,
+        "warmup_epochs": 1.0,
+        "knn_every": 1000,
+        "save_every": 100,
+    },
+    tuning={},
+    learning_rates={
+        "sgd": (0.01, 0.04, 0.16, 0.64),
+        "lars": (0.3, 1.0, 3.0, 10.0),
+        "rmsprop": (3e-4, 1e-3, 3e-3, 1e-2),
+    },
+    batch_sizes=(32, 64, 128, 256, 512),
+    images=3200,
+    tune_variants=False,
+    triplets_per_anchor=100,
+)
+# All of CIFAR-10 and a ResNet-18 with the stem for small images, 100 epochs in bfloat16
+# (`pml_supcon/configs/cifar10_resnet18.yaml`). Learning rates are chosen on 5,000 held-out training images, then all
+# 50,000 are trained on.
+CIFAR10 = Scale(
+    name="cifar10",
+    settings=settings_of_config("cifar10_resnet18"),
+    tuning={"held_out": 0.1, "knn_every": 1000},
+    learning_rates={"sgd": (0.1, 0.2, 0.5, 1.0), "lars": (1.0, 2.0, 4.0, 8.0), "rmsprop": (3e-4, 1e-3, 3e-3, 1e-2)},
+    batch_sizes=(256, 512, 1024, 2048),
+    transfer=CIFAR_TRANSFER,
+    images=50_000,
+    triplets_per_anchor=100,
+)
+# ImageNet-1k and a ResNet-50 with the paper's values (`pml_supcon/configs/imagenet_resnet50.yaml`). Learning rates are
+# chosen on a hundredth of the training images that is held out, in a tenth of the epochs.
+IMAGENET = Scale(
+    name="imagenet",
+    settings=settings_of_config("imagenet_resnet50"),
+    tuning={"held_out": 0.01, "epochs": 35, "knn_every": 1000},
+    learning_rates={"lars": (0.2, 0.4, 0.8), "sgd": (0.05, 0.1, 0.2), "rmsprop": (3e-5, 1e-4, 3e-4)},  # for 256 images
+    batch_sizes=(512, 1024, 2048, 4096, 6144),
+    transfer=IMAGENET_TRANSFER,
+    images=1_281_167,
+    tune_variants=False,
+    triplets_per_anchor=100,
+)
+SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10_SMALL, CIFAR10, IMAGENET)}

@@ -1,0 +1,1 @@
+"""The loss of a batch that several processes hold together."""

@@ -1,0 +1,124 @@
+"""Which process holds which rows of a batch, and which of the tiles are its to compute."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from pml_supcon.functional.supcon.problem import Cap, Problem, rank_cap
+from pml_supcon.functional.supcon.tiled import SAFE_EXPONENT
+from pml_supcon.functional.supcon.tiled import layout as layouts
+from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
+
+Tiles = list[tuple[Tile, list[Tile]]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A batch on several processes, which all make this plan alike, each for itself.
+
+    Places in the layout go process by process, and by label within each.
+
+    Attributes:
+        layout: of the whole batch.
+        anchor_blocks: the places of each process's anchors.
+        row_blocks: the places of each process's rows.
+        anchor_order: sorts this process's anchors.
+        row_order: sorts this process's rows.
+        anchor_places: `(A,)`: where the anchor of each place stands in the view-major order of the batch.
+        rank: of this process.
+        group: the processes.
+        summation: this and the other options are those of the problem.
+    """
+
+    layout: Layout
+    anchor_blocks: list[slice]
+    row_blocks: list[slice]
+    anchor_order: Tensor
+    row_order: Tensor
+    anchor_places: Tensor
+    rank: int
+    group: ProcessGroup
+    summation: str
+    denominator: str
+    shifted: bool
+
+    @staticmethod
+    def of(
+        problem: Problem, labels: Tensor, samples: list[int], views: int, positives_cap: int | None, group: ProcessGroup
+    ) -> "Spread":
+        """The plan.
+
+        Args:
+            problem: this process's own rows, as if they were all.
+            labels: `(B,)`, of the samples of all processes one after another.
+            samples: how many of them each process has.
+            views: rows of each sample.
+            positives_cap: rows of other samples of its class that an anchor keeps as positives, None: all.
+            group: the processes.
+        """
+        rank = dist.get_rank(group)
+        anchor_views = views if problem.symmetric else 1
+        rows = [order_of(labels, block, views) for block in blocks(samples)]
+        anchors = [order_of(labels, block, anchor_views) for block in blocks(samples)]
+        row_places, anchor_places = (torch.cat([places for _, places in side]) for side in (rows, anchors))
+        cap = None
+        if positives_cap is not None:
+            cap = rank_cap(labels.repeat(views), views, positives_cap // views, len(labels) * anchor_views)
+        layout = Layout(
+            anchor_labels=labels.repeat(anchor_views)[anchor_places],
+            row_labels=labels.repeat(views)[row_places],
+            anchor_ids=anchor_places,
+            row_ids=row_places,
+            cap=cap and Cap(cap.anchor_rank[anchor_places], cap.anchor_limit[anchor_places], cap.row_rank[row_places]),
+            symmetric=problem.symmetric,
+        )
+        return Spread(
+            layout=layout,
+            anchor_blocks=blocks([number * anchor_views for number in samples]),
+            row_blocks=blocks([number * views for number in samples]),
+            anchor_order=anchors[rank][0],
+            row_order=rows[rank][0],
+            anchor_places=anchor_places,
+            rank=rank,
+            group=group,
+            summation=problem.summation,
+            denominator=problem.denominator,
+            shifted=not problem.bound <= SAFE_EXPONENT[problem.rows.dtype],
+        )
+
+    @property
+    def peers(self) -> list[int]:
+        """The processes whose rows this one meets, itself first; with symmetry half of them, as the others meet it."""
+        number = len(self.row_blocks)
+        meets = number // 2 + 1 if self.layout.symmetric else number
+        return [(self.rank + step) % number for step in range(meets)]
+
+    def tiles(self, peer: int) -> Tiles:
+        """The tiles of this process's anchors with the rows of a peer that are its to compute."""
+        mine, theirs = self.anchor_blocks[self.rank], self.row_blocks[peer]
+        found = list(self.layout.tiles(mine, theirs))
+        meet_each_other = peer != self.rank and (peer - self.rank) * 2 % len(self.row_blocks) == 0
+        if not self.layout.symmetric or not meet_each_other:
+            return found
+        return [  # each takes every other tile: the sum is the same from both sides
+            (tile, boxes)
+            for tile, boxes in found
+            if (tile[0].start - mine.start + tile[1].start - theirs.start) // layouts.TILE % 2 == (self.rank < peer)
+        ]
+
+
+def blocks(numbers: list[int]) -> list[slice]:
+    """Slices of these lengths, one after another."""
+    return [slice(stop - number, stop) for number, stop in zip(numbers, accumulate(numbers), strict=True)]
+
+
+def order_of(labels: Tensor, block: slice, views: int) -> tuple[Tensor, Tensor]:
+    """What sorts a process's view-major rows by label, and their places in the view-major order of the batch."""
+    samples = torch.arange(block.start, block.stop, device=labels.device)
+    places = (torch.arange(views, device=labels.device)[:, None] * len(labels) + samples).flatten()
+    order = torch.argsort(labels[samples].repeat(views), stable=True)
+    return order, places[order]

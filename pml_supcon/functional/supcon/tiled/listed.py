@@ -1,0 +1,113 @@
+"""The losses of listed pairs, as miners give them, in memory linear in their number: no `(A, M)` matrix.
+
+Exact as `reference`, whose definition it follows pair by pair. Where the lists are long, the dense matrix is the
+cheaper way: see `worthwhile`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+from pml_supcon.functional.supcon.tiled.precision import full_precision
+
+CHUNK = 2**15  # pairs whose rows are gathered at once
+DENSE_SHARE = 1 / 16  # of all pairs: beyond it the lists themselves take as much memory as the matrix
+
+
+def worthwhile(problem: Problem) -> bool:
+    """Whether the pairs listed are few enough that the matrix costs more."""
+    assert problem.pairs is not None  # for the type checker: asked of listed pairs only
+    listed = sum(len(anchors) for anchors in problem.pairs[::2])
+    return listed < DENSE_SHARE * len(problem.anchors) * len(problem.rows)
+
+
+def anchor_losses(problem: Problem) -> AnchorLosses:
+    """Per-anchor losses over the pairs of `problem.pairs`, each pair once; differentiable once."""
+    assert problem.pairs is not None  # for the type checker: as above
+    num_anchors, num_rows = len(problem.anchors), len(problem.rows)
+    positives, negatives = unique_keys(*problem.pairs[:2], num_rows), unique_keys(*problem.pairs[2:], num_rows)
+    a1, p, a2, n = positives // num_rows, positives % num_rows, negatives // num_rows, negatives % num_rows
+    both = torch.isin(positives, negatives, assume_unique=True)  # to be counted once in a denominator
+    with full_precision(problem.anchors.device):
+        s_pos = _PairDots.apply(problem.anchors, problem.rows, a1, p) / problem.temperature
+        s_neg = _PairDots.apply(problem.anchors, problem.rows, a2, n) / problem.temperature
+        log_neg = segment_logsumexp(s_neg, a2, num_anchors)
+        if problem.denominator == "all":
+            log_pos = segment_logsumexp(s_pos.masked_fill(both, -torch.inf), a1, num_anchors)
+            log_denominator = torch.logaddexp(log_neg, log_pos)[a1]
+        elif problem.denominator == "one_positive":
+            log_denominator = torch.where(both, log_neg[a1], torch.logaddexp(s_pos, log_neg[a1]))
+        else:
+            log_denominator = log_neg[a1]
+        number = torch.bincount(a1, minlength=num_anchors).to(s_pos.dtype)
+        valid = number > 0
+        if problem.denominator == "negatives":
+            valid = valid & (torch.bincount(a2, minlength=num_anchors) > 0)
+        log_prob = torch.where(valid[a1], s_pos - log_denominator, 0)
+        if problem.summation == "out":
+            losses = -torch.zeros_like(number).index_add(0, a1, log_prob) / number.clamp(min=1)
+        else:
+            losses = number.clamp(min=1).log() - segment_logsumexp(log_prob, a1, num_anchors)
+        return AnchorLosses(torch.where(valid, losses, 0), valid)
+
+
+def unique_keys(anchors: Tensor, others: Tensor, num_rows: int) -> Tensor:
+    """`anchor * num_rows + other` without repeats, as a set has them; triplets repeat a pair for each third member."""
+    keys: Tensor = torch.unique(anchors * num_rows + others)
+    return keys
+
+
+def segment_logsumexp(x: Tensor, segment: Tensor, size: int) -> Tensor:
+    """Log of the sum of `exp(x)` over the entries of each of `size` segments; minus infinity for an empty one."""
+    shift = x.detach().new_full((size,), -torch.inf).scatter_reduce(0, segment, x.detach(), "amax")
+    shift = shift.masked_fill(shift == -torch.inf, 0)
+    total = torch.zeros_like(shift).index_add(0, segment, (x - shift[segment]).exp())
+    some = total != 0
+    return torch.where(some, torch.where(some, total, 1).log() + shift, -torch.inf)
+
+
+class _PairDots(torch.autograd.Function):
+    """Dot products of the rows named by two index lists, whose rows are gathered a chunk at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        ctx.save_for_backward(anchors, rows, i, j)
+        dots = anchors.new_empty(len(i))
+        for start in range(0, len(i), CHUNK):
+            part = slice(start, start + CHUNK)
+            torch.sum(anchors[i[part]] * rows[j[part]], dim=1, out=dots[part])
+        return dots
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_anchors, grad_rows = _PairDotsGradient.apply(upstream, *ctx.saved_tensors, ctx.needs_input_grad[:2])
+        return grad_anchors, grad_rows, None, None
+
+
+class _PairDotsGradient(torch.autograd.Function):
+    """The gradient, as a function of its own so that a derivative of it is refused rather than taken for 0.
+
+    `wanted` says for anchors and for rows whether it is; None stands for the other.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, upstream: Tensor, anchors: Tensor, rows: Tensor, i: Tensor, j: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        grad_anchors, grad_rows = (
+            torch.zeros_like(x) if want else None for x, want in zip((anchors, rows), wanted, strict=True)
+        )
+        for start in range(0, len(i), CHUNK):
+            part = slice(start, start + CHUNK)
+            weight = upstream[part, None]
+            if grad_anchors is not None:
+                grad_anchors.index_add_(0, i[part], weight * rows[j[part]])
+            if grad_rows is not None:
+                grad_rows.index_add_(0, j[part], weight * anchors[i[part]])
+        return grad_anchors, grad_rows
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError("Listed pairs are differentiable once; a second derivative needs backend='reference'")

@@ -1,0 +1,197 @@
+"""Any loss, over the embeddings of all processes."""
+
+from contextlib import nullcontext
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from pml_supcon.distributed import collectives
+from pml_supcon.distributed.shards import Rows, agree_on_shares
+from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.problem import view_major_rows
+from pml_supcon.losses.sharing import batch_shared_by
+from pml_supcon.losses.supcon import SupConLoss, SupConLossIn, SupConLossOut
+
+OWN_LOSSES = (SupConLossOut, SupConLossIn)  # a class derived from them may compute anything
+
+
+class GlobalBatchLoss(nn.Module):
+    r"""A loss over the embeddings of all processes, exact: as if one process held the whole batch.
+
+        L = loss(rows of process 0, rows of process 1, ...)
+
+    Every process calls it with its own rows and gets the loss of the whole batch. The gradient of a process's rows is
+    `W` times theirs in `L` (`W` processes), so that the average over processes that `DistributedDataParallel` and
+    Accelerate take is exactly the gradient of one process with the whole batch. Processes may hold different numbers
+    of rows, or none. Without a process group, or with one process, it is the loss itself.
+
+    `SupConLossOut` and `SupConLossIn` share out the pairs: with the "tiled" backend a process meets the rows of the
+    others one block at a time and does `1/W` of the work in the memory of its own share; other backends, and these
+    losses inside `QueueLoss` and other wrappers, gather all rows and take `1/W` of the anchors. Losses of
+    pytorch-metric-learning are computed on every process from all rows.
+
+    Args:
+        loss: a loss that is called like PML's: `loss(embeddings, labels, ...)`.
+        miner: a PML miner, which mines in the whole batch (on the first process, for all).
+        num_views: V of `(N, D)` embeddings that are view-major; default: that of the loss, if it has one.
+        group: the processes; default: all.
+
+    Shape:
+        - embeddings: this process's `(N, D)` or `(B, V, D)`; losses of PML get all `(B, V, D)` as view-major rows.
+        - labels: this process's `(N,)` or `(B,)`, any integer dtype, or None where the loss needs none.
+        - the batch: samples of the first process, then of the second, and so on, view-major.
+        - other tensors that the loss takes, by keyword and by row or sample, as the embeddings go (`keys=`).
+
+    Raises:
+        ValueError: on every process, where one has a wrong share, or differs from the others in width, dtype, views or
+            the loss's options; names rank and value. `indices_tuple`: pairs of one process; give a `miner`.
+        ConnectionError: a process is gone; names its rank.
+
+    Note:
+        All processes have to call it, and to go backward. The numbers of rows are compared at each call, on the host. A
+        loss of PML's that draws at random draws on each process for itself; a miner draws once, for all.
+
+    Examples:
+        >>> import torch
+        >>> from pml_supcon import distributed, losses
+        >>> loss = losses.GlobalBatchLoss(losses.SupConLossOut(temperature=0.1))
+        >>> embeddings, labels = torch.randn(8, 2, 4), torch.arange(8) % 3
+        >>> bool(loss(embeddings, labels) == losses.SupConLossOut(temperature=0.1)(embeddings, labels))
+        True
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        *,
+        miner: nn.Module | None = None,
+        num_views: int | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(loss):
+            raise TypeError(f"Expected argument `loss` to be a loss module, but got {type(loss).__name__}")
+        checks.check_num_views(num_views)
+        views_of_loss = getattr(loss, "num_views", None)
+        if None not in (num_views, views_of_loss) and num_views != views_of_loss:
+            raise ValueError(
+                f"Expected argument `num_views` to be that of the loss, {views_of_loss}, but got {num_views}"
+            )
+        self.loss = loss
+        self.miner = miner
+        self.num_views = views_of_loss if num_views is None else num_views
+        self.group = group
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Any = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        **more: Tensor | None,
+    ) -> Tensor:
+        """The loss of the whole batch, a scalar; `more` tensors go by row or sample, as the embeddings do."""
+        group = collectives.default_group(self.group)
+        given = {name: tensor for name, tensor in more.items() if tensor is not None}
+        own = Rows(embeddings, labels, ref_emb, ref_labels, self.num_views, given)
+        if group is not None:
+            of_group: Tensor = self._loss_of_group(own, indices_tuple, group)
+            return of_group
+        check(own, mined=self.miner is not None)
+        return self._loss_over(own.by_sample(), indices_tuple, None)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives, and decisions on what they bring
+    def _loss_of_group(self, own: Rows, indices_tuple: Any, group: ProcessGroup) -> Tensor:
+        """The loss of the batch of all processes: our own losses leave the rows where they are."""
+        loss = self.loss
+        alone = self.miner is None and indices_tuple is None and own.ref_emb is None and not own.more
+        if alone and isinstance(loss, SupConLoss) and type(loss) in OWN_LOSSES and not loss.needs_all_rows():
+            return loss.loss_of_group(own.embeddings, own.labels, group, self.num_views)
+        error: Exception | None = None
+        try:
+            if indices_tuple is not None:
+                raise ValueError(
+                    "Expected no `indices_tuple` with several processes: it names the rows of one of them; give the "
+                    "miner to `GlobalBatchLoss(loss, miner=...)`, which mines in the whole batch"
+                )
+            check(own, mined=self.miner is not None)
+        except Exception as local:  # whatever it is, the others have to hear of it
+            error = local
+        shares = agree_on_shares(own, {"loss": describe(self.loss)}, error, group)
+        return self._loss_over(shares.gather(own, group), None, group)
+
+    def _loss_over(self, rows: Rows, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
+        """The loss of rows that all processes have."""
+        if self.miner is not None:
+            indices_tuple = self._mine(rows.view_major(), group)
+        if not getattr(self.loss, "takes_views", False):
+            rows = rows.view_major()
+        arguments = {
+            "labels": rows.labels,
+            "indices_tuple": indices_tuple,
+            "ref_emb": rows.ref_emb,
+            "ref_labels": rows.ref_labels,
+            **rows.more,
+        }
+        with nullcontext() if group is None else batch_shared_by(group):
+            loss: Tensor = self.loss(
+                rows.embeddings, **{name: value for name, value in arguments.items() if value is not None}
+            )
+        return loss
+
+    @torch.no_grad()
+    def _mine(self, rows: Rows, group: ProcessGroup | None) -> list[Tensor]:
+        """What the miner finds in the batch; the same on all processes, also where it draws at random."""
+        miner = self.miner
+        assert miner is not None  # for the type checker
+
+        def mine() -> list[Tensor]:
+            return list(miner(rows.embeddings, rows.labels, rows.ref_emb, rows.ref_labels))
+
+        if group is None:
+            return mine()
+        return [indices.to(rows.embeddings.device) for indices in collectives.from_first(mine, group)]
+
+
+def check(own: Rows, *, mined: bool) -> None:
+    """Refuse a share of the batch that cannot be right."""
+    embeddings, labels, ref_emb, ref_labels, num_views, more = own
+    checks.check_embeddings("embeddings", embeddings)
+    if labels is not None:
+        checks.check_labels("labels", labels, len(embeddings), embeddings.device)
+    elif mined:
+        raise ValueError("Expected `labels` with a `miner`, which mines by them, but got none")
+    if embeddings.ndim == 2:
+        view_major_rows(embeddings, labels, num_views)  # refuses rows that are no whole number of samples
+        if labels is not None:
+            checks.check_views_agree(labels, num_views)
+    if ref_emb is not None:
+        checks.check_fits(embeddings, "ref_emb", ref_emb)
+    if ref_labels is not None:
+        checks.check_labels("ref_labels", ref_labels, 0 if ref_emb is None else len(ref_emb), embeddings.device)
+    for name, tensor in more.items():
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(embeddings):
+            came = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"Expected `{name}` to go by row, as the {len(embeddings)} of `embeddings`, but got {came}"
+            )
+
+
+def describe(module: nn.Module) -> str:
+    """Classes, plain options and saved state of a loss and all inside it."""
+    plain = (bool, int, float, str, type(None))
+    said = []
+    for part in module.modules():
+        makers = [vars(kind)["__init__"] for kind in type(part).__mro__ if "__init__" in vars(kind)]
+        names = dict.fromkeys(name for maker in makers for name in signature(maker).parameters)
+        options = {name: value for name in names if isinstance(value := getattr(part, name, part), plain)}
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            options["state"] = str(part.get_extra_state().tolist())
+        for name, buffer in part.named_buffers(recurse=False):
+            options[name] = str(buffer.dtype)
+        said.append(f"{type(part).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})")
+    return " ".join(said)

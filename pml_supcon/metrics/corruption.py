@@ -1,0 +1,246 @@
+"""How a classifier bears corrupted images: accuracy and calibration by severity, and mean corruption errors."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.pipeline import Pipeline
+
+from pml_supcon.corruptions import CORRUPTIONS
+from pml_supcon.corruptions.corruption import SEVERITIES
+from pml_supcon.metrics._inputs import Array, as_embeddings, as_labels
+from pml_supcon.metrics.calibration import BINS, expected_calibration_error
+
+Errors: TypeAlias = Mapping[str, Sequence[float]]
+
+
+class Scores(TypedDict):
+    """Accuracy and expected calibration error of one set of predictions."""
+
+    accuracy: float
+    ece: float
+
+
+def probe_scores(probe: Pipeline, features: Array, labels: Array, *, bins: int = BINS) -> Scores:
+    """Accuracy and calibration of a fitted probe on features.
+
+    Args:
+        probe: from `fit_linear_probe`, or another classifier with ``predict_proba`` and ``classes_``.
+        features: ``(N, D)`` floats.
+        labels: ``(N,)`` integers. One that the probe was not fitted on counts as an error.
+        bins: As for `expected_calibration_error`.
+
+    Returns:
+        ``accuracy`` and ``ece``, in [0, 1].
+
+    Raises:
+        TypeError: If features are not floating point, or labels or ``bins`` not integers.
+        ValueError: If a shape or an option is wrong, or a feature is not finite.
+
+    Examples:
+        >>> from pml_supcon.testers import fit_linear_probe
+        >>> rows, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([3, 3, 7, 7])
+        >>> probe_scores(fit_linear_probe(rows, labels), rows, np.array([3, 7, 7, 7]))["accuracy"]
+        0.75
+    """
+    matrix = as_embeddings(features, "features")
+    wanted = as_labels(labels, "labels", len(matrix))
+    probabilities = probe.predict_proba(matrix)
+    columns = np.searchsorted(probe.classes_, wanted).clip(max=len(probe.classes_) - 1)
+    unseen = probe.classes_[columns] != wanted
+    if unseen.any():  # a class of probability 0, which is never the prediction
+        columns = np.where(unseen, probabilities.shape[1], columns)
+        probabilities = np.pad(probabilities, ((0, 0), (0, 1)))
+    return Scores(
+        accuracy=float((probabilities.argmax(axis=1) == columns).mean()),
+        ece=expected_calibration_error(probabilities, columns, bins=bins),
+    )
+
+
+def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Scores]:
+    """Mean accuracy and calibration error of each severity, over the corruptions.
+
+    Args:
+        scores: of every pair (corruption, severity): a full grid of any corruptions and severities.
+
+    Returns:
+        ``{severity: {"accuracy", "ece"}}`` in rising order, all in [0, 1].
+
+    Raises:
+        ValueError: If there is nothing, or a pair of the grid is missing, which is named.
+
+    Examples:
+        >>> cells = {("fog", 1): Scores(accuracy=0.75, ece=0.5), ("snow", 1): Scores(accuracy=0.25, ece=0.5)}
+        >>> scores_by_severity(cells)
+        {1: {'accuracy': 0.5, 'ece': 0.5}}
+    """
+    if not scores:
+        raise ValueError("Expected argument `scores` to hold at least one (corruption, severity), but got none.")
+    names = list(dict.fromkeys(name for name, _ in scores))
+    severities = sorted({severity for _, severity in scores})
+    missing = [(name, severity) for name in names for severity in severities if (name, severity) not in scores]
+    if missing:
+        raise ValueError(
+            "Expected argument `scores` to hold every severity of every corruption, but got none for "
+            f"{', '.join(f'{name} at {severity}' for name, severity in missing)}."
+        )
+    return {
+        severity: Scores(
+            accuracy=float(np.mean([scores[name, severity]["accuracy"] for name in names])),
+            ece=float(np.mean([scores[name, severity]["ece"] for name in names])),
+        )
+        for severity in severities
+    }
+
+
+def corruption_metrics(scores: Mapping[tuple[str, int], Scores]) -> dict[str, float]:
+    """Metrics of a full grid of corruptions and severities, by one name each.
+
+    Args:
+        scores: As for `scores_by_severity`.
+
+    Returns:
+        ``accuracy_fog_3`` and ``ece_fog_3`` of each pair, ``accuracy_severity_3`` and ``ece_severity_3`` of each
+        severity, and ``mean_error``, the mean over all pairs of 1 - accuracy; all in [0, 1].
+
+    Raises:
+        ValueError: As `scores_by_severity`.
+
+    Examples:
+        >>> corruption_metrics({("fog", 3): Scores(accuracy=0.75, ece=0.125)})["mean_error"]
+        0.25
+    """
+    by_severity = scores_by_severity(scores)
+    metrics: dict[str, float] = {}
+    for (name, severity), cell in scores.items():
+        metrics |= {f"accuracy_{name}_{severity}": cell["accuracy"], f"ece_{name}_{severity}": cell["ece"]}
+    for severity, mean in by_severity.items():
+        metrics |= {f"accuracy_severity_{severity}": mean["accuracy"], f"ece_severity_{severity}": mean["ece"]}
+    return metrics | {"mean_error": float(np.mean([1 - mean["accuracy"] for mean in by_severity.values()]))}
+
+
+def corruption_errors(scores: Mapping[tuple[str, int], Scores]) -> dict[str, list[float]]:
+    """The errors of each corruption in the order of severity, as `mean_corruption_error` takes them.
+
+    Args:
+        scores: As for `scores_by_severity`.
+
+    Returns:
+        ``{name: [1 - accuracy, ...]}``.
+
+    Raises:
+        ValueError: As `scores_by_severity`.
+
+    Examples:
+        >>> corruption_errors({("fog", s): Scores(accuracy=1 - s / 8, ece=0.0) for s in (2, 1)})
+        {'fog': [0.125, 0.25]}
+    """
+    severities = list(scores_by_severity(scores))
+    names = dict.fromkeys(name for name, _ in scores)
+    return {name: [1 - scores[name, severity]["accuracy"] for severity in severities] for name in names}
+
+
+def mean_corruption_error(errors: Errors, baseline: Errors) -> float:
+    r"""Errors under corruption over those of a baseline (mCE).
+
+    With :math:`E_{s,c}` the error at severity s of corruption c, and :math:`B_{s,c}` the baseline's,
+
+    .. math:: \mathrm{mCE} = \frac{1}{15} \sum_c \frac{\sum_{s=1}^{5} E_{s,c}}{\sum_{s=1}^{5} B_{s,c}}.
+
+    Hendrycks & Dietterich (ICLR 2019), section 3, with AlexNet as the baseline on ImageNet-C; they print 100 times it.
+
+    Args:
+        errors: for each of the 15 `CORRUPTIONS` the errors at severities 1 to 5, in [0, 1].
+        baseline: the same of the baseline.
+
+    Returns:
+        At least 0; 1 for the baseline itself, smaller is better.
+
+    Raises:
+        TypeError: If an argument is no mapping, or an error no number.
+        ValueError: If a corruption is missing or unknown, has not five errors in [0, 1], or the baseline makes no
+            error under one, which is named.
+
+    Examples:
+        >>> baseline = {name: [0.2, 0.4, 0.5, 0.6, 0.8] for name in CORRUPTIONS}
+        >>> mean_corruption_error({name: [0.25] * 5 for name in CORRUPTIONS}, baseline)
+        0.5
+    """
+    return _mean_ratio(_error_sums(errors, "errors"), _error_sums(baseline, "baseline"), "no error")
+
+
+def relative_mean_corruption_error(
+    errors: Errors, baseline: Errors, *, clean_error: float, baseline_clean_error: float
+) -> float:
+    r"""Rise of the error under corruption over that of a baseline (relative mCE).
+
+    .. math:: \frac{1}{15} \sum_c \frac{\sum_{s=1}^{5} (E_{s,c} - E_\text{clean})}
+        {\sum_{s=1}^{5} (B_{s,c} - B_\text{clean})}.
+
+    Hendrycks & Dietterich (ICLR 2019), section 3.
+
+    Args:
+        errors: As for `mean_corruption_error`.
+        baseline: As for `mean_corruption_error`.
+        clean_error: the error on clean images, in [0, 1].
+        baseline_clean_error: the same of the baseline.
+
+    Returns:
+        1 for the baseline itself; 0 where corruption costs nothing; below that where errors fall under corruption.
+
+    Raises:
+        TypeError: As `mean_corruption_error`.
+        ValueError: As `mean_corruption_error`, or if the baseline's error does not rise under a corruption, which is
+            named.
+
+    Examples:
+        >>> baseline = {name: [0.5] * 5 for name in CORRUPTIONS}
+        >>> errors = {name: [0.25] * 5 for name in CORRUPTIONS}
+        >>> relative_mean_corruption_error(errors, baseline, clean_error=0.125, baseline_clean_error=0.25)
+        0.5
+    """
+    _check_rates([clean_error], "clean_error")
+    _check_rates([baseline_clean_error], "baseline_clean_error")
+    rise = _error_sums(errors, "errors") - len(SEVERITIES) * clean_error
+    return _mean_ratio(rise, _error_sums(baseline, "baseline") - len(SEVERITIES) * baseline_clean_error, "no rise")
+
+
+def _mean_ratio(sums: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64], nothing: str) -> float:
+    # What is left of a difference of five errors that are equal is rounding.
+    low = [name for name, value in zip(CORRUPTIONS, baseline, strict=True) if value <= 1e-12]
+    if low:
+        raise ValueError(
+            "Expected argument `baseline` to be above 0 for every corruption, but got "
+            f"{nothing} under {', '.join(low)}."
+        )
+    return float((sums / baseline).mean())
+
+
+def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
+    """The sum over severities for each of `CORRUPTIONS`, (15,), checked."""
+    if not isinstance(errors, Mapping):
+        raise TypeError(f"Expected argument `{name}` to be a mapping, but got {type(errors).__name__}.")
+    missing = [corruption for corruption in CORRUPTIONS if corruption not in errors]
+    unknown = [str(corruption) for corruption in errors if corruption not in CORRUPTIONS]
+    if missing or unknown:
+        raise ValueError(
+            f"Expected argument `{name}` to hold the {len(CORRUPTIONS)} corruptions, but got none for "
+            f"{', '.join(missing) or 'no one'}, and unknown ones: {', '.join(unknown) or 'none'}."
+        )
+    for corruption in CORRUPTIONS:
+        if len(errors[corruption]) != len(SEVERITIES):
+            raise ValueError(
+                f"Expected argument `{name}` to have an error for each of severities 1 to 5, but got "
+                f"{len(errors[corruption])} under {corruption}."
+            )
+        _check_rates(errors[corruption], name)
+    return np.array([sum(errors[corruption]) for corruption in CORRUPTIONS], dtype=np.float64)
+
+
+def _check_rates(values: Sequence[float], name: str) -> None:
+    for value in values:
+        if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+            raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}.")
+        if not 0 <= value <= 1:
+            raise ValueError(f"Expected argument `{name}` to be in [0, 1], but got {value!r}.")

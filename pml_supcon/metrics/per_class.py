@@ -1,0 +1,59 @@
+"""Scores of queries, averaged class by class."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from pml_supcon.metrics._inputs import Array, Floats, as_labels
+
+
+def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dict[str, float]]:
+    """Average scores of queries by their class.
+
+    Args:
+        scores: Of `retrieval_scores`: ``(N,)`` arrays or tensors, NaN where a query has none.
+        labels: ``(N,)`` integers.
+
+    Returns:
+        For each label, in rising order, the mean of each metric over its queries that have a score (NaN where none
+        has), and ``queries``, the number of those with a score in any metric.
+
+    Raises:
+        TypeError: If labels are not integers, or scores neither arrays nor tensors.
+        ValueError: If there is no metric, their numbers of scores differ, or there is not one label per query.
+
+    Examples:
+        >>> scores = {"precision_at_1": np.array([1.0, 0.0, 1.0, math.nan])}
+        >>> per_class_means(scores, np.array([7, 7, 3, 9]))[7]
+        {'precision_at_1': 0.5, 'queries': 2.0}
+    """
+    if not scores:
+        raise ValueError("Expected argument `scores` to have a metric, but got none.")
+    columns = {name: _as_scores(values, name) for name, values in scores.items()}
+    shapes = {name: values.shape for name, values in columns.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"Expected argument `scores` to have metrics of one shape (N,), but got {shapes}.")
+    rows = len(next(iter(columns.values())))
+    classes, place = np.unique(as_labels(labels, "labels", rows), return_inverse=True)
+    means: dict[int, dict[str, float]] = {int(label): {} for label in classes}
+    for name, values in columns.items():
+        counted = ~np.isnan(values)
+        counts = np.bincount(place[counted], minlength=len(classes))
+        sums = np.bincount(place[counted], weights=values[counted], minlength=len(classes))
+        for label, total, count in zip(classes, sums, counts, strict=True):
+            means[int(label)][name] = float(total / count) if count else math.nan
+    scored = ~np.all([np.isnan(values) for values in columns.values()], axis=0)
+    for label, count in zip(classes, np.bincount(place[scored], minlength=len(classes)), strict=True):
+        means[int(label)]["queries"] = float(count)
+    return means
+
+
+def _as_scores(values: Array, name: str) -> Floats:
+    if not isinstance(values, torch.Tensor | np.ndarray):
+        raise TypeError(
+            f"Expected argument `scores` to hold torch tensors or numpy arrays, but got {type(values).__name__} for "
+            f"{name!r}."
+        )
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)

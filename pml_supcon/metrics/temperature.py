@@ -1,0 +1,68 @@
+"""The temperature of a classifier's logits, fitted to rows that neither it nor its encoder was trained on."""
+
+import logging
+import math
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import softmax
+
+from pml_supcon.metrics._class_scores import as_logits
+from pml_supcon.metrics._inputs import Array
+
+logger = logging.getLogger(__name__)
+
+LOWEST, HIGHEST = 0.01, 100.0
+NONE = 1.0  # leaves the logits as they are
+
+
+def fit_temperature(logits: Array, labels: Array) -> float:
+    r"""Choose T, between 0.01 and 100, such that :math:`\mathrm{softmax}(z / T)` has the least negative log-likelihood.
+
+    It is convex in :math:`\beta = 1 / T`; where its derivative, the mean over rows of
+    :math:`\sum_c p_c z_c - z_y`, is 0, lies the optimum (Guo et al., ICML 2017, section 4.2, temperature scaling).
+
+    The rows have to be unseen by the classifier and by the encoder under it. An encoder knows its training images: of
+    those nearly all come out right, also where the classifier never saw them, and T comes out too small.
+
+    Args:
+        logits: ``(N, C)`` finite floats, at least two columns, of rows that neither the classifier nor the encoder was
+            trained on. Computed in float64.
+        labels: ``(N,)`` integers, the right columns, from 0 to C - 1.
+
+    Returns:
+        The temperature. 1, with the reason logged as a warning, where there is no optimum between the bounds: every row
+        is right (the optimum is T = 0) or all logits of a row are the same (any T is as good), or the logits are larger
+        where they are wrong, or extremely small or large.
+
+    Raises:
+        TypeError: If logits are not floating point, or labels not integers.
+        ValueError: If a shape is wrong, a logit is not finite, or a label is no column.
+
+    Examples:
+        >>> logits = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+        >>> T = fit_temperature(logits, np.array([0, 0, 0, 1]))
+        >>> round(T, 4), round(float(softmax([2.0 / T, 0.0])[0]), 4)
+        (1.8205, 0.75)
+    """
+    rows, wanted = as_logits(logits, labels)
+    above = rows - rows[np.arange(len(rows)), wanted][:, None]  # of the right column's: a right row has none above 0
+
+    def slope(log_beta: float) -> float:
+        """Derivative of the negative log-likelihood in beta, which rises with it."""
+        return float((softmax(math.exp(log_beta) * above, axis=1) * above).sum(axis=1).mean())
+
+    low, high = -math.log(HIGHEST), -math.log(LOWEST)
+    if not above.any():
+        return _unscaled("every row has the same logit in all columns, so that any temperature is as good")
+    if slope(high) <= 0:
+        right = int((rows.argmax(axis=1) == wanted).sum())
+        return _unscaled(f"the best is {LOWEST:g} or below; of {len(rows)} held-out rows {right} are right")
+    if slope(low) >= 0:
+        return _unscaled(f"the best is {HIGHEST:g} or above: the logits mislead, or are very large")
+    return math.exp(-brentq(slope, low, high))
+
+
+def _unscaled(why: str) -> float:
+    logger.warning("No temperature could be fitted, and 1 is taken: %s.", why)
+    return NONE

@@ -1,0 +1,215 @@
+"""FAISS indexes by name, approximate ones and those on GPUs, and how many true neighbours an index finds."""
+
+import difflib
+import logging
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from pml_supcon._extras import require_faiss
+from pml_supcon.metrics._inputs import Array, Floats, Labels, as_ranked, check_count, starts_with
+from pml_supcon.metrics._strata import check_seed
+from pml_supcon.search.distances import well_conditioned
+from pml_supcon.search.exact import FAISS_MAX_K, FaissSearcher, Searcher, StreamedSearcher, without_own
+
+logger = logging.getLogger(__name__)
+
+#: Names beside `exact`, which searches all references in blocks; any string of FAISS's `index_factory` is one too.
+INDEXES = ("exact", "ivf", "hnsw", "gpu_flat", "gpu_sharded", "gpu_ivf")
+GPU_MAX_K = 2048  # FAISS finds no more neighbours than this on a GPU
+POINTS_PER_LIST = 39  # FAISS wants so many to place the centre of a list
+SLOW_K = 1000  # neighbours beyond which an approximate index has little over an exact search
+CHECKED_WIDTH = 64  # of an index that is made only to see whether its name is one
+
+
+class IndexSearcher:
+    """A FAISS index of the references.
+
+    Args:
+        faiss: the module.
+        queries: `(N, D)` float32.
+        references: `(M, D)` float32.
+        name: see `INDEXES`.
+        own: the first N references are the queries, which do not find themselves.
+
+    Raises:
+        ValueError: the name is none, there is no GPU for one that needs it, or too few references to train it.
+    """
+
+    row_bytes = 0
+
+    def __init__(self, faiss: ModuleType, queries: Floats, references: Floats, *, name: str, own: bool) -> None:
+        self.faiss, self.queries, self.own, self.name = faiss, np.ascontiguousarray(queries), own, name
+        self.index = build_index(faiss, references, name)
+
+    def find(self, rows: Labels, k: int) -> tuple[Floats, Labels]:
+        """See `Searcher`."""
+        wanted = k + int(self.own)
+        if self.name.startswith("gpu_") and wanted > GPU_MAX_K:
+            raise ValueError(
+                f"Expected at most {GPU_MAX_K} neighbours of an index on a GPU, but got {wanted}: leave out what "
+                "looks at all references of a class (`at_r=False`), or take index='exact'."
+            )
+        if hasattr(self.index, "hnsw"):
+            self.index.hnsw.efSearch = max(64, 2 * wanted)
+        distances, neighbours = self.index.search(self.queries[rows], wanted)
+        distances[neighbours < 0] = math.inf
+        return without_own(distances, neighbours, rows) if self.own else (distances, neighbours)
+
+
+def build_index(faiss: ModuleType, references: Floats, name: str) -> Any:
+    """A FAISS index of `(M, D)` references by squared L2 distance: one of `INDEXES`, or a string of FAISS's factory."""
+    rows, width = references.shape
+    lists = max(1, min(round(4 * math.sqrt(rows)), rows // POINTS_PER_LIST))
+    named = {"ivf": f"IVF{lists},Flat", "hnsw": "HNSW32,Flat", "gpu_flat": "Flat", "gpu_sharded": "Flat"}
+    factory = (named | {"gpu_ivf": named["ivf"]}).get(name, name)
+    if name.startswith("gpu_") and (not hasattr(faiss, "index_cpu_to_all_gpus") or faiss.get_num_gpus() == 0):
+        raise ValueError(f"Expected a GPU, and FAISS built for it (faiss-gpu), for index={name!r}, but there is none.")
+    try:
+        index = faiss.index_factory(width, factory)
+    except RuntimeError as error:
+        raise ValueError(expected_index(name, f" that fits a width of {width}")) from error
+    lists_inside = faiss.try_extract_index_ivf(index)  # also behind a transform such as OPQ
+    if lists_inside is not None:
+        lists_inside.nprobe = max(8, lists_inside.nlist // 16)
+        lists_inside.cp.min_points_per_centroid = 1
+    for coded in (index, lists_inside):
+        if hasattr(getattr(coded, "pq", None), "cp"):
+            coded.pq.cp.min_points_per_centroid = 1  # no warnings on stderr: `index_recall` says what is missed
+    if name.startswith("gpu_"):
+        options = faiss.GpuMultipleClonerOptions()
+        options.shard = name == "gpu_sharded"
+        index = faiss.index_cpu_to_all_gpus(index, co=options)
+    rows_in_order = np.ascontiguousarray(references)
+    try:
+        index.train(rows_in_order)
+        index.add(rows_in_order)
+    except RuntimeError as error:  # the last line of FAISS's message says what it lacks
+        why = str(error).strip().splitlines()[-1]
+        raise ValueError(f"Expected references that index={name!r} can hold, but got {rows}: {why}") from error
+    return index
+
+
+def check_index(name: str) -> None:
+    """Raise unless `name` is one of `INDEXES` or FAISS can read it; whether it fits a width, building it tells."""
+    if not isinstance(name, str):
+        raise TypeError(f"Expected argument `index` to be a string, but got {name!r}.")
+    if name in INDEXES:
+        return
+    try:
+        require_faiss().index_factory(CHECKED_WIDTH, name)
+    except RuntimeError as error:
+        if "could not parse" in str(error):  # others, such as of PQ12, may be right for another width
+            raise ValueError(expected_index(name)) from error
+
+
+def expected_index(name: str, which: str = "") -> str:
+    """What to say of a name that is none."""
+    near = difflib.get_close_matches(name, INDEXES, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return (
+        f"Expected argument `index` to be one of {', '.join(INDEXES)} or a string of FAISS's index_factory{which}, but "
+        f"got {name!r}{hint}."
+    )
+
+
+def make_searcher(
+    queries: Floats, references: Floats, *, index: str, own: bool, k: int, device: torch.device
+) -> Searcher:
+    """What finds up to k neighbours by the index named; exact ones by FAISS where k is small, on a GPU by torch."""
+    faiss = require_faiss()
+    if index != "exact":
+        if k > SLOW_K:
+            logger.warning(
+                "index=%r is asked for %d neighbours of a query, which is slow: `at_r=False` leaves out the metrics "
+                "that look at all references of a class.",
+                index,
+                k,
+            )
+        return IndexSearcher(faiss, queries, references, name=index, own=own)
+    if device.type == "cpu" and k <= FAISS_MAX_K:
+        return FaissSearcher(faiss, queries, references, own=own)
+    return StreamedSearcher(queries, references, own=own, device=device)
+
+
+def index_recall(
+    query: Array,
+    reference: Array,
+    *,
+    index: str,
+    k: Sequence[int] = (1, 10, 100),
+    queries: int = 1000,
+    seed: int = 0,
+    ref_includes_query: bool = False,
+) -> dict[int, float]:
+    r"""The share of the k nearest references that an approximate index finds, measured against the exact search.
+
+    .. math:: \frac{1}{|Q|} \sum_{q \in Q} \frac{|A_k(q) \cap E_k(q)|}{k}
+
+    with :math:`A_k` the k rows that the index gives and :math:`E_k` the k nearest (ties at the k-th distance may be
+    told apart otherwise: both counts are of rows). It is the "recall@k" of FAISS and ANN-benchmarks, not the metric of
+    `retrieval_metrics`, which asks for labels.
+
+    Args:
+        query: `(N, D)` floats.
+        reference: `(M, D)` floats.
+        index: one of `INDEXES` or a string of FAISS's `index_factory` (`"IVF4096,PQ16"`).
+        k: numbers of neighbours, each from 1 to M (M - 1 where a query is among them).
+        queries: at most so many queries are searched, drawn with `seed`.
+        seed: of the draw, at least 0.
+        ref_includes_query: the first N references are the queries, and no query finds itself: it would nearly always,
+            and the index seem better than it is.
+
+    Returns:
+        The recall in [0, 1] for each k.
+
+    Raises:
+        ImportError: FAISS is not installed.
+        TypeError: embeddings are not floating point, the index no string, or `k` holds no integers.
+        ValueError: the index is unknown, its GPU is missing or it cannot hold these references, a k is larger than
+            their number, all references are the same, or they do not start with the queries though
+            ``ref_includes_query`` says so.
+
+    Examples:
+        >>> points = np.random.default_rng(0).normal(size=(2000, 8))
+        >>> recall = index_recall(points[:100], points, index="hnsw", k=(1, 10))
+        >>> recall[1] > 0.95
+        True
+    """
+    check_count(queries, "queries")
+    check_seed(seed)
+    check_index(index)
+    if not isinstance(k, Sequence) or isinstance(k, str) or not k:
+        raise TypeError(f"Expected argument `k` to be a sequence of integers, but got {k!r}.")
+    rows, references = as_ranked(query, reference)
+    own = ref_includes_query
+    if own and not starts_with(references, rows):
+        raise ValueError(
+            "Expected argument `reference` to start with the queries, since `ref_includes_query` is set, but got "
+            f"others ({len(rows)} queries, {len(references)} references)."
+        )
+    available = len(references) - int(own)
+    for wanted in k:
+        check_count(wanted, "k")
+        if wanted > available:
+            raise ValueError(
+                f"Expected argument `k` to be at most the {available} {'other ' * own}references, but got {wanted}."
+            )
+    rows, references, _ = well_conditioned(rows, references)
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:queries])
+
+    def search(name: str) -> Labels:
+        searcher = make_searcher(rows, references, index=name, own=own, k=max(k), device=torch.device("cpu"))
+        return searcher.find(drawn, max(k))[1]
+
+    given, exact = search(index), search("exact")
+    return {few: share_found(given[:, :few], exact[:, :few]) for few in k}
+
+
+def share_found(given: Labels, exact: Labels) -> float:
+    """The share of the rows `(n, k)` in `exact` that are among those in the same line of `given`."""
+    return float(np.mean([np.isin(right, found).mean() for found, right in zip(given, exact, strict=True)]))

@@ -1,0 +1,183 @@
+"""What settings may not be, alone and together; told by flag, before data is read."""
+
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any
+
+from pml_supcon.training.config.method import CLASSIFIER, MARGIN, MINED, SUPCON
+
+if TYPE_CHECKING:
+    from pml_supcon.training.config import TrainSettings
+
+#: Settings that only some methods have.
+ONLY_WITH_METHOD = {
+    **dict.fromkeys(("temperature", "denominator", "contrast_mode", "positives_cap", "backend"), SUPCON),
+    **dict.fromkeys(("scale_by_temperature", "queue_size", "momentum"), SUPCON),
+    "margin": MARGIN,
+    "triplets_per_anchor": ("triplet",),
+    "label_smoothing": CLASSIFIER,
+    **dict.fromkeys(("supcon_weight", "classifier_weight", "classifier_alone"), ("joint",)),
+    "miner": MINED,
+    **dict.fromkeys(("head_layers", "head_width", "head_dim", "head_batch_norm"), (*MINED, "simclr")),
+}
+#: Settings that need another one, with the values of it that will do (None: any).
+ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
+    "momentum": ("queue_size", None),
+    **dict.fromkeys(("knn_every", "scored"), ("held_out", None)),
+    "miner_share": ("miner", ("ohem",)),
+    "miner_cap": ("miner", ("capped_positives",)),
+    "miner_choice": ("miner", ("capped_positives",)),
+    "decay_epochs": ("schedule", ("steps", "exponential")),
+    "decay_rate": ("schedule", ("steps", "exponential")),
+    "stage2_decay_epochs": ("stage2_schedule", ("steps", "exponential")),
+    "stage2_decay_rate": ("stage2_schedule", ("steps", "exponential")),
+}
+#: Settings that exclude each other, and why.
+NEVER_TOGETHER = (
+    ("positives_cap", "queue_size", "it counts the samples of a batch"),
+    ("positives_cap", "miner", "the miner chooses the positives"),
+    ("miner", "queue_size", "a miner sees the batch alone"),
+    ("miner", "triplets_per_anchor", "the miner chooses the triplets"),
+    ("miner", "contrast_mode", "the miner chooses the anchors"),
+    ("max_per_class", "samples_per_class", "they are two ways to fill a batch"),
+    ("max_train", "train_fraction", "both say how many images there are"),
+    ("pretrained", "encoder_weights", "the encoder starts from one of them"),
+)
+#: Lowest values, and highest; a bound in brackets is not itself allowed.
+LEAST = {
+    **dict.fromkeys(("views", "batch_size", "epochs", "head_dim", "head_layers", "head_width"), 1),
+    **dict.fromkeys(("max_train", "max_test", "image_size", "chunk_size", "triplets_per_anchor", "miner_cap"), 1),
+    **dict.fromkeys(("stage2_epochs", "stage2_batch_size", "save_every", "keep", "knn_every"), 1),
+    **dict.fromkeys(("workers", "seed", "weight_decay", "warmup_epochs", "supcon_weight", "classifier_weight"), 0),
+    **dict.fromkeys(("stage2_weight_decay", "stage2_warmup_epochs"), 0),
+}
+ABOVE_ZERO = ("learning_rate", "stage2_learning_rate", "temperature", "margin", "clip_gradient_norm")
+SHARES = {  # (lowest, lowest allowed, highest, highest allowed)
+    "train_fraction": (0, False, 1, True),
+    "miner_share": (0, False, 1, True),
+    "label_noise": (0, True, 1, True),
+    "held_out": (0, True, 1, False),
+    "label_smoothing": (0, True, 1, False),
+    "stage2_label_smoothing": (0, True, 1, False),
+    "momentum": (0, True, 1, False),
+    "ema": (0, True, 1, False),
+    "decay_rate": (0, False, 1, True),
+    "stage2_decay_rate": (0, False, 1, True),
+}
+
+
+def check(settings: "TrainSettings") -> None:
+    """Refuse settings that cannot be meant.
+
+    Raises:
+        ValueError: names the flag, what was expected and what came.
+    """
+    _check_ranges(settings)
+    given = {field.name for field in fields(settings) if getattr(settings, field.name) != default_of(field)}
+    _check_together(settings, given)
+    _check_head(settings, given)
+    _check_stage2(settings, given)
+    _check_rows(settings)
+    if settings.supcon_weight == settings.classifier_weight == 0:
+        raise ValueError("Expected --supcon_weight or --classifier_weight to be > 0, but got 0 for both")
+    if settings.resume and settings.output is None:
+        raise ValueError("Expected --output with --resume: the folder of the run that goes on, but got none")
+
+
+def default_of(field: Any) -> Any:
+    """The default of a field of a dataclass."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _check_ranges(settings: "TrainSettings") -> None:
+    least = LEAST | {"batch_size": 2 if settings.contrastive else 1}  # one image alone has no negatives
+    least |= {"views": 2 if settings.method == "simclr" else 1}  # the other views are its positives
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= bound:
+            whose = f" for {settings.method}" if name in ("batch_size", "views") else ""
+            raise ValueError(f"Expected --{name} to be at least {bound}{whose}, but got {value}")
+    for name in ABOVE_ZERO:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"Expected --{name} to be > 0, but got {value}")
+    for name, (low, with_low, high, with_high) in SHARES.items():
+        value = getattr(settings, name)
+        inside = value is None or (
+            (low <= value if with_low else low < value) and (value <= high if with_high else value < high)
+        )
+        if not inside:
+            bounds = f"{'[' if with_low else '('}{low}, {high}{']' if with_high else ')'}"
+            raise ValueError(f"Expected --{name} to be in {bounds}, but got {value}")
+    for stage in ("", "stage2_"):
+        epochs, warmup = getattr(settings, f"{stage}epochs"), getattr(settings, f"{stage}warmup_epochs")
+        if warmup > epochs:
+            raise ValueError(
+                f"Expected --{stage}warmup_epochs to be at most --{stage}epochs={epochs}, but got {warmup}"
+            )
+
+
+def _check_together(settings: "TrainSettings", given: set[str]) -> None:
+    for name, methods in ONLY_WITH_METHOD.items():
+        if name in given and settings.method not in methods:
+            raise ValueError(
+                f"Expected no --{name} with {settings.method}: it belongs to {', '.join(methods)}, "
+                f"but got {getattr(settings, name)}"
+            )
+    for name, (other, values) in ONLY_WITH.items():
+        came = getattr(settings, other)
+        if name in given and (not came if values is None else came not in values):
+            wanted = f"--{other}" + ("" if values is None else f" {' or '.join(values)}")
+            raise ValueError(f"Expected {wanted} with --{name}, but got {came or 'none'}")
+    for one, other, reason in NEVER_TOGETHER:
+        if one in given and other in given:
+            raise ValueError(f"Expected no --{one} with --{other}: {reason}, but got both")
+    for stage in ("", "stage2_"):
+        schedule, epochs = getattr(settings, f"{stage}schedule"), getattr(settings, f"{stage}decay_epochs")
+        if schedule in ("steps", "exponential") and (not epochs or min(epochs) <= 0):
+            raise ValueError(
+                f"Expected --{stage}decay_epochs to hold epochs > 0 for {schedule}, but got {epochs or 'none'}"
+            )
+        if schedule == "steps" and max(epochs) > getattr(settings, f"{stage}epochs"):
+            raise ValueError(
+                f"Expected --{stage}decay_epochs within the {getattr(settings, f'{stage}epochs')} epochs of the stage, "
+                f"but got {epochs}"
+            )
+        if schedule == "exponential" and len(epochs) > 1:
+            raise ValueError(f"Expected one of --{stage}decay_epochs for exponential, the period, but got {epochs}")
+
+
+def _check_head(settings: "TrainSettings", given: set[str]) -> None:
+    for name in ("head_width", "head_batch_norm"):
+        if name in given and settings.head_layers == 1:
+            raise ValueError(
+                f"Expected --head_layers to be at least 2 with --{name}: it is of hidden layers, but got 1"
+            )
+
+
+def _check_stage2(settings: "TrainSettings", given: set[str]) -> None:
+    flags = sorted(name for name in given if name.startswith("stage2_"))
+    if settings.has_classifier and flags:
+        raise ValueError(
+            f"Expected no --{flags[0]} with {settings.method}, which has one stage: its classifier is trained with the "
+            f"encoder, but got {getattr(settings, flags[0])}"
+        )
+    if settings.stage2_optimizer is None and flags:
+        raise ValueError(
+            f"Expected --stage2_optimizer with --{flags[0]}: without one stage 2 is logistic regression by L-BFGS, "
+            "but got none"
+        )
+
+
+def _check_rows(settings: "TrainSettings") -> None:
+    """What depends on the rows of a batch."""
+    if settings.positives_cap is not None and (settings.positives_cap < 0 or settings.positives_cap % settings.views):
+        raise ValueError(
+            f"Expected --positives_cap to be a multiple >= 0 of the number of views, {settings.views}, "
+            f"but got {settings.positives_cap}"
+        )
+    rows = settings.batch_size * settings.views
+    if settings.queue_size is not None and settings.queue_size < rows:
+        raise ValueError(
+            f"Expected --queue_size to be at least a batch, {settings.batch_size} images in {settings.views} views = "
+            f"{rows} rows, but got {settings.queue_size}"
+        )

@@ -1,0 +1,97 @@
+"""Batches of views for a stage."""
+
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
+from pml_supcon.samplers import MultiViewBatchSampler
+from pml_supcon.training.config import TrainSettings
+from pml_supcon.views import MultiViewDataset, MultiViewTensorDataset, SeededDataset, augmentation
+
+
+def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
+    """Batches of image indices; several processes need equal shares, so that the last, smaller batch is dropped."""
+    return MultiViewBatchSampler(
+        labels,
+        settings.batch_size,
+        max_per_class=settings.max_per_class,
+        samples_per_class=settings.samples_per_class,
+        drop_last=accelerator.num_processes > 1,
+        seed=settings.seed,
+        num_replicas=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+
+
+def build_plain_sampler(
+    labels: Tensor, batch_size: int, accelerator: Accelerator, *, seed: int
+) -> MultiViewBatchSampler:
+    """Plainly shuffled batches for the linear classifier."""
+    most = len(labels) // accelerator.num_processes * accelerator.num_processes
+    return MultiViewBatchSampler(
+        labels,
+        min(batch_size, most),
+        drop_last=accelerator.num_processes > 1,
+        seed=seed,
+        num_replicas=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+
+
+def check_shares(settings: TrainSettings, accelerator: Accelerator) -> None:
+    """Refuse batches that the processes cannot share equally."""
+    for name in ("batch_size", "stage2_batch_size"):
+        size = getattr(settings, name)
+        if size is not None and size % accelerator.num_processes:
+            raise ValueError(
+                f"Expected --{name} to be a multiple of the {accelerator.num_processes} processes, but got {size}"
+            )
+
+
+def build_loader(
+    data: ImageData,
+    images: MemoryImages | LazyImages,
+    sampler: MultiViewBatchSampler,
+    device: torch.device,
+    *,
+    augment: str,
+    num_views: int,
+    workers: int = 0,
+    data_on_device: Literal["auto"] | bool = "auto",
+) -> DataLoader[Any]:
+    """Batches `(B, V, C, H, W)` and labels `(B,)` of this process's share, the same for any number of workers.
+
+    Raises:
+        ValueError: images that are not held in memory, for `data_on_device`.
+    """
+    if augment == "auto":
+        augment = "digits" if data.family == "digits" else "simclr"
+    transform = augmentation(augment, data.image_size, mean=data.mean, std=data.std, family=data.family)
+    in_memory = isinstance(images, MemoryImages)
+    if data_on_device is True and not in_memory:
+        raise ValueError(
+            "Expected images of one size that fit into memory with --data_on_device, but these are decoded when read"
+        )
+    if data_on_device is True and device.type != "cuda":
+        raise ValueError(f"Expected a GPU with --data_on_device, but got {device.type}")
+    on_device = in_memory and device.type == "cuda" and data_on_device is not False
+    home = device if on_device else torch.device("cpu")
+    views: Any
+    if isinstance(images, MemoryImages):
+        views = MultiViewTensorDataset(images.images.to(home), images.labels.to(home), transform, num_views)
+    else:
+        views = MultiViewDataset(images, transform, num_views)
+    workers = 0 if on_device else workers
+    return DataLoader(
+        SeededDataset(views, home),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=SeededDataset.collate,
+        pin_memory=device.type == "cuda" and not on_device,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its iterators draw a seed: not from the generator that training goes on with
+    )

@@ -1,0 +1,112 @@
+"""Features of images, computed by all processes together."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pml_supcon.data.images import LazyImages, MemoryImages
+from pml_supcon.models import feature_width
+from pml_supcon.views import Change, evaluation_transform
+
+
+class ImagesToEmbed(Dataset[Tensor]):
+    """Images as the encoder takes them, by whole batches.
+
+    Args:
+        images: a split.
+        image_size: side of the square that the encoder sees.
+        mean: of the channels.
+        std: their deviations.
+        change: made on the uint8 squares, or None.
+    """
+
+    def __init__(
+        self,
+        images: MemoryImages | LazyImages,
+        *,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        change: Change | None = None,
+    ) -> None:
+        self.images, self.change = images, change
+        self.image_size, self.mean, self.std = image_size, mean, std
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Tensor:
+        """A batch, float `(N, C, image_size, image_size)`."""
+        places = torch.as_tensor(indices)
+        if isinstance(self.images, MemoryImages):
+            made: Tensor = self._transform(places)(self.images.images[places])
+            return made
+        singly = [self._transform(places[i : i + 1])(self.images[index][0]) for i, index in enumerate(indices)]
+        return torch.stack(singly)
+
+    def _transform(self, places: Tensor) -> Callable[[Any], Tensor]:
+        change = self.change
+        step = None if change is None else lambda images: change(images, places)
+        return evaluation_transform(self.image_size, mean=self.mean, std=self.std, change=step)
+
+
+@torch.no_grad()
+def embed(
+    encoder: nn.Module,
+    images: ImagesToEmbed,
+    indices: Sequence[int],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    workers: int = 0,
+) -> Tensor | None:
+    """The features of images, by all processes; every one calls it.
+
+    The batches are the same for any number of processes, each of which takes every so-manieth: so what rounding a batch
+    has does not depend on their number.
+
+    Args:
+        encoder: on the accelerator's device, in float32; left in evaluation mode.
+        images: a split.
+        indices: of the images in it.
+        accelerator: the processes.
+        batch_size: images that pass at a time.
+        workers: processes that load images, for each process.
+
+    Returns:
+        `(len(indices), width)` float32 on the CPU, in the order of `indices`; None on all but the main process.
+    """
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    rank, number = accelerator.process_index, accelerator.num_processes
+    loader = iter(
+        DataLoader(
+            images,
+            batch_sampler=batches[rank::number],  # type: ignore[arg-type]  # lists of indices
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # its iterator draws a seed: not from the generator that training goes on with
+        )
+    )
+    encoder.eval()
+    width = feature_width(encoder)
+    features = torch.empty(len(indices), width) if accelerator.is_main_process else None
+    for start in range(0, len(batches), number):
+        rows = torch.zeros(batch_size, width, device=accelerator.device)
+        batch = next(loader, None)
+        if batch is not None:
+            rows[: len(batch)] = encoder(batch.to(accelerator.device, non_blocking=True)).float()
+        gathered = accelerator.gather(rows)
+        if features is not None:
+            for place, part in enumerate(batches[start : start + number]):
+                first = (start + place) * batch_size
+                features[first : first + len(part)] = gathered[place * batch_size :][: len(part)].cpu()
+    return features
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

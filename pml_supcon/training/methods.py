@@ -1,0 +1,216 @@
+"""The methods of stage 1: what stands on the encoder, and the loss over it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning import miners as pml_miners
+from pytorch_metric_learning.losses import ContrastiveLoss, NPairsLoss, TripletMarginLoss
+from torch import Tensor, nn
+
+from pml_supcon import losses
+from pml_supcon.losses import GlobalBatchLoss
+from pml_supcon.miners import CappedPositivesMiner, MeasuredMiner, OnlineHardExampleMiner
+from pml_supcon.models import ProjectionHead
+from pml_supcon.training.config import TrainSettings
+from pml_supcon.views import flatten_views, split_views
+
+TRIPLET_MARGIN, PAIR_MARGIN = 0.05, 1.0  # of distances between unit vectors; PML's own
+SEMI_HARD_MARGIN = 0.2  # Schroff et al. (FaceNet, CVPR 2015)
+
+
+class EncoderWithTop(nn.Module):
+    """An encoder under a projection head or a classifier: views `(B, V, C, H, W)` to `(B, V, D)`."""
+
+    def __init__(self, encoder: nn.Module, top: nn.Module, *, channels_last: bool = False) -> None:
+        super().__init__()
+        self.encoder, self.top = encoder, top
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """All views pass in one batch, so that BatchNorm sees them together."""
+        rows: Tensor = self.top(self.features(flatten_views(views)))
+        return split_views(rows, views.shape[1])
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the encoder gives for images `(N, C, H, W)`."""
+        features: Tensor = self.encoder(images.contiguous(memory_format=self.memory_format))
+        return features
+
+
+class HeadAndClassifier(nn.Module):
+    """A projection head and a classifier side by side: features `(N, width)` to `(N, D + C)`.
+
+    Args:
+        head: to the embeddings, D wide.
+        classifier: to the logits of C classes.
+        alone: stop the classifier's gradient, so that the head alone trains what is below.
+    """
+
+    def __init__(self, head: nn.Module, classifier: nn.Module, *, alone: bool) -> None:
+        super().__init__()
+        self.head, self.classifier, self.alone = head, classifier, alone
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The embeddings, then the logits."""
+        logits = self.classifier(features.detach() if self.alone else features)
+        return torch.cat([self.head(features), logits], dim=-1)
+
+
+def build_top(settings: TrainSettings, width: int, num_classes: int) -> nn.Module:
+    """What stands on an encoder with features of a width: a head, a classifier, or both."""
+    classifier = nn.Linear(width, num_classes) if settings.has_classifier else None
+    if classifier is not None and not settings.contrastive:
+        return classifier
+    head = ProjectionHead(
+        width,
+        settings.head_dim,
+        hidden_features=settings.head_width,
+        num_layers=settings.head_layers,
+        batch_norm=settings.head_batch_norm,
+    )
+    return head if classifier is None else HeadAndClassifier(head, classifier, alone=settings.classifier_alone)
+
+
+def classifier_of(top: nn.Module) -> nn.Linear | None:
+    """The classifier in what `build_top` made, if it has one."""
+    found = top.classifier if isinstance(top, HeadAndClassifier) else top
+    return found if isinstance(found, nn.Linear) else None
+
+
+def head_of(top: nn.Module) -> ProjectionHead | None:
+    """The projection head in what `build_top` made, if it has one."""
+    found = top.head if isinstance(top, HeadAndClassifier) else top
+    return found if isinstance(found, ProjectionHead) else None
+
+
+class Criterion(nn.Module):
+    """The loss of a batch: outputs `(B, V, D)`, labels `(B,)` and a momentum encoder's keys, over all processes.
+
+    Attributes:
+        miner: what mined, with its account; None without one.
+    """
+
+    miner: MeasuredMiner | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.miner = None  # not on the class, where it would hide a module of that name
+
+    def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        """The loss, a scalar."""
+        raise NotImplementedError
+
+    def embeddings(self, outputs: Tensor) -> Tensor | None:
+        """The embeddings in the outputs `(B, V, D)`; None where there are none."""
+        return outputs
+
+
+class Contrastive(Criterion):
+    """A loss of pairs or triplets over the embeddings of all processes, with or without a miner."""
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None, *, labelled: bool) -> None:
+        super().__init__()
+        self.miner = None if miner is None else MeasuredMiner(miner)
+        self.loss = GlobalBatchLoss(loss, miner=self.miner)
+        self.labelled = labelled
+
+    def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        """See the class."""
+        loss: Tensor = self.loss(outputs, labels if self.labelled else None, keys=keys)
+        return loss
+
+
+class Classification(Criterion):
+    """Cross entropy over all views; the mean over processes is taken by whoever averages their gradients."""
+
+    def __init__(self, label_smoothing: float) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        """See the class."""
+        del keys
+        wanted = labels.repeat(outputs.shape[1])
+        return F.cross_entropy(flatten_views(outputs).float(), wanted, label_smoothing=self.label_smoothing)
+
+    def embeddings(self, outputs: Tensor) -> None:
+        """Logits are no embeddings."""
+
+
+class Joint(Criterion):
+    """Contrastive on the first `head_dim` columns plus cross entropy on the others, weighted."""
+
+    def __init__(self, contrastive: Contrastive, classification: Classification, settings: TrainSettings) -> None:
+        super().__init__()
+        self.contrastive, self.classification = contrastive, classification
+        self.miner = contrastive.miner
+        self.head_dim = settings.head_dim
+        self.weights = settings.supcon_weight, settings.classifier_weight
+
+    def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        """See the class."""
+        keys = None if keys is None else keys[..., : self.head_dim]
+        one = self.contrastive(outputs[..., : self.head_dim], labels, keys)
+        other = self.classification(outputs[..., self.head_dim :], labels)
+        loss: Tensor = self.weights[0] * one + self.weights[1] * other
+        return loss
+
+    def embeddings(self, outputs: Tensor) -> Tensor:
+        """The first columns."""
+        return outputs[..., : self.head_dim]
+
+
+def build_criterion(settings: TrainSettings) -> Criterion:
+    """The loss that the settings name."""
+    if not settings.contrastive:
+        return Classification(settings.label_smoothing)
+    contrastive = Contrastive(build_loss(settings), build_miner(settings), labelled=settings.method != "simclr")
+    if not settings.has_classifier:
+        return contrastive
+    return Joint(contrastive, Classification(settings.label_smoothing), settings)
+
+
+def build_loss(settings: TrainSettings) -> Any:
+    """The loss of pairs or triplets: ours, or PML's for the paper's comparators."""
+    if settings.method == "npairs":
+        return NPairsLoss()
+    if settings.method == "triplet":
+        return TripletMarginLoss(
+            margin=TRIPLET_MARGIN if settings.margin is None else settings.margin,
+            triplets_per_anchor=settings.triplets_per_anchor or "all",
+        )
+    if settings.method == "max_margin":
+        return ContrastiveLoss(pos_margin=0, neg_margin=PAIR_MARGIN if settings.margin is None else settings.margin)
+    kind = losses.SupConLossIn if settings.method == "supcon_in" else losses.SupConLossOut
+    loss = kind(
+        settings.temperature,
+        denominator=settings.denominator,
+        contrast_mode=settings.contrast_mode,
+        positives_cap=settings.positives_cap,
+        num_views=settings.views,
+        scale_by_temperature=settings.scale_by_temperature,
+        backend=settings.backend,
+    )
+    if settings.queue_size is None:
+        return loss
+    return losses.QueueLoss(loss, settings.head_dim, settings.queue_size)
+
+
+def build_miner(settings: TrainSettings) -> nn.Module | None:
+    """The miner that the settings name."""
+    # the triplet loss's own, where it is that: all that is mined counts there
+    semi_hard = settings.margin or (TRIPLET_MARGIN if settings.method == "triplet" else SEMI_HARD_MARGIN)
+    made: dict[str | None, Any] = {
+        None: lambda: None,
+        "batch_hard": pml_miners.BatchHardMiner,
+        "semi_hard": lambda: pml_miners.TripletMarginMiner(margin=semi_hard, type_of_triplets="semihard"),
+        "distance_weighted": pml_miners.DistanceWeightedMiner,
+        "ohem": lambda: OnlineHardExampleMiner(
+            settings.miner_share, kind="triplets" if settings.method == "triplet" else "pairs"
+        ),
+        "capped_positives": lambda: CappedPositivesMiner(settings.miner_cap, choose=settings.miner_choice),
+    }
+    miner: nn.Module | None = made[settings.miner]()
+    return miner

@@ -1,0 +1,68 @@
+"""Optimizers and schedules of a stage, by timm."""
+
+import difflib
+from typing import Any
+
+import timm.optim
+import torch
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from pml_supcon.training.config import Plan
+
+WARMUP_FROM = 0.01  # of the peak learning rate
+
+
+def check_optimizer(name: str, flag: str) -> None:
+    """Refuse what is no optimizer of timm."""
+    names = [known for known in timm.optim.list_optimizers() if known != "adahessian"]  # it needs second derivatives
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"Expected --{flag} to be one of timm's optimizers, but got {name!r}{hint}")
+
+
+def build_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
+    """A timm optimizer over what is trained, without decay on biases and norms.
+
+    LARS adapts the step to the norm of each weight, but not those of biases and norms, whatever the decay is.
+
+    Raises:
+        ValueError: arguments that the optimizer does not take.
+    """
+    groups: list[dict[str, Any]] = []
+    for decayed in (True, False):
+        chosen = [
+            parameter
+            for parameter in model.parameters()
+            if parameter.requires_grad and (plan.decay_all or parameter.ndim > 1) == decayed
+        ]
+        adapt = {"always_adapt": decayed} if plan.optimizer.removeprefix("n") in ("lars", "larc") else {}
+        if chosen:
+            groups.append({"params": chosen, "weight_decay": plan.weight_decay if decayed else 0.0, **adapt})
+    try:
+        optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+            groups, opt=plan.optimizer, lr=plan.learning_rate, weight_decay=plan.weight_decay, **plan.optimizer_args
+        )
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{plan.optimizer} could not be built with {plan.optimizer_args}: {error}") from error
+    return optimizer
+
+
+def build_schedule(plan: Plan, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
+    """The learning rate of every step (`step_update`)."""
+    total = plan.epochs * steps_per_epoch
+    warmup = {
+        "warmup_t": round(plan.warmup_epochs * steps_per_epoch),
+        "warmup_lr_init": plan.learning_rate * WARMUP_FROM,
+        "warmup_prefix": False,  # decays are counted from the first step
+        "t_in_epochs": False,
+    }
+    if plan.schedule == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=total, **warmup)
+    decay_steps = sorted(round(epoch * steps_per_epoch) for epoch in plan.decay_epochs)
+    if plan.schedule == "exponential":
+        return StepLRScheduler(optimizer, decay_t=max(1, decay_steps[0]), decay_rate=plan.decay_rate, **warmup)
+    late = [step + 1 for step in decay_steps]  # timm decays one step early
+    return MultiStepLRScheduler(optimizer, decay_t=late, decay_rate=plan.decay_rate, **warmup)

@@ -1,0 +1,135 @@
+"""The two stages, built from the settings and the data of a run."""
+
+from typing import Any, Literal
+
+import timm.layers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
+from pml_supcon.models import ChunkedEncoder, MomentumEncoder, create_encoder, feature_width
+from pml_supcon.training.config import Plan
+from pml_supcon.training.config.model import DEFAULT_ENCODER
+from pml_supcon.training.dataloaders import build_loader, build_plain_sampler
+from pml_supcon.training.job import Job
+from pml_supcon.training.methods import Classification, EncoderWithTop, build_criterion, build_top
+from pml_supcon.training.optimization import build_optimizer, build_schedule
+from pml_supcon.training.stage import Stage
+from pml_supcon.training.stage2 import FrozenEncoderWithClassifier
+
+
+def build_stage1(job: Job) -> Stage:
+    """The encoder under what the method puts on it, and the method's loss."""
+    settings, device = job.settings, job.accelerator.device
+    set_seed(settings.seed)
+    model = build_model(job)
+    network = model if settings.chunk_size is None else ChunkedEncoder(model, settings.chunk_size)
+    ema = None if settings.ema is None else ModelEmaV3(model, settings.ema, use_warmup=True).to(device)
+    key_encoder = None if settings.momentum is None else MomentumEncoder(network, settings.momentum).to(device)
+    if settings.compile:
+        model.compile()
+    criterion = build_criterion(settings).to(device)  # a queue lies with the embeddings
+    plan, sampler = settings.stage1(), job.sampler
+    optimizer, schedule, prepared = _prepare(plan, model, network, len(sampler), job.accelerator)
+    loader = build_loader(
+        job.data,
+        job.images,
+        sampler,
+        device,
+        augment=settings.augment,
+        num_views=settings.views,
+        workers=settings.workers,
+        data_on_device=settings.data_on_device,
+    )
+    stage = Stage(1, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema)
+    set_seed(settings.seed, device_specific=True)  # processes draw different masks of dropout
+    return stage
+
+
+def build_stage2(job: Job, first: Stage) -> Stage | None:
+    """A classifier on the encoder of stage 1, which stays as it is; None where no optimizer trains one."""
+    settings, plan = job.settings, job.settings.stage2()
+    if plan is None:
+        return None
+    return build_classifier_stage(
+        first.scored().encoder,
+        job.data,
+        job.images,
+        job.accelerator,
+        plan,
+        batch_size=settings.stage2_batch_size or settings.batch_size,
+        augment=settings.stage2_augment or settings.augment,
+        seed=settings.seed,
+        label_smoothing=settings.stage2_label_smoothing,
+        channels_last=settings.channels_last,
+        workers=settings.workers,
+        data_on_device=settings.data_on_device,
+        first_step=first.last_step,
+    )
+
+
+def build_classifier_stage(
+    encoder: nn.Module,
+    data: ImageData,
+    images: MemoryImages | LazyImages,
+    accelerator: Accelerator,
+    plan: Plan,
+    *,
+    batch_size: int,
+    augment: str,
+    seed: int,
+    label_smoothing: float = 0.0,
+    channels_last: bool = False,
+    workers: int = 0,
+    data_on_device: Literal["auto"] | bool = "auto",
+    first_step: int = 0,
+) -> Stage:
+    """A linear classifier on any encoder, which is frozen, over augmented images with their labels."""
+    set_seed(seed)
+    model = FrozenEncoderWithClassifier(encoder, data.num_classes, channels_last=channels_last)
+    sampler = build_plain_sampler(images.labels, batch_size, accelerator, seed=seed)
+    optimizer, schedule, prepared = _prepare(plan, model, model, len(sampler), accelerator)
+    loader = build_loader(
+        data,
+        images,
+        sampler,
+        accelerator.device,
+        augment=augment,
+        num_views=1,
+        workers=workers,
+        data_on_device=data_on_device,
+    )
+    criterion = Classification(label_smoothing)
+    return Stage(2, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, first_step=first_step)
+
+
+def _prepare(
+    plan: Plan, model: nn.Module, network: nn.Module, steps_per_epoch: int, accelerator: Accelerator
+) -> tuple[Any, Scheduler, nn.Module]:
+    """The optimizer, its schedule, and the network as accelerate makes it data-parallel."""
+    optimizer = build_optimizer(plan, model)
+    schedule = build_schedule(plan, optimizer, steps_per_epoch)
+    prepared, optimizer = accelerator.prepare(network, optimizer)
+    return optimizer, schedule, prepared
+
+
+def build_model(job: Job) -> EncoderWithTop:
+    """The encoder with what the method puts on it."""
+    settings, data = job.settings, job.data
+    encoder = create_encoder(
+        settings.encoder or DEFAULT_ENCODER,
+        in_chans=data.in_chans,
+        image_size=data.image_size,
+        small_stem=settings.small_stem,
+        pretrained=settings.pretrained,
+        checkpoint=settings.encoder_weights,
+        **settings.encoder_args,
+    )
+    top = build_top(settings, feature_width(encoder), data.num_classes)
+    if settings.sync_batch_norm:
+        encoder = timm.layers.convert_sync_batchnorm(encoder)
+        top = nn.SyncBatchNorm.convert_sync_batchnorm(top)
+    return EncoderWithTop(encoder, top, channels_last=settings.channels_last)

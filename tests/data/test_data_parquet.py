@@ -1,0 +1,149 @@
+"""`load_data` on Parquet files that the tests write themselves, and every error it promises."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pml_supcon.data.opening import load_data
+
+CIFAR10 = Path(__file__).parents[2] / "../shared/data/cifar10"
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    module = pytest.importorskip("datasets")
+    monkeypatch.setattr(module.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    module.disable_progress_bars()
+    return module
+
+
+def write_parquet(datasets, folder, *, label="label", feature=None, **splits):
+    """Write flat 6 x 6 images with the given labels, one Parquet file per split."""
+    folder.mkdir()
+    for split, labels in splits.items():
+        images = [Image.new("RGB", (6, 6), (i % 256, 0, 100)) for i in range(len(labels))]
+        features = {"image": datasets.Image()}
+        columns = {"image": images}
+        if label is not None:
+            features[label] = feature or datasets.ClassLabel(names=["cat", "dog", "owl"])
+            columns[label] = labels
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return f"hf:{folder}"
+
+
+def test_parquet_folder(tmp_path, datasets):
+    spec = write_parquet(datasets, tmp_path / "set", train=[0, 1, 2, 0, 1, 2, 0], test=[2, 1])
+    data = load_data(spec)
+    assert data.class_names == ("cat", "dog", "owl")
+    assert data.train_labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert data.test_labels.tolist() == [2, 1]
+    assert data.train.images[:, 0, 3, 3].tolist() == list(range(7)), "rows out of order"
+    assert data.image_size == 6
+
+
+def test_parquet_subsets_are_the_first_rows_or_stratified(tmp_path, datasets):
+    spec = write_parquet(datasets, tmp_path / "mixed", train=[0, 1, 2] * 4, test=[0, 1, 2])
+    assert load_data(spec, max_train=5).train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    spec = write_parquet(datasets, tmp_path / "sorted", train=[0] * 6 + [1] * 6 + [2] * 6, test=[0, 1, 2])
+    assert load_data(spec, max_train=6).train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_parquet_without_test_uses_validation_or_splits(tmp_path, datasets):
+    spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2], validation=[1, 1])
+    assert load_data(spec).test_labels.tolist() == [1, 1]
+    spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 2] * 10)
+    data = load_data(spec)
+    assert data.test_labels.bincount().tolist() == [3, 3, 3]
+
+
+def test_parquet_integer_labels_are_numbered(tmp_path, datasets):
+    spec = write_parquet(
+        datasets, tmp_path / "a", label="target", feature=datasets.Value("int64"), train=[7, 3, 7, 3], test=[3]
+    )
+    data = load_data(spec)
+    assert data.class_names == ("3", "7")
+    assert data.train_labels.tolist() == [1, 0, 1, 0]
+    assert data.test_labels.tolist() == [0]
+
+
+def test_parquet_text_labels_can_be_named(tmp_path, datasets):
+    spec = write_parquet(
+        datasets, tmp_path / "a", label="word", feature=datasets.Value("string"), train=["b", "a", "b"], test=["a"]
+    )
+    with pytest.raises(
+        ValueError, match=r"column of labels \(ClassLabel or integer\), but the columns are image, word"
+    ):
+        load_data(spec)
+    assert load_data(f"{spec}?label=word").class_names == ("a", "b")
+
+
+def test_parquet_errors(tmp_path, datasets, monkeypatch):
+    spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2, 0], test=[0, 1])
+    with pytest.raises(ValueError, match=r"a column 'fine' in .*, but its columns are image, label"):
+        load_data(f"{spec}?label=fine")
+    with pytest.raises(ValueError, match="options of `hf:` to be among: classes, image, label, name; but got lable"):
+        load_data(f"{spec}?lable=fine")
+    with pytest.raises(ValueError, match=r"Expected `\?NAME=VALUE`"):
+        load_data(f"{spec}?fine")
+    spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 0], test=[2, 1])
+    with pytest.raises(ValueError, match="among those of train, but owl are not"):
+        load_data(spec)
+    spec = write_parquet(datasets, tmp_path / "c", train=[0, 1, 0], test=[-1, 1])
+    with pytest.raises(ValueError, match=r"label in every row .*, but 1 rows of test have none"):
+        load_data(spec)
+    spec = write_parquet(datasets, tmp_path / "d", label=None, train=[0, 1], test=[0])
+    with pytest.raises(ValueError, match=r"column of labels .*, but the columns are image"):
+        load_data(spec)
+    spec = write_parquet(datasets, tmp_path / "e", test=[0, 1])
+    with pytest.raises(ValueError, match=r"split named train .* but its splits are test"):
+        load_data(spec)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="`datasets` could not load"):
+        load_data(f"hf:{tmp_path}/empty")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        load_data(f"hf:{tmp_path}/nowhere")
+
+    def offline(*args):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    absent = r"`datasets` could not load 'someone/something' \(nor is there a folder of that name\): no network"
+    with pytest.raises(ValueError, match=absent):
+        load_data("hf:someone/something")
+
+
+def test_parquet_with_several_label_columns(tmp_path, datasets):
+    classes = datasets.ClassLabel(names=["a", "b"])
+    features = datasets.Features({"img": datasets.Image(), "fine": classes, "coarse": classes})
+    images = [Image.new("L", (6, 6), 9 * i) for i in range(10)]
+    rows = datasets.Dataset.from_dict({"img": images, "fine": [0, 1] * 5, "coarse": [1, 0] * 5}, features=features)
+    (tmp_path / "a").mkdir()
+    rows.to_parquet(tmp_path / "a/train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="one column of labels, but got fine, coarse"):
+        load_data(f"hf:{tmp_path}/a")
+    data = load_data(f"hf:{tmp_path}/a?label=coarse")
+    assert torch.equal(data.train.labels, (data.train.images[:, 0, 0, 0] // 9 + 1) % 2)
+
+
+def test_corrupt_row_is_named(tmp_path, datasets):
+    rows = {"image": [{"bytes": b"nothing", "path": None}] * 2, "label": [0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    (tmp_path / "a").mkdir()
+    for split in ("train", "test"):
+        path = tmp_path / f"a/{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    with pytest.raises(ValueError, match="row 0 of train is not a readable image"):
+        load_data(f"hf:{tmp_path}/a")
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not beside the repository")
+def test_cifar10(datasets):
+    data = load_data(f"hf:{CIFAR10}", max_train=200, max_test=100)
+    assert data.class_names[:2] == ("airplane", "automobile")
+    assert data.train.images.shape == (200, 3, 32, 32)
+    assert (len(data.test), data.num_classes, data.family) == (100, 10, "natural")
+    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.03)
+    assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=0.03)

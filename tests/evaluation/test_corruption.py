@@ -1,0 +1,146 @@
+"""The section "corruption" of an evaluation, on a subject whose features are its pixels."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from pml_supcon.corruptions import CORRUPTIONS, Corruption
+from pml_supcon.evaluation.sections.corruption import corruption
+from pml_supcon.evaluation.settings import EvaluateSettings
+from pml_supcon.metrics import fit_linear_probe
+
+DIGITS = load_digits()
+IMAGES = torch.from_numpy((DIGITS.images * 255 / 16).astype(np.uint8))[:, None]
+LABELS = torch.from_numpy(DIGITS.target)
+
+
+class PixelSubject:
+    """What a section asks of a subject."""
+
+    def __init__(self, settings, *, is_main=True):
+        self.settings, self.is_main, self.asked, self.told = settings, is_main, [], []
+        self.images = {"train": IMAGES[:200], "test": IMAGES[300:400]}
+        self.data = SimpleNamespace(
+            spec="digits",
+            image_size=8,
+            in_chans=1,
+            test=range(100),
+            num_classes=10,
+            class_names=tuple("0123456789"),
+        )
+
+    def labels(self, split, *, most=None):
+        return (LABELS[:200] if split == "train" else LABELS[300:400])[:most]
+
+    def features(self, split, *, change=None, of="encoder", most=None):
+        self.asked.append((split, None if change is None else change.key))
+        images = self.images[split][:most]
+        if change is not None:
+            images = change(images, torch.arange(len(images)))
+        return images.flatten(1).float() / 255 if self.is_main else torch.empty(0, 0)
+
+    def tell(self, text):
+        self.told.append(text)
+
+
+SOME = EvaluateSettings(corruptions=("contrast", "shot_noise"), severities=(4, 2), corruption_images=90, inverse_l2=1.0)
+ALL = EvaluateSettings(corruption_images=20, inverse_l2=1.0)
+
+
+def report(section, **changes):
+    data = {"spec": "digits", "test": 100, "image_size": 8, "in_chans": 1}
+    return {"data": data, "sections": {"corruption": {**section, **changes}}}
+
+
+def test_the_section_by_hand():
+    found = corruption(PixelSubject(SOME))
+    assert json.loads(json.dumps(found)) == found
+    assert (found["strengths"], found["images"], found["baseline"]) == ("32", 90, None)
+    assert found["mean_corruption_error"] is None
+    probe = fit_linear_probe(IMAGES[:200].flatten(1).float() / 255, LABELS[:200])
+    accuracies = {}
+    for name in ("contrast", "shot_noise"):
+        assert [cell["severity"] for cell in found["corruptions"][name]] == [2, 4]
+        for cell in found["corruptions"][name]:
+            images = Corruption(name, cell["severity"], seed=0)(IMAGES[300:390], range(90))
+            right = probe.predict(images.flatten(1).float().numpy() / 255) == LABELS[300:390].numpy()
+            assert cell["accuracy"] == right.mean()
+            assert 0 <= cell["ece"] <= 1
+            accuracies[name, cell["severity"]] = right.mean()
+    assert found["mean_error"] == pytest.approx(1 - np.mean(list(accuracies.values())))
+    for row in found["by_severity"]:
+        expected = (accuracies["contrast", row["severity"]] + accuracies["shot_noise", row["severity"]]) / 2
+        assert row["accuracy"] == pytest.approx(expected)
+    clean = probe.predict(IMAGES[300:390].flatten(1).float().numpy() / 255) == LABELS[300:390].numpy()
+    assert found["clean"]["accuracy"] == clean.mean()
+
+
+def test_all_processes_ask_for_the_same_features():
+    main, other = PixelSubject(SOME), PixelSubject(SOME, is_main=False)
+    assert corruption(main) is not None
+    assert corruption(other) is None
+    assert main.asked == other.asked
+    assert len(main.asked) == len(set(main.asked)) == 6
+
+
+def test_a_class_that_train_lacks_is_told():
+    subject = PixelSubject(SOME)
+    subject.labels = lambda split, most=None: (LABELS[:200] % 9 if split == "train" else LABELS[300:400])[:most]
+    assert corruption(subject)["clean"]["accuracy"] < 1
+    assert "9 (" in subject.told[0]
+
+
+@pytest.fixture(scope="module")
+def full_section():
+    return corruption(PixelSubject(ALL))
+
+
+def test_a_baseline_of_its_own_gives_one(full_section, tmp_path):
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(report(full_section)))
+    assert list(full_section["corruptions"]) == list(CORRUPTIONS)
+    found = corruption(PixelSubject(replace(ALL, corruption_baseline=path)))
+    assert found["mean_corruption_error"] == pytest.approx(1)
+    assert found["baseline"] == str(path)
+    assert {**found, "mean_corruption_error": None, "baseline": None} == full_section
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"strengths": "224"}, "which has strengths '224'; here it is '32'"),
+        ({"images": 30}, "which has images 30; here it is 20"),
+        ({"corruptions": {"fog": []}}, "which will not do: .* at least one"),
+        ({"corruptions": {"fog": [{"severity": 1, "accuracy": 0.5, "ece": 0}]}}, "will not do: .* none for gaussian"),
+        ({"corruptions": [1]}, "which has none that can be read"),
+    ],
+)
+def test_a_baseline_that_is_none_is_refused_before_any_features(full_section, tmp_path, change, text):
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(report(full_section, **change)))
+    subject = PixelSubject(replace(ALL, corruption_baseline=path))
+    with pytest.raises(ValueError, match=text):
+        corruption(subject)
+    assert subject.asked == []
+
+
+def test_other_files_and_half_a_grid_are_refused(full_section, tmp_path):
+    path = tmp_path / "evaluation.json"
+    for text in ("no json", "[]", '{"sections": {}}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r'with a section "corruption", but got .*evaluation\.json'):
+            corruption(PixelSubject(replace(ALL, corruption_baseline=path)))
+    other = report(full_section)
+    other["data"]["spec"] = "cifar10"
+    path.write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="which has spec 'cifar10'; here it is 'digits'"):
+        corruption(PixelSubject(replace(ALL, corruption_baseline=path)))
+    with pytest.raises(ValueError, match=r"but got none of: .*fog, .*severity 1"):
+        corruption(PixelSubject(replace(SOME, corruption_baseline=path)))
+    with pytest.raises(FileNotFoundError):
+        corruption(PixelSubject(replace(ALL, corruption_baseline=tmp_path / "none.json")))

@@ -1,0 +1,266 @@
+"""The sections "linear_probe" and "calibration" of an evaluation, and the probe that is trained on augmented images."""
+
+import json
+import math
+import os
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers.process_groups import free_port, run_processes
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from pml_supcon.data.opening import load_data
+from pml_supcon.evaluation.sections.augmented_probe import train_augmented_probe
+from pml_supcon.evaluation.sections.calibration import calibration
+from pml_supcon.evaluation.sections.linear_probe import linear_probe
+from pml_supcon.training.scoring import classifier_metrics
+from pml_supcon.views import evaluation_transform
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Pixels(nn.Module):
+    """Digits as their pixels, after BatchNorm and dropout, which training would change."""
+
+    num_features = 64
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm2d(1), nn.Dropout(0.5)
+        self.scale = nn.Parameter(torch.ones(64))
+
+    def forward(self, images):
+        return self.dropout(self.norm(images)).flatten(1) * self.scale
+
+
+@dataclass
+class Subject:
+    """What the sections ask of a subject, with the pixels of digits as features."""
+
+    data: object
+    accelerator: Accelerator
+    is_main: bool = True
+    encoder: nn.Module = field(default_factory=lambda: Pixels().eval())
+    settings: object = None
+    told: list = field(default_factory=list)
+    asked: list = field(default_factory=list)
+
+    def features(self, split):
+        self.asked.append(split)
+        images = (self.data.train if split == "train" else self.data.test).images
+        transform = evaluation_transform(8, mean=self.data.mean, std=self.data.std)
+        with torch.no_grad():
+            return self.encoder(transform(images))
+
+    def labels(self, split):
+        return self.data.train_labels if split == "train" else self.data.test_labels
+
+    def tell(self, text):
+        self.told.append(text)
+
+
+SETTINGS = {
+    "seed": 0,
+    "inverse_l2": None,
+    "shares": (0.05, 1.0),
+    "shots": (1, 5),
+    "draws": 10,
+    "bins": 15,
+    "probe_optimizer": None,
+    "probe_epochs": 3,
+    "probe_learning_rate": 0.2,
+    "probe_batch_size": 128,
+    "workers": 0,
+}
+
+
+def subject(*, data=None, is_main=True, **settings):
+    data = data or load_data("digits", max_train=400, max_test=200)
+    return Subject(data, Accelerator(cpu=True), is_main=is_main, settings=SimpleNamespace(**(SETTINGS | settings)))
+
+
+def logits_by_scikit_learn(train, learnt, test, penalty):
+    scaler = StandardScaler().fit(train)
+    return LogisticRegression(C=penalty, max_iter=1000).fit(scaler.transform(train), learnt), scaler.transform(test)
+
+
+def test_linear_probe_section():
+    looked_at = subject()
+    section = json.loads(json.dumps(linear_probe(looked_at)))
+    train, test = looked_at.features("train").numpy(), looked_at.features("test").numpy()
+    learnt, wanted = looked_at.labels("train").numpy(), looked_at.labels("test").numpy()
+    probe, rows = logits_by_scikit_learn(train, learnt, test, section["inverse_l2"])
+    found = probe.predict(rows)
+    assert section["metrics"]["top1"] == pytest.approx((found == wanted).mean(), abs=0.006)
+    assert section["metrics"]["top5"] > section["metrics"]["top1"] > 0.85
+    assert section["per_class"] == {
+        str(c): pytest.approx((found == c)[wanted == c].mean(), abs=0.06) for c in range(10)
+    }
+    assert section["tried"][f"{section['inverse_l2']:g}"] > max(section["tried"].values()) - 0.06
+    assert len(section["tried"]) > 3
+    assert [(point["share"], point["images"]) for point in section["learning_curve"]] == [(0.05, 20), (1.0, 400)]
+    probe, rows = logits_by_scikit_learn(train, learnt, test, 1.0)  # a penalty that no label has chosen
+    whole = (probe.predict(rows) == wanted).mean()
+    assert section["learning_curve"][1]["top1"] == pytest.approx(whole, abs=0.006)
+    assert [(result["shots"], result["draws"]) for result in section["few_shot"]] == [(1, 10), (5, 10)]
+    assert all(result["low"] < result["accuracy"] < result["high"] for result in section["few_shot"])
+    assert "augmented" not in section
+    assert not [text for text in looked_at.told if "edge" not in text]
+
+
+def test_settings_reach_the_linear_probe():
+    looked_at = subject(inverse_l2=0.005, shares=(0.5,), shots=(2,), draws=3)
+    section = linear_probe(looked_at)
+    assert (section["inverse_l2"], section["tried"]) == (0.005, {})
+    assert [point["images"] for point in section["learning_curve"]] == [200]
+    assert [(result["shots"], result["draws"]) for result in section["few_shot"]] == [(2, 3)]
+    assert looked_at.told == []
+
+
+def without(data, label, *, keep=0):
+    """The same data without the training images of a class, but a few."""
+    rows = torch.cat([(data.train_labels != label).nonzero()[:, 0], (data.train_labels == label).nonzero()[:keep, 0]])
+    return replace(data, train=data.train.select(rows, data.train_labels[rows]))
+
+
+def test_a_class_that_train_lacks_is_told():
+    data = load_data("digits", max_train=400, max_test=200)
+    looked_at = subject(data=without(data, 3), inverse_l2=0.01)
+    count = int((data.test_labels == 3).sum())
+    section = linear_probe(looked_at)
+    assert section["per_class"]["3"] == 0.0
+    assert section["metrics"]["top5"] <= 1 - count / 200
+    assert section["few_shot"][1]["accuracy"] <= 1 - count / 200
+    start = f"No training image has a class of these test images: 3 ({count}); "
+    assert looked_at.told == [start + "they count as errors of the linear probe and of few-shot accuracy."]
+    found = calibration(looked_at)
+    assert looked_at.told[1:] == [start + "calibration leaves them out."]
+    assert sum(part["count"] for part in found["reliability"]["before"]) == 200 - count
+
+
+def test_shots_that_a_class_is_too_small_for_are_told():
+    data = without(load_data("digits", max_train=400, max_test=200), 3, keep=4)
+    looked_at = subject(data=data, inverse_l2=0.01)
+    section = linear_probe(looked_at)
+    assert [result["shots"] for result in section["few_shot"]] == [1]
+    assert looked_at.told == ["Few-shot accuracy is left out for 5 shots: the class 3 has 4 training images."]
+
+
+def test_calibration_section():
+    looked_at = subject(inverse_l2=100.0, bins=10)
+    section = json.loads(json.dumps(calibration(looked_at)))
+    assert section["bins"] == 10
+    assert section["temperature"] > 0
+    wanted = looked_at.labels("test").numpy()
+    for name in ("before", "after"):
+        diagram = section["reliability"][name]
+        assert [(part["low"], part["high"]) for part in diagram] == [(m / 10, (m + 1) / 10) for m in range(10)]
+        filled = [part for part in diagram if part["count"]]
+        assert sum(part["count"] for part in filled) == len(wanted)
+        error = sum(part["count"] * abs(part["confidence"] - part["accuracy"]) for part in filled) / len(wanted)
+        assert section[name]["ece"] == pytest.approx(error)
+        assert section[name].keys() == {"ece", "classwise_ece", "nll", "brier"}
+    assert section["after"]["nll"] < section["before"]["nll"]  # it is too sure of itself under so weak a penalty
+    accuracy = [
+        sum(p["count"] * p["accuracy"] for p in section["reliability"][n] if p["count"]) for n in section["reliability"]
+    ]
+    assert accuracy[0] == pytest.approx(accuracy[1])  # a temperature changes no prediction
+
+
+def test_other_processes_ask_for_the_same_features_and_return_nothing():
+    for section in (linear_probe, calibration):
+        main, other = subject(inverse_l2=0.01), subject(is_main=False)
+        section(main)
+        assert section(other) is None
+        assert other.asked == main.asked == ["train", "test"]
+
+
+# The probe that is trained on augmented images
+
+
+def test_augmented_probe_learns_and_leaves_the_encoder_as_it_is():
+    looked_at = subject(data=load_data("digits"))
+    encoder = looked_at.encoder.train()  # as it may come
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    scores = {}
+    for optimizer, rate in (("lars", 20.0), ("rmsprop", 0.002), ("sgd", 0.05)):
+        options = {"optimizer": optimizer, "epochs": 6, "learning_rate": rate, "batch_size": 128}
+        classifier = train_augmented_probe(encoder, looked_at.data, looked_at.accelerator, **options)
+        assert (classifier.in_features, classifier.out_features) == (64, 10)
+        scores[optimizer] = classifier_metrics(classifier, looked_at.features("test"), looked_at.labels("test"))["top1"]
+    assert min(scores.values()) > 0.8, scores
+    assert not encoder.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
+    again = train_augmented_probe(encoder, looked_at.data, looked_at.accelerator, **options)
+    assert torch.equal(again.weight, classifier.weight)
+    plain = train_augmented_probe(encoder, looked_at.data, looked_at.accelerator, **options, augment="none")
+    assert not torch.equal(plain.weight, classifier.weight)
+
+
+def test_section_has_the_augmented_probe_where_it_is_asked_for():
+    looked_at = subject(inverse_l2=0.01, probe_optimizer="sgd", probe_epochs=4)
+    section = linear_probe(looked_at)
+    expected = train_augmented_probe(
+        Pixels(), looked_at.data, looked_at.accelerator, optimizer="sgd", epochs=4, learning_rate=0.1, batch_size=128
+    )
+    scores = classifier_metrics(expected, looked_at.features("test"), looked_at.labels("test"))
+    found = section["augmented"]
+    assert (found["optimizer"], found["epochs"], found["metrics"]) == ("sgd", 4, scores)
+    few, whole = found["learning_curve"]
+    assert whole == {"share": 1.0, "images": 400, **scores}
+    assert (few["share"], few["images"]) == (0.05, 20)
+    assert few["top1"] < whole["top1"]
+
+
+def on_processes(rank, port):
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    looked_at = subject(data=load_data("digits", max_train=256, max_test=100))
+    assert looked_at.accelerator.num_processes == 2
+    # without augmentation, which is drawn by the share of a batch
+    options = {"optimizer": "sgd", "epochs": 3, "learning_rate": 0.2, "augment": "none"}
+    classifier = train_augmented_probe(Pixels(), looked_at.data, looked_at.accelerator, batch_size=128, **options)
+    with pytest.raises(ValueError, match="`batch_size` to be a multiple of the 2 processes, but got 127"):
+        train_augmented_probe(Pixels(), looked_at.data, looked_at.accelerator, batch_size=127, **options)
+    return classifier.weight.detach()
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    one, other = run_processes(on_processes, 2, tmp_path, free_port())
+    looked_at = subject(data=load_data("digits", max_train=256, max_test=100))
+    options = {"optimizer": "sgd", "epochs": 3, "learning_rate": 0.2, "batch_size": 128, "augment": "none"}
+    alone = train_augmented_probe(Pixels(), looked_at.data, looked_at.accelerator, **options)
+    assert torch.equal(one, other)
+    torch.testing.assert_close(one, alone.weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"optimizer": "momentun"}, ValueError, "--probe_optimizer to be one of timm's optimizers, but got 'momentun'"),
+        ({"epochs": 0}, ValueError, "`epochs` to be at least 1, but got 0"),
+        ({"batch_size": 0}, ValueError, "`batch_size` to be at least 1, but got 0"),
+        ({"learning_rate": 0.0}, ValueError, "`learning_rate` to be above 0, but got 0.0"),
+        ({"learning_rate": math.nan}, ValueError, "`learning_rate` to be above 0, but got nan"),
+        ({"schedule": "steps"}, ValueError, "`schedule` to be cosine or constant, but got 'steps'"),
+        ({"optimizer_args": {"speed": 1}}, ValueError, "sgd could not be built with {'speed': 1}"),
+        ({"learning_rate": 1e38, "epochs": 2}, FloatingPointError, "became"),
+    ],
+)
+def test_augmented_probe_refuses_bad_options(options, error, message):
+    data = load_data("digits", max_train=64, max_test=20)
+    given = {"optimizer": "sgd", "epochs": 1, "learning_rate": 0.1, "batch_size": 16} | options
+    with pytest.raises(error, match=message):
+        train_augmented_probe(Pixels(), data, Accelerator(cpu=True), **given)

@@ -1,0 +1,300 @@
+"""The report, in a browser and as text: what it shows, what it refuses, and that it needs nothing but its file."""
+
+import copy
+import re
+from html.parser import HTMLParser
+
+import pytest
+from helpers.chromium import Browser
+from helpers.report_cases import ANIMALS, CORRUPTIONS, evaluation, photographs
+
+from pml_supcon.evaluation.report import Evaluation, write_report
+from pml_supcon.evaluation.report.tables import MINUS, NONE
+
+PICTURES = photographs(400, 32)
+HOSTILE = "<script>window.broken = 1</script>"
+ODD_NAMES = ("", HOSTILE, "🦆 mallard", "x" * 200, "$a_1$ & 'b' \"c\"", "ordinary")
+
+
+def made(content, pictures=PICTURES):
+    return Evaluation(content, {"test": pictures, "train": pictures})
+
+
+def odd():
+    """Names of all sorts, a class without queries, None wherever it may be, and little of everything."""
+    content = evaluation(title=HOSTILE, classes=ODD_NAMES, points=7, queries=2)
+    sections = content["sections"]
+    sections["retrieval"]["per_class"]["ordinary"] = {"precision_at_1": None, "queries": 0}
+    sections["retrieval"]["per_class"].pop(ODD_NAMES[2])
+    sections["retrieval"]["index"] = {"name": "exact"}
+    sections["linear_probe"]["per_class"]["ordinary"] = None
+    sections["linear_probe"].update(few_shot=[], learning_curve=[], tried={})
+    sections["linear_probe"].pop("augmented")
+    sections["calibration"]["reliability"] = {"before": [], "after": [dict.fromkeys(("confidence", "accuracy"))]}
+    sections["calibration"]["reliability"]["after"][0] |= {"low": 0.0, "high": 1.0, "count": 0}
+    sections["corruption"].update(mean_corruption_error=None, baseline=None)
+    sections["corruption"]["corruptions"] = {"fog": [{"severity": 3, "accuracy": 0.0, "ece": 1.0}]}
+    sections["corruption"]["by_severity"] = sections["corruption"]["corruptions"]["fog"]
+    sections["projection_head"]["tasks"] = {"label": {"encoder": 1.0, "head": None, "chance": 0.0}}
+    sections["hard_mining"]["losses"] = {"triplet": {"positives": [], "negatives": []}}
+    sections["map"]["methods"] = {"pca": [[0.0, 0.0]] * 7}
+    content["about"] = {"commit": None, "nothing": {}}
+    content["told"] = [HOSTILE]
+    return content
+
+
+def only(content, *names):
+    return content | {"sections": {name: content["sections"][name] for name in names}}
+
+
+def many_classes():
+    content = evaluation(title="many", classes=[f"n{number:08d} synset" for number in range(1000)], points=2000)
+    return only(content, "retrieval", "linear_probe", "map")
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports")
+    other = evaluation(title="cross_entropy", shift=0.03, seed=1)
+    alone = only(evaluation(title="retrieval alone"), "retrieval")
+    half = copy.deepcopy(alone) | {"title": "another"}
+    half["data"] |= {"spec": "digits"}
+    written = {
+        "one": [evaluation()],
+        "two": [evaluation(), other],
+        "odd": [odd()],
+        "many": [many_classes()],
+        "alone": [alone],
+        "unlike": [odd(), half],
+        "same": [only(evaluation(), "calibration", "projection_head", "map", "gallery")] * 2,
+    }
+    for name, contents in written.items():
+        write_report(folder / f"{name}.html", [made(content) for content in contents])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.driver.quit()
+
+
+VISIBLE_FIGURES = """
+return [...document.querySelectorAll("svg.chart, .plot svg, img, svg.key, svg.stroke")]
+  .filter((element) => !element.closest(".plot") || getComputedStyle(element.closest(".plot")).display !== "none")
+  .map((element) => { const box = element.getBoundingClientRect();
+    return [element.getAttribute("aria-label") || element.alt || element.className.baseVal, box.width, box.height,
+            element.tagName !== "IMG" || element.naturalWidth > 0]; });
+"""
+TINY_TEXT = """
+const found = [];
+const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) {
+  const parent = walk.currentNode.parentElement;
+  if (!walk.currentNode.data.trim() || parent.closest("script, style") || !parent.getClientRects().length) continue;
+  const svg = parent.closest("svg");
+  const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
+  const size = parseFloat(getComputedStyle(parent).fontSize) * scale;
+  if (size < 13.99) found.push([walk.currentNode.data.trim(), size]);
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("name", ["one", "two", "odd", "many", "alone", "unlike", "same"])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")])
+def test_page_opens_whole_without_a_complaint(browser, reports, name, width, scheme):
+    page = reports / f"{name}.html"
+    browser.open(page, width=width, scheme=scheme)
+    assert browser.complaints() == []
+    assert browser.requests() == [page.as_uri()]
+    assert browser.run("return window.broken") is None
+    assert browser.run("return document.scrollingElement.scrollWidth") <= width
+    figures = browser.run(VISIBLE_FIGURES)
+    assert [each for each in figures if min(each[1], each[2]) <= 4 or not each[3]] == []
+    expected = {"one": 7 + len(CORRUPTIONS) + 2, "two": 7 + len(CORRUPTIONS) + 5, "many": 2, "same": 4}
+    charts = browser.run("return document.querySelectorAll('svg.chart').length")
+    assert charts == {**expected, "odd": 4 + 1 + 1 + 2, "alone": 0, "unlike": 4 + 1 + 1 + 2}[name]
+    paper, ink = browser.run("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
+    bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (paper, ink)]
+    assert (bright[0] > bright[1]) == (scheme == "light")
+    assert abs(bright[0] - bright[1]) > 400
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_text_on_a_phone_is_large_enough(browser, reports, name):
+    browser.open(reports / f"{name}.html", width=360)
+    assert browser.run(TINY_TEXT) == []
+
+
+def test_pointing_at_the_map_shows_the_image(browser, reports):
+    browser.open(reports / "two.html", width=1280)
+    content = evaluation(title="cross_entropy", shift=0.03, seed=1)["sections"]["map"]
+    # the second map, by PCA: every thirtieth point, where its mark is
+    browser.run("document.querySelectorAll('.map')[1].querySelector('input[value=pca]').click()")
+    shown = browser.run("""
+      const map = document.querySelectorAll(".map")[1], plot = map.querySelector('.plot[data-method="pca"]');
+      const points = JSON.parse(document.getElementById("map-data").textContent).maps[1].points.pca;
+      const box = plot.querySelector("svg").getBoundingClientRect(), found = [];
+      for (let place = 0; place < points.length; place += 30) {
+        const [x, y] = points[place].map((value) => value / 400 * box.width);
+        const at = {clientX: box.left + x, clientY: box.top + y};
+        plot.dispatchEvent(new PointerEvent("pointermove", at));
+        const tile = map.querySelector(".tile"), style = getComputedStyle(tile);
+        found.push([map.querySelector(".what").textContent, map.querySelector(".which").textContent,
+                    style.backgroundImage.slice(0, 15), style.backgroundPosition, style.imageRendering]);
+      }
+      return found;""")
+    wanted = [
+        (ANIMALS[content["labels"][place]], f"test image {content['indices'][place]}") for place in range(0, 400, 30)
+    ]
+    assert [tuple(each[:2]) for each in shown] == wanted
+    assert {each[2] for each in shown} == {'url("data:image'}
+    assert {each[4] for each in shown} == {"pixelated"}
+    columns = rows = 20  # of 400 pictures
+    for place, each in zip(range(0, 400, 30), shown, strict=True):
+        across, down = (float(value.rstrip("%")) for value in each[3].split())
+        assert across == pytest.approx(100 * (place % columns) / (columns - 1), abs=0.01)
+        assert down == pytest.approx(100 * (place // columns) / (rows - 1), abs=0.01)
+
+
+def test_methods_switch_without_a_script_and_classes_are_picked_with_one(browser, reports):
+    browser.open(reports / "one.html")
+    shown = "return [...document.querySelectorAll('.plot')].filter((p) => p.offsetHeight).map((p) => p.dataset.method)"
+    assert browser.run(shown) == ["tsne"]
+    browser.run("document.querySelector('input[value=pca]').click()")
+    assert browser.run(shown) == ["pca"]
+    browser.run("document.querySelectorAll('.legend button')[3].click()")
+    clear = "return [...document.querySelectorAll('.plane path:not(.dim)')].map((path) => path.dataset.class)"
+    assert browser.run(clear) == ["3", "3"]
+    browser.run("document.querySelectorAll('.legend button')[3].click()")
+    assert len(browser.run(clear)) == 20
+
+
+def test_columns_sort_both_ways_and_nothing_comes_last(browser, reports):
+    browser.open(reports / "odd.html")
+    column = "return [...document.querySelectorAll('[data-sortable] tbody tr')].map((row) => row.cells[2].textContent)"
+    rising = browser.run(column)
+    numbers = [float(text) for text in rising if text != NONE]
+    assert numbers == sorted(numbers)
+    assert rising[-2:] == [NONE, NONE]
+    for order in (True, False):
+        browser.run("document.querySelectorAll('[data-sortable] th button')[2].click()")
+        found = browser.run(column)
+        assert [float(text) for text in found[:-2]] == sorted(numbers, reverse=order)
+        assert found[-2:] == [NONE, NONE]
+    browser.run("document.querySelectorAll('[data-sortable] th button')[0].click()")
+    names = browser.run(
+        "return [...document.querySelectorAll('[data-sortable] tbody th')].map((head) => head.textContent)"
+    )
+    assert sorted(names) == sorted(ODD_NAMES)
+
+
+def test_a_thousand_classes_stay_in_their_boxes(browser, reports):
+    browser.open(reports / "many.html", width=360)
+    for box in (".tall", ".legend"):
+        height, whole = browser.run(
+            "const e = document.querySelector(arguments[0]); return [e.clientHeight, e.scrollHeight]", box
+        )
+        assert height <= 0.7 * 800 + 2
+        assert whole > 5000
+    assert "several classes share a mark" in (reports / "many.html").read_text()
+    assert "several classes share a mark" not in (reports / "one.html").read_text()
+
+
+def test_page_is_read_without_a_script(browser, reports):
+    browser.open(reports / "one.html", script=False)
+    shot = browser.driver.execute_cdp_cmd("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
+    ask = {"nodeId": shot, "selector": ".plot[data-method=tsne] svg"}
+    node = browser.driver.execute_cdp_cmd("DOM.querySelector", ask)["nodeId"]
+    assert browser.driver.execute_cdp_cmd("DOM.getBoxModel", {"nodeId": node})["model"]["width"] > 300
+    browser.open(reports / "one.html")
+
+
+class Ids(HTMLParser):
+    """The ids of a page, what refers to them, and all addresses."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.references, self.addresses = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for key, value in attributes:
+            if key == "id":
+                self.ids.append(value)
+            if key == "href" and value.startswith("#"):
+                self.references.append(value[1:])
+            elif key in ("href", "src", "srcset", "action", "poster"):
+                self.addresses.append(value)
+            self.references += re.findall(r"url\(#([^)]+)\)", value or "")
+
+
+@pytest.mark.parametrize("name", ["one", "two", "odd", "same"])
+def test_ids_are_unique_and_every_reference_is_within_the_page(reports, name):
+    text = (reports / f"{name}.html").read_text()
+    page = Ids(text)
+    assert len(page.ids) == len(set(page.ids)) > 10
+    assert set(page.references) <= set(page.ids)
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert "@import" not in text
+    assert not re.search(r"#0a0b[01]", text)  # the stand-ins for the page's colours
+    assert "DejaVu" not in text
+
+
+def test_names_come_out_as_text(reports):
+    text = (reports / "odd.html").read_text()
+    assert "<script>window" not in text
+    assert text.count("&lt;script&gt;window.broken") >= 4
+
+
+def test_absent_sections_leave_nothing_behind(reports):
+    text = (reports / "alone.html").read_text()
+    sections = re.findall(r'<section id="([\w-]+)"', text)
+    assert sections == ["summary", "classes", "retrieval", "about"]
+    assert re.findall(r'<li><a href="#([\w-]+)"', text) == sections
+    assert 'id="map-data"' not in text
+
+
+def test_contents_lead_to_every_section(reports):
+    text = (reports / "one.html").read_text()
+    sections = re.findall(r'<section id="([\w-]+)"', text)
+    assert re.findall(r'<li><a href="#([\w-]+)"', text) == sections
+    assert len(sections) == 12
+
+
+def test_two_on_different_data_are_told_apart(reports):
+    assert "A and B were evaluated on different data" in (reports / "unlike.html").read_text()
+    assert "different data" not in (reports / "two.html").read_text()
+    assert "<li>A and B: 3 test images of classes" in (reports / "two.html").read_text()
+    assert "<li>B: 3 test images of classes" in (reports / "unlike.html").read_text()
+
+
+def test_summary_says_which_is_better(browser, reports):
+    browser.open(reports / "two.html")
+    rows = browser.run(
+        "return [...document.querySelectorAll('#summary tbody tr:not(.part)')]"
+        ".map((row) => [...row.cells].map((cell) => cell.textContent.trim()))"
+    )
+    found = {row[0]: row[1:] for row in rows}
+    assert found["Precision at 1"] == ["0.951", "0.921", f"{MINUS}0.030 worse"]
+    assert found["k-NN accuracy"] == ["0.953", "0.953", "0.000 same"]
+    assert found["Mean error under corruption (lower is better)"] == ["0.270", "0.300", "+0.030 worse"]
+
+
+def test_two_thousand_points_stay_below_five_megabytes(tmp_path):
+    some = photographs(40, 224)
+    pictures = {index: some[index % 40] for index in range(2000)}
+    write_report(tmp_path / "report.html", [made(evaluation(points=2000, images=2000), pictures)])
+    assert 1_000_000 < (tmp_path / "report.html").stat().st_size < 5_000_000
+
+
+def test_one_or_two_evaluations(tmp_path):
+    one = made(evaluation())
+    for some in ([], [one] * 3):
+        with pytest.raises(ValueError, match=f"one or two, but got {len(some)}"):
+            write_report(tmp_path / "report.html", some)
+    with pytest.raises(TypeError, match="but got dict"):
+        write_report(tmp_path / "report.html", [evaluation()])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,206 @@
+"""The parts of `reproduce.py`: experiments at every scale, learning rates, statistics."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from pml_supcon.experiments.analysis import share_of_hardest
+from pml_supcon.experiments.claims import EXPERIMENTS
+from pml_supcon.experiments.experiment import TOP1, Comparison, Quantity, Training, score_of
+from pml_supcon.experiments.record import compared, settings_for
+from pml_supcon.experiments.scales import SCALES
+from pml_supcon.experiments.statistics import Interval, interval_of, judge, margin_of
+from pml_supcon.experiments.trainings import Trainings, settings_of
+from pml_supcon.experiments.tuning import Choice, candidates, choose
+from pml_supcon.samplers import MultiViewBatchSampler
+
+CASES = [(name, scale) for name in EXPERIMENTS for scale in SCALES]
+ASKED = {  # what the project promises, in its words
+    *("losses", "methods", "positives", "temperature", "batch-size", "optimizers", "augmentations", "stability"),
+    *("corruption", "head", "mining", "few-labels", "label-noise", "transfer", "joint"),
+}
+
+
+def test_all_experiments_and_scales_are_there():
+    assert set(EXPERIMENTS) == ASKED
+    assert set(SCALES) == {"digits", "cifar10-small", "cifar10", "imagenet"}
+
+
+@pytest.mark.parametrize(("name", "scale"), CASES)
+def test_experiments_are_sound_at_every_scale(name, scale):
+    experiment, scale = EXPERIMENTS[name](SCALES[scale]), SCALES[scale]
+    names = [training.name for training in experiment.trainings]
+    assert len(set(names)) == len(names)
+    assert experiment.comparisons
+    quantities = [line.quantity for line in experiment.lines]
+    quantities += [side for each in experiment.comparisons for side in (each.ahead, each.behind)]
+    assert {used for quantity in quantities for used in quantity.trainings} <= set(names)
+    assert len({line.label + line.panel for line in experiment.lines}) == len(experiment.lines)
+    for training in experiment.trainings:  # refused where they contradict each other
+        chosen = settings_for(training, scale, Choice(0.1, {}), seed=1)
+        assert (chosen.seed, chosen.scored, chosen.learning_rate) == (1, "test", 0.1 * training.factor)
+        labels = torch.arange(scale.images // (2 if "classes" in chosen.data else 1)) % 10
+        kept = labels[
+            : round(
+                len(labels)
+                * chosen.train_fraction
+                * (chosen.max_train or 1)
+                / scale.settings.get("max_train", chosen.max_train or 1)
+            )
+        ]
+        if scale.name != "imagenet":  # on two processes too
+            assert len(
+                MultiViewBatchSampler(kept, batch_size=chosen.batch_size, num_replicas=2, rank=0, drop_last=True)
+            )
+    tried = {len(candidates(training, scale)) for training in experiment.trainings}
+    assert len(tried) == 1, "the same effort for every method"
+    assert tried.pop() > 1
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_learning_rates_are_chosen_without_the_test_split(scale):
+    for name in EXPERIMENTS:
+        for training in EXPERIMENTS[name](SCALES[scale]).trainings:
+            for rate, settings in candidates(training, SCALES[scale]).items():
+                assert (settings.scored, settings.seed, settings.learning_rate) == ("held_out", 0, rate)
+                assert settings.held_out > 0
+
+
+def test_rows_of_a_table_share_the_budget():
+    scale = SCALES["digits"]
+    for name in ("losses", "methods", "joint", "mining", "optimizers", "augmentations", "temperature", "positives"):
+        settings = [settings_for(each, scale, Choice(0.1, {}), 0) for each in EXPERIMENTS[name](scale).trainings]
+        assert len({(each.epochs, each.batch_size, each.views, each.held_out, each.encoder) for each in settings}) == 1
+
+
+class Recorded(Trainings):
+    """In the place of trainings: scores that follow from the settings."""
+
+    def __init__(self, score):
+        self.score, self.asked = score, []
+
+    def record(self, settings):
+        self.asked.append(settings)
+        return {TOP1: self.score(settings.learning_rate)}
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "at_edge"),
+    [
+        ({0.01: 0.5, 0.03: 0.7, 0.1: 0.6, 0.3: 0.1, 1.0: 0.1}, 0.03, False),
+        ({0.01: 0.5, 0.03: 0.7, 0.1: 0.7, 0.3: 0.1, 1.0: 0.1}, 0.03, False),  # the smallest among equals
+        ({0.01: 0.5, 0.03: 0.6, 0.1: 0.7, 0.3: 0.8, 1.0: 0.9}, 1.0, True),
+    ],
+)
+def test_the_best_learning_rate_on_held_out_images_is_chosen(scores, best, at_edge):
+    choice = choose(Training("a", {"method": "simclr"}), SCALES["digits"], Recorded(scores.__getitem__))
+    assert (choice.learning_rate, choice.at_edge, dict(choice.tried)) == (best, at_edge, scores)
+
+
+def test_a_learning_rate_is_chosen_under_the_settings_that_are_named():
+    trainings = Recorded(lambda rate: 0.0)
+    training = Training("a", {"method": "supcon_out", "temperature": 0.5}, tuned_as={"method": "supcon_in"})
+    choose(training, SCALES["digits"], trainings)
+    assert {(settings.method, settings.temperature) for settings in trainings.asked} == {("supcon_in", 0.1)}
+
+
+def test_a_learning_rate_that_is_given_is_not_chosen():
+    scale = SCALES["digits"].with_settings({"learning_rate": 0.7, "epochs": 3})
+    trainings = Recorded(lambda rate: 0.0)
+    for optimizer in ("sgd", "lars"):
+        choice = choose(Training("a", {"method": "simclr", "optimizer": optimizer}), scale, trainings)
+        assert choice == Choice(0.7, {})
+    assert trainings.asked == []
+    few = EXPERIMENTS["few-labels"](scale).trainings
+    steps = [  # follow from what is given
+        each.settings.get("epochs", 3)
+        * math.ceil(round(each.settings.get("train_fraction", 1) * 251) / each.settings.get("batch_size", 64))
+        for each in few
+    ]
+    assert steps == [12] * len(few)
+
+
+def test_settings_that_a_method_lacks_are_left_out_and_contradictions_refused():
+    common = {"temperature": 0.5, "head_dim": 64, "epochs": 3}
+    assert settings_of(common, {"method": "cross_entropy"}).temperature == 0.1  # the default, of no matter
+    assert settings_of(common, {"method": "supcon_in"}).temperature == 0.5
+    with pytest.raises(ValueError, match="Expected no --temperature with triplet"):
+        settings_of(common, {"method": "triplet", "temperature": 0.2})
+
+
+def test_the_share_of_the_hardest_pairs_is_that_of_so_many_single_pairs():
+    """Bins of pairs that all have the same share inside a bin, against the pairs themselves."""
+    rng = np.random.default_rng(0)
+    counts, each = rng.integers(1, 50, 6), rng.random(6)
+    pairs = np.repeat(each, counts) / (each * counts).sum()  # bins in the order of hardness, the hardest first
+    bins = [
+        {"hardness": -place, "share": one * count / (each * counts).sum(), "even_share": count / counts.sum()}
+        for place, (one, count) in enumerate(zip(each, counts, strict=True))
+    ]
+    for number in (1, 7, counts.sum() // 2, counts.sum()):
+        found = share_of_hardest(bins[::-1], number / counts.sum())
+        assert found == pytest.approx(pairs[:number].sum())
+
+
+def test_a_run_is_named_after_all_that_it_computes(tmp_path):
+    plain, half = (Trainings(tmp_path, SimpleNamespace(mixed_precision=precision)) for precision in ("no", "bf16"))
+    one, same, other, named = (
+        settings_of({}, {"method": "simclr", **more})
+        for more in ({}, {"workers": 2, "pictures": False}, {"epochs": 7}, {"mixed_precision": "bf16"})
+    )
+    assert plain.path_of(one) == plain.path_of(same) != plain.path_of(other)
+    assert plain.path_of(one) != half.path_of(one) == plain.path_of(named)  # the launcher's precision counts
+
+
+def test_intervals_are_those_of_the_paired_test():
+    ours, theirs = np.random.default_rng(0).normal(0.9, 0.02, (2, 5))
+    found = interval_of(list(ours - theirs))
+    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert math.isclose(found.mean, (ours - theirs).mean(), abs_tol=3e-6)
+    assert math.isclose(found.low, expected.low, abs_tol=3e-6)
+    assert math.isclose(found.high, expected.high, abs_tol=3e-6)
+    assert interval_of([0.5]) == Interval(0.5, None, None)
+    assert judge(interval_of([1e-8, -2e-9, 3e-8])) == "not told apart"  # float32 and float64
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict", "as_equal"),
+    [
+        (Interval(0.03, 0.01, 0.05), "held", "not told apart"),
+        (Interval(0.05, 0.03, 0.07), "held", "reversed"),
+        (Interval(0.03, -0.01, 0.07), "not told apart", "not told apart"),
+        (Interval(0.0, 0.0, 0.0), "not told apart", "held"),
+        (Interval(-0.005, -0.018, 0.008), "not told apart", "held"),
+        (Interval(-0.005, -0.008, -0.002), "reversed", "held"),
+        (Interval(-0.05, -0.08, -0.022), "reversed", "reversed"),
+        (Interval(0.005, None, None), "not told apart", "not told apart"),
+        (Interval(-1 / 540, -1 / 540, -1 / 540), "not told apart", "not told apart"),  # one image, with every seed
+    ],
+)
+def test_verdicts(difference, verdict, as_equal):
+    assert judge(difference) == verdict
+    assert judge(difference, equal_within=0.02) == as_equal
+
+
+def test_about_equal_is_two_points_or_a_quarter_of_the_error():
+    assert margin_of([0.5, 0.6], lower=False) == 0.02
+    assert margin_of([0.97, 0.99], lower=False) == pytest.approx(0.005)
+    assert margin_of([0.03, 0.05], lower=True) == pytest.approx(0.01)
+
+
+def test_quantities_and_comparisons():
+    seeds = [{"a": {TOP1: 0.9, "ece": 0.1}, "b": {TOP1: 0.8}, "c": {TOP1: 0.5}}, {"a": {TOP1: 0.8}, "b": {TOP1: 0.6}}]
+    assert math.isclose(Quantity(("a", "b", "c")).of(seeds[0]), np.std([0.9, 0.8, 0.5], ddof=1))
+    ahead = compared(Comparison(score_of("a"), score_of("b"), "a over b"), seeds)
+    np.testing.assert_allclose(ahead["differences"], [0.1, 0.2])
+    assert (ahead["verdict"], ahead["equal_within"]) == ("not told apart", None)
+    equal = compared(Comparison(score_of("a"), score_of("b"), "a as b", equal=True), seeds)
+    assert equal["equal_within"] == pytest.approx(0.02)  # a quarter of the mean error, 0.225, is more
+    lower = compared(Comparison(score_of("a"), score_of("b"), "a under b", lower=True), seeds)
+    np.testing.assert_allclose(lower["differences"], [-0.1, -0.2])
+    lost = compared(Comparison(score_of("a", "ece"), score_of("b"), "lost"), seeds)
+    assert (lost["verdict"], lost["mean"], lost["differences"][1]) == ("diverged", None, None)

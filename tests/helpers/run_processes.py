@@ -1,0 +1,128 @@
+"""Runs of the recipe in processes of their own, which can be killed: started by fork from one that has imported it."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from helpers.process_groups import free_port
+from pml_supcon.training import app as train
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pml_supcon.training.app", "run_processes", "torch._dynamo"])
+TIMES = (
+    "seconds/",
+    "version/",
+    "date",
+    "commit",
+    "peak_memory_mb",
+    "train/images_per_second",
+    "train/data_wait",
+    "miner/seconds",
+)
+
+
+class Run:
+    """A run of a recipe on one process or several."""
+
+    def __init__(self, arguments, *, processes=1, before=None, main=train.main):
+        port = free_port()
+        self.processes = [
+            CONTEXT.Process(target=_run, args=(main, list(map(str, arguments)), rank, processes, port, before))
+            for rank in range(processes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def wait(self, seconds=180):
+        """The exit status of each process."""
+        for process in self.processes:
+            process.join(seconds)
+        return [process.exitcode for process in self.processes]
+
+    def send(self, number):
+        """A signal to all."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, number)
+
+    @property
+    def alive(self):
+        """Whether one still runs."""
+        return any(process.is_alive() for process in self.processes)
+
+
+def _run(main, arguments, rank, processes, port, before):
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if processes > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if before is not None:
+        before()
+    main(arguments)
+
+
+def steps_in(folder):
+    """Steps that the history of a run tells of."""
+    file = Path(folder) / "history.jsonl"
+    return file.read_text().count('"loss"') if file.exists() else 0
+
+
+def kill_ten_times(arguments, folder, *, processes=1, seed=0, apart=4):
+    """Run, `--resume` after each of ten kills at random moments, then let it end; the steps at which it was killed."""
+    moments, killed = random.Random(seed), []
+    for _ in range(10):
+        run = Run([*arguments, "--output", folder, "--resume"], processes=processes)
+        goal = steps_in(folder) + moments.randint(1, apart)
+        while run.alive and steps_in(folder) < goal:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.1))
+        assert run.alive, "the run ended before it was killed ten times"
+        run.send(signal.SIGKILL)
+        run.wait()
+        killed.append(steps_in(folder))
+    assert Run([*arguments, "--output", folder, "--resume"], processes=processes).wait() == [0] * processes
+    return killed
+
+
+def results_of(folder):
+    """What must not depend on kills: metrics, losses, weights of the encoder and of the last checkpoint."""
+    folder = Path(folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    return {
+        "metrics": {name: value for name, value in metrics.items() if not name.startswith(TIMES)},
+        "losses": [(row["stage"], row["step"], row["loss"], row["gradient_norm"]) for row in rows if "loss" in row],
+        "epochs": [
+            {
+                name: value
+                for name, value in row.items()
+                if not f"train/{name}".startswith(TIMES) and name != "miner/seconds"
+            }
+            for row in rows
+            if "loss" not in row
+        ],
+        "encoder": load_file(folder / "encoder" / "model.safetensors"),
+        "weights": load_file(last / "weights.safetensors"),
+    }
+
+
+def assert_same(one, other):
+    """Bit for bit."""
+    for name in ("metrics", "losses", "epochs"):
+        assert one[name] == other[name]
+    for name in ("encoder", "weights"):
+        assert one[name].keys() == other[name].keys()
+        for key, tensor in one[name].items():
+            assert torch.equal(tensor, other[name][key]), key

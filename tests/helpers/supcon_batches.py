@@ -1,0 +1,103 @@
+"""Batches and comparisons that the tests of the supervised contrastive losses share."""
+
+import itertools
+
+import pytest
+import torch
+
+from helpers import supcon_oracle
+from pml_supcon.functional import supcon_loss
+
+BACKENDS = ("tiled", "reference")
+OPTIONS = list(itertools.product(("out", "in"), ("all", "one_positive", "negatives")))
+OPTION_NAMES = ("summation", "denominator")
+
+#: The specification's example: eight unit rows, view-major, two views of four samples.
+ANGLES = torch.tensor([0.0, 0.3, 1.2, 2.5, 0.1, 0.5, 1.0, 2.2], dtype=torch.float64)
+SPEC_ROWS = torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1)
+SPEC_LABELS = torch.tensor([0, 0, 1, 0])
+SPEC_TEMPERATURE = 0.5
+
+#: Its values, worked out there: (summation, further options, has labels) -> by denominator.
+SPEC_TABLE = [
+    ("out", {}, True, (2.359539547, 1.659575810, 1.294213833)),
+    ("out", {"positives_cap": 2}, True, (1.690569029, 1.178002136, 0.660373965)),
+    ("out", {"positives_cap": 0}, True, (0.782550698, 0.782550698, 0.086588945)),
+    ("out", {"contrast_mode": "one"}, True, (2.375369976, 1.620547795, 1.224926092)),
+    ("in", {}, True, (1.773216302, 1.311649476, 0.707890589)),
+    ("in", {"positives_cap": 2}, True, (1.406562922, 1.027867786, 0.376367858)),
+    ("out", {}, False, (1.151914659, 1.151914659, 0.715061875)),
+    ("in", {}, False, (1.151914659, 1.151914659, 0.715061875)),  # one positive each: L_in = L_out
+]
+SPEC_CASES = [
+    pytest.param(summation, denominator, options, with_labels, value, id=f"{summation}-{options}-{denominator}-{tag}")
+    for summation, options, with_labels, values in SPEC_TABLE
+    for denominator, value in zip(("all", "one_positive", "negatives"), values, strict=True)
+    for tag in (["labels"] if with_labels else ["simclr"])
+]
+
+
+def random_rows(number, width, *, dtype=torch.float64, scale=1.0):
+    """Rows of uneven length, so that a forgotten normalisation shows."""
+    return (torch.randn(number, width, dtype=dtype) * torch.linspace(0.5, 2, number, dtype=dtype)[:, None]) * scale
+
+
+#: The largest errors of losses and of gradients, as `loss_error` and `gradient_error` measure them, against float64 on
+#: the same values, which the dtype holds exactly; at a temperature of 0.1. A gradient comes back in the dtype; with
+#: Triton it is a product of weights in the dtype too. `docs/functional/backends.md` shows this table.
+TOLERANCE = {
+    torch.float32: {"losses": 1e-5, "gradients": 1e-5},
+    torch.float16: {"losses": 1e-5, "gradients": 1e-3},
+    torch.bfloat16: {"losses": 1e-5, "gradients": 0.012},
+}
+
+#: The same of losses and gradients, for rows that Triton normalises in float32 and rounds to the dtype.
+NORMALISED_TOLERANCE = {torch.float16: 0.005, torch.bfloat16: 0.04}
+
+
+def loss_error(ours, right):
+    """The largest error of a loss, relative where it is above 1."""
+    errors = (ours.detach().cpu().double() - right).abs() / right.abs().clamp(min=1)
+    return errors.max().item() if len(errors) else 0.0
+
+
+def gradient_error(ours, right, upstream):
+    """The largest error of a row's gradient, over the largest length of one, or of the upstream gradient if larger.
+
+    Gradients that cancel leave a rounding of their parts.
+    """
+    error = max((ours.cpu().double() - right).norm(dim=1).tolist(), default=0.0, key=lambda x: (x != x, x))
+    length = max([*right.norm(dim=1).tolist(), *upstream.abs().tolist()], default=0.0)
+    return error if error == 0 else error / length
+
+
+def label_kinds(number):
+    """Labels of a batch of `number` samples: mixed with a singleton class, one class, only singletons."""
+    mixed = torch.randint(0, max(2, number // 3), (number,))
+    mixed[-1] = 99
+    kinds = {"mixed": mixed, "one class": torch.full((number,), 7), "singletons": torch.arange(number).flip(0)}
+    return kinds if number > 1 else {"one class": kinds["one class"]}
+
+
+def loss_and_gradient(rows, labels, upstream=None, **options):
+    """Per-anchor losses, and the gradient of their mean or under an upstream gradient."""
+    rows = rows.detach().requires_grad_()
+    terms = supcon_loss(rows, labels, **options)
+    output = terms.mean() if upstream is None else terms.losses
+    (gradient,) = torch.autograd.grad(output, rows, upstream)
+    return terms.losses.detach(), gradient
+
+
+def assert_equals_oracle(terms, expected, what, tolerance=1e-10):
+    """Compare `AnchorLosses` with the oracle's list, in which None stands for an anchor without a loss."""
+    assert terms.valid.tolist() == [loss is not None for loss in expected], what
+    for i, (ours, oracle) in enumerate(zip(terms.losses.tolist(), expected, strict=True)):
+        right = 0.0 if oracle is None else oracle
+        assert abs(ours - right) <= tolerance * max(1.0, abs(right)), f"{what}, anchor {i}: {ours} is not {right}"
+    average = supcon_oracle.mean(expected)
+    assert abs(terms.mean().item() - average) <= tolerance * max(1.0, abs(average)), what
+
+
+def assert_gradients_equal(ours, right, *, rtol=1e-9, atol=1e-11):
+    """Compare gradients in float64, of two ways or of a way and a formula."""
+    torch.testing.assert_close(ours, right, rtol=rtol, atol=atol)

@@ -1,0 +1,101 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.utils.data import TensorDataset
+
+from pml_supcon.metrics._strata import hold_out
+from pml_supcon.metrics.calibrated_probe import calibrated_probe_metrics, fit_calibrated_probe
+from pml_supcon.metrics.calibration import calibration_metrics
+from pml_supcon.metrics.linear_probe import probe_logits
+from pml_supcon.metrics.temperature import fit_temperature
+from pml_supcon.testers import CalibrationTester
+
+NAMES = ("ece", "classwise_ece", "nll", "brier")
+
+
+def noisy(rows, *, seed, classes=4, width=40):
+    """Classes that overlap in many features, which a probe is too sure of."""
+    labels = np.random.default_rng(seed).integers(0, classes, rows)
+    centres = np.random.default_rng(99).normal(size=(classes, width)) * 0.3
+    return centres[labels] + np.random.default_rng(seed + 1).normal(size=(rows, width)), labels + 10
+
+
+def test_probe_and_temperature_are_fitted_to_different_rows():
+    features, labels = noisy(200, seed=1)
+    fitted, held = hold_out(labels, 0.3, 5)
+    assert len(held) == 60
+    found = fit_calibrated_probe(features, labels, held_out=0.3, inverse_l2=10.0, standardize=False, seed=5)
+    classifier = LogisticRegression(C=10.0, max_iter=1000).fit(features[fitted], labels[fitted])
+    np.testing.assert_allclose(probe_logits(found.probe, features), classifier.decision_function(features))
+    assert found.temperature == fit_temperature(classifier.decision_function(features[held]), labels[held] - 10)
+    assert found.temperature > 1.5
+    assert found.temperature != fit_calibrated_probe(features, labels, held_out=0.3, inverse_l2=10.0).temperature
+
+
+def test_metrics_are_those_of_the_test_rows_before_and_after():
+    (train, learnt), (test, wanted) = noisy(300, seed=1), noisy(400, seed=5)
+    found = calibrated_probe_metrics(train, learnt, test, wanted, held_out=0.4, bins=10, inverse_l2=10.0)
+    probe, temperature = fit_calibrated_probe(train, learnt, held_out=0.4, inverse_l2=10.0)
+    before = calibration_metrics(probe_logits(probe, test), wanted - 10, bins=10)
+    after = calibration_metrics(probe_logits(probe, test), wanted - 10, temperature=temperature, bins=10)
+    assert found == before | {"temperature": temperature} | {f"scaled_{name}": after[name] for name in NAMES}
+    assert found["scaled_ece"] < found["ece"] / 2
+    assert found["scaled_nll"] < found["nll"]
+
+
+def test_rows_with_a_label_that_training_lacks_are_left_out_and_told(caplog):
+    (train, learnt), (test, wanted) = noisy(300, seed=1), noisy(50, seed=5)
+    expected = calibrated_probe_metrics(train, learnt, test, wanted)
+    more = np.concatenate([test, test[:2]]), np.concatenate([wanted, [3, 99]])
+    with caplog.at_level(logging.WARNING):
+        assert calibrated_probe_metrics(train, learnt, *more) == expected
+    assert "2 of 52 test rows have a label that no training row has (2 labels): they are left out" in caplog.text
+    with pytest.raises(ValueError, match="`test_labels` to have a label of `train_labels`, but got none"):
+        calibrated_probe_metrics(train, learnt, test, wanted + 50)
+
+
+def test_penalty_can_be_chosen():
+    (train, learnt), (test, wanted) = noisy(300, seed=1), noisy(200, seed=5)
+    chosen = calibrated_probe_metrics(train, learnt, test, wanted, inverse_l2="auto")
+    assert chosen["nll"] < calibrated_probe_metrics(train, learnt, test, wanted, inverse_l2=100.0)["nll"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"held_out": 0.0}, ValueError, "`held_out` to be between 0 and 1, but got 0.0"),
+        ({"held_out": 1.0}, ValueError, "`held_out` to be between 0 and 1, but got 1.0"),
+        ({"held_out": "some"}, TypeError, "`held_out` to be a number, but got 'some'"),
+        ({"held_out": 0.001}, ValueError, "`held_out` to leave rows to score.* 0.001 of 40 rows are 0"),
+        ({"held_out": 0.99}, ValueError, r"`held_out` to leave .* are 40, of 36 that can be held out \(4 labels\)"),
+        ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
+        ({"inverse_l2": "best"}, ValueError, "`inverse_l2` to be a number or \"auto\", but got 'best'"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(options, error, message):
+    features, labels = noisy(40, seed=1)
+    with pytest.raises(error, match=message):
+        fit_calibrated_probe(features, labels, **options)
+    with pytest.raises(error, match=message):
+        calibrated_probe_metrics(features, labels, features, labels, **options)
+
+
+def test_tester_reports_the_metrics():
+    (train, learnt), (test, wanted) = noisy(200, seed=1), noisy(100, seed=5)
+    data = {
+        name: TensorDataset(torch.from_numpy(rows).float(), torch.from_numpy(labels))
+        for name, rows, labels in (("train", train, learnt), ("test", test, wanted))
+    }
+    options = {"held_out": 0.3, "bins": 7, "inverse_l2": 5.0, "seed": 3}
+    tester = CalibrationTester(**options, dataloader_num_workers=0, data_device="cpu")
+    found = tester.test(data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]
+    expected = calibrated_probe_metrics(train.astype(np.float32), learnt, test.astype(np.float32), wanted, **options)
+    assert found == {"epoch": 1} | {f"{name}_level0": value for name, value in expected.items()}
+    assert tester.accuracy_calculator.get_curr_metrics() == list(expected)
+    with pytest.raises(ValueError, match="`splits_to_eval` to score the probe on a split it is not fitted on"):
+        tester.test(data, 1, torch.nn.Identity())
+    with pytest.raises(ValueError, match="`bins` to be at least 1"):
+        CalibrationTester(bins=0)

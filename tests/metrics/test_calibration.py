@@ -1,0 +1,252 @@
+import logging
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import brier_score_loss, log_loss
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from pml_supcon.metrics.calibration import (
+    brier_score,
+    calibration_metrics,
+    classwise_calibration_error,
+    expected_calibration_error,
+    negative_log_likelihood,
+    reliability_diagram,
+)
+from pml_supcon.metrics.temperature import fit_temperature
+
+
+def scored(rows, *, classes=6, seed=0, sharpness=2.0):
+    """Logits, their softmax, and labels drawn from a softmax that is less sure."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(rows, classes)) * 2
+    chances = softmax(logits)
+    labels = np.array([rng.choice(classes, p=row) for row in chances])
+    return logits * sharpness, softmax(logits * sharpness), labels
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def bin_of(value, bins):
+    """The m of ((m - 1) / M, m / M], in exact fractions; 0 belongs to the first."""
+    return max(1, math.ceil(Fraction(str(value)) * bins))
+
+
+def error_by_loops(pairs, bins):
+    """Equation 3 of Guo et al. over (confidence, whether right)."""
+    total = 0.0
+    for m in range(1, bins + 1):
+        inside = [(value, hit) for value, hit in pairs if bin_of(value, bins) == m]
+        if inside:
+            confidence = sum(value for value, _ in inside) / len(inside)
+            accuracy = sum(hit for _, hit in inside) / len(inside)
+            total += len(inside) / len(pairs) * abs(accuracy - confidence)
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_errors_are_the_equations(bins):
+    _, probabilities, labels = scored(300)
+    top = [(float(row.max()), bool(row.argmax() == label)) for row, label in zip(probabilities, labels, strict=True)]
+    assert expected_calibration_error(probabilities, labels, bins=bins) == pytest.approx(error_by_loops(top, bins))
+    columns = [
+        error_by_loops(
+            [(float(row[c]), bool(label == c)) for row, label in zip(probabilities, labels, strict=True)], bins
+        )
+        for c in range(6)
+    ]
+    found = classwise_calibration_error(probabilities, labels, bins=bins)
+    assert found == pytest.approx(np.mean(columns))
+    assert 0.01 < found < error_by_loops(top, bins)
+
+
+def test_expected_error_is_that_of_torchmetrics_where_no_confidence_is_on_an_edge():
+    _, probabilities, labels = scored(500, seed=1)
+    rows = torch.from_numpy(probabilities)
+    wanted = multiclass_calibration_error(rows, torch.from_numpy(labels), num_classes=6, n_bins=15)
+    assert expected_calibration_error(rows, torch.from_numpy(labels)) == pytest.approx(float(wanted))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below_it(dtype):
+    # 0.6 and 0.8 are edges of five bins, in neither dtype exactly; 1 is inside the last bin.
+    confidences = np.array([0.6, 0.61, 0.8, 0.81, 1.0, 0.99])
+    probabilities = np.stack([confidences, 1 - confidences], axis=1).astype(dtype)
+    right = [True, False, True, False, False, True]
+    labels = np.where(right, 0, 1)
+    diagram = reliability_diagram(probabilities, labels, bins=5)
+    assert [part["count"] for part in diagram] == [0, 0, 1, 2, 3]
+    wanted = error_by_loops(list(zip(confidences.tolist(), right, strict=True)), 5)
+    assert expected_calibration_error(probabilities, labels, bins=5) == pytest.approx(wanted, abs=1e-6)
+    closed_below = multiclass_calibration_error(
+        torch.from_numpy(probabilities), torch.from_numpy(labels), num_classes=2, n_bins=5
+    )
+    assert abs(float(closed_below) - wanted) > 0.05  # why torchmetrics is not used
+
+
+def test_many_rows_of_one_confidence_are_summed_exactly():
+    rows = np.tile(np.array([[0.95, 0.05]], dtype=np.float32), (2_000_000, 1))
+    labels = np.zeros(len(rows), dtype=np.int64)
+    labels[: len(rows) // 10] = 1
+    assert expected_calibration_error(rows, labels) == pytest.approx(0.05, abs=1e-7)
+
+
+def test_certain_and_wrong_and_certain_and_right():
+    rows = np.eye(3)
+    assert expected_calibration_error(rows, np.array([1, 2, 0])) == 1.0
+    assert expected_calibration_error(rows, np.arange(3)) == 0.0
+    assert classwise_calibration_error(rows, np.arange(3)) == 0.0
+    assert classwise_calibration_error(rows, np.array([1, 2, 0])) == pytest.approx(2 / 3)
+    assert brier_score(rows, np.array([1, 2, 0])) == 2.0
+
+
+def test_of_equal_probabilities_the_first_column_is_the_prediction():
+    diagram = reliability_diagram(np.full((2, 2), 0.5), np.array([0, 1]), bins=2)
+    assert diagram[0] == {"low": 0.0, "high": 0.5, "count": 2, "confidence": 0.5, "accuracy": 0.5}
+    assert diagram[1] == {"low": 0.5, "high": 1.0, "count": 0, "confidence": None, "accuracy": None}
+
+
+def test_diagram_holds_the_error():
+    _, probabilities, labels = scored(400)
+    diagram = reliability_diagram(probabilities, labels)
+    assert len(diagram) == 15
+    assert sum(part["count"] for part in diagram) == 400
+    filled = [part for part in diagram if part["count"]]
+    assert all(part["low"] < part["confidence"] <= part["high"] for part in filled)
+    wanted = sum(part["count"] / 400 * abs(part["confidence"] - part["accuracy"]) for part in filled)
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(wanted)
+
+
+def test_likelihood_and_brier_score_are_those_of_scikit_learn():
+    logits, probabilities, labels = scored(300, seed=3)
+    assert negative_log_likelihood(logits, labels) == pytest.approx(log_loss(labels, probabilities))
+    assert negative_log_likelihood(np.log(probabilities), labels) == pytest.approx(log_loss(labels, probabilities))
+    wanted = brier_score_loss(labels, probabilities, scale_by_half=False, labels=range(6))
+    assert brier_score(probabilities, labels) == pytest.approx(wanted)
+    # A probability that underflows still has a likelihood.
+    assert negative_log_likelihood(np.array([[0.0, 2000.0]]), np.array([0])) == 2000.0
+
+
+def test_metrics_are_those_of_the_softmax_at_a_temperature():
+    logits, _, labels = scored(300)
+    probabilities = softmax(logits / 3)
+    assert calibration_metrics(logits, labels, temperature=3, bins=10) == pytest.approx(
+        {
+            "ece": expected_calibration_error(probabilities, labels, bins=10),
+            "classwise_ece": classwise_calibration_error(probabilities, labels, bins=10),
+            "nll": log_loss(labels, probabilities),
+            "brier": brier_score(probabilities, labels),
+        }
+    )
+    assert calibration_metrics(logits, labels) != calibration_metrics(logits, labels, temperature=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_torch_and_numpy_agree(dtype):
+    logits, probabilities, labels = scored(200)
+    rows, scores = torch.from_numpy(probabilities).to(dtype), torch.from_numpy(logits).to(dtype)
+    wanted = torch.from_numpy(labels)
+    for function in (expected_calibration_error, classwise_calibration_error, brier_score):
+        assert function(rows, wanted) == function(rows.float().numpy(), labels)
+    assert calibration_metrics(scores, wanted) == calibration_metrics(scores.float().numpy(), labels)
+
+
+# Temperature
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 5.0])
+def test_temperature_has_the_least_likelihood(sharpness):
+    logits, _, labels = scored(400, sharpness=sharpness)
+    loss = lambda log_t: log_loss(labels, softmax(logits / math.exp(log_t)))  # noqa: E731
+    wanted = minimize_scalar(loss, bounds=(-4, 4), method="bounded", options={"xatol": 1e-8}).x
+    assert fit_temperature(logits, labels) == pytest.approx(math.exp(wanted), rel=1e-4)
+    assert fit_temperature(logits, labels) == pytest.approx(sharpness, rel=0.25)  # what they were made with
+    assert fit_temperature(torch.from_numpy(logits), torch.from_numpy(labels)) == fit_temperature(logits, labels)
+
+
+def test_temperature_mends_the_calibration_of_other_rows():
+    logits, _, labels = scored(2000, sharpness=3.0)
+    temperature = fit_temperature(logits[:1000], labels[:1000])
+    before = calibration_metrics(logits[1000:], labels[1000:])
+    after = calibration_metrics(logits[1000:], labels[1000:], temperature=temperature)
+    assert after["ece"] < before["ece"] / 3
+    assert all(after[name] < before[name] for name in before)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "why"),
+    [
+        ([[3.0, 0.0], [0.0, 1.0]], [0, 1], "the best is 0.01 or below; of 2 held-out rows 2 are right"),
+        ([[3e-6, 0.0], [0.0, 1e-6], [0.0, 1e-6]], [0, 1, 0], "or below; of 3 held-out rows 2 are right"),
+        ([[0.0, 0.0], [0.0, 0.0]], [1, 0], "same logit in all columns, so that any temperature is as good"),
+        ([[5.0, 5.0], [-2.0, -2.0]], [0, 0], "same logit in all columns"),
+        ([[3.0, 0.0], [0.0, 1.0]], [1, 0], "the best is 100 or above: the logits mislead"),
+    ],
+)
+def test_temperature_is_1_and_the_reason_told_where_there_is_no_optimum(logits, labels, why, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert fit_temperature(np.array(logits), np.array(labels)) == 1.0
+    assert len(caplog.records) == 1
+    assert "No temperature could be fitted, and 1 is taken: " in caplog.text
+    assert why in caplog.text
+
+
+def test_rows_held_out_that_are_all_right_do_not_make_other_rows_worse():
+    logits, _, labels = scored(400, sharpness=1.0)
+    right = logits.argmax(axis=1) == labels
+    temperature = fit_temperature(logits[:200][right[:200]], labels[:200][right[:200]])
+    before, after = (calibration_metrics(logits[200:], labels[200:], temperature=t)["nll"] for t in (1.0, temperature))
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"probabilities": np.array([[2.0, -1.0]])},
+            ValueError,
+            "rows with sum 1, but got 1 of 1 rows .* from -1 to 2",
+        ),
+        ({"probabilities": np.array([[0.5, 0.4]])}, ValueError, "with sum 0.9.* softmax first"),
+        ({"probabilities": np.array([[math.nan, 1.0]])}, ValueError, "`probabilities` to be finite"),
+        ({"probabilities": np.ones((1, 1))}, ValueError, "at least 2 classes, but got 1"),
+        ({"probabilities": np.array([[0, 1]])}, TypeError, "`probabilities` to be floating point"),
+        ({"probabilities": [[0.0, 1.0]]}, TypeError, "`probabilities` to be a torch tensor or a numpy array"),
+        (
+            {"labels": np.array([2])},
+            ValueError,
+            "`labels` to be columns of `probabilities`, from 0 to 1, but got 2 to 2",
+        ),
+        ({"labels": np.array([-1])}, ValueError, "from 0 to 1, but got -1 to -1"),
+        ({"labels": np.array([0, 1])}, ValueError, r"`labels` .* \(1,\), but got shape \(2,\)"),
+        ({"labels": np.array([0.0])}, TypeError, "`labels` to be integers"),
+        ({"bins": 0}, ValueError, "`bins` to be at least 1, but got 0"),
+        ({"bins": 1.5}, TypeError, "`bins` to be an integer, but got 1.5"),
+    ],
+)
+@pytest.mark.parametrize("function", [expected_calibration_error, classwise_calibration_error, reliability_diagram])
+def test_errors_say_what_was_expected_and_what_came(function, change, error, message):
+    with pytest.raises(error, match=message):
+        function(**({"probabilities": np.array([[0.25, 0.75]]), "labels": np.array([1])} | change))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"temperature": 0}, ValueError, "`temperature` to be above 0, but got 0"),
+        ({"temperature": math.inf}, ValueError, "`temperature` to be finite, but got inf"),
+        ({"temperature": "1"}, TypeError, "`temperature` to be a number"),
+        ({"labels": np.array([3])}, ValueError, "`labels` to be columns of `logits`"),
+        ({"logits": np.array([[math.inf, 0.0]])}, ValueError, "`logits` to be finite"),
+    ],
+)
+def test_metrics_refuse_bad_input(options, error, message):
+    with pytest.raises(error, match=message):
+        calibration_metrics(**({"logits": np.array([[0.0, 1.0]]), "labels": np.array([0])} | options))

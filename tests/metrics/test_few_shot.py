@@ -1,0 +1,173 @@
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_1samp
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import cosine_similarity
+from torch.utils.data import TensorDataset
+
+from pml_supcon.metrics import few_shot
+from pml_supcon.metrics.few_shot import few_shot_metrics
+from pml_supcon.testers import FewShotTester
+
+
+def clustered(rows, *, seed, classes=4, width=5, spread=1.0):
+    """Overlapping classes in rows of very different lengths, `rows` of each."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(classes), rows))
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    points = centres[labels] + spread * rng.normal(size=(len(labels), width))
+    return points * rng.uniform(0.1, 10, size=(len(labels), 1)), labels * 7 + 3
+
+
+def accuracy_by_loops(train, learnt, chosen, test, wanted):
+    """Nearest class mean of unit rows by the cosine, one test row at a time."""
+    unit = torch.nn.functional.normalize(torch.from_numpy(train))
+    names = sorted(set(learnt.tolist()))
+    means = [unit[[row for row in chosen if learnt[row] == name]].mean(dim=0) for name in names]
+    right = 0
+    for row, label in zip(torch.from_numpy(test), wanted, strict=True):
+        cosines = [float(cosine_similarity(row, mean, dim=0)) for mean in means]
+        right += names[cosines.index(max(cosines))] == label
+    return right / len(test)
+
+
+def test_all_rows_as_shots_are_the_nearest_class_mean():
+    (train, learnt), (test, wanted) = clustered(5, seed=1), clustered(50, seed=2)
+    expected = accuracy_by_loops(train, learnt, range(len(train)), test, wanted)
+    (found,) = few_shot_metrics(train, learnt, test, wanted, shots=[5], draws=3)
+    assert found == {"shots": 5, "draws": 3, "accuracy": pytest.approx(expected)} | {
+        "low": pytest.approx(expected),
+        "high": pytest.approx(expected),
+    }
+    assert 0.4 < expected < 0.95
+
+
+@pytest.mark.parametrize("classifier", ["prototypes", "logistic"])
+def test_mean_over_draws_is_that_over_all_possible_draws(classifier):
+    (train, learnt), (test, wanted) = clustered(3, seed=3, classes=3), clustered(10, seed=4, classes=3)
+    unit = train / np.linalg.norm(train, axis=1, keepdims=True)
+    by_class = [np.flatnonzero(learnt == name) for name in sorted(set(learnt.tolist()))]
+    accuracies = []
+    for chosen in itertools.product(*by_class):
+        if classifier == "prototypes":
+            accuracies.append(accuracy_by_loops(train, learnt, chosen, test, wanted))
+        else:
+            fitted = LogisticRegression(C=2.0).fit(unit[list(chosen)], learnt[list(chosen)])
+            accuracies.append(fitted.score(test / np.linalg.norm(test, axis=1, keepdims=True), wanted))
+    options = {"shots": [1], "draws": 400, "classifier": classifier, "inverse_l2": 2.0, "seed": 1}
+    (found,) = few_shot_metrics(train, learnt, test, wanted, **options)
+    assert np.std(accuracies) > 0.05
+    assert found["low"] < np.mean(accuracies) < found["high"]
+    assert found["high"] - found["low"] == pytest.approx(4 * np.std(accuracies) / 20, rel=0.15)
+
+
+def test_draws_have_k_different_rows_of_every_class():
+    labels = np.array([5, 9, 5, 9, 9, 5, 5])
+    chosen = few_shot._draw(labels, 3, 200, np.random.default_rng(0))
+    assert chosen.shape == (200, 2, 3)
+    assert (labels[chosen] == np.array([5, 9])[None, :, None]).all()
+    assert all(len(set(rows)) == 3 for draw in chosen.tolist() for rows in draw)
+    counts = np.bincount(chosen[:, 0].ravel(), minlength=7)[[0, 2, 5, 6]]
+    assert (abs(counts - 150) < 35).all()  # each of four rows in three of four draws
+
+
+def test_interval_is_students():
+    accuracies = [0.5, 0.6, 0.75, 0.8]
+    wanted = ttest_1samp(accuracies, 0).confidence_interval(0.95)
+    assert few_shot._interval(accuracies) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_more_shots_are_better_and_draws_of_a_k_do_not_depend_on_the_others():
+    (train, learnt), (test, wanted) = clustered(30, seed=1), clustered(50, seed=2)
+    one, five = few_shot_metrics(train, learnt, test, wanted)
+    assert one["high"] < five["low"]
+    assert few_shot_metrics(train, learnt, test, wanted, shots=[5]) == [five]
+    assert few_shot_metrics(train, learnt, test, wanted, shots=[5], seed=1) != [five]
+    rows = [torch.from_numpy(part) for part in (train, learnt, test, wanted)]
+    assert few_shot_metrics(*rows) == [one, five]
+
+
+def test_chunks_and_the_length_of_rows_change_nothing(monkeypatch):
+    (train, learnt), (test, wanted) = clustered(10, seed=1), clustered(50, seed=2)
+    found = few_shot_metrics(train, learnt, test, wanted)
+    assert few_shot_metrics(train * 1e200, learnt, test * 1e-200, wanted) == found
+    monkeypatch.setattr(few_shot, "CHUNK_BYTES", 1)
+    assert few_shot_metrics(train, learnt, test, wanted) == found
+
+
+def test_rows_of_zeros_are_of_the_smaller_label():
+    train, learnt = np.eye(2)[[0, 0, 1, 1]], np.array([8, 8, 4, 4])
+    (found,) = few_shot_metrics(train, learnt, np.zeros((4, 2)), np.array([4, 4, 4, 8]), shots=[2], draws=2)
+    assert found["accuracy"] == 0.75
+
+
+def test_labels_that_training_lacks_count_as_errors_and_are_told(caplog):
+    train, learnt = np.eye(2)[[0, 0, 1, 1]], np.array([8, 8, 4, 4])
+    with caplog.at_level(logging.WARNING):
+        (found,) = few_shot_metrics(train, learnt, np.eye(2), np.array([8, 5]), shots=[1], draws=2)
+    assert found["accuracy"] == 0.5
+    assert "1 of 2 test rows have a label that no training row has" in caplog.text
+
+
+def test_unfinished_logistic_regression_is_told():
+    train, learnt = clustered(5, seed=1)
+    with pytest.warns(ConvergenceWarning, match="max_iter=1"):
+        few_shot_metrics(train, learnt, train, learnt, draws=2, classifier="logistic", inverse_l2=1e4, max_iter=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"shots": [1, 3]},
+            ValueError,
+            "at least 3 rows of every label, for 3 shots, but got 2 of label 4, 1 of label 8",
+        ),
+        ({"shots": [0]}, ValueError, "`shots` to be at least 1, but got 0"),
+        ({"shots": 5}, TypeError, "`shots` to be a sequence of integers, but got 5"),
+        ({"draws": 1}, ValueError, "`draws` to be at least 2, for an interval, but got 1"),
+        ({"draws": 2.5}, TypeError, "`draws` to be an integer, but got 2.5"),
+        ({"classifier": "svm"}, ValueError, '`classifier` to be "prototypes" or "logistic", but got \'svm\''),
+        ({"seed": 0.5}, TypeError, "`seed` to be an integer, but got 0.5"),
+        ({"inverse_l2": "auto"}, TypeError, "`inverse_l2` to be a number"),
+        ({"train_labels": np.full(6, 4)}, ValueError, "at least two labels, but got only 4"),
+        ({"test_features": np.ones((2, 5))}, ValueError, "same width"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(options, error, message):
+    arguments = {
+        "train_features": np.ones((6, 2)),
+        "train_labels": np.array([8, 4, 4, 9, 9, 9]),
+        "test_features": np.ones((2, 2)),
+        "test_labels": np.array([8, 4]),
+        "shots": [1],
+    }
+    with pytest.raises(error, match=message):
+        few_shot_metrics(**(arguments | options))
+
+
+def test_tester_reports_the_metrics():
+    (train, learnt), (test, wanted) = clustered(10, seed=1), clustered(20, seed=2)
+    data = {
+        name: TensorDataset(torch.from_numpy(rows).float(), torch.from_numpy(labels))
+        for name, rows, labels in (("train", train, learnt), ("test", test, wanted))
+    }
+    options = {"shots": [1, 2], "draws": 5, "seed": 3}
+    tester = FewShotTester(**options, dataloader_num_workers=0, data_device="cpu", normalize_embeddings=False)
+    found = tester.test(data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]
+    one, two = few_shot_metrics(train.astype(np.float32), learnt, test.astype(np.float32), wanted, **options)
+    expected = {
+        f"accuracy_{k}_shot{end}_level0": result[name]
+        for k, result in ((1, one), (2, two))
+        for end, name in (("", "accuracy"), ("_low", "low"), ("_high", "high"))
+    }
+    assert found == {"epoch": 1} | expected
+    with pytest.raises(ValueError, match="on a split it is not fitted on"):
+        tester.test(data, 1, torch.nn.Identity())
+    with pytest.raises(ValueError, match="`draws` to be at least 2"):
+        FewShotTester(draws=1)

@@ -1,0 +1,241 @@
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from pml_supcon.evaluation.sections.hard_mining import hard_mining
+from pml_supcon.functional.gradient_shares import gradient_shares
+from pml_supcon.metrics.hard_mining import hard_mining_curve
+from pml_supcon.testers import HardMiningTester
+
+LOSSES = ["supcon_out", "supcon_in", "triplet"]
+
+
+def clustered(rows, *, seed, classes=5, width=6, spread=0.6):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    return np.random.default_rng(9).normal(size=(classes, width))[labels] + spread * rng.normal(
+        size=(rows, width)
+    ), labels
+
+
+def curve_by_loops(batches, loss, bins):
+    """Bins of both kinds, pair by pair, over the anchors of all batches."""
+    curves = {}
+    for kind, low in (("positives", 0.0), ("negatives", -1.0)):
+        share, even, count, anchors, mean, pulled = [0.0] * bins, [0.0] * bins, [0] * bins, 0, 0.0, 0.0
+        for points, labels in batches:
+            found = gradient_shares(torch.from_numpy(points), torch.from_numpy(labels), loss=loss)
+            z = points / np.linalg.norm(points, axis=1, keepdims=True)
+            for i in range(len(z)):
+                js = [j for j in range(len(z)) if j != i and (labels[i] == labels[j]) == (kind == "positives")]
+                if not sum(float(found.shares[i, j]) for j in js) > 0:
+                    continue
+                anchors += 1
+                for j in js:
+                    cosine = float(z[i] @ z[j])
+                    hardness = 1 - cosine if kind == "positives" else cosine
+                    place = int((hardness - low) / (2 / bins))
+                    share[place] += float(found.shares[i, j])
+                    even[place] += 1 / len(js)
+                    count[place] += 1
+                    mean += hardness / len(js)
+                    pulled += hardness * float(found.shares[i, j])
+        curves[kind] = (share, even, count, anchors, mean, pulled)
+    return curves
+
+
+def assert_is(found, expected, bins):
+    for kind, low in (("positives", 0.0), ("negatives", -1.0)):
+        share, even, count, anchors, mean, pulled = expected[kind]
+        assert [one["hardness"] for one in found[kind]] == pytest.approx(
+            [low + (place + 0.5) * 2 / bins for place in range(bins)]
+        )
+        assert [one["share"] for one in found[kind]] == pytest.approx(np.array(share) / anchors)
+        assert [one["even_share"] for one in found[kind]] == pytest.approx(np.array(even) / anchors)
+        assert [one["count"] for one in found[kind]] == count
+        for one, part, whole in zip(found[kind], share, even, strict=True):
+            assert one["ratio"] == (pytest.approx(part / whole) if whole else None)
+        summary = {"anchors": anchors, "mean_hardness": mean / anchors, "gradient_hardness": pulled / anchors}
+        assert found["summary"][kind] == pytest.approx(summary)
+        assert sum(one["share"] for one in found[kind]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_curve_is_that_of_a_loop_over_pairs(loss):
+    points, labels = clustered(40, seed=1)
+    found = hard_mining_curve(points, labels, loss=loss, bins=9)
+    assert_is(found, curve_by_loops([(points, labels)], loss, 9), 9)
+    assert found == json.loads(json.dumps(found))
+    scaled = torch.from_numpy(points * np.linspace(1, 9, 40)[:, None])  # directions alone count
+    again = hard_mining_curve(scaled, torch.from_numpy(labels), loss=loss, bins=9)
+    assert again["summary"]["positives"] == pytest.approx(found["summary"]["positives"])
+
+
+def test_batches_are_drawn_by_the_seed_and_their_anchors_count_together():
+    points, labels = clustered(60, seed=2)
+    generator = torch.Generator().manual_seed(5)
+    rows = [torch.randperm(60, generator=generator)[:20].numpy() for _ in range(3)]
+    options = {"bins": 8, "batch_size": 20, "batches": 3}
+    found = hard_mining_curve(points, labels, seed=5, **options)
+    assert_is(found, curve_by_loops([(points[chosen], labels[chosen]) for chosen in rows], "supcon_out", 8), 8)
+    assert hard_mining_curve(points, labels, seed=5, **options) == found
+    assert hard_mining_curve(points, labels, seed=6, **options) != found
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    hard_mining_curve(points, labels, seed=5, **options)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_losses_mine_as_the_paper_says():
+    points, labels = clustered(80, seed=3)
+    found = {loss: hard_mining_curve(points, labels, loss=loss)["summary"] for loss in LOSSES}
+
+    def gain(loss, kind):
+        return found[loss][kind]["gradient_hardness"] - found[loss][kind]["mean_hardness"]
+
+    assert gain("supcon_out", "positives") > 0.02
+    assert gain("supcon_in", "positives") < 0  # its gradient goes to the easy positives
+    assert all(gain(loss, "negatives") > 0.1 for loss in LOSSES)
+    cold = hard_mining_curve(points, labels, temperature=0.05)["summary"]["negatives"]["gradient_hardness"]
+    assert cold > found["supcon_out"]["negatives"]["gradient_hardness"]
+    wide = hard_mining_curve(points, labels, loss="triplet", margin=0.5)["summary"]["positives"]["anchors"]
+    assert wide > found["triplet"]["positives"]["anchors"]
+
+
+def test_no_triplet_with_a_loss_leaves_an_empty_curve():
+    points, labels = np.eye(4)[[0, 0, 1, 1]] + 0.01 * np.eye(4), np.array([0, 0, 1, 1])
+    found = hard_mining_curve(points, labels, loss="triplet", bins=3)
+    assert found["summary"]["positives"] == {"anchors": 0, "mean_hardness": None, "gradient_hardness": None}
+    assert [(one["share"], one["ratio"], one["count"]) for one in found["positives"]] == [(0.0, None, 0)] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labels": np.arange(4)}, ValueError, "two rows with the same label, but no row has a positive"),
+        ({"batch_size": 5}, ValueError, "`batch_size` to be between 2 and 4, the rows, but got 5"),
+        ({"batch_size": 1}, ValueError, "`batch_size` to be between 2 and 4"),
+        ({"batch_size": 2.0}, TypeError, "`batch_size` to be an integer, but got 2.0"),
+        ({"batches": 0}, ValueError, "`batches` to be at least 1"),
+        ({"bins": 0}, ValueError, "`bins` to be at least 1"),
+        ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
+        ({"seed": 0.5}, TypeError, "`seed` to be an integer, but got 0.5"),
+        ({"loss": "npairs"}, ValueError, "`loss` to be one of"),
+        ({"temperature": -1.0}, ValueError, "`temperature` to be a finite number > 0"),
+        ({"margin": math.inf}, ValueError, "`margin` to be a finite number >= 0"),
+        ({"embeddings": np.zeros((4, 2))}, ValueError, "finite and not zero, but got 4 of 4"),
+        ({"embeddings": np.full((4, 2), np.nan)}, ValueError, "`embeddings` to be finite"),
+        ({"labels": np.zeros(4)}, TypeError, "`labels` to be integers"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(change, error, message):
+    with pytest.raises(error, match=message):
+        hard_mining_curve(**({"embeddings": np.eye(4), "labels": np.array([0, 0, 1, 1])} | change))
+
+
+def test_batches_without_positives_are_passed_over_and_all_such_refused():
+    points, labels = np.eye(6), np.array([0, 0, 1, 2, 3, 4])
+    found = hard_mining_curve(points, labels, batch_size=3, batches=30)["summary"]
+    assert 0 < found["positives"]["anchors"] < 60
+    with pytest.raises(ValueError, match="within 1 batches of 2, but no row has a positive"):
+        hard_mining_curve(points, np.arange(6), batch_size=2, batches=1)
+
+
+# The tester inside PML
+
+
+def make_tester(**options):
+    return HardMiningTester(dataloader_num_workers=0, data_device=torch.device("cpu"), **options)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_tester_reports_the_summary_of_each_split(loss):
+    torch.manual_seed(0)
+    points, labels = clustered(40, seed=4)
+    levels = np.stack([labels, labels // 2], axis=1)
+    data = {"val": TensorDataset(torch.from_numpy(points).float(), torch.from_numpy(levels))}
+    model = torch.nn.Linear(6, 4)
+    options = {"loss": loss, "temperature": 0.3, "margin": 0.2, "batches": 2, "seed": 3}
+    tester = make_tester(pair_batch_size=25, label_hierarchy_level="all", **options)
+    found = tester.test(data, 7, model)["val"]
+    with torch.no_grad():
+        rows = torch.nn.functional.normalize(model(data["val"].tensors[0]))
+    for level in (0, 1):
+        summary = hard_mining_curve(rows, levels[:, level], bins=1, batch_size=25, **options)["summary"]
+        for kind in ("positive", "negative"):
+            values = summary[f"{kind}s"]
+            assert found[f"{kind}_hardness_level{level}"] == pytest.approx(values["mean_hardness"])
+            assert found[f"{kind}_gradient_hardness_level{level}"] == pytest.approx(values["gradient_hardness"])
+    assert len(found) == 1 + 3 * 4
+
+
+def test_tester_says_nan_where_there_is_no_gradient():
+    data = TensorDataset(torch.eye(4)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]))
+    found = make_tester(loss="triplet").test({"val": data}, 1, torch.nn.Identity())["val"]
+    assert math.isnan(found["positive_gradient_hardness_level0"])
+
+
+def test_tester_refuses_references_and_bad_options():
+    data = {name: TensorDataset(torch.eye(4), torch.tensor([0, 0, 1, 1])) for name in ("train", "val")}
+    with pytest.raises(ValueError, match=r"itself as the only reference, but got query 'val' with references \['trai"):
+        make_tester().test(data, 1, torch.nn.Identity(), splits_to_eval=[("val", ["train"])])
+    make_tester().test(data, 1, torch.nn.Identity(), splits_to_eval=[("val", ["val"])])
+    for option, error, message in (
+        ({"loss": "x"}, ValueError, "`loss` to be one of"),
+        ({"temperature": 0}, ValueError, "`temperature`"),
+        ({"batches": 0}, ValueError, "`batches` to be at least 1"),
+        ({"pair_batch_size": 1.5}, TypeError, "`pair_batch_size` to be an integer"),
+        ({"seed": True}, TypeError, "`seed` to be an integer, but got True"),
+        ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
+    ):
+        with pytest.raises(error, match=message):
+            make_tester(**option)
+
+
+# The section of the evaluation recipe
+
+
+def make_subject(features, labels, told, *, has_head=True, is_main=True, batch_size=20):
+    def take(split, *, of):
+        assert split == "test"
+        return features[of] if is_main else torch.empty(0, 0)
+
+    return SimpleNamespace(
+        features=take,
+        labels=lambda split: torch.from_numpy(labels),
+        settings=SimpleNamespace(seed=4, mining_batches=3, mining_batch_size=batch_size),
+        has_head=has_head,
+        is_main=is_main,
+        tell=told.append,
+    )
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_section_draws_batches_of_the_heads_rows_where_there_is_a_head(has_head):
+    encoder, labels = clustered(50, seed=1)
+    features = {"encoder": torch.from_numpy(encoder).float(), "head": torch.from_numpy(encoder[:, ::2]).float()}
+    if not has_head:
+        del features["head"]
+    told = []
+    found = hard_mining(make_subject(features, labels, told, has_head=has_head))
+    assert (told, found["of"]) == ([], "head" if has_head else "encoder")
+    assert found == json.loads(json.dumps(found))
+    for loss in LOSSES:
+        options = {"loss": loss, "bins": 40, "batch_size": 20, "batches": 3, "seed": 4}
+        assert found["losses"][loss] == hard_mining_curve(features[found["of"]], labels, **options)
+    assert hard_mining(make_subject(features, labels, told, has_head=has_head, is_main=False)) is None
+
+
+def test_section_tells_what_it_leaves_out():
+    points, labels = clustered(30, seed=1)
+    points[[3, 7]] = 0
+    told = []
+    subject = make_subject({"head": torch.from_numpy(points)}, labels, told, batch_size=256)
+    assert hard_mining(subject)["batch_size"] == 28
+    assert told[0].startswith("2 of 30 test images have a zero row")
+    assert told[1] == "Shares of the gradient are from batches of 28 test images, not 256: all of them."

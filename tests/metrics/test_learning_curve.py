@@ -1,0 +1,88 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from pml_supcon.metrics import learning_curve as label_budgets
+from pml_supcon.metrics import linear_probe_metrics
+from pml_supcon.metrics.learning_curve import learning_curve
+
+
+def clustered(rows, *, seed, classes=6, width=12):
+    labels = np.random.default_rng(seed).integers(0, classes, rows)
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    return centres[labels] + 1.5 * np.random.default_rng(seed + 1).normal(size=(rows, width)), labels + 4
+
+
+def test_all_labels_are_the_linear_probe_and_fewer_are_worse():
+    (train, learnt), (test, wanted) = clustered(600, seed=1), clustered(500, seed=5)
+    options = {"inverse_l2": 0.1, "standardize": False}
+    points = learning_curve(train, learnt, test, wanted, shares=(0.02, 0.2, 1.0), **options)
+    assert [point["rows"] for point in points] == [12, 120, 600]
+    assert [point["share"] for point in points] == [0.02, 0.2, 1.0]
+    expected = linear_probe_metrics(train, learnt, test, wanted, **options)
+    assert {name: points[2][name] for name in expected} == expected
+    assert points[0]["top1"] < points[1]["top1"] < points[2]["top1"]
+    assert points[0]["top1"] < points[0]["top5"] <= 1.0
+    rows = [torch.from_numpy(part) for part in (train, learnt, test, wanted)]
+    assert learning_curve(*rows, shares=[0.02, 0.2, 1], **options) == points
+
+
+def test_every_label_is_in_its_share_with_one_row_at_least(monkeypatch):
+    labels = np.random.default_rng(0).permutation(np.repeat([1, 2, 3, 4], [600, 300, 97, 3]))
+    features = np.random.default_rng(1).normal(size=(1000, 2))
+    seen = []
+    fit = label_budgets.fit
+
+    def noting(rows, learnt, *arguments):
+        seen.append((rows, learnt))
+        return fit(rows, learnt, *arguments)
+
+    monkeypatch.setattr(label_budgets, "fit", noting)
+    points = learning_curve(features, labels, features, labels, shares=[0.001, 0.01, 0.1], seed=3)
+    assert [point["rows"] for point in points] == [4, 10, 100]  # one of each where the share is less
+    shares = [[1, 1, 1, 1], [5, 3, 1, 1], [60, 30, 9, 1]]  # of 10: 6, 3, 0.97 and 0.03; of 100: 60, 30, 9.7 and 0.3
+    assert [np.bincount(learnt).tolist()[1:] for _, learnt in seen] == shares
+    for rows, learnt in seen:
+        places = [int(np.flatnonzero((features == row).all(axis=1))[0]) for row in rows]
+        assert len(set(places)) == len(places)
+        assert (labels[places] == learnt).all()
+    again = learning_curve(features, labels, features, labels, shares=[0.1], seed=4)
+    assert len(again) == 1
+    assert not np.array_equal(seen[-1][0], seen[2][0])
+
+
+def test_warnings_reach_the_caller(caplog):
+    (train, learnt), (test, wanted) = clustered(100, seed=1), clustered(50, seed=5)
+    with caplog.at_level(logging.WARNING):
+        found = learning_curve(train, learnt, test, np.where(wanted == 4, 99, wanted), shares=[1.0])
+    assert len(caplog.records) == 1
+    assert f"{(wanted == 4).sum()} of 50 test rows have a label that no training row has" in caplog.text
+    assert found[0]["top5"] <= (wanted != 4).mean()
+    with pytest.warns(ConvergenceWarning, match="max_iter=1") as told:
+        learning_curve(train, learnt, test, wanted, shares=[1.0], max_iter=1)
+    assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"shares": [0.0]}, ValueError, "`shares` to be above 0 and at most 1, but got 0.0"),
+        ({"shares": [1, 1.01]}, ValueError, "`shares` to be above 0 and at most 1, but got 1.01"),
+        ({"shares": ["all"]}, TypeError, "`shares` to be a number, but got 'all'"),
+        ({"shares": 0.1}, TypeError, "`shares` to be a sequence of numbers, but got 0.1"),
+        ({"inverse_l2": "auto"}, TypeError, "`inverse_l2` to be a number, but got 'auto'"),
+        ({"seed": 1.0}, TypeError, "`seed` to be an integer, but got 1.0"),
+        ({"max_iter": 0}, ValueError, "`max_iter` to be at least 1"),
+        ({"train_labels": np.full(30, 2)}, ValueError, "at least two labels, but got only 2"),
+        ({"test_features": np.ones((30, 3))}, ValueError, "same width"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(options, error, message):
+    features, labels = clustered(30, seed=1)
+    arguments = {"train_features": features, "train_labels": labels}
+    arguments |= {"test_features": features, "test_labels": labels}
+    with pytest.raises(error, match=message):
+        learning_curve(**(arguments | options))

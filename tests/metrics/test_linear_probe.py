@@ -1,0 +1,323 @@
+import logging
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning import losses, trainers
+from pytorch_metric_learning.utils import logging_presets
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch.utils.data import TensorDataset
+
+from pml_supcon.metrics.linear_probe import fit_linear_probe, linear_probe_metrics, probe_logits, score_linear_probe
+from pml_supcon.metrics.probe_selection import choose_inverse_l2
+from pml_supcon.testers import LinearProbeTester
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def clustered(rows, *, seed, classes=8, width=6, spread=1.5):
+    """Overlapping classes whose features have different scales and means."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    points = centres[labels] + spread * rng.normal(size=(rows, width))
+    return points * 10.0 ** np.linspace(-2, 2, width) + np.arange(width) * 50, labels
+
+
+def scores_by_definition(train, learnt, test, *, inverse_l2, standardize):
+    """Class scores of the test rows, from the objective written out and minimised by PyTorch in float64."""
+    mean, scale = (train.mean(axis=0), train.std(axis=0)) if standardize else (0.0, 1.0)
+    x, z = (torch.from_numpy((rows - mean) / scale) for rows in (train, test))
+    y = torch.from_numpy(learnt)
+    weight = torch.zeros(int(y.max()) + 1, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(len(weight), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=2000, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+
+    def closure():
+        optimizer.zero_grad()
+        cross_entropy = torch.nn.functional.cross_entropy(x @ weight.T + bias, y, reduction="sum")
+        value = (cross_entropy + weight.square().sum() / (2 * inverse_l2)) / len(y)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return (z @ weight.T + bias).detach().softmax(dim=1).numpy()
+
+
+@pytest.mark.parametrize("inverse_l2", [1.0, 0.01])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_agrees_with_the_objective_minimised_elsewhere(inverse_l2, standardize):
+    (train, learnt), (test, wanted) = clustered(300, seed=1), clustered(200, seed=2)
+    if not standardize:  # keep the unscaled problem well conditioned
+        train, test = ((x - np.arange(6) * 50) / 10.0 ** np.linspace(-2, 2, 6) for x in (train, test))
+    options = {"inverse_l2": inverse_l2, "standardize": standardize}
+    expected = scores_by_definition(train, learnt, test, **options)
+    probe = fit_linear_probe(train, learnt, **options)
+    np.testing.assert_allclose(probe.predict_proba(test), expected, atol=3e-3)
+
+    order = np.argsort(-expected, axis=1)
+    top = {f"top{k}": np.mean([label in row[:k] for label, row in zip(wanted, order, strict=True)]) for k in (1, 5)}
+    found = linear_probe_metrics(train, learnt, test, wanted, **options)
+    assert found == pytest.approx(top, abs=1.01 / len(test))  # one near-tie may fall otherwise
+    assert 0.2 < found["top1"] < found["top5"] < 1.0
+
+
+def test_options_matter():
+    (train, learnt), (test, wanted) = clustered(300, seed=1), clustered(200, seed=2)
+    base = linear_probe_metrics(train, learnt, test, wanted)
+    assert linear_probe_metrics(train, learnt, test, wanted, inverse_l2=1e-4) != base
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assert linear_probe_metrics(train, learnt, test, wanted, standardize=False) != base
+
+
+def test_test_rows_take_the_statistics_of_the_training_rows():
+    train, learnt = clustered(300, seed=1)
+    probe = fit_linear_probe(train, learnt)
+    np.testing.assert_allclose(probe.named_steps["standardize"].mean_, train.mean(axis=0))
+    row = train[:1]  # alone, it would standardise to zero
+    rank = (probe.decision_function(row) > probe.decision_function(row)[0, learnt[0]]).sum()
+    found = linear_probe_metrics(train, learnt, row, learnt[:1])
+    assert found == {"top1": float(rank < 1), "top5": float(rank < 5)}
+    assert list(fit_linear_probe(row.T - row.mean(), np.arange(6) % 2, standardize=False).named_steps) == ["classify"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_torch_and_numpy_agree_and_large_labels_are_told_apart(dtype):
+    train, learnt = (torch.from_numpy(x) for x in clustered(100, seed=3, spread=0.3))
+    train = train.to(dtype)
+    found = linear_probe_metrics(train, learnt + 2**60, train, learnt + 2**60)
+    plain = train.float().numpy() if dtype != torch.float64 else train.numpy()
+    assert found == linear_probe_metrics(plain, learnt.numpy(), plain, learnt.numpy())
+    assert found["top1"] > 0.9
+
+
+def test_two_labels_and_equal_scores():
+    train, learnt = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([5, 5, 9, 9])
+    test, wanted = np.array([[-1.0], [1.0], [-1.0], [1.0]]), np.array([5, 9, 9, 5])
+    assert linear_probe_metrics(train, learnt, test, wanted) == {"top1": 0.5, "top5": 1.0}
+    # Features that tell nothing, seven labels alike: the smaller labels go first, five of the seven count.
+    blank, labels = np.ones((7, 2)), np.arange(7)
+    assert linear_probe_metrics(blank, labels, blank, labels) == pytest.approx({"top1": 1 / 7, "top5": 5 / 7})
+
+
+def test_labels_that_training_lacks_count_as_errors_and_are_told(caplog):
+    train, learnt = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([5, 5, 9, 9])
+    test, wanted = np.array([[-3.0], [-3.0], [3.0], [3.0], [3.0]]), np.array([5, 4, 7, 9, 10])
+    with caplog.at_level(logging.WARNING):
+        assert linear_probe_metrics(train, learnt, test, wanted) == pytest.approx({"top1": 0.4, "top5": 0.4})
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 of 5 test rows have a label that no training row has (3 labels): they count as errors."
+    ]
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_softmax_of_logits_is_the_predicted_probability(classes):
+    features, labels = clustered(200, seed=1, classes=classes)
+    probe = fit_linear_probe(features, labels + 3)
+    logits = probe_logits(probe, torch.from_numpy(features))
+    assert logits.shape == (200, classes)
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(dim=1), probe.predict_proba(features), atol=1e-12)
+    assert (probe.classes_[logits.argmax(axis=1)] == probe.predict(features)).all()
+    with pytest.raises(ValueError, match=r"as wide as the probe was fitted, 6, but got shape \(200, 5\)"):
+        probe_logits(probe, features[:, :5])
+    with pytest.raises(ValueError, match=r"as wide as the probe was fitted, 6"):
+        score_linear_probe(probe, features[:, :5], labels)
+
+
+def test_metrics_are_the_score_of_the_fitted_probe():
+    (train, learnt), (test, wanted) = clustered(300, seed=1), clustered(200, seed=2)
+    found = score_linear_probe(fit_linear_probe(train, learnt), test, wanted)
+    assert found == linear_probe_metrics(train, learnt, test, wanted)
+    assert found["top1"] == fit_linear_probe(train, learnt).score(test, wanted)
+
+
+def test_auto_fits_all_rows_with_the_chosen_penalty():
+    (train, learnt), (test, wanted) = clustered(150, seed=1, spread=4), clustered(200, seed=2, spread=4)
+    chosen = choose_inverse_l2(train, learnt, seed=4).inverse_l2
+    assert chosen != 1.0
+    auto = fit_linear_probe(train, learnt, inverse_l2="auto", seed=4)
+    np.testing.assert_array_equal(
+        auto.decision_function(test), fit_linear_probe(train, learnt, inverse_l2=chosen).decision_function(test)
+    )
+    found = linear_probe_metrics(train, learnt, test, wanted, inverse_l2="auto", seed=4)
+    assert found == linear_probe_metrics(train, learnt, test, wanted, inverse_l2=chosen)
+    data = {
+        name: TensorDataset(torch.from_numpy(rows).float(), torch.from_numpy(labels))
+        for name, rows, labels in (("train", train, learnt), ("test", test, wanted))
+    }
+    tester = make_tester(inverse_l2="auto", seed=4)
+    result = tester.test(data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]
+    assert result["top1_level0"] == pytest.approx(found["top1"], abs=0.011)
+
+
+def test_no_convergence_is_told_with_what_to_change():
+    train, learnt = clustered(300, seed=1)
+    with pytest.warns(ConvergenceWarning, match=r"within max_iter=2.* Raise max_iter or lower inverse_l2=1.0") as told:
+        fit_linear_probe(train, learnt, max_iter=2)
+    assert [warning.filename for warning in told] == [__file__]
+    with pytest.warns(ConvergenceWarning, match="Raise max_iter, set standardize=True or lower inverse_l2=1.0"):
+        linear_probe_metrics(train, learnt, train, learnt, max_iter=2, standardize=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_linear_probe(train, learnt)
+
+
+def test_other_warnings_pass_through(monkeypatch):
+    fit = LogisticRegression.fit
+
+    def warn_and_fit(self, *args, **kwargs):
+        warnings.warn("mind the gap", FutureWarning, stacklevel=1)
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", warn_and_fit)
+    with pytest.warns(FutureWarning, match="mind the gap"):
+        fit_linear_probe(*clustered(50, seed=1))
+
+
+def valid():
+    return {
+        "train_features": np.eye(4),
+        "train_labels": np.array([0, 0, 1, 1]),
+        "test_features": np.eye(4),
+        "test_labels": np.array([0, 0, 1, 1]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"train_labels": np.array([0, 1])}, ValueError, r"`train_labels` .* \(4,\), but got shape \(2,\)"),
+        ({"test_labels": np.zeros(4)}, TypeError, "`test_labels` to be integers, but got float64"),
+        ({"train_labels": np.full(4, 3)}, ValueError, "at least two labels, but got only 3"),
+        ({"test_features": np.eye(4)[:, :3]}, ValueError, r"same width, but got shapes \(4, 4\) and \(4, 3\)"),
+        ({"test_features": np.ones((4, 2, 2))}, ValueError, r"`test_features` .* got shape \(4, 2, 2\)"),
+        ({"train_features": np.full((4, 4), math.inf)}, ValueError, "`train_features` to be finite, .* 4 of 4 rows"),
+        ({"train_features": np.eye(4, dtype=int)}, TypeError, "`train_features` to be floating point"),
+        ({"test_features": np.ones((0, 4))}, ValueError, "`test_features` to be a non-empty"),
+        ({"inverse_l2": 0.0}, ValueError, "`inverse_l2` to be above 0, but got 0.0"),
+        ({"inverse_l2": "best"}, ValueError, "`inverse_l2` to be a number or \"auto\", but got 'best'"),
+        ({"inverse_l2": None}, TypeError, "`inverse_l2` to be a number, but got None"),
+        ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
+        ({"seed": True}, TypeError, "`seed` to be an integer, but got True"),
+        ({"max_iter": 0}, ValueError, "`max_iter` to be at least 1, but got 0"),
+        ({"max_iter": 1.5}, TypeError, "`max_iter` to be an integer, but got 1.5"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(change, error, message):
+    with pytest.raises(error, match=message):
+        linear_probe_metrics(**(valid() | change))
+
+
+# The tester inside PML
+
+
+def split(rows, seed, *, columns=1, spread=0.5):
+    points, labels = clustered(rows, seed=seed, spread=spread)
+    levels = [labels // 4**level for level in range(columns)]
+    return TensorDataset(torch.from_numpy(points).float(), torch.from_numpy(np.stack(levels, axis=1).squeeze()))
+
+
+def make_tester(**options):
+    return LinearProbeTester(dataloader_num_workers=0, data_device=CPU, **options)
+
+
+def test_tester_fits_on_the_references_and_scores_the_query_from_the_trunk():
+    data = {"train": split(100, 1), "more": split(100, 2), "test": split(100, 3)}
+    trunk, embedder = torch.nn.Linear(6, 6), torch.nn.Linear(6, 1)
+    found = make_tester().test(data, 3, trunk, embedder, [("test", ["train", "more"])])
+    with torch.no_grad():
+        rows = {name: trunk(dataset.tensors[0]) for name, dataset in data.items()}
+    expected = linear_probe_metrics(
+        torch.cat([rows["train"], rows["more"]]),
+        torch.cat([data["train"].tensors[1], data["more"].tensors[1]]),
+        rows["test"],
+        data["test"].tensors[1],
+    )
+    assert found.keys() == {"test"}
+    assert found["test"] == {"epoch": 3, "top1_level0": expected["top1"], "top5_level0": expected["top5"]}
+    assert expected["top1"] > 0.5
+
+
+def test_tester_does_not_normalise_unless_asked():
+    lengths = torch.tensor([[1.0], [1.1], [9.0], [9.1]])  # the label is in the length alone
+    data = TensorDataset(lengths, torch.tensor([0, 0, 1, 1]))
+    arguments = ({"train": data, "test": data}, 1, torch.nn.Identity(), None, [("test", ["train"])])
+    assert make_tester().test(*arguments)["test"]["top1_level0"] == 1.0
+    assert make_tester(normalize_embeddings=True).test(*arguments)["test"]["top1_level0"] == 0.5
+
+
+def test_tester_passes_its_options_on():
+    data = {"train": split(100, 1), "test": split(50, 3)}
+    with pytest.warns(ConvergenceWarning, match="max_iter=2.* set standardize=True or lower inverse_l2=7.0"):
+        make_tester(inverse_l2=7.0, max_iter=2, standardize=False).test(
+            data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])]
+        )
+    with pytest.raises(ValueError, match="`inverse_l2` to be above 0"):
+        make_tester(inverse_l2=-1.0)
+    with pytest.raises(TypeError, match="accuracy_calculator"):
+        make_tester(accuracy_calculator=None)
+
+
+def test_tester_averages_over_label_levels():
+    data = {name: split(100, seed, columns=2, spread=1.5) for name, seed in (("train", 1), ("test", 3))}
+    found = make_tester(label_hierarchy_level="all").test(
+        data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])]
+    )["test"]
+    assert found["AVERAGE_top1"] == pytest.approx((found["top1_level0"] + found["top1_level1"]) / 2)
+    assert found["top5_level1"] == 1.0  # two labels
+    assert found["top5_level0"] < 1.0
+
+
+class Untouchable(torch.nn.Module):
+    def forward(self, rows):
+        raise AssertionError("embeddings were computed")
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (None, r"got query 'train' with references \['train'\] \(the default\). Pass splits_to_eval="),
+        ([("test", ["train"]), ("train", ["test", "train"])], r"got query 'train' .* \['test', 'train'\]. Pass"),
+    ],
+)
+def test_tester_refuses_to_score_what_it_fitted_on_before_long_work(splits, message):
+    data = {"train": split(10, 1), "test": split(10, 3)}
+    with pytest.raises(ValueError, match=message):
+        make_tester().test(data, 1, Untouchable(), splits_to_eval=splits)
+
+
+def test_tester_works_in_a_trainer_with_hooks(tmp_path):
+    torch.manual_seed(0)
+    keeper, _, _ = logging_presets.get_record_keeper(str(tmp_path / "logs"))
+    hooks = logging_presets.HookContainer(keeper, primary_metric="top1", validation_split_name="test")
+    tester = make_tester(end_of_testing_hook=hooks.end_of_testing_hook)
+    models = {"trunk": torch.nn.Linear(6, 6), "embedder": torch.nn.Linear(6, 4)}
+    data = {"train": split(100, 1), "test": split(60, 2)}
+    hook = hooks.end_of_epoch_hook(tester, data, str(tmp_path / "models"), splits_to_eval=[("test", ["train"])])
+    trainers.MetricLossOnly(
+        models,
+        {f"{k}_optimizer": torch.optim.SGD(m.parameters(), lr=1e-4) for k, m in models.items()},
+        batch_size=32,
+        loss_funcs={"metric_loss": losses.ContrastiveLoss()},
+        dataset=data["train"],
+        data_device=CPU,
+        dataloader_num_workers=0,
+        iterations_per_epoch=2,
+        end_of_epoch_hook=hook,
+    ).train(num_epochs=2)
+    history = hooks.get_accuracy_history(tester, "test", metrics=["top1", "top5"])
+    assert history["epoch"] == [1, 2]
+    assert history["top1_level0"][1] == tester.all_accuracies["test"]["top1_level0"]
+    assert list((tmp_path / "models").glob("trunk_best*.pth"))

@@ -1,0 +1,64 @@
+"""Every configuration builds its model, its data pipeline (on fake images of the right size) and takes a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from pml_supcon.training.config.parser import parse_settings
+from pml_supcon.training.history import History
+from pml_supcon.training.job import open_job, open_run
+from pml_supcon.training.loop import take_step
+from pml_supcon.training.recent import RecentSteps
+from pml_supcon.training.stages import build_stage1, build_stage2
+
+CONFIGS = Path(__file__).parent.parent.parent / "pml_supcon" / "configs"
+SIZES = {"cifar10": (32, 10), "cifar100": (32, 100), "imagenet_resnet50": (256, 4), "imagenet_resnet200": (256, 4)}
+SIZES |= {"folder": (300, 4), "digits": (8, 10), "cifar10_resnet18": (32, 10)}
+
+
+def fake_images(folder, size, classes):
+    """Two images of every class to train on, one to test."""
+    torch.manual_seed(0)
+    for split, number in (("train", 2), ("test", 1)):
+        for label in range(classes):
+            (folder / split / f"class{label:03d}").mkdir(parents=True)
+            for index in range(number):
+                pixels = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(folder / split / f"class{label:03d}" / f"{index}.png")
+    return folder
+
+
+def test_all_configurations_are_tried():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(SIZES)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_configuration_takes_a_step(name, tmp_path):
+    size, classes = SIZES[name]
+    arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--output", str(tmp_path / "run"), "--batch-size", "4"]
+    arguments += ["--workers", "0", "--mixed-precision", "no", "--warmup-epochs", "0"]
+    if name != "digits":
+        arguments += ["--data", f"imagefolder:{fake_images(tmp_path / 'images', size, classes)}"]
+    if name == "folder":  # no download, and nothing held out of two images a class
+        arguments += ["--pretrained=false", "--held-out", "0", "--max-per-class", "2"]
+    if "stage2_optimizer" in (CONFIGS / f"{name}.yaml").read_text():
+        arguments += ["--stage2-batch-size", "4"]
+    if "chunk_size" in (CONFIGS / f"{name}.yaml").read_text():
+        arguments += ["--chunk-size", "2"]
+    settings, accelerator = parse_settings(arguments), Accelerator(cpu=True)
+    job = open_job(settings, open_run(settings, accelerator), accelerator)
+    stage1 = build_stage1(job)
+    for stage in filter(None, [stage1, build_stage2(job, stage1)]):
+        stage.network.train()
+        trained = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
+        before = [parameter.detach().clone() for parameter in trained]
+        views, labels = next(iter(stage.loader))
+        side = settings.image_size or size
+        assert views.shape == (4, settings.views if stage.number == 1 else 1, job.data.in_chans, side, side)
+        recent = RecentSteps(stage, History(tmp_path / "history.jsonl", accelerator), accelerator)
+        take_step(stage, views, labels, stage.first_step, recent, accelerator)
+        recent.settle(stage.first_step + 1)  # refuses a loss or a gradient that is not finite
+        assert any((old != new).any() for old, new in zip(before, trained, strict=True))

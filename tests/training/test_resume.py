@@ -1,0 +1,336 @@
+"""Nothing is lost: kills at random moments, signals, damaged and foreign checkpoints, full disks."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from helpers.run_processes import Run, assert_same, kill_ten_times, results_of, steps_in
+from safetensors.torch import load_file
+
+from pml_supcon.training import app as train
+from pml_supcon.training import checkpoints
+from pml_supcon.training.app import main
+
+TINY = ["--max-train", "120", "--max-test", "60", "--batch-size", "30", "--epochs", "12", "--encoder-args.channels"]
+TINY += ["[8, 8, 8, 8]", "--head-dim", "16", "--save-every", "3", "--learning-rate", "0.05"]
+LARGE = ["--queue-size", "120", "--momentum", "0.9", "--chunk-size", "8", "--ema", "0.9"]
+MINED = ["--method", "triplet", "--miner", "capped_positives", "--optimizer", "adamw", "--held-out", "0.2"]
+MINED += ["--encoder-args.drop_rate", "0.2", "--workers", "1", "--label-noise", "0.1"]
+STAGES = ["--epochs", "4", "--stage2-optimizer", "rmsprop", "--stage2-epochs", "30", "--stage2-learning-rate", "0.001"]
+
+
+@pytest.mark.parametrize("options", [LARGE, MINED, STAGES], ids=["queue-chunks-ema", "miner-dropout-workers", "stage2"])
+def test_ten_kills_change_nothing(options, tmp_path):
+    assert Run([*TINY, *options, "--output", tmp_path / "whole"]).wait() == [0]
+    killed = kill_ten_times([*TINY, *options], tmp_path / "killed", apart=12 if options is STAGES else 4)
+    assert killed == sorted(killed)
+    assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
+
+
+def test_ten_kills_of_two_processes_change_nothing(tmp_path):
+    options = [*TINY, *LARGE]
+    assert Run([*options, "--output", tmp_path / "whole"], processes=2).wait() == [0, 0]
+    kill_ten_times(options, tmp_path / "killed", processes=2)
+    assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
+
+
+def die_in_third_checkpoint():
+    written, save = [], checkpoints.save_file
+
+    def save_half(tensors, path):
+        save(tensors, path)
+        written.append(path)
+        if len(written) == 3:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.save_file = save_half
+
+
+def die_before_rename():
+    replace = os.replace
+
+    def kill_first(source, target):
+        if str(source).endswith("00000006.partial"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    checkpoints.os.replace = kill_first
+
+
+@pytest.mark.parametrize("dying", [die_in_third_checkpoint, die_before_rename])
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(dying, tmp_path):
+    arguments = [*TINY, "--epochs", "4"]
+    assert Run([*arguments, "--output", tmp_path / "whole"]).wait() == [0]
+    output = ["--output", tmp_path / "killed"]
+    assert Run([*arguments, *output], before=dying).wait() == [-signal.SIGKILL]
+    left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert any(name.startswith(".") for name in left)
+    assert any(name.startswith("step-") for name in left)
+    assert Run([*arguments, *output, "--resume"]).wait() == [0]
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+    assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(number, processes, tmp_path):
+    arguments = [*TINY, "--save-every", "1000"]
+    run = Run([*arguments, "--output", tmp_path / "run"], processes=processes)
+    while run.alive and steps_in(tmp_path / "run") < 5:  # rows are written at the end of an epoch
+        time.sleep(0.01)
+    os.kill(run.processes[-1].pid, number)  # one alone gets it
+    assert run.wait() == [128 + number] * processes
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert len(saved) == 1
+    assert steps_in(tmp_path / "run") == int(saved[0].removeprefix("step-"))
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert Run([*arguments, "--output", tmp_path / "run", "--resume"], processes=processes).wait() == [0] * processes
+    assert steps_in(tmp_path / "run") == 48
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run with two checkpoints that has not come to its end."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    assert Run([*TINY, "--epochs", "3", "--output", folder], before=die_before_metrics).wait() == [-signal.SIGKILL]
+    return folder
+
+
+def die_before_metrics():
+    train.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(folder, capsys, *more):
+    before = files_of(folder)
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY, "--epochs", "3", "--output", str(folder), "--resume", *more])
+    assert ended.value.code == 1
+    assert files_of(folder) == before
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def copied(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.pt"])
+def test_a_truncated_checkpoint_is_refused(name, copied, capsys):
+    file = sorted((copied / "checkpoints").iterdir())[-1] / name
+    size = file.stat().st_size
+    os.truncate(file, size - 100)
+    message = refused(copied, capsys)
+    assert f"{file} is not what was written: expected {size} bytes, but got {size - 100} bytes" in message
+    assert f"Remove {file.parent} to go on from the checkpoint before it" in message
+
+
+def test_a_changed_byte_is_refused(copied, capsys):
+    file = sorted((copied / "checkpoints").iterdir())[-1] / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert "with another digest" in refused(copied, capsys)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', '{"format": "pml_supcon checkpoint 1"}'])
+def test_a_foreign_checkpoint_is_refused(text, copied, capsys):
+    (sorted((copied / "checkpoints").iterdir())[-1] / "checkpoint.json").write_text(text)
+    assert "is no checkpoint of this package" in refused(copied, capsys)
+
+
+def test_a_pickle_is_never_executed(copied, capsys, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    folder = sorted((copied / "checkpoints").iterdir())[-1]
+    torch.save(Evil(), folder / "state.pt")
+    about = json.loads((folder / "checkpoint.json").read_text())
+    about["files"]["state.pt"] = checkpoints._digest(folder / "state.pt")
+    (folder / "checkpoint.json").write_text(json.dumps(about))
+    assert "is no checkpoint of this package" in refused(copied, capsys)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_other_settings_are_refused(copied, capsys):
+    message = refused(copied, capsys, "--temperature", "0.2", "--batch-size", "40")
+    assert "other settings" in message
+    assert "temperature is 0.1 there and 0.2 here" in message
+    assert "batch_size is 30 there and 40 here" in message
+
+
+def test_a_checkpoint_of_another_config_is_refused(copied, capsys):
+    """The configuration beside it was changed as well."""
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    (copied / "config.yaml").write_text(yaml.safe_dump(config | {"head_dim": 32}))
+    assert "head_dim is 16 there and 32 here" in refused(copied, capsys, "--head-dim", "32")
+
+
+def test_other_labels_are_refused(copied, capsys):
+    """The same settings, but the data has changed."""
+    folder = sorted((copied / "checkpoints").iterdir())[-1]
+    state = torch.load(folder / "state.pt", weights_only=True)
+    state["sampler"]["settings"]["labels"] = "0" * 64
+    torch.save(state, folder / "state.pt")
+    about = json.loads((folder / "checkpoint.json").read_text())
+    about["files"]["state.pt"] = checkpoints._digest(folder / "state.pt")
+    (folder / "checkpoint.json").write_text(json.dumps(about))
+    assert "labels=" in refused(copied, capsys)
+
+
+def test_what_is_free_to_change_may_change(copied):
+    shutil.rmtree(sorted((copied / "checkpoints").iterdir())[-1])
+    assert Run(["--output", copied, "--resume", "--workers", "1", "--keep", "1"]).wait() == [0]
+    assert [path.name for path in (copied / "checkpoints").iterdir()] == ["step-00000012"]
+
+
+def test_another_precision_is_refused(copied, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    assert "precision=no, but this one has precision=bf16: launch it as before" in refused(copied, capsys)
+
+
+def test_another_number_of_processes_is_refused(copied):
+    before = files_of(copied)
+    assert 0 not in Run(["--output", copied, "--resume"], processes=2).wait()
+    assert files_of(copied) == before
+
+
+def test_a_folder_with_parts_of_a_run_is_refused(copied, capsys):
+    (copied / "config.yaml").unlink()
+    for more in ([], ["--resume"]):
+        before = files_of(copied)
+        with pytest.raises(SystemExit):
+            main([*TINY, "--output", str(copied), *more])
+        assert files_of(copied) == before
+        assert "holds checkpoints, history.jsonl of a run, but no config.yaml" in capsys.readouterr().err
+
+
+def test_a_run_belongs_to_one_process(copied, capsys):
+    other = Run([*TINY, "--epochs", "3", "--output", copied, "--resume"], before=wait_in_finish)
+    until = time.monotonic() + 60
+    while not (copied / "waiting").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    with pytest.raises(SystemExit):
+        main([*TINY, "--epochs", "3", "--output", str(copied), "--resume"])
+    other.send(signal.SIGKILL)
+    other.wait()
+    assert "holds a run that another process goes on with" in capsys.readouterr().err
+    assert Run([*TINY, "--epochs", "3", "--output", copied, "--resume"]).wait() == [0]
+
+
+def wait_in_finish():
+    def wait(job, *more):
+        (job.run.path / "waiting").touch()
+        time.sleep(60)
+
+    train.finish = wait
+
+
+def test_ctrl_c_while_it_is_scored_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "finish", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY, "--epochs", "1", "--output", str(tmp_path / "run")])
+    assert ended.value.code == 130
+    assert f"go on with: --output {tmp_path / 'run'} --resume" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_weights_that_are_no_longer_finite_are_never_saved(tmp_path, capsys):
+    options = ["--learning-rate", "1e36", "--warmup-epochs", "0", "--save-every", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY, *options, "--output", str(tmp_path / "run")])
+    assert ended.value.code == 1
+    assert "no longer finite after step" in (said := capsys.readouterr().err.splitlines()[-1]) or "became" in said
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path / "weights.safetensors").values())
+
+
+def test_what_a_miner_did_before_a_checkpoint_in_mid_epoch_is_kept(tmp_path):
+    arguments = [*TINY, "--epochs", "2", *MINED[:4], "--keep", "9"]
+    assert Run([*arguments, "--output", tmp_path / "whole"]).wait() == [0]
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for left in (*(tmp_path / "cut" / "checkpoints").iterdir(), tmp_path / "cut" / "metrics.json"):
+        if left.name != "step-00000003":  # of 4 in an epoch
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    assert Run([*arguments, "--output", tmp_path / "cut", "--resume"]).wait() == [0]
+    assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "cut"))
+
+
+def test_a_finished_run_has_nothing_to_do(copied, capsys):
+    assert Run(["--output", copied, "--resume"]).wait() == [0]
+    before = files_of(copied)
+    main(["--output", str(copied), "--resume"])
+    assert files_of(copied) == before
+    assert "linear_probe/top1" in capsys.readouterr().out
+
+
+def test_resume_starts_where_there_is_no_run(tmp_path):
+    assert Run([*TINY, "--epochs", "1", "--output", tmp_path / "new", "--resume"]).wait() == [0]
+
+
+def test_old_checkpoints_are_pruned(tmp_path):
+    main([*TINY, "--epochs", "3", "--save-every", "2", "--keep", "3", "--output", str(tmp_path / "run")])
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step-00000008", "step-00000010", "step-00000012"]
+
+
+def fail_in_third_checkpoint():
+    written, save = [], checkpoints.save_file
+
+    def full(tensors, path):
+        written.append(path)
+        if len(written) == 3:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    checkpoints.save_file = full
+
+
+def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoints, "save_file", checkpoints.save_file)
+    fail_in_third_checkpoint()
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY, "--output", str(tmp_path / "run")])
+    assert ended.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    last = tmp_path / "run" / "checkpoints" / "step-00000006"
+    assert "the checkpoint of step 9 could not be written" in message
+    assert "No space left on device" in message
+    assert f"last good checkpoint: {last}" in message
+    assert sorted(path.name for path in last.parent.iterdir()) == ["step-00000003", "step-00000006"]
+    monkeypatch.undo()
+    assert Run([*TINY, "--output", tmp_path / "run", "--resume"]).wait() == [0]
+
+
+def test_a_full_disk_is_told_at_the_start(tmp_path, capsys, monkeypatch):
+    from pml_supcon.training import run_folder
+
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(SystemExit):
+        main([*TINY, "--output", str(tmp_path / "run")])
+    assert "Expected room for 2 + 1 checkpoints of about" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_the_start(capsys):
+    with pytest.raises(SystemExit):
+        main([*TINY, "--output", "/proc/run"])
+    assert "Expected to write into --output /proc/run" in capsys.readouterr().err

@@ -1,0 +1,377 @@
+"""Settings: every contradiction is refused by flag and with its reason before data is read; flags and YAML agree."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from pml_supcon.training import app as train
+from pml_supcon.training.config import FREE_TO_CHANGE, TrainSettings, checks
+from pml_supcon.training.config.command_line import normalised as normalised_by
+from pml_supcon.training.config.method import Method
+from pml_supcon.training.config.parser import NAMES, SWITCHES, parse_settings
+from pml_supcon.training.run_folder import plain
+
+NO_DATA = ["--data", "imagefolder:/no/such/folder"]
+QUEUE = "--queue-size 512"
+
+
+def normalised(arguments):
+    return normalised_by(arguments, SWITCHES)
+
+
+#: Flags that contradict each other, and what is said: which flag, and why.
+CONTRADICTIONS = {
+    # a setting that the method has not
+    "--method triplet --temperature 0.2": "no --temperature with triplet: it belongs to supcon_out, supcon_in, simclr",
+    "--method npairs --denominator negatives": "no --denominator with npairs",
+    "--method max_margin --contrast-mode one": "no --contrast_mode with max_margin",
+    "--method triplet --positives-cap 2": "no --positives_cap with triplet",
+    "--method cross_entropy --backend tiled": "no --backend with cross_entropy",
+    "--method npairs --scale-by-temperature": "no --scale_by_temperature with npairs",
+    f"--method triplet {QUEUE}": "no --queue_size with triplet: it belongs to supcon_out, supcon_in, simclr, joint",
+    "--method triplet --momentum 0.9": "no --momentum with triplet",
+    "--method supcon_out --margin 0.2": "no --margin with supcon_out: it belongs to triplet, max_margin, but got 0.2",
+    "--method max_margin --triplets-per-anchor 3": "no --triplets_per_anchor with max_margin: it belongs to triplet,",
+    "--method simclr --label-smoothing 0.1": "no --label_smoothing with simclr: it belongs to cross_entropy, joint",
+    "--method supcon_in --supcon-weight 2": "no --supcon_weight with supcon_in: it belongs to joint",
+    "--method cross_entropy --classifier-weight 2": "no --classifier_weight with cross_entropy",
+    "--method cross_entropy --classifier-alone": "no --classifier_alone with cross_entropy",
+    "--method cross_entropy --miner batch_hard": "no --miner with cross_entropy",
+    "--method simclr --miner ohem": "no --miner with simclr: it belongs to supcon_out",
+    "--method cross_entropy --head-layers 3": "no --head_layers with cross_entropy",
+    "--method cross_entropy --head-width 64": "no --head_width with cross_entropy",
+    "--method cross_entropy --head-dim 64": "no --head_dim with cross_entropy",
+    "--method cross_entropy --head-batch-norm": "no --head_batch_norm with cross_entropy",
+    # a setting without the one that it is of
+    "--momentum 0.9": "--queue_size with --momentum, but got none",
+    "--knn-every 2": "--held_out with --knn_every, but got none",
+    "--scored held_out": "--held_out with --scored, but got none",
+    "--miner-share 0.5": "--miner ohem with --miner_share, but got none",
+    "--miner batch_hard --miner-share 0.5": "--miner ohem with --miner_share, but got batch_hard",
+    "--miner ohem --miner-cap 2": "--miner capped_positives with --miner_cap, but got ohem",
+    "--miner ohem --miner-choice hardest": "--miner capped_positives with --miner_choice, but got ohem",
+    "--decay-epochs [3]": "--schedule steps or exponential with --decay_epochs, but got cosine",
+    "--schedule constant --decay-rate 0.5": "--schedule steps or exponential with --decay_rate, but got constant",
+    "--stage2-optimizer sgd --stage2-decay-epochs [3]": "--stage2_schedule steps or exponential with",
+    "--stage2-optimizer sgd --stage2-decay-rate 0.5": "--stage2_schedule steps or exponential with --stage2_decay_rate",
+    "--schedule steps": "--decay_epochs to hold epochs > 0 for steps, but got none",
+    "--schedule exponential --decay-epochs [0]": "--decay_epochs to hold epochs > 0 for exponential, but got [0.0]",
+    "--stage2-optimizer sgd --stage2-schedule steps": "--stage2_decay_epochs to hold epochs > 0 for steps",
+    "--schedule exponential --decay-epochs [1,2]": "one of --decay_epochs for exponential, the period, but got [1.0, 2",
+    "--stage2-epochs 3": "--stage2_optimizer with --stage2_epochs: without one stage 2 is logistic regression",
+    "--method joint --stage2-optimizer sgd": "no --stage2_optimizer with joint, which has one stage",
+    "--method cross_entropy --stage2-augment none": "no --stage2_augment with cross_entropy, which has one stage",
+    "--head-layers 1 --head-batch-norm": "--head_layers to be at least 2 with --head_batch_norm",
+    "--head-layers 1 --head-width 64": "--head_layers to be at least 2 with --head_width",
+    "--resume": "--output with --resume",
+    # settings that exclude each other
+    f"--positives-cap 2 {QUEUE}": "no --positives_cap with --queue_size: it counts the samples of a batch",
+    "--positives-cap 2 --miner ohem": "no --positives_cap with --miner: the miner chooses the positives",
+    f"--miner ohem {QUEUE}": "no --miner with --queue_size: a miner sees the batch alone",
+    "--method triplet --miner ohem --triplets-per-anchor 3": "no --miner with --triplets_per_anchor: the miner chooses",
+    "--miner ohem --contrast-mode one": "no --miner with --contrast_mode: the miner chooses the anchors",
+    "--max-per-class 3 --samples-per-class 2": "no --max_per_class with --samples_per_class: they are two ways",
+    "--max-train 100 --train-fraction 0.5": "no --max_train with --train_fraction: both say how many",
+    "--pretrained --encoder-weights x.pt": "no --pretrained with --encoder_weights: the encoder starts from one",
+    # rows of a batch
+    "--positives-cap 3": "--positives_cap to be a multiple >= 0 of the number of views, 2, but got 3",
+    "--positives-cap -2": "--positives_cap to be a multiple >= 0 of the number of views, 2, but got -2",
+    "--batch-size 30 --views 3 --queue-size 89": "at least a batch, 30 images in 3 views = 90 rows, but got 89",
+    # what can be seen only with the libraries at hand
+    "--optimizer larz": "--optimizer to be one of timm's optimizers, but got 'larz'; did you mean",
+    "--stage2-optimizer sdg": "--stage2_optimizer to be one of timm's optimizers",
+    "--optimizer-args.momentun 0.9": "sgd could not be built with {'momentun': 0.9}",
+    "--stage2-optimizer lars --stage2-optimizer-args.trust 1": "lars could not be built with {'trust': 1}",
+    "--encoder resnet1": "the nearest names are",
+    "--encoder-weights /no/such/file": "--encoder_weights to be a file or a folder, but got /no/such/file",
+    "--sync-batch-norm": "Expected GPUs with --sync_batch_norm",
+    "--tracker abacus": "--tracker to be one that is installed",
+}
+
+
+def refused(flags, capsys):
+    """The one line with which the recipe ends."""
+    with pytest.raises(SystemExit) as ended:
+        train.main([*NO_DATA, *flags])
+    assert ended.value.code in (1, 2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    return lines[0].partition("error: ")[2]
+
+
+@pytest.mark.parametrize("flags", CONTRADICTIONS)
+def test_contradiction_is_refused_before_data_is_read(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    message = refused(flags.split(), capsys)
+    assert CONTRADICTIONS[flags] in message
+    assert "/no/such/folder" not in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_contradiction_the_data_are_missed(tmp_path, monkeypatch, capsys):
+    """What the tests above rely on."""
+    monkeypatch.chdir(tmp_path)
+    assert "/no/such/folder" in refused([], capsys)
+
+
+def test_a_tracker_that_is_not_installed_is_told_at_the_start(monkeypatch, tmp_path, capsys):
+    from pml_supcon.training import job
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "get_available_trackers", lambda: ["tensorboard", "trackio"])
+    message = refused(["--tracker", "wandb"], capsys)
+    assert message == "Expected --tracker to be one that is installed (tensorboard, trackio), but got 'wandb'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_rule_is_tried():
+    tried = " ".join(CONTRADICTIONS).replace("-", "_")
+    for rule in (*checks.ONLY_WITH_METHOD, *checks.ONLY_WITH):
+        assert f"__{rule} " in f"{tried} ", rule
+    for one, other, _ in checks.NEVER_TOGETHER:
+        assert any(f"no --{one} with --{other}" in said for said in CONTRADICTIONS.values()), (one, other)
+    assert {*checks.LEAST, *checks.ABOVE_ZERO, *checks.SHARES} == {*LOWEST, *POSITIVE, *RANGES}
+
+
+# ranges
+
+STAGE2 = {"stage2_optimizer": "sgd"}
+LOWEST = {  # the lowest value that is allowed, and what else it needs
+    **dict.fromkeys(("views", "epochs", "head_dim"), (1, {})),
+    "batch_size": (2, {}),
+    **dict.fromkeys(("max_train", "max_test", "image_size", "chunk_size", "save_every", "keep"), (1, {})),
+    "knn_every": (1, {"held_out": 0.1}),
+    "head_layers": (1, {}),
+    "head_width": (1, {}),
+    "triplets_per_anchor": (1, {"method": "triplet"}),
+    "miner_cap": (1, {"miner": "capped_positives"}),
+    **dict.fromkeys(("workers", "seed", "weight_decay", "warmup_epochs"), (0, {})),
+    **dict.fromkeys(("supcon_weight", "classifier_weight"), (0, {"method": "joint"})),
+    **dict.fromkeys(("stage2_epochs", "stage2_batch_size"), (1, STAGE2)),
+    **dict.fromkeys(("stage2_weight_decay", "stage2_warmup_epochs"), (0, STAGE2)),
+}
+POSITIVE = {"learning_rate": {}, "stage2_learning_rate": STAGE2, "temperature": {}, "clip_gradient_norm": {}}
+POSITIVE |= {"margin": {"method": "triplet"}}
+RANGES = {
+    "train_fraction": ("(0, 1]", {}),
+    "miner_share": ("(0, 1]", {"miner": "ohem"}),
+    "label_noise": ("[0, 1]", {}),
+    "held_out": ("[0, 1)", {}),
+    "label_smoothing": ("[0, 1)", {"method": "joint"}),
+    "stage2_label_smoothing": ("[0, 1)", STAGE2),
+    "momentum": ("[0, 1)", {"queue_size": 512}),
+    "ema": ("[0, 1)", {}),
+    "decay_rate": ("(0, 1]", {"schedule": "steps", "decay_epochs": [1]}),
+    "stage2_decay_rate": ("(0, 1]", {**STAGE2, "stage2_schedule": "steps", "stage2_decay_epochs": [1]}),
+}
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("name", LOWEST)
+def test_lowest_values(name):
+    bound, others = LOWEST[name]
+    assert (
+        getattr(TrainSettings(**{name: bound}, **others, **({"warmup_epochs": 0} if name == "epochs" else {})), name)
+        == bound
+    )
+    for value in (bound - 1, NAN):
+        with pytest.raises(ValueError, match=rf"Expected --{name} to be at least {bound}.*, but got {value}$"):
+            TrainSettings(**{name: value}, **others)
+
+
+def test_lowest_values_that_depend_on_the_method():
+    assert TrainSettings(method="cross_entropy", batch_size=1).batch_size == 1
+    with pytest.raises(ValueError, match="--batch_size to be at least 2 for triplet, but got 1"):
+        TrainSettings(method="triplet", batch_size=1)
+    with pytest.raises(ValueError, match="--views to be at least 2 for simclr, but got 1"):
+        TrainSettings(method="simclr", views=1)
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_values_above_zero(name):
+    assert getattr(TrainSettings(**{name: 1e-9}, **POSITIVE[name]), name) == 1e-9
+    for value in (0, -1.0, NAN):
+        with pytest.raises(ValueError, match=f"Expected --{name} to be > 0, but got {value}$"):
+            TrainSettings(**{name: value}, **POSITIVE[name])
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_shares(name):
+    bounds, others = RANGES[name]
+    for value, inside in (
+        (0, bounds[0] == "["),
+        (1, bounds[-1] == "]"),
+        (0.5, True),
+        (-0.01, False),
+        (1.01, False),
+        (NAN, False),
+    ):
+        if inside:
+            assert getattr(TrainSettings(**{name: value}, **others), name) == value
+            continue
+        with pytest.raises(ValueError) as refused:
+            TrainSettings(**{name: value}, **others)
+        assert str(refused.value) == f"Expected --{name} to be in {bounds}, but got {value}"
+
+
+@pytest.mark.parametrize(("stage", "others"), [("", {}), ("stage2_", STAGE2)])
+def test_warm_up_is_no_longer_than_the_stage(stage, others):
+    assert TrainSettings(**{f"{stage}epochs": 3, f"{stage}warmup_epochs": 3.0}, **others)
+    with pytest.raises(ValueError, match=f"--{stage}warmup_epochs to be at most --{stage}epochs=3, but got 3.5"):
+        TrainSettings(**{f"{stage}epochs": 3, f"{stage}warmup_epochs": 3.5}, **others)
+
+
+# flags
+
+
+@pytest.mark.parametrize("switch", sorted(SWITCHES))
+def test_switch_alone_with_a_value_and_between_others(switch):
+    dashed = f"--{switch.replace('_', '-')}"
+    assert normalised([dashed]) == [f"--{switch}=true"]
+    assert normalised([dashed, "--seed", "3"]) == [f"--{switch}=true", "--seed", "3"]
+    assert normalised([dashed, "false"]) == [f"--{switch}", "false"]
+    assert normalised([f"{dashed}=false"]) == [f"--{switch}=false"]
+
+
+def test_switches_are_the_true_or_false_of_the_settings():
+    assert {"resume", "pretrained", "compile", "decay_all", "classifier_alone", "head_batch_norm"} <= SWITCHES
+    assert {name for name in NAMES if isinstance(getattr(TrainSettings(), name), bool)} == SWITCHES
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--decay-all"], True),
+        (["--decay-all", "--seed", "1"], True),
+        (["--decay-all=false"], False),
+        (["--decay-all", "true"], True),
+        (["--decay_all", "false", "--seed", "1"], False),
+        ([], False),
+    ],
+)
+def test_switch_as_it_is_parsed(flags, wanted):
+    assert parse_settings(flags).decay_all is wanted
+
+
+def test_values_are_left_alone():
+    assert normalised(["--output", "my-run/a_b", "--data=hf:some-set"]) == [
+        "--output",
+        "my-run/a_b",
+        "--data=hf:some-set",
+    ]
+    assert normalised(["--encoder-args.drop_rate", "-0.5"]) == ["--encoder_args.drop_rate", "-0.5"]
+
+
+def test_lists_and_dictionaries():
+    lists = ["--schedule", "steps", "--decay-epochs", "[3, 4.5]", "--encoder-args.channels", "[8, 8, 8, 8]"]
+    settings = parse_settings([*lists, "--encoder-args.drop_rate", "0.1", "--optimizer-args", '{"momentum": 0.8}'])
+    assert settings.decay_epochs == [3, 4.5]
+    assert settings.encoder_args == {"channels": [8, 8, 8, 8], "drop_rate": 0.1}
+    assert settings.optimizer_args == {"momentum": 0.8}
+    assert settings.encoder == "resnet10t"
+
+
+def test_the_default_encoder_is_narrow_and_a_named_one_is_as_it_is():
+    assert parse_settings([]).encoder_args == {"channels": [32, 64, 128, 256]}
+    assert parse_settings(["--encoder", "resnet18"]).encoder_args == {}
+
+
+def test_flags_override_a_file_before_and_after_it(tmp_path):
+    (tmp_path / "some.yaml").write_text("epochs: 7\nseed: 5\nencoder_args: {drop_rate: 0.5}\n")
+    settings = parse_settings(["--config", str(tmp_path / "some.yaml"), "--epochs", "3"])
+    assert (settings.epochs, settings.seed, settings.encoder_args["drop_rate"]) == (3, 5, 0.5)
+
+
+def test_print_config_comes_back_as_the_same_settings(tmp_path):
+    flags = ["--method", "triplet", "--miner", "ohem", "--miner-share", "0.4", "--decay-epochs", "[2]", "--schedule"]
+    flags += [
+        "steps",
+        "--encoder-args.drop_rate",
+        "0.1",
+        "--channels-last",
+        "--small-stem",
+        "false",
+        "--output",
+        "some",
+    ]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+        parse_settings([*flags, "--print_config"])
+    assert ended.value.code == 0
+    (tmp_path / "printed.yaml").write_text(printed.getvalue())
+    assert set(yaml.safe_load(printed.getvalue())) == set(NAMES)
+    assert parse_settings(["--config", str(tmp_path / "printed.yaml")]) == parse_settings(flags)
+
+
+def config_of(folder, **options):
+    """The folder of a run, as far as its settings go."""
+    config = plain(TrainSettings(**options))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({name: config[name] for name in config if name not in ("output", "resume")})
+    )
+    return ["--output", str(folder), "--resume"]
+
+
+def test_resume_takes_the_settings_of_the_folder(tmp_path):
+    flags = config_of(tmp_path, method="npairs", epochs=9, encoder_args={"drop_rate": 0.2})
+    settings = parse_settings([*flags, "--workers", "2"])
+    assert (settings.method, settings.epochs, settings.workers, settings.resume) == ("npairs", 9, 2, True)
+    assert settings.encoder_args["drop_rate"] == 0.2
+    assert settings.output == tmp_path
+    assert parse_settings(flags[:2]).method == "supcon_out"  # without --resume
+
+
+def test_resume_takes_a_file_that_is_given_instead(tmp_path):
+    flags = config_of(tmp_path, method="npairs", epochs=9)
+    (tmp_path / "other.yaml").write_text("epochs: 4\n")
+    settings = parse_settings([*flags, "--config", str(tmp_path / "other.yaml")])
+    assert (settings.method, settings.epochs) == ("supcon_out", 4)
+
+
+def test_resume_with_settings_that_change_the_run_is_refused(tmp_path, capsys):
+    message = refused([*config_of(tmp_path, epochs=9, data=NO_DATA[1]), "--epochs", "8"], capsys)
+    assert "epochs is 9 there and 8 here" in message
+
+
+def test_what_is_free_to_change_is_a_setting():
+    assert set(NAMES) > FREE_TO_CHANGE
+    assert not {"seed", "batch_size", "epochs", "views"} & FREE_TO_CHANGE
+
+
+# files of another method
+
+CONFIGS = sorted((Path(__file__).parents[2] / "pml_supcon" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_takes_every_method(path, method):
+    settings = parse_settings(["--config", str(path), "--method", method])
+    assert settings.method == method
+    assert settings.batch_size == parse_settings(["--config", str(path)]).batch_size
+
+
+def test_what_a_method_does_not_have_is_told(capsys):
+    path = next(path for path in CONFIGS if path.stem == "cifar10")
+    settings = parse_settings(["--config", str(path), "--method", "cross_entropy", "--encoder", "resnet18"])
+    assert settings.stage2_optimizer is None
+    assert settings.optimizer_args == {"momentum": 0.9, "nesterov": False}
+    assert "not used with cross_entropy: scale_by_temperature, head_width, stage2_opt" in capsys.readouterr().err
+
+
+def test_a_flag_that_does_not_fit_is_refused_beside_a_file(capsys):
+    path = next(path for path in CONFIGS if path.stem == "cifar10")
+    with pytest.raises(SystemExit):
+        parse_settings(["--config", str(path), "--method", "cross_entropy", "--temperature", "0.2"])
+    assert "no --temperature with cross_entropy" in capsys.readouterr().err
+
+
+def test_arguments_of_the_files_encoder_are_not_another_ones():
+    path = next(path for path in CONFIGS if path.stem == "digits")
+    assert parse_settings(["--config", str(path), "--encoder", "resnet18"]).encoder_args == {}
+    kept = parse_settings(["--config", str(path), "--encoder", "resnet18", "--encoder-args.drop_rate", "0.1"])
+    assert kept.encoder_args["drop_rate"] == 0.1
