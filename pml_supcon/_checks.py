@@ -1,0 +1,124 @@
+"""Checks of plain arguments, in one dialect: "Expected argument `x` to be ..., but got ..."."""
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+
+def check_int(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """Return the value as an int; raise unless it is an integer of any library in `[low, high]`. A bool is none.
+
+    Raises:
+        TypeError: If the value is not an integer.
+        ValueError: If the value is out of range.
+
+    Examples:
+        >>> check_int("num_views", 2, low=1)
+        2
+        >>> check_int("num_views", 0, low=1)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `num_views` to be at least 1, but got 0
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"Expected argument `{name}` to be {_closed_range(low, high)}, but got {value!r}")
+    return int(value)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    finite: bool = True,
+) -> float:
+    """Return the value as a float; raise unless it is a real number in `[low, high]` and greater than `above`.
+
+    NaN is never accepted, infinity only with `finite=False`.
+
+    Raises:
+        TypeError: If the value is not a number, or is a bool.
+        ValueError: If the value is out of range.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}")
+    number = float(value)
+    if finite and not -math.inf < number < math.inf:  # NaN fails too; torch.compile cannot trace `math.isfinite`
+        raise ValueError(f"Expected argument `{name}` to be a finite number, but got {value!r}")
+    in_range = (low is None or number >= low) and (high is None or number <= high)
+    if number != number or not in_range or (above is not None and number <= above):
+        bounds = [] if low is None and high is None and above is not None else [_closed_range(low, high)]
+        bounds += [] if above is None else [f"above {above}"]
+        raise ValueError(f"Expected argument `{name}` to be {' and '.join(bounds)}, but got {value!r}")
+    return number
+
+
+def check_fraction(name: str, value: Any, *, zero: bool = False, one: bool = False) -> float:
+    """Return the value as a float; raise unless it is between 0 and 1. `zero` and `one` admit the ends.
+
+    Raises:
+        TypeError: If the value is not a number, or is a bool.
+        ValueError: If the value is out of range.
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}")
+    number = float(value)
+    if not (0 < number < 1 or (zero and number == 0) or (one and number == 1)):
+        low, high = "[" if zero else "(", "]" if one else ")"
+        raise ValueError(f"Expected argument `{name}` to be in {low}0, 1{high}, but got {value!r}")
+    return number
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise unless the value is one of the choices; the error suggests the nearest.
+
+    Raises:
+        ValueError: If the value is none of the choices.
+
+    Examples:
+        >>> check_choice("summation", "oot", ("out", "in"))
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected argument `summation` to be one of ['out', 'in'], but got 'oot'; did you mean 'out'?
+    """
+    known = list(choices)
+    if value not in known:
+        hint = did_you_mean(value, known)
+        raise ValueError(f"Expected argument `{name}` to be one of {known}, but got {value!r}{hint}")
+
+
+def check_type(name: str, value: Any, types: type | tuple[type, ...], expected: str | None = None) -> None:
+    """Raise unless the value is an instance of `types`; `expected` describes them in the error ("a torch.Tensor").
+
+    Raises:
+        TypeError: If the value has another type.
+    """
+    if not isinstance(value, types):
+        names = [kind.__name__ for kind in (types if isinstance(types, tuple) else (types,))]
+        raise TypeError(
+            f"Expected argument `{name}` to be {expected or 'of type ' + ' or '.join(names)}, "
+            f"but got {type(value).__name__}"
+        )
+
+
+def did_you_mean(value: Any, choices: Iterable[Any], *, number: int = 1, cutoff: float = 0.5) -> str:
+    """Return "; did you mean 'x'?" for the nearest of the choices, or an empty string where none is near.
+
+    Examples:
+        >>> did_you_mean("resnet5", ["resnet50", "vit"])
+        "; did you mean 'resnet50'?"
+    """
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=number, cutoff=cutoff)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _closed_range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high}"
+    return f"at least {low}" if high is None else f"between {low} and {high}"

@@ -1,0 +1,53 @@
+"""The argument checks: accepted values, error types and error texts."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pml_supcon import _checks as checks
+
+
+def test_accepted_values_are_returned():
+    assert checks.check_int("n", np.int64(3), low=1, high=3) == 3
+    assert checks.check_number("x", np.float32(0.5), 0, 1, above=0) == 0.5
+    assert checks.check_number("x", math.inf, above=0, finite=False) == math.inf
+    assert checks.check_fraction("f", 1, one=True) == 1
+    assert checks.check_fraction("f", 0, zero=True) == 0
+    checks.check_choice("c", "a", {"a": 1})
+    checks.check_type("t", 1, (int, str))
+
+
+@pytest.mark.parametrize("check", [checks.check_int, checks.check_number, checks.check_fraction])
+@pytest.mark.parametrize("value", [True, "1", None])
+def test_another_type_is_a_type_error(check, value):
+    with pytest.raises(TypeError, match=f"Expected argument `x` to be an? (integer|number), but got {value!r}"):
+        check("x", value)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: checks.check_int("n", 0, low=1), "`n` to be at least 1, but got 0"),
+        (lambda: checks.check_int("n", 4, low=1, high=3), "`n` to be between 1 and 3, but got 4"),
+        (lambda: checks.check_number("x", math.nan), "`x` to be a finite number, but got nan"),
+        (lambda: checks.check_number("x", math.nan, above=0, finite=False), "`x` to be above 0, but got nan"),
+        (lambda: checks.check_number("x", math.inf), "`x` to be a finite number, but got inf"),
+        (lambda: checks.check_number("x", 0, above=0), "`x` to be above 0, but got 0"),
+        (lambda: checks.check_number("x", 2, 0, 1), "`x` to be between 0 and 1, but got 2"),
+        (lambda: checks.check_fraction("f", 0, one=True), r"`f` to be in \(0, 1\], but got 0"),
+        (lambda: checks.check_fraction("f", math.nan, zero=True), r"`f` to be in \[0, 1\), but got nan"),
+        (lambda: checks.check_choice("c", "ot", ["out", "in"]), r"\['out', 'in'\], but got 'ot'; did you mean 'out'\?"),
+        (lambda: checks.check_choice("c", [], ["out"]), r"one of \['out'\], but got \[\]$"),
+    ],
+)
+def test_a_value_out_of_range_is_a_value_error(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+def test_a_wrong_type_is_described():
+    with pytest.raises(TypeError, match="`t` to be of type int or str, but got list"):
+        checks.check_type("t", [], (int, str))
+    with pytest.raises(TypeError, match="`t` to be a number of rows, but got list"):
+        checks.check_type("t", [], int, "a number of rows")
