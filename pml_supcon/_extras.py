@@ -5,6 +5,7 @@ from types import ModuleType
 
 FAISS_COMMANDS = 'pip install "pml-supcon[cpu]" (CPU) or pip install "pml-supcon[cuda]" (NVIDIA GPU)'
 CORRUPTIONS_COMMAND = 'pip install "pml-supcon[corruptions]"'
+UMAP_COMMAND = "pip install umap-learn"
 RECIPES_COMMAND = 'pip install "pml-supcon[recipes]"'
 ENGINES = {"train": "training", "evaluate": "evaluation", "reproduce": "experiments"}
 
@@ -51,6 +52,23 @@ def require_imagecorruptions() -> ModuleType:
             f"Corruptions need imagecorruptions-imaug, which could not be imported ({error}). Install it with "
             f"{CORRUPTIONS_COMMAND}. Where OpenCV misses a system library such as libGL.so.1, put "
             "opencv-python-headless in the place of opencv-python."
+        ) from error
+
+
+def require_umap() -> ModuleType:
+    """Import UMAP, or say how to install it.
+
+    Returns:
+        The module ``umap``, from ``umap-learn``.
+
+    Raises:
+        ImportError: If it is not installed or cannot be loaded; the message holds the command that installs it.
+    """
+    try:
+        return import_module("umap")
+    except ImportError as error:
+        raise ImportError(
+            f"The map by UMAP needs umap-learn, which could not be imported ({error}). Install it with {UMAP_COMMAND}."
         ) from error
 
 

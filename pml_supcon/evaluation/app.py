@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from pml_supcon._extras import require_faiss
+from pml_supcon._extras import require_faiss, require_umap
 from pml_supcon.data.images import ImageData
 from pml_supcon.data.opening import open_data
 from pml_supcon.data.pool import as_tensor
@@ -34,7 +34,6 @@ from pml_supcon.evaluation.sections import choose_sections, run_sections
 from pml_supcon.evaluation.sections.retrieval import gallery_split
 from pml_supcon.evaluation.sections.transfer import open_images as open_transfer
 from pml_supcon.evaluation.settings import EvaluateSettings, parse_settings
-from pml_supcon.metrics.embedding_map import require_umap
 from pml_supcon.training.ending import fail
 from pml_supcon.training.job import check_processes
 from pml_supcon.training.pictures import summary_table

@@ -16,10 +16,12 @@ from .corruption import (
     relative_mean_corruption_error,
     scores_by_severity,
 )
+from .embedding_maps import EmbeddingMap, embedding_map
 from .few_shot import few_shot_metrics
+from .gallery import WorstQueries, worst_queries
 from .hard_mining import hard_mining_curve
 from .head_probe import majority_share, transformation_probe_metrics
-from .learning_curve import learning_curve
+from .learning_curves import learning_curve
 from .linear_probe import (
     fit_linear_probe,
     linear_probe_metrics,
@@ -37,6 +39,10 @@ __all__ = [  # noqa: RUF022 - flow order
     "retrieval_metrics",
     "per_class_means",
     "clustering_metrics",
+    "worst_queries",
+    "WorstQueries",
+    "embedding_map",
+    "EmbeddingMap",
     # linear probes
     "fit_linear_probe",
     "choose_inverse_l2",

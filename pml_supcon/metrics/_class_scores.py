@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from pml_supcon.metrics._inputs import Array, Floats, Labels, as_embeddings, as_labels
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels
 
 SUM_TOLERANCE = 1e-2  # of a row of probabilities: what bfloat16 leaves of a softmax
 ROUNDING = 1e-6  # of one probability, above 1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pml_supcon.metrics._inputs import Floats, Labels
+from pml_supcon._arrays import Floats, Labels
 
 
 def ranking_scores(

@@ -5,11 +5,20 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from pml_supcon.metrics._inputs import Array, Floats, Labels, as_embeddings, as_labels, check_count
-from pml_supcon.metrics._probe import INVERSE_L2, MAX_ITER, InverseL2, as_splits, check_fit, fit, logits_of, tell_unseen
-from pml_supcon.metrics._strata import check_seed, check_share, hold_out
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_count, check_seed, check_share
 from pml_supcon.metrics.calibration import BINS, calibration_metrics
+from pml_supcon.metrics.logistic import (
+    INVERSE_L2,
+    MAX_ITER,
+    InverseL2,
+    as_splits,
+    check_fit,
+    fit,
+    logits_of,
+    tell_unseen,
+)
 from pml_supcon.metrics.probe_selection import resolve
+from pml_supcon.metrics.strata import hold_out
 from pml_supcon.metrics.temperature import fit_temperature
 
 HELD_OUT = 0.2

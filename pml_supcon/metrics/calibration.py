@@ -5,8 +5,8 @@ from typing import TypedDict
 import numpy as np
 from scipy.special import log_softmax, softmax
 
+from pml_supcon._arrays import Array, Floats, Labels, check_count, check_positive
 from pml_supcon.metrics._class_scores import as_logits, as_probabilities, bin_sums, top_bins
-from pml_supcon.metrics._inputs import Array, Floats, Labels, check_count, check_positive
 
 BINS = 15
 

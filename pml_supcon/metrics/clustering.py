@@ -5,8 +5,8 @@ import torch
 from pytorch_metric_learning.utils.inference import FaissKMeans
 from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
+from pml_supcon._arrays import Array, as_embeddings, as_labels
 from pml_supcon._extras import require_faiss
-from pml_supcon.metrics._inputs import Array, as_embeddings, as_labels
 
 KMEANS_STEPS = 20  # as many as PML's `AccuracyCalculator` takes
 

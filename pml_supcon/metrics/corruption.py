@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.pipeline import Pipeline
 
+from pml_supcon._arrays import Array, as_embeddings, as_labels
 from pml_supcon.corruptions import CORRUPTIONS
 from pml_supcon.corruptions.corruption import SEVERITIES
-from pml_supcon.metrics._inputs import Array, as_embeddings, as_labels
 from pml_supcon.metrics.calibration import BINS, expected_calibration_error
 
 Errors: TypeAlias = Mapping[str, Sequence[float]]
@@ -39,7 +39,7 @@ def probe_scores(probe: Pipeline, features: Array, labels: Array, *, bins: int =
         ValueError: If a shape or an option is wrong, or a feature is not finite.
 
     Examples:
-        >>> from pml_supcon.testers import fit_linear_probe
+        >>> from pml_supcon.metrics import fit_linear_probe
         >>> rows, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([3, 3, 7, 7])
         >>> probe_scores(fit_linear_probe(rows, labels), rows, np.array([3, 7, 7, 7]))["accuracy"]
         0.75

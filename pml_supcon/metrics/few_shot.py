@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 import numpy as np
-from scipy import stats
 
-from pml_supcon.metrics._inputs import Array, Floats, Labels, check_count, check_positive
-from pml_supcon.metrics._probe import INVERSE_L2, MAX_ITER, as_splits, check_fit, fit, rank_of_label, tell_unseen
-from pml_supcon.metrics._strata import check_seed
+from pml_supcon._arrays import Array, Floats, Labels, check_count, check_positive, check_seed
+from pml_supcon.metrics.intervals import mean_interval
+from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, as_splits, check_fit, fit, rank_of_label, tell_unseen
 
 Classifier = Literal["prototypes", "logistic"]
 
 SHOTS = (1, 5)
 DRAWS = 100
-CONFIDENCE = 0.95
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -103,7 +101,7 @@ def few_shot_metrics(
                 probe = fit(train[chosen], learnt[chosen], inverse_l2, max_iter, standardize=False)
                 found = rank_of_label(probe, test, wanted) < 1
             accuracies.append(float(found.mean()))
-        low, high = _interval(accuracies)
+        low, high = mean_interval(accuracies)
         results.append(
             {"shots": int(k), "draws": int(draws), "accuracy": float(np.mean(accuracies)), "low": low, "high": high}
         )
@@ -132,12 +130,6 @@ def _unit(rows: Floats) -> Floats:
     rows = rows / np.where((peak := np.abs(rows).max(axis=1, keepdims=True)) > 0, peak, 1)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1)
-
-
-def _interval(accuracies: Sequence[float]) -> tuple[float, float]:
-    mean, error = np.mean(accuracies), stats.sem(accuracies)
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(accuracies) - 1) * error
-    return float(mean - reach), float(mean + reach)
 
 
 def _check_rows(labels: Labels, shots: Sequence[int]) -> None:

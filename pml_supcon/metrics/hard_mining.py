@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pml_supcon._arrays import Array, as_embeddings, as_labels, check_count, check_seed
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments
 from pml_supcon.functional.share_bins import ShareBins, binned_gradient_shares
-from pml_supcon.metrics._inputs import Array, as_embeddings, as_labels, check_count
-from pml_supcon.metrics._strata import check_seed
 
 BINS = 20
 BATCHES = 10

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pml_supcon.metrics._inputs import Array, Floats, as_embeddings, as_labels, check_positive, check_same_width
-from pml_supcon.metrics._probe import INVERSE_L2, MAX_ITER
+from pml_supcon._arrays import Array, Floats, as_embeddings, as_labels, check_positive, check_same_width
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
+from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER
 
 
 def transformation_probe_metrics(

@@ -2,8 +2,8 @@
 
 from sklearn.pipeline import Pipeline
 
-from pml_supcon.metrics._inputs import Array, Floats, Labels, as_embeddings, as_labels
-from pml_supcon.metrics._probe import (
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_seed
+from pml_supcon.metrics.logistic import (
     INVERSE_L2,
     MAX_ITER,
     InverseL2,
@@ -14,7 +14,6 @@ from pml_supcon.metrics._probe import (
     rank_of_label,
     tell_unseen,
 )
-from pml_supcon.metrics._strata import check_seed
 from pml_supcon.metrics.probe_selection import resolve
 
 

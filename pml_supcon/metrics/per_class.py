@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from pml_supcon.metrics._inputs import Array, Floats, as_labels
+from pml_supcon._arrays import Array, Floats, as_labels
 
 
 def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dict[str, float]]:

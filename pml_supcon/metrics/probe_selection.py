@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from pml_supcon.metrics._inputs import Array, Floats, Labels, as_embeddings, as_labels, check_positive
-from pml_supcon.metrics._probe import MAX_ITER, InverseL2, check_fit, fit, logits_of, rank_of_label
-from pml_supcon.metrics._strata import check_seed, check_share, hold_out
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_positive, check_seed, check_share
 from pml_supcon.metrics.calibration import negative_log_likelihood
+from pml_supcon.metrics.logistic import MAX_ITER, InverseL2, check_fit, fit, logits_of, rank_of_label
+from pml_supcon.metrics.strata import hold_out
 
 logger = logging.getLogger(__name__)
 

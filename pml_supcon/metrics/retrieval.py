@@ -6,22 +6,21 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from pml_supcon._extras import require_faiss
-from pml_supcon.metrics._inputs import (
+from pml_supcon._arrays import (
     Array,
     Floats,
     Labels,
     as_labels,
-    as_ranked,
     check_count,
     check_positive,
     count_zero_rows,
-    starts_with,
 )
+from pml_supcon._extras import require_faiss
 from pml_supcon.metrics._ranking import knn_vote, ranking_scores
 from pml_supcon.search.distances import well_conditioned
 from pml_supcon.search.exact import StreamedSearcher, in_threads, split_rows
 from pml_supcon.search.indexes import check_index, make_searcher
+from pml_supcon.search.inputs import as_ranked, starts_with
 
 logger = logging.getLogger(__name__)
 

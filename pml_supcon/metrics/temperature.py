@@ -7,8 +7,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from pml_supcon._arrays import Array
 from pml_supcon.metrics._class_scores import as_logits
-from pml_supcon.metrics._inputs import Array
 
 logger = logging.getLogger(__name__)
 

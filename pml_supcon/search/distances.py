@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pml_supcon._arrays import Floats, parts_of
 from pml_supcon.functional.supcon.tiled.precision import full_precision
-from pml_supcon.metrics._inputs import Floats, parts_of
 
 FAR = 16  # squared length of the mean over the mean squared distance from it
 NEAREST_REACH, FURTHEST_REACH = 2.0**-40, 2.0**60  # squares, and those of differences, are in float32's range between

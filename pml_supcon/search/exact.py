@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pml_supcon.metrics._inputs import Floats, Labels
+from pml_supcon._arrays import Floats, Labels
 from pml_supcon.search.distances import float32_products, squared_lengths
 
 BLOCK_BYTES = 64 * 2**20

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pml_supcon._arrays import Array, Floats, Labels, check_count, check_seed
 from pml_supcon._extras import require_faiss
-from pml_supcon.metrics._inputs import Array, Floats, Labels, as_ranked, check_count, starts_with
-from pml_supcon.metrics._strata import check_seed
 from pml_supcon.search.distances import well_conditioned
 from pml_supcon.search.exact import FAISS_MAX_K, FaissSearcher, Searcher, StreamedSearcher, without_own
+from pml_supcon.search.inputs import as_ranked, starts_with
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 
+from pml_supcon._arrays import check_count, check_seed
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments
-from pml_supcon.metrics._inputs import check_count
-from pml_supcon.metrics._strata import check_seed
 from pml_supcon.metrics.hard_mining import BATCHES, hard_mining_curve
 from pml_supcon.testers._pml import FunctionCalculator
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from pml_supcon.metrics._probe import (
+from pml_supcon._arrays import check_seed
+from pml_supcon.metrics.linear_probe import linear_probe_metrics
+from pml_supcon.metrics.logistic import (
     INVERSE_L2,
     MAX_ITER,
     InverseL2,
     check_fit,
 )
-from pml_supcon.metrics._strata import check_seed
-from pml_supcon.metrics.linear_probe import linear_probe_metrics
 from pml_supcon.testers._fitted_tester import FittedTester, of_splits
 from pml_supcon.testers._pml import FunctionCalculator
 

@@ -6,10 +6,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import TensorDataset
 
-from pml_supcon.metrics._strata import hold_out
 from pml_supcon.metrics.calibrated_probe import calibrated_probe_metrics, fit_calibrated_probe
 from pml_supcon.metrics.calibration import calibration_metrics
 from pml_supcon.metrics.linear_probe import probe_logits
+from pml_supcon.metrics.strata import hold_out
 from pml_supcon.metrics.temperature import fit_temperature
 from pml_supcon.testers import CalibrationTester
 

@@ -8,8 +8,8 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
-from pml_supcon.metrics._strata import draw_rows, hold_out
 from pml_supcon.metrics.probe_selection import choose_inverse_l2
+from pml_supcon.metrics.strata import draw_rows, hold_out
 
 
 def noisy(rows, *, seed=0, classes=3, width=60):

@@ -336,7 +336,7 @@ def test_zero_rows_are_counted_and_told(own, zeros, caplog):
 MEASURED = """
 from pathlib import Path
 import numpy as np, torch
-from pml_supcon.testers import retrieval_metrics
+from pml_supcon.metrics import retrieval_metrics
 
 torch.set_num_threads(1)
 

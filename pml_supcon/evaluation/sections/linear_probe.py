@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from pml_supcon.data.subsets import stratified_subset
 from pml_supcon.evaluation.notes import tell_missing_classes, telling_warnings
 from pml_supcon.evaluation.sections.augmented_probe import train_augmented_probe
-from pml_supcon.metrics._probe import INVERSE_L2
 from pml_supcon.metrics.few_shot import FewShotResult, few_shot_metrics
-from pml_supcon.metrics.learning_curve import learning_curve
+from pml_supcon.metrics.learning_curves import learning_curve
 from pml_supcon.metrics.linear_probe import fit_linear_probe, probe_logits, score_linear_probe
+from pml_supcon.metrics.logistic import INVERSE_L2
 from pml_supcon.metrics.probe_selection import choose_inverse_l2
 from pml_supcon.training.scoring import classifier_metrics
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pml_supcon._arrays import count_zero_rows
 from pml_supcon.evaluation.context import Split, Subject
 from pml_supcon.metrics import clustering_metrics, per_class_means, retrieval_scores
-from pml_supcon.metrics import gallery as galleries
-from pml_supcon.metrics._inputs import count_zero_rows
-from pml_supcon.metrics.embedding_map import embedding_map
+from pml_supcon.metrics.embedding_maps import embedding_map
+from pml_supcon.metrics.gallery import worst_queries
 from pml_supcon.search import index_recall
 
 INDEX_RECALL_AT = (1, 10, 100)
@@ -75,16 +75,33 @@ def gallery(subject: Subject) -> list[dict[str, Any]] | None:
     search = open_search(subject)
     if search is None:
         return None
-    return galleries.gallery(
+    worst = worst_queries(
         search.queries,
         search.wanted,
         search.references,
         search.labels,
-        subject.data.class_names,
         queries=subject.settings.gallery_queries,
         neighbours=subject.settings.gallery_neighbours,
-        own=search.own,
+        ref_includes_query=search.own,
     )
+    names, wanted, labels = subject.data.class_names, search.wanted.tolist(), search.labels.tolist()
+    return [
+        {
+            "query": row,
+            "label": names[wanted[row]],
+            "score": score,
+            "neighbours": [
+                {
+                    "reference": reference,
+                    "label": names[labels[reference]],
+                    "right": labels[reference] == wanted[row],
+                    "similarity": similarity,
+                }
+                for reference, similarity in zip(references, similarities, strict=True)
+            ],
+        }
+        for row, score, references, similarities in zip(*(part.tolist() for part in worst), strict=True)
+    ]
 
 
 def map_of_embeddings(subject: Subject) -> dict[str, Any] | None:
@@ -93,13 +110,14 @@ def map_of_embeddings(subject: Subject) -> dict[str, Any] | None:
     if not subject.is_main:
         return None
     settings = subject.settings
-    return embedding_map(
-        F.normalize(features),
-        subject.labels("test"),
-        methods=settings.map_methods,
-        most=settings.map_points,
-        seed=settings.seed,
+    found = embedding_map(
+        F.normalize(features), methods=settings.map_methods, max_rows=settings.map_points, seed=settings.seed
     )
+    return {
+        "methods": {name: points.round(4).tolist() for name, points in found.coordinates.items()},
+        "indices": found.rows.tolist(),
+        "labels": subject.labels("test")[found.rows].tolist(),
+    }
 
 
 def gallery_split(subject: Subject) -> Split:

@@ -5,9 +5,8 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from pml_supcon.metrics import learning_curve as label_budgets
-from pml_supcon.metrics import linear_probe_metrics
-from pml_supcon.metrics.learning_curve import learning_curve
+from pml_supcon.metrics import learning_curves, linear_probe_metrics
+from pml_supcon.metrics.learning_curves import learning_curve
 
 
 def clustered(rows, *, seed, classes=6, width=12):
@@ -34,13 +33,13 @@ def test_every_label_is_in_its_share_with_one_row_at_least(monkeypatch):
     labels = np.random.default_rng(0).permutation(np.repeat([1, 2, 3, 4], [600, 300, 97, 3]))
     features = np.random.default_rng(1).normal(size=(1000, 2))
     seen = []
-    fit = label_budgets.fit
+    fit = learning_curves.fit
 
     def noting(rows, learnt, *arguments):
         seen.append((rows, learnt))
         return fit(rows, learnt, *arguments)
 
-    monkeypatch.setattr(label_budgets, "fit", noting)
+    monkeypatch.setattr(learning_curves, "fit", noting)
     points = learning_curve(features, labels, features, labels, shares=[0.001, 0.01, 0.1], seed=3)
     assert [point["rows"] for point in points] == [4, 10, 100]  # one of each where the share is less
     shares = [[1, 1, 1, 1], [5, 3, 1, 1], [60, 30, 9, 1]]  # of 10: 6, 3, 0.97 and 0.03; of 100: 60, 30, 9.7 and 0.3

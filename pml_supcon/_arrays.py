@@ -55,42 +55,9 @@ def as_labels(value: Array, name: str, rows: int) -> Labels:
     return labels.astype(np.int64, copy=False)
 
 
-def as_ranked(query: Array, reference: Array) -> tuple[Floats, Floats]:
-    """Check the rows of a search, ``(N, D)`` and ``(M, D)``; return them in their own dtypes.
-
-    Float32 must hold them, though what float64 has beyond it may count. Refuses sets whose ranking would be that of
-    their rows: queries or references that are all zero, and references that are all the same.
-    """
-    rows = []
-    for value, name in ((query, "query"), (reference, "reference")):
-        given = as_embeddings(value, name)
-        held = given if given.dtype == np.float32 else as_embeddings(given, name, dtype=np.float32)
-        if count_zero_rows(held) == len(held):
-            raise ValueError(f"Expected argument `{name}` to have a row that is not zero, but all {len(held)} are.")
-        rows.append(given)
-    queries, references = rows
-    check_same_width(queries, "query", references, "reference")
-    if len(references) > 1 and all((references[part] == references[0]).all() for part in parts_of(len(references))):
-        raise ValueError(
-            f"Expected argument `reference` to have rows that differ, but all {len(references)} are the same."
-        )
-    return queries, references
-
-
 def parts_of(rows: int) -> Iterator[slice]:
     """Slices of ``PART_ROWS`` rows, one after the other."""
     return (slice(start, start + PART_ROWS) for start in range(0, rows, PART_ROWS))
-
-
-def starts_with(references: Floats, queries: Floats) -> bool:
-    """Whether the first references are the queries, up to rounding, as PML asks.
-
-    Embeddings may have been computed twice, in batches of another size.
-    """
-    first = references[: len(queries)]
-    return len(first) == len(queries) and all(
-        np.allclose(queries[part], first[part]) for part in parts_of(len(queries))
-    )
 
 
 def check_same_width(first: Floats, first_name: str, second: Floats, second_name: str) -> None:
@@ -125,3 +92,20 @@ def check_positive(value: float, name: str) -> None:
 
 def _expected(name: str, wanted: str, got: str) -> str:
     return f"Expected argument `{name}` to be {wanted}, but got {got}."
+
+
+def check_share(value: float, name: str, *, whole: bool = False) -> None:
+    """Raise unless ``value`` is a number above 0 and below 1, or 1 where the ``whole`` is a share."""
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}.")
+    if not (0 < value < 1 or (whole and value == 1)):
+        wanted = "above 0 and at most 1" if whole else "between 0 and 1"
+        raise ValueError(f"Expected argument `{name}` to be {wanted}, but got {value!r}.")
+
+
+def check_seed(value: int) -> None:
+    """Raise unless ``value`` is an integer, at least 0."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"Expected argument `seed` to be an integer, but got {value!r}.")
+    if value < 0:
+        raise ValueError(f"Expected argument `seed` to be at least 0, but got {value!r}.")

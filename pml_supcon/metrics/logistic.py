@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pml_supcon.metrics._inputs import (
+from pml_supcon._arrays import (
     Array,
     Floats,
     Labels,

@@ -5,9 +5,9 @@ from typing import TypedDict
 
 import numpy as np
 
-from pml_supcon.metrics._inputs import Array, check_positive
-from pml_supcon.metrics._probe import INVERSE_L2, MAX_ITER, as_splits, check_fit, fit, rank_of_label, tell_unseen
-from pml_supcon.metrics._strata import check_seed, check_share, draw_rows
+from pml_supcon._arrays import Array, check_positive, check_seed, check_share
+from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, as_splits, check_fit, fit, rank_of_label, tell_unseen
+from pml_supcon.metrics.strata import draw_rows
 
 SHARES = (0.01, 0.1, 1.0)
 

@@ -1,0 +1,101 @@
+"""Embeddings on a plane: PCA and t-SNE of scikit-learn, UMAP of umap-learn."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, check_count
+from pml_supcon._extras import require_umap
+
+MAX_ROWS = 2000
+MIN_ROWS = 4  # t-SNE and UMAP need neighbourhoods
+
+
+class EmbeddingMap(NamedTuple):
+    """Points on a plane.
+
+    Attributes:
+        rows: ``(n,)`` int64, the rows that are on the map, in rising order.
+        coordinates: ``{method: (n, 2) float64}``.
+    """
+
+    rows: Labels
+    coordinates: dict[str, Floats]
+
+
+def embedding_map(
+    features: Array, *, methods: Sequence[str] = ("pca", "tsne"), max_rows: int = MAX_ROWS, seed: int
+) -> EmbeddingMap:
+    """Project rows to two dimensions, once by each method.
+
+    PCA keeps distances as well as a plane can; t-SNE (van der Maaten & Hinton, JMLR 2008) and UMAP (McInnes et al.,
+    arXiv:1802.03426) keep neighbourhoods: the size of a group and the distance between two groups mean nothing there.
+    Rows are not normalised here. Rows that are all identical (a collapsed encoder) are at (0, 0) under every method.
+
+    Args:
+        features: ``(N, D)`` floats.
+        methods: Some of ``"pca"``, ``"tsne"`` and ``"umap"``, each once.
+        max_rows: The number of rows on the map, at most; from more rows, this number is drawn at random.
+        seed: Seed of the draw, of t-SNE and of UMAP.
+
+    Returns:
+        The rows on the map and their coordinates by each method.
+
+    Raises:
+        TypeError: If features are not floating point, or ``max_rows`` or ``seed`` is not an integer.
+        ValueError: If a shape or a method is wrong, features are not finite, or t-SNE or UMAP has fewer than `MIN_ROWS`
+            rows.
+        ImportError: If UMAP is a method and umap-learn is not installed.
+
+    Examples:
+        >>> found = embedding_map(np.eye(4), methods=["pca"], max_rows=3, seed=0)
+        >>> found.rows, found.coordinates["pca"].shape
+        (array([1, 2, 3]), (3, 2))
+    """
+    check_count(max_rows, "max_rows")
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+        raise TypeError(f"Expected argument `seed` to be an integer, but got {seed!r}")
+    if isinstance(methods, str) or not methods or len(set(methods)) < len(methods) or set(methods) - set(METHODS):
+        raise ValueError(f"Expected argument `methods` to be some of {list(METHODS)}, each once, but got {methods!r}")
+    if "umap" in methods:
+        require_umap()  # fail before the other methods take their time
+    matrix = as_embeddings(features, "features")
+    rows = np.arange(len(matrix))
+    if len(rows) > max_rows:
+        rows = np.sort(np.random.default_rng(seed).choice(len(rows), size=max_rows, replace=False))
+    chosen = matrix[rows]
+    for name in methods:
+        if name != "pca" and len(chosen) < MIN_ROWS:
+            raise ValueError(
+                f"Expected argument `features` to have at least {MIN_ROWS} rows for {name!r}, but got {len(chosen)}"
+            )
+    if (chosen == chosen[0]).all():
+        return EmbeddingMap(rows, {name: np.zeros((len(rows), 2)) for name in methods})
+    return EmbeddingMap(rows, {name: METHODS[name](chosen, int(seed)).astype(np.float64) for name in methods})
+
+
+def _pca(rows: Floats, seed: int) -> Floats:
+    flat = PCA(n_components=min(2, *rows.shape), random_state=seed).fit_transform(rows)
+    return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))  # a single column has no second direction
+
+
+def _tsne(rows: Floats, seed: int) -> Floats:
+    init = "pca" if rows.shape[1] > 1 else "random"
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    flat: Floats = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(rows)
+    return flat
+
+
+def _umap(rows: Floats, seed: int) -> Floats:
+    # The spectral initialisation fails on few rows. With a seed UMAP uses one thread anyway: n_jobs=1 avoids a warning.
+    init = "spectral" if len(rows) > 15 else "random"
+    neighbours = min(15, len(rows) - 1)
+    method = require_umap().UMAP(n_neighbors=neighbours, init=init, random_state=seed, n_jobs=1)
+    flat: Floats = method.fit_transform(rows)
+    return flat
+
+
+METHODS: dict[str, Callable[[Floats, int], Floats]] = {"pca": _pca, "tsne": _tsne, "umap": _umap}
