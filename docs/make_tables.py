@@ -1,5 +1,6 @@
 """Write the tables of README and the pages from the records in `docs/records`: `python docs/make_tables.py`."""
 
+import csv
 import json
 import re
 import statistics
@@ -101,9 +102,29 @@ def told_of(verdicts: Sequence[str]) -> str:
     return f"{len(verdicts)}: {verdicts.count('held')} held, {verdicts.count('reversed')} reversed"
 
 
+def losses_table() -> str:
+    """Return PML's loss beside ours at N = 8,192 on the CPU, from the last run in `benchmarks/results.csv` with both."""
+    wanted = {"N": "8192", "D": "128", "option": "L_out", "device": "cpu", "mode": "both", "dtype": "float32"}
+    with (ROOT / "benchmarks/results.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if wanted.items() <= row.items() and row["peak_extra_mb"]]
+    theirs = [row for row in rows if row["provider"] == "pml"][-1]
+    run = [row for row in rows if (row["question"], row["commit"]) == (theirs["question"], theirs["commit"])]
+    ours = [row for row in run if (row["provider"], row["backend"]) == ("pml_supcon", "auto")][-1]
+    (pml_mb, mb), (pml_s, s) = ([float(row[key]) for row in (theirs, ours)] for key in ("peak_extra_mb", "p50"))
+    return "\n".join([
+        f"| N = 8,192 rows, D = 128, {ours['cpus']} CPU cores | PML's `SupConLoss` | `SupConLossOut` | |",
+        "| --- | ---: | ---: | ---: |",
+        f"| extra memory | {pml_mb:,.0f} MB | {mb:,.0f} MB | {pml_mb / mb:.0f} times less |",
+        f"| forward and backward | {pml_s:.2f} s | {s:.2f} s | {pml_s / s:.1f} times faster |",
+        "",
+        f"`make bench` on {ours['date'][:10]}; {ours['hardware']}, torch {ours['torch']}, commit {ours['commit']}.",
+    ])  # fmt: skip
+
+
 #: Tables that are made of the recipe's records, by the name in a page.
 TABLES = {
     "results": results_table,
+    "losses": losses_table,
     "digits": digits_table,
     "spread": spread_table,
 }
