@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers.nested import assert_close
 from helpers.process_groups import free_port
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -202,7 +203,11 @@ def test_some_of_the_images_have_a_place_of_their_own_in_the_cache(a_run, tmp_pa
 
 
 def test_two_processes_give_the_same_as_one(a_run, whole, tmp_path):
-    """101 test images in batches of 17: six of them, the last smaller, by turns."""
+    """101 test images in batches of 17: six of them, the last smaller, by turns.
+
+    Features have the same batches for any number of processes; the threads of BLAS, in which the sections compute,
+    differ between the two runs. A lost, doubled or misplaced image changes a score by at least 1 / 101.
+    """
     script = [str(REPOSITORY / "recipes" / "evaluate.py"), str(a_run), *FAST, "--batch_size", "17", "--use_cache=false"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     torchrun += ["--master_port", str(free_port())]
@@ -214,7 +219,7 @@ def test_two_processes_give_the_same_as_one(a_run, whole, tmp_path):
     two = json.loads((tmp_path / "two" / "evaluation.json").read_text())
     assert two["about"]["processes"] == 2
     one = evaluate(a_run, tmp_path / "one", "--batch_size", "17", "--use_cache=false")
-    assert one["sections"] == two["sections"]
+    assert_close(one["sections"], two["sections"], rel=1e-3, abs=1e-3)
 
 
 # Comparison, other data

@@ -129,13 +129,13 @@ def test_hard_pairs_get_more_from_out_and_easy_positives_from_in():
 
 
 def test_a_triplet_whose_loss_is_exactly_0_has_no_gradient():
-    """Anchor 0 has its positive at distance 0, its negative at the root of 2, which is the margin."""
-    z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    labels, root = torch.tensor([0, 0, 1]), math.sqrt(2)
-    found = gradient_shares(z, labels, loss="triplet", margin=root)
+    """Anchor 0 has its positive at distance 0 and its negative at distance 1, the margin; no step rounds."""
+    z = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1])
+    found = gradient_shares(z, labels, loss="triplet", margin=1.0)
     assert (found.magnitudes == 0).all()
-    found = gradient_shares(z, labels, loss="triplet", margin=math.nextafter(root, 2))
-    assert found.magnitudes[0].tolist() == pytest.approx([0, 1, math.sqrt(0.5)])
+    found = gradient_shares(z, labels, loss="triplet", margin=math.nextafter(1, 2))
+    assert found.magnitudes[0].tolist() == pytest.approx([0, 1, math.sqrt(0.75)])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
