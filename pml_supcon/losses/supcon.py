@@ -8,9 +8,10 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pml_supcon._pml import losses as _pml
 from pml_supcon.functional.supcon import BACKENDS, checks, group_supcon_loss, supcon_loss
 from pml_supcon.functional.supcon.problem import view_major_rows
-from pml_supcon.losses import _host, sharing
+from pml_supcon.losses import sharing
 
 
 class SupConLoss(BaseMetricLossFunction):
@@ -91,7 +92,7 @@ class SupConLoss(BaseMetricLossFunction):
         """Per-anchor losses of rows `(N, D)` as PML's reducers take them."""
         if ref_emb is embeddings and ref_labels is labels:  # PML's sign for rows contrasted with themselves
             ref_emb, ref_labels = None, None
-        _host.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
+        _pml.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
         rows: dict[str, Any] = {"ref_emb": ref_emb, "ref_labels": ref_labels, "num_views": num_views}
         rows |= {"ref_starts_with_batch": ref_starts_with_batch, "indices_tuple": indices_tuple}
         options = rows | self._options()
@@ -100,7 +101,7 @@ class SupConLoss(BaseMetricLossFunction):
             terms = supcon_loss(embeddings, labels, **options)
         else:
             terms = group_supcon_loss(embeddings, labels, group=group, replicated=True, **options)
-        return _host.loss_dict(terms, self.reducer)
+        return _pml.loss_dict(terms, self.reducer)
 
     def loss_of_group(
         self, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup, num_views: int | None = None
@@ -120,12 +121,12 @@ class SupConLoss(BaseMetricLossFunction):
 
     def needs_all_rows(self) -> bool:
         """Whether it is more than a mean over dot products: with a distance, reducer or regulariser of PML's."""
-        _, similarity = _host.similarity_of(self.distance)
-        plain = similarity is None and _host.is_mean(self.reducer)
+        _, similarity = _pml.similarity_of(self.distance)
+        plain = similarity is None and _pml.is_mean(self.reducer)
         return not plain or self.collect_stats or self.embedding_regularizer is not None
 
     def _options(self) -> dict[str, Any]:
-        normalize, similarity = _host.similarity_of(self.distance)
+        normalize, similarity = _pml.similarity_of(self.distance)
         return {
             "temperature": self.temperature,
             "summation": self.summation,

@@ -6,8 +6,8 @@ import torch
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
+from pml_supcon._pml import miners as _pml
 from pml_supcon.functional.supcon import checks
-from pml_supcon.miners import _host
 
 CHOICES = ("random", "hardest", "easiest")
 
@@ -70,13 +70,13 @@ class CappedPositivesMiner(BaseMiner):
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """Indices of the chosen pairs; PML calls it without gradient."""
-        batch = _host.Batch(embeddings, labels, ref_emb, ref_labels)
-        a1, p, a2, n = _host.all_pairs(labels, ref_labels)
+        batch = _pml.Batch(embeddings, labels, ref_emb, ref_labels)
+        a1, p, a2, n = _pml.all_pairs(labels, ref_labels)
         if self.choose == "random":
             # in float64 no two draws are equal, so that none is preferred
             key = torch.rand(len(a1), generator=self.generator, dtype=torch.float64).to(a1.device)
         else:
-            key = _host.distances(self.distance, batch)[a1, p]
+            key = _pml.distances(self.distance, batch)[a1, p]
             key = -key if self.choose == "hardest" else key
         keep = first_of_each(a1, key, self.cap, len(embeddings))
         return a1[keep], p[keep], a2, n

@@ -10,7 +10,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 from torch.nn import functional as F
 
-from pml_supcon.miners import _host
+from pml_supcon._pml import miners as _pml
 
 COUNTS = ("positive_pairs", "negative_pairs", "triplets")
 SIMILARITIES = ("positive_similarity", "positive_similarity_all", "negative_similarity", "negative_similarity_all")
@@ -71,7 +71,7 @@ class MeasuredMiner(BaseMiner):
         for name, number in _numbers(chosen).items():
             self._counts[name][0] += number
             self._counts[name][1] += 1
-        sums, counts = _similarities(_host.Batch(embeddings, labels, ref_emb, ref_labels), chosen)
+        sums, counts = _similarities(_pml.Batch(embeddings, labels, ref_emb, ref_labels), chosen)
         present = counts > 0
         # a mean of no pairs is no value, and must not become one
         values = torch.stack([torch.where(present, sums / counts.clamp(min=1), 0.0), present.to(sums.dtype)])
@@ -128,12 +128,12 @@ def _numbers(chosen: Sequence[Tensor]) -> dict[str, int]:
     return {"positive_pairs": len(chosen[0]), "negative_pairs": len(chosen[2])}
 
 
-def _similarities(batch: _host.Batch, chosen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _similarities(batch: _pml.Batch, chosen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Sums of cosine similarities, by `SIMILARITIES`, and of how many pairs each is; without waiting for the device."""
-    embeddings, labels, ref_emb, ref_labels = _host.in_full_precision(batch)
+    embeddings, labels, ref_emb, ref_labels = _pml.in_full_precision(batch)
     with torch.autocast(embeddings.device.type, enabled=False):
         similarity = F.normalize(embeddings) @ F.normalize(ref_emb).T
-    positive, negative = _host.matches(labels, ref_labels)
+    positive, negative = _pml.matches(labels, ref_labels)
     a1, p, a2, n = chosen if len(chosen) == 4 else (chosen[0], chosen[1], chosen[0], chosen[2])
     sums = [
         similarity[a1, p].sum(),

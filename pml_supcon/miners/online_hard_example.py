@@ -7,8 +7,9 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
+from pml_supcon._pml import miners as _pml
 from pml_supcon.functional.supcon import checks
-from pml_supcon.miners import _host, _ranking
+from pml_supcon.miners import _ranking
 
 KINDS = ("pairs", "triplets")
 SMALLEST_PART = 2**16  # triplets; smaller parts would be more steps than work
@@ -72,7 +73,7 @@ class OnlineHardExampleMiner(BaseMiner):
         if most is not None and (not checks.is_int(most) or most < 1):
             raise ValueError(f"Expected argument `most` to be an integer >= 1 or None, but got {most!r}")
         if loss is not None:
-            _host.check_loss(loss)
+            _pml.check_loss(loss)
             if kwargs.get("distance") is not None:
                 raise ValueError("Expected no `distance` with a `loss`, which has its own, but got both")
         super().__init__(**kwargs)
@@ -84,29 +85,29 @@ class OnlineHardExampleMiner(BaseMiner):
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
         """Indices of the hardest; PML calls it without gradient."""
-        batch = _host.Batch(embeddings, labels, ref_emb, ref_labels)
-        pairs = _host.all_pairs(labels, ref_labels)
+        batch = _pml.Batch(embeddings, labels, ref_emb, ref_labels)
+        pairs = _pml.all_pairs(labels, ref_labels)
         return self._hardest_pairs(batch, pairs) if self.kind == "pairs" else self._hardest_triplets(batch, pairs)
 
-    def _hardest_pairs(self, batch: _host.Batch, pairs: _host.Pairs) -> tuple[Tensor, ...]:
+    def _hardest_pairs(self, batch: _pml.Batch, pairs: _pml.Pairs) -> tuple[Tensor, ...]:
         a1, p, a2, n = pairs
         if self.loss is None:
-            far = _host.distances(self.distance, batch)
+            far = _pml.distances(self.distance, batch)
             positive, negative = far[a1, p], -far[a2, n]
         else:
             expected = {"pos_pair": len(a1), "neg_pair": len(a2)}
-            positive, negative = _host.loss_terms(self.loss, batch, pairs, expected)
+            positive, negative = _pml.loss_terms(self.loss, batch, pairs, expected)
         hard_p = _ranking.highest(positive, _ranking.number_of(self.share, len(a1), self.most))
         hard_n = _ranking.highest(negative, _ranking.number_of(self.share, len(a2), self.most))
         return a1[hard_p], p[hard_p], a2[hard_n], n[hard_n]
 
-    def _hardest_triplets(self, batch: _host.Batch, pairs: _host.Pairs) -> tuple[Tensor, ...]:
+    def _hardest_triplets(self, batch: _pml.Batch, pairs: _pml.Pairs) -> tuple[Tensor, ...]:
         rows, references = len(batch.embeddings), len(batch.ref_emb)
         total = _ranking.number_of_triplets(pairs.pos_anchors, pairs.neg_anchors, rows)
         if total == 0:
             nothing = pairs.positives[:0]
             return nothing, nothing.clone(), nothing.clone()
-        far = _host.distances(self.distance, batch) if self.loss is None else None
+        far = _pml.distances(self.distance, batch) if self.loss is None else None
         room = max(rows * references, SMALLEST_PART)
         hardest = _ranking.RunningHighest(_ranking.number_of(self.share, total, self.most), room)
         for part in _ranking.triplets(*pairs, anchors=rows, pairs_a_part=room // references):
@@ -114,10 +115,10 @@ class OnlineHardExampleMiner(BaseMiner):
         anchors, positives, negatives = hardest.items()
         return anchors, positives, negatives
 
-    def _hardness(self, batch: _host.Batch, part: Tensor, far: Tensor | None) -> Tensor:
+    def _hardness(self, batch: _pml.Batch, part: Tensor, far: Tensor | None) -> Tensor:
         """How hard the triplets of a part are, `(T,)`."""
         a, p, n = part
         if far is not None:
             return far[a, p] - far[a, n]
-        (terms,) = _host.loss_terms(self.loss, batch, (a, p, n), {"triplet": part.shape[1]})
+        (terms,) = _pml.loss_terms(self.loss, batch, (a, p, n), {"triplet": part.shape[1]})
         return terms

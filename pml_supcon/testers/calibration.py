@@ -2,11 +2,10 @@
 
 from typing import Any
 
+from pml_supcon._pml.testers import FittedTester, FunctionCalculator, of_splits
 from pml_supcon.metrics.calibrated_probe import HELD_OUT, METRICS, _check_options, calibrated_probe_metrics
 from pml_supcon.metrics.calibration import BINS
 from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2
-from pml_supcon.testers._fitted_tester import FittedTester, of_splits
-from pml_supcon.testers._pml import FunctionCalculator
 
 
 class CalibrationTester(FittedTester):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pml_supcon._arrays import as_labels, check_count
+from pml_supcon._pml.testers import FittedTester, FunctionCalculator
 from pml_supcon.corruptions import CORRUPTIONS, Corruption
 from pml_supcon.corruptions.corruption import SEVERITIES, Strengths
 from pml_supcon.metrics.calibration import BINS
@@ -20,8 +21,6 @@ from pml_supcon.metrics.corruption import (
 )
 from pml_supcon.metrics.linear_probe import fit_linear_probe
 from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2, check_fit, tell_unseen
-from pml_supcon.testers._fitted_tester import FittedTester
-from pml_supcon.testers._pml import FunctionCalculator
 from pml_supcon.views import ChangedDataset
 
 

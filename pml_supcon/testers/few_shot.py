@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pml_supcon._pml.testers import FittedTester, FunctionCalculator, of_splits
 from pml_supcon.metrics.few_shot import DRAWS, SHOTS, Classifier, _check_options, few_shot_metrics
 from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER
-from pml_supcon.testers._fitted_tester import FittedTester, of_splits
-from pml_supcon.testers._pml import FunctionCalculator
 
 
 class FewShotTester(FittedTester):

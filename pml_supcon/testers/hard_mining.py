@@ -8,9 +8,9 @@ import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 
 from pml_supcon._arrays import check_count, check_seed
+from pml_supcon._pml.testers import FunctionCalculator
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments
 from pml_supcon.metrics.hard_mining import BATCHES, hard_mining_curve
-from pml_supcon.testers._pml import FunctionCalculator
 
 
 class HardMiningTester(GlobalEmbeddingSpaceTester):

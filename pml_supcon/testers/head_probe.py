@@ -6,11 +6,10 @@ from typing import Any
 import torch
 
 from pml_supcon._arrays import check_positive
+from pml_supcon._pml.testers import FittedTester, FunctionCalculator
 from pml_supcon.metrics.head_probe import transformation_probe_metrics
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
 from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, check_fit
-from pml_supcon.testers._fitted_tester import FittedTester
-from pml_supcon.testers._pml import FunctionCalculator
 from pml_supcon.views import Change, ChangedDataset
 
 OUTPUTS = ("encoder", "head")

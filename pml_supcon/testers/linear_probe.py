@@ -3,6 +3,7 @@
 from typing import Any
 
 from pml_supcon._arrays import check_seed
+from pml_supcon._pml.testers import FittedTester, FunctionCalculator, of_splits
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
 from pml_supcon.metrics.logistic import (
     INVERSE_L2,
@@ -10,8 +11,6 @@ from pml_supcon.metrics.logistic import (
     InverseL2,
     check_fit,
 )
-from pml_supcon.testers._fitted_tester import FittedTester, of_splits
-from pml_supcon.testers._pml import FunctionCalculator
 
 
 class LinearProbeTester(FittedTester):

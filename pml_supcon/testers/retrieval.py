@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 
+from pml_supcon._pml.testers import FunctionCalculator
 from pml_supcon.metrics.clustering import clustering_metrics
 from pml_supcon.metrics.retrieval import (
     KNN_K,
@@ -15,7 +16,6 @@ from pml_supcon.metrics.retrieval import (
     metric_names,
     retrieval_metrics,
 )
-from pml_supcon.testers._pml import FunctionCalculator
 
 
 class RetrievalTester(GlobalEmbeddingSpaceTester):

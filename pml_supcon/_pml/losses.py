@@ -1,4 +1,4 @@
-"""What the losses know of pytorch-metric-learning's insides, in one place (PML 2.9)."""
+"""PML's distances and reducers as the losses need them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,11 @@ from pml_supcon.functional import AnchorLosses
 
 
 def similarity_of(distance: BaseDistance) -> tuple[bool, Callable[[Tensor, Tensor], Tensor] | None]:
-    """How `supcon_loss` is to compare rows: `(normalize, similarity)`; `similarity` is None for a dot product."""
-    is_dot_product = (  # a subclass may compute anything
+    """Return a distance as the options ``(normalize, similarity)`` of ``supcon_loss``.
+
+    ``similarity`` is None for PML's cosine similarity and dot product, which every backend computes.
+    """
+    is_dot_product = (  # the exact classes: a subclass may compute anything
         type(distance) in (CosineSimilarity, DotProductSimilarity)
         and distance.power == 1
         and (distance.p == 2 or not distance.normalize_embeddings)
@@ -26,7 +29,7 @@ def similarity_of(distance: BaseDistance) -> tuple[bool, Callable[[Tensor, Tenso
 
 
 def record_norms(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor) -> None:
-    """Fill in the statistics that a distance records when it is called, where they are collected."""
+    """Record the statistics of a distance, as calling it would, if it collects any."""
     if distance.collect_stats:
         distance.reset_stats()
         with torch.no_grad():
@@ -35,16 +38,16 @@ def record_norms(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor) ->
 
 
 def is_mean(reducer: BaseReducer) -> bool:
-    """Whether the reducer takes the plain mean of our losses."""
+    """Return True if the reducer takes the plain mean of the per-anchor losses."""
     own = reducer.reducers["loss"] if isinstance(reducer, MultipleReducers) and "loss" in reducer.reducers else reducer
     return type(own) is MeanReducer
 
 
 def loss_dict(terms: AnchorLosses, reducer: BaseReducer) -> dict[str, dict[str, Any]]:
-    """Per-anchor losses as PML's reducers take them; a reducer sees the valid anchors only.
+    """Return per-anchor losses in the format of PML's reducers, which get the valid anchors only.
 
-    The plain mean is taken here, over a mask: it needs no count of the valid anchors on the host, and is 0 (with a
-    graph) where there is none.
+    The plain mean is computed here with a mask: the host then needs no count of the valid anchors, and the mean of
+    none is 0 with a graph.
     """
     if is_mean(reducer):
         return {"loss": {"losses": terms.mean(), "indices": None, "reduction_type": "already_reduced"}}

@@ -1,4 +1,4 @@
-"""What the miners know of pytorch-metric-learning's insides, in one place (PML 2.9)."""
+"""PML's pairs, distances and loss terms as the miners need them."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor
 
 
 class Pairs(NamedTuple):
-    """Anchors and positives, anchors and negatives, as PML's losses take them; int64."""
+    """Row indices, int64, of positive pairs and of negative pairs, in the order that PML's losses expect."""
 
     pos_anchors: Tensor
     positives: Tensor
@@ -19,31 +20,30 @@ class Pairs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a miner's `mine` is given: `(N, D)`, `(N,)`, `(M, D)`, `(M,)`, the first two again for no references."""
+    """The arguments of a miner's ``mine``.
 
-    embeddings: Tensor
-    labels: Tensor
-    ref_emb: Tensor
-    ref_labels: Tensor
+    Without references, ``ref_emb`` and ``ref_labels`` are the same objects as ``embeddings`` and ``labels``.
+    """
+
+    embeddings: Tensor  # (N, D)
+    labels: Tensor  # (N,)
+    ref_emb: Tensor  # (M, D)
+    ref_labels: Tensor  # (M,)
 
 
 def matches(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which are positives and which negatives, bool `(N, M)` each; a row is neither to itself."""
-    positive = labels[:, None] == ref_labels
-    negative = ~positive
-    if ref_labels is labels:  # PML's sign for rows compared with themselves
-        positive = positive.fill_diagonal_(False)
-    return positive, negative
+    """Return the masks of positive and of negative pairs, bool ``(N, M)``; a row is neither to itself."""
+    positive, negative = loss_and_miner_utils.get_matches_and_diffs(labels, ref_labels)
+    return positive.bool(), negative.bool()
 
 
 def all_pairs(labels: Tensor, ref_labels: Tensor) -> Pairs:
-    """All positive and all negative pairs, by anchor and then by the other row."""
-    positive, negative = matches(labels, ref_labels)
-    return Pairs(*positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True))
+    """Return all positive and all negative pairs, sorted by anchor, then by the other row."""
+    return Pairs(*loss_and_miner_utils.get_all_pairs_indices(labels, ref_labels))
 
 
 def in_full_precision(batch: Batch) -> Batch:
-    """The batch with half-precision rows as float32, in which neighbours in rank stay apart (and `cdist` works)."""
+    """Return the batch with float16 and bfloat16 rows as float32, in which close distances stay distinct."""
     half = (torch.float16, torch.bfloat16)
     embeddings, ref_emb = (x.float() if x.dtype in half else x for x in (batch.embeddings, batch.ref_emb))
     if batch.ref_emb is batch.embeddings:
@@ -52,15 +52,15 @@ def in_full_precision(batch: Batch) -> Batch:
 
 
 def distances(distance: BaseDistance, batch: Batch) -> Tensor:
-    """How far apart rows are, `(N, M)`, float32 at least, autocast or not; of a similarity the negative."""
+    """Return the distances ``(N, M)``, at least float32 also under autocast; a similarity is negated."""
     embeddings, _, ref_emb, _ = in_full_precision(batch)
     with torch.autocast(embeddings.device.type, enabled=False):
-        far: Tensor = distance(embeddings, ref_emb)
-    return -far if distance.is_inverted else far
+        matrix: Tensor = distance(embeddings, ref_emb)
+    return -matrix if distance.is_inverted else matrix
 
 
 def check_loss(loss: object) -> None:
-    """Refuse what has no terms to rank by."""
+    """Raise unless the loss is one of PML's, which give a term for each pair or triplet."""
     if not isinstance(loss, BaseMetricLossFunction):
         raise TypeError(
             "Expected argument `loss` to be a loss of pytorch-metric-learning (a BaseMetricLossFunction) or None, "
@@ -71,10 +71,11 @@ def check_loss(loss: object) -> None:
 def loss_terms(
     loss: BaseMetricLossFunction, batch: Batch, indices: Sequence[Tensor], numbers: Mapping[str, int]
 ) -> list[Tensor]:
-    """A loss's own terms for pairs or triplets, by reduction type: as many as `numbers` says, in their order.
+    """Return a loss's terms for pairs or triplets, one tensor for each reduction type in ``numbers``, in that order.
 
-    PML gives a plain 0 for a batch (or a kind of pair) that it finds no loss in: all terms are 0 then. Terms that are
-    already reduced are the same for all, and change no rank.
+    ``numbers`` maps PML's reduction types to the expected number of terms. PML returns a plain 0 for a batch (or a kind
+    of pair) without a loss: all terms are then 0. Terms that PML has already reduced are one number for all pairs,
+    which changes no rank, and are ignored.
     """
     batch = in_full_precision(batch)
     with torch.autocast(batch.embeddings.device.type, enabled=False):
