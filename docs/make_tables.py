@@ -103,7 +103,7 @@ def told_of(verdicts: Sequence[str]) -> str:
 
 
 def losses_table() -> str:
-    """Return PML's loss beside ours at N = 8,192 on the CPU, from the last run in `benchmarks/results.csv` with both."""
+    """Compare PML's loss with ours at N = 8,192 on the CPU, by the last run of `benchmarks/results.csv` with both."""
     wanted = {"N": "8192", "D": "128", "option": "L_out", "device": "cpu", "mode": "both", "dtype": "float32"}
     with (ROOT / "benchmarks/results.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if wanted.items() <= row.items() and row["peak_extra_mb"]]

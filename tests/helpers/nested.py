@@ -3,7 +3,7 @@
 import pytest
 
 
-def assert_close(one, other, *, rel, abs, place="record"):  # noqa: A002  # named as by `pytest.approx`
+def assert_close(one, other, *, rel, abs, place="record"):  # named as by `pytest.approx`
     """Assert that two records differ in nothing but floats, and in these within the tolerance."""
     assert type(one) is type(other), place
     if isinstance(one, dict):
