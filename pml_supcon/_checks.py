@@ -107,7 +107,7 @@ def check_type(name: str, value: Any, types: type | tuple[type, ...], expected: 
         )
 
 
-def did_you_mean(value: Any, choices: Iterable[Any], *, number: int = 1, cutoff: float = 0.5) -> str:
+def did_you_mean(value: Any, choices: Iterable[Any], *, number: int = 1, cutoff: float = 0.6) -> str:
     """Return "; did you mean 'x'?" for the nearest of the choices, or an empty string where none is near.
 
     Examples:

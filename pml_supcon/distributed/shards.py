@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pml_supcon._layouts import flatten_views, split_views
 from pml_supcon.distributed import collectives
 
 
@@ -44,15 +45,11 @@ class Rows(NamedTuple):
         views = self.num_views
         if self.embeddings.ndim == 3 or views is None:
             return self
-
-        def samples(x: Tensor) -> Tensor:
-            return x.reshape(views, self.samples, *x.shape[1:]).transpose(0, 1)
-
         return self._replace(
-            embeddings=samples(self.embeddings),
+            embeddings=split_views(self.embeddings, views),
             labels=self.sample_labels,
             num_views=None,
-            more={name: samples(tensor) for name, tensor in self.more.items()},
+            more={name: split_views(tensor, views) for name, tensor in self.more.items()},
         )
 
     def view_major(self) -> "Rows":
@@ -63,10 +60,10 @@ class Rows(NamedTuple):
 
         def rows(x: Tensor) -> Tensor:
             by_view = x.ndim > 1 and x.shape[1] == views
-            return x.transpose(0, 1).flatten(0, 1) if by_view else x.repeat(views, *[1] * (x.ndim - 1))
+            return flatten_views(x) if by_view else x.repeat(views, *[1] * (x.ndim - 1))
 
         return self._replace(
-            embeddings=rows(self.embeddings),
+            embeddings=flatten_views(self.embeddings),
             labels=None if self.labels is None else self.labels.repeat(views),
             num_views=views,
             more={name: rows(tensor) for name, tensor in self.more.items()},

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pml_supcon._checks import check_choice
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.tiled.precision import full_precision
 
@@ -144,7 +145,7 @@ def _shares(magnitudes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
 
 def check_arguments(embeddings: Tensor, labels: Tensor, loss: str, temperature: float, margin: float) -> None:
     """Refuse what `gradient_shares` cannot take, as far as shapes and types tell."""
-    checks.check_choice("loss", loss, LOSSES)
+    check_choice("loss", loss, LOSSES)
     for name, value, lowest in (("temperature", temperature, "> 0"), ("margin", margin, ">= 0")):
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not 0 <= value < math.inf or (lowest == "> 0" and value == 0):

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from pml_supcon._checks import check_int
+from pml_supcon._layouts import view_major_rows
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import Rows, agree_on_shares
 from pml_supcon.functional.supcon import checks
-from pml_supcon.functional.supcon.problem import view_major_rows
 from pml_supcon.losses.sharing import batch_shared_by
 from pml_supcon.losses.supcon import SupConLoss, SupConLossIn, SupConLossOut
 
@@ -74,7 +75,8 @@ class GlobalBatchLoss(nn.Module):
         super().__init__()
         if not callable(loss):
             raise TypeError(f"Expected argument `loss` to be a loss module, but got {type(loss).__name__}")
-        checks.check_num_views(num_views)
+        if num_views is not None:
+            check_int("num_views", num_views, low=1)
         views_of_loss = getattr(loss, "num_views", None)
         if None not in (num_views, views_of_loss) and num_views != views_of_loss:
             raise ValueError(

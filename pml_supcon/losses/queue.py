@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
-from pml_supcon.functional.supcon.problem import view_major_rows
 from pml_supcon.losses.supcon import SupConLoss
 
 

@@ -8,9 +8,10 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pml_supcon._checks import check_choice, check_int
+from pml_supcon._layouts import view_major_rows
 from pml_supcon._pml import losses as _pml
 from pml_supcon.functional.supcon import BACKENDS, checks, group_supcon_loss, supcon_loss
-from pml_supcon.functional.supcon.problem import view_major_rows
 from pml_supcon.losses import sharing
 
 
@@ -39,8 +40,9 @@ class SupConLoss(BaseMetricLossFunction):
             denominator=denominator,
             contrast_mode=contrast_mode,
         )
-        checks.check_choice("backend", backend, ("auto", *BACKENDS))
-        checks.check_num_views(num_views)
+        check_choice("backend", backend, ("auto", *BACKENDS))
+        if num_views is not None:
+            check_int("num_views", num_views, low=1)
         checks.check_cap(positives_cap, num_views, has_references=False, has_pairs=False)
         self.temperature = temperature
         self.denominator = denominator

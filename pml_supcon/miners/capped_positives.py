@@ -6,6 +6,7 @@ import torch
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
+from pml_supcon._checks import check_choice
 from pml_supcon._pml import miners as _pml
 from pml_supcon.functional.supcon import checks
 
@@ -55,7 +56,7 @@ class CappedPositivesMiner(BaseMiner):
     ) -> None:
         if not checks.is_int(cap) or cap < 1:
             raise ValueError(f"Expected argument `cap` to be an integer >= 1, but got {cap!r}")
-        checks.check_choice("choose", choose, CHOICES)
+        check_choice("choose", choose, CHOICES)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(
                 f"Expected argument `generator` to be a torch.Generator or None, but got {type(generator).__name__}"

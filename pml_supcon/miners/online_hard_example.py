@@ -7,6 +7,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
+from pml_supcon._checks import check_choice
 from pml_supcon._pml import miners as _pml
 from pml_supcon.functional.supcon import checks
 from pml_supcon.miners import _ranking
@@ -69,7 +70,7 @@ class OnlineHardExampleMiner(BaseMiner):
         number = isinstance(share, numbers.Real) and not isinstance(share, bool)
         if not number or not 0 < share <= 1:
             raise ValueError(f"Expected argument `share` to be a number in (0, 1], but got {share!r}")
-        checks.check_choice("kind", kind, KINDS)
+        check_choice("kind", kind, KINDS)
         if most is not None and (not checks.is_int(most) or most < 1):
             raise ValueError(f"Expected argument `most` to be an integer >= 1 or None, but got {most!r}")
         if loss is not None:

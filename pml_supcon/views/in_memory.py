@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pml_supcon.views.multi_view import check_num_views, split_views
+from pml_supcon._checks import check_int
+from pml_supcon._layouts import split_views
 
 
 class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -42,7 +43,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         if len(images) != len(labels):
             raise ValueError(f"Expected one label for each of {len(images)} images, but got {len(labels)} labels")
-        check_num_views(num_views)
+        check_int("num_views", num_views, low=1)
         self.images, self.labels, self.transform, self.num_views = images, labels, transform, num_views
 
     def __len__(self) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pml_supcon._checks import check_int
+
 
 class MultiView:
     """Make `V` views of an image: a transform for datasets that calls another, random one `V` times.
@@ -39,7 +41,7 @@ class MultiView:
         num_views: int | None = None,
     ) -> None:
         if num_views is not None:
-            check_num_views(num_views)
+            check_int("num_views", num_views, low=1)
         if isinstance(transform, Sequence):
             self.transforms = list(transform)
         else:
@@ -123,62 +125,3 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
     def labels(self) -> Any:
         """The `labels`, or else the `targets`, of the dataset; AttributeError where it has neither."""
         return self.dataset.labels if hasattr(self.dataset, "labels") else self.dataset.targets
-
-
-def flatten_views(x: Tensor) -> Tensor:
-    """Return the rows of a batch of views, view by view: all first views, then all second views, ...
-
-    This is pytorch-metric-learning's order: the same as `torch.cat(x.unbind(1))`. The labels of the rows are
-    `labels.repeat(V)`. The rows are copied once, unless `B` or `V` is 1.
-
-    Args:
-        x: `(B, V, ...)`, any dtype.
-
-    Returns:
-        `(V * B, ...)`
-
-    Raises:
-        ValueError: If `x` has fewer than 2 dimensions.
-
-    Examples:
-        >>> flatten_views(torch.tensor([[0, 1], [10, 11]]))
-        tensor([ 0, 10,  1, 11])
-    """
-    if x.ndim < 2:
-        raise ValueError(f"Expected argument `x` to have shape (B, V, ...), but got {tuple(x.shape)}")
-    return x.transpose(0, 1).flatten(0, 1)
-
-
-def split_views(rows: Tensor, num_views: int) -> Tensor:
-    """Return the views of each sample: the inverse of `flatten_views`, without a copy.
-
-    Args:
-        rows: `(V * B, ...)`, view by view.
-        num_views: `V >= 1`.
-
-    Returns:
-        `(B, V, ...)`, a view of the memory of `rows`.
-
-    Raises:
-        TypeError: If `num_views` is not an integer.
-        ValueError: If `num_views` is below 1 or does not divide the number of rows.
-
-    Examples:
-        >>> split_views(torch.tensor([0, 10, 1, 11]), num_views=2)
-        tensor([[ 0,  1],
-                [10, 11]])
-    """
-    check_num_views(num_views)
-    if rows.ndim < 1 or len(rows) % num_views:
-        raise ValueError(
-            f"Expected argument `rows` to have shape (V * B, ...) with V={num_views}, but got {tuple(rows.shape)}"
-        )
-    return rows.reshape(num_views, len(rows) // num_views, *rows.shape[1:]).transpose(0, 1)
-
-
-def check_num_views(num_views: Any) -> None:
-    """Refuse what is no positive integer."""
-    if not isinstance(num_views, int) or isinstance(num_views, bool):
-        raise TypeError(f"Expected argument `num_views` to be an integer, but got {num_views!r}")
-    if num_views < 1:
-        raise ValueError(f"Expected argument `num_views` to be at least 1, but got {num_views}")

@@ -273,7 +273,7 @@ def test_views_that_the_loss_does_not_know():
 def test_refuses_what_is_no_loss():
     with pytest.raises(TypeError, match="Expected argument `loss` to be a loss module, but got int"):
         GlobalBatchLoss(3)
-    with pytest.raises(ValueError, match="Expected argument `num_views` to be a positive integer or None, but got 0"):
+    with pytest.raises(ValueError, match="Expected argument `num_views` to be at least 1, but got 0"):
         GlobalBatchLoss(SupConLossOut(), num_views=0)
     with pytest.raises(ValueError, match="Expected argument `num_views` to be that of the loss, 3, but got 2"):
         GlobalBatchLoss(SupConLossOut(num_views=3), num_views=2)

@@ -122,18 +122,12 @@ def test_the_package_names_the_losses():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, "`temperature` to be a finite number > 0, but got 0"),
-        ({"temperature": float("nan")}, "`temperature` to be a finite number > 0, but got nan"),
-        ({"temperature": "0.1"}, "`temperature` to be a finite number > 0, but got '0.1'"),
+        ({"temperature": 0}, "`temperature` to be above 0, but got 0"),
         ({"denominator": "positives"}, "`denominator` to be one of"),
         ({"contrast_mode": "every"}, "`contrast_mode` to be one of"),
         ({"backend": "refrence"}, "did you mean 'reference'?"),
         ({"positives_cap": 3, "num_views": 2}, "multiple >= 0 of the number of views, 2, but got 3"),
-        ({"positives_cap": -2, "num_views": 2}, "multiple >= 0 of the number of views, 2, but got -2"),
-        ({"positives_cap": True, "num_views": 1}, "multiple >= 0 of the number of views, 1, but got True"),
-        ({"num_views": 0}, "`num_views` to be a positive integer or None, but got 0"),
-        ({"num_views": "2", "positives_cap": 2}, "`num_views` to be a positive integer or None, but got '2'"),
-        ({"num_views": 0, "positives_cap": 2}, "`num_views` to be a positive integer or None, but got 0"),
+        ({"num_views": 0, "positives_cap": 2}, "`num_views` to be at least 1, but got 0"),
     ],
 )
 def test_wrong_options_are_refused_when_the_loss_is_made(loss_class, options, message):

@@ -2,7 +2,8 @@
 
 from types import ModuleType
 
-from pml_supcon.functional.supcon import checks, reference, tiled, triton
+from pml_supcon._checks import check_choice
+from pml_supcon.functional.supcon import reference, tiled, triton
 from pml_supcon.functional.supcon.problem import Problem
 
 #: Every backend by name; "auto" takes the first that can do what is asked.
@@ -11,7 +12,7 @@ BACKENDS: dict[str, ModuleType] = {"triton": triton, "tiled": tiled, "reference"
 
 def choose_backend(backend: str, problem: Problem) -> ModuleType:
     """The backend named, or for "auto" the first that can; a name that cannot serve is refused, never replaced."""
-    checks.check_choice("backend", backend, ("auto", *BACKENDS))
+    check_choice("backend", backend, ("auto", *BACKENDS))
     able = [name for name, module in BACKENDS.items() if module.refusal(problem) is None]
     if backend == "auto":
         return BACKENDS[able[0]]

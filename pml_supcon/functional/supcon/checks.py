@@ -1,12 +1,12 @@
 """The checks of `supcon_loss`'s arguments: each names what was expected and what came."""
 
-import difflib
-import math
 import numbers
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from pml_supcon._checks import check_choice, check_number
 
 SUMMATIONS = ("out", "in")
 DENOMINATORS = ("all", "one_positive", "negatives")
@@ -19,19 +19,9 @@ def is_int(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices, naming the nearest."""
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Expected argument `{name}` to be one of {list(choices)}, but got {value!r}{hint}")
-
-
 def check_options(*, temperature: float, summation: str, denominator: str, contrast_mode: str) -> None:
     """Refuse options that no data can make valid."""
-    number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
-    if not number or not 0 < temperature < math.inf:  # false for NaN; `math.isfinite` would end a compiled graph
-        raise ValueError(f"Expected argument `temperature` to be a finite number > 0, but got {temperature!r}")
+    check_number("temperature", temperature, above=0)
     check_choice("summation", summation, SUMMATIONS)
     check_choice("denominator", denominator, DENOMINATORS)
     check_choice("contrast_mode", contrast_mode, CONTRAST_MODES)
@@ -265,9 +255,3 @@ def check_similarities(s: Tensor, shape: tuple[int, int]) -> None:
     if not isinstance(s, Tensor) or s.shape != shape:
         came = tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__
         raise ValueError(f"Expected `similarity` to give a tensor (anchors, rows) = {shape}, but got {came}")
-
-
-def check_num_views(num_views: int | None) -> None:
-    """Refuse a number of views that is no positive integer."""
-    if num_views is not None and (not is_int(num_views) or num_views < 1):
-        raise ValueError(f"Expected argument `num_views` to be a positive integer or None, but got {num_views!r}")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
 
 
@@ -125,11 +126,12 @@ def build_problem(
     )
     checks.check_similarity(similarity)
     checks.check_embeddings("embeddings", embeddings)
+    if labels is not None:
+        checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
     embeddings, labels, num_views = view_major_rows(embeddings, labels, num_views)
     num_rows = embeddings.shape[0]
     pairs = checks.check_pairs(indices_tuple, embeddings.device)
     if labels is not None:
-        checks.check_labels("labels", labels, num_rows, embeddings.device)
         checks.check_views_agree(labels, num_views)
     elif pairs is None:
         labels = own_classes(num_rows, num_views, embeddings.device, has_references=ref_emb is not None)
@@ -174,29 +176,6 @@ def build_problem(
         bound=1 / temperature if normalize and similarity is None else math.inf,
         input_dtype=embeddings.dtype,
     )
-
-
-def view_major_rows(
-    embeddings: Tensor, labels: Tensor | None, num_views: int | None
-) -> tuple[Tensor, Tensor | None, int | None]:
-    """`(B, V, D)` embeddings and `(B,)` labels as view-major rows `(V * B, D)` and labels `(V * B,)`."""
-    checks.check_num_views(num_views)
-    if embeddings.ndim == 2:
-        if num_views is not None and embeddings.shape[0] % num_views:
-            raise ValueError(
-                f"Expected the rows of `embeddings` to be num_views={num_views} views of every sample, but "
-                f"{embeddings.shape[0]} is not a multiple of {num_views}"
-            )
-        return embeddings, labels, num_views
-    samples, views, _ = embeddings.shape
-    if num_views is not None and num_views != views:
-        raise ValueError(
-            f"Expected `embeddings` (B, V, D) with V = num_views = {num_views}, but got {tuple(embeddings.shape)}"
-        )
-    if labels is not None:
-        checks.check_labels("labels", labels, samples, embeddings.device)
-        labels = labels.repeat(views)
-    return embeddings.transpose(0, 1).flatten(0, 1), labels, views
 
 
 def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, has_references: bool) -> Tensor:
