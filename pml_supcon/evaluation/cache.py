@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pml_supcon.models.storage import replace_file
+from pml_supcon._files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class FeatureCache:
         about = {"key": _text(key), "digest": _digest(features)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(
+            write_atomic(
                 self.file_of(key), lambda path: save_file({"features": features.contiguous()}, path, metadata=about)
             )
         except (OSError, SafetensorError) as error:

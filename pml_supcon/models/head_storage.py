@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from pml_supcon._files import write_atomic
 from pml_supcon.models.heads import ProjectionHead
-from pml_supcon.models.storage import replace_file
 
 _LAYOUT, _SUFFIX = "projection_head", ".safetensors"
 
@@ -49,7 +49,7 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in head.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", _LAYOUT: json.dumps(layout)}
-    replace_file(target, lambda path: save_file(weights, path, metadata=metadata))
+    write_atomic(target, lambda path: save_file(weights, path, metadata=metadata))
     return target
 
 

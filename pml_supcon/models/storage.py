@@ -1,8 +1,7 @@
 """Encoders on disk, in the layout of timm's `local-dir:` folders: `config.json` and `model.safetensors`."""
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import timm
 from safetensors.torch import save_file
 from torch import nn
+
+from pml_supcon._files import write_atomic
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _RECORD = "build_record"
@@ -70,8 +71,8 @@ def save_encoder(
     weights = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in encoder.state_dict().items()}
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    replace_file(target / _WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-    replace_file(target / _CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomic(target / _WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    write_atomic(target / _CONFIG, text)
     return target
 
 
@@ -134,13 +135,3 @@ def _config(
         "model_args": record.arguments,
         "pretrained_cfg": description,
     }
-
-
-def replace_file(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a file aside, in the same folder, and move it into place in one step."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        write(aside)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)

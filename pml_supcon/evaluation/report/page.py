@@ -8,11 +8,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pml_supcon._files import write_atomic
 from pml_supcon.evaluation.report import figures, tables
 from pml_supcon.evaluation.report.content import check_content
 from pml_supcon.evaluation.report.map import build_map
 from pml_supcon.evaluation.report.pictures import Pixels, check_pictures, encode_atlas, encode_each
-from pml_supcon.models.storage import replace_file
 
 LETTERS = ("A", "B")
 MAP_SIDE, GALLERY_SIDE = 64, 112  # pixels of a picture, at most
@@ -80,7 +80,7 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
     # A style sheet and a script of our own: nothing in them is to be escaped.
     own = {name: Markup((folder / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     page = environment.get_template("page.html.j2").render(**own, **page_content(evaluations))
-    replace_file(path, lambda aside: aside.write_text(page, encoding="utf-8"))
+    write_atomic(path, page)
 
 
 def page_content(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
