@@ -1,9 +1,14 @@
-"""What all tests share: one thread, so that parallel runs do not fight over the cores, and a fixed seed."""
+"""The settings of all tests: a fixed seed, and one thread unless OMP_NUM_THREADS asks for more.
+
+Parallel runs do not fight over the cores then. Processes that a test starts have one thread each.
+"""
+
+import os
 
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

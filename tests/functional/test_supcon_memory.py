@@ -28,7 +28,7 @@ import json, re, sys
 from pathlib import Path
 import torch
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import layout
+from pml_supcon.functional.supcon.tiled import layout
 
 def resident(what):
     return 1024 * int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

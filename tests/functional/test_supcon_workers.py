@@ -41,10 +41,13 @@ def test_equal_to_the_reference(summation, denominator, temperature):
 
 def test_work_is_shared_and_the_threads_stay(monkeypatch):
     seen = set()
-    positives = layout.Layout.positives
+    positives, meeting = layout.Layout.positives, threading.Barrier(2, timeout=60)  # of the two threads, both at work
 
     def spy(self, box):
-        seen.add((threading.current_thread().name, torch.get_num_threads()))
+        thread = threading.current_thread().name, torch.get_num_threads()
+        if thread not in seen:
+            seen.add(thread)
+            meeting.wait()
         return positives(self, box)
 
     monkeypatch.setattr(layout.Layout, "positives", spy)

@@ -6,7 +6,6 @@ python tests/packaging/import_time.py        # of the package that this Python f
 import os
 import subprocess
 import sys
-from statistics import median
 
 BASE = "import torch, pytorch_metric_learning.losses"
 OURS = "from pml_supcon import losses, samplers, testers"
@@ -24,9 +23,10 @@ def cpu_seconds(statement: str) -> float:
 
 
 def ratio(statement: str, rounds: int = 5) -> float:
-    """CPU time of the statement over that of `BASE`: the median of so many pairs, each of two runs in a row."""
-    cpu_seconds(BASE)  # reads the files from the disk
-    return median(cpu_seconds(statement) / cpu_seconds(BASE) for _ in range(rounds))
+    """Return the CPU time of the statement over the time of `BASE`, each the least of several runs taken in turns."""
+    pairs = [(cpu_seconds(statement), cpu_seconds(BASE)) for _ in range(rounds)]
+    ours, base = map(min, zip(*pairs, strict=True))
+    return ours / base
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pml_supcon.losses import GlobalBatchLoss, SelfSupervisedLoss, SupConLossIn,
 
 SAMPLES, WIDTH = 13, 6
 SHARES = {2: [9, 4], 3: [6, 0, 7], 4: [4, 1, 0, 8]}
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}  # relative to the largest entry
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative to the largest entry
 
 LOSSES = {
     "out": SupConLossOut,

@@ -251,7 +251,7 @@ def test_tester_fits_on_the_references_and_scores_the_query_from_the_trunk():
 
 
 def test_tester_does_not_normalise_unless_asked():
-    lengths = torch.tensor([[1.0], [1.1], [9.0], [9.1]])  # the label is in the length alone
+    lengths = torch.tensor([[1.0], [2.0], [8.0], [16.0]])  # the label is in the length alone, which divides exactly
     data = TensorDataset(lengths, torch.tensor([0, 0, 1, 1]))
     arguments = ({"train": data, "test": data}, 1, torch.nn.Identity(), None, [("test", ["train"])])
     assert make_tester().test(*arguments)["test"]["top1_level0"] == 1.0

@@ -275,7 +275,7 @@ def test_in_a_global_batch_the_first_process_has_the_report(tmp_path):
     assert nothing == {}
     own = miner.report()
     del own["seconds"], report["seconds"]
-    assert report == pytest.approx(own)
+    assert report == pytest.approx(own, abs=1e-6)  # means of cosines cancel
 
 
 def test_the_account_goes_on_from_a_state_dict():
@@ -294,4 +294,4 @@ def test_the_account_goes_on_from_a_state_dict():
     expected, found = whole.report(), after.report()
     assert found.keys() == expected.keys()
     assert all(found[name] == expected[name] for name in expected if name != "seconds")
-    assert found["seconds"] * 5 > before.report()["seconds"] * 2
+    assert found["seconds"] > before.report()["seconds"]
