@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pml_supcon.samplers.class_dealer import IntArray, count_batches, deal
+from pml_supcon.samplers.capped_batches import IntArray, count_batches, draw_batches
 
 
 class EpochPlanner:
@@ -88,7 +88,7 @@ class EpochPlanner:
         order = order[np.argsort(self._codes[order], kind="stable")]  # class by class, each class shuffled
         heads = np.cumsum(self._counts) - self._counts  # where the unused samples of each class begin
         batches = []
-        for units in deal(self._units, size=self._size, cap=self._cap, rng=rng):
+        for units in draw_batches(self._units, size=self._size, cap=self._cap, rng=rng):
             counts = units * self._unit
             starts = heads - (np.cumsum(counts) - counts)
             batches.append(rng.permutation(order[np.repeat(starts, counts) + np.arange(counts.sum())]))

@@ -17,11 +17,11 @@ from pml_supcon.distributed import collectives
 from pml_supcon.functional.supcon.global_batch.exchange import Parcel, send_home, visits
 from pml_supcon.functional.supcon.global_batch.shard_plan import Spread, Tiles
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
-from pml_supcon.functional.supcon.tiled import evenly_scaled, scale_of
-from pml_supcon.functional.supcon.tiled.passes import Passes
-from pml_supcon.functional.supcon.tiled.precision import full_precision
+from pml_supcon.functional.supcon.tiled.operators import upstream_scale
+from pml_supcon.functional.supcon.tiled.passes import TilePasses
+from pml_supcon.functional.supcon.tiled.precision import full_precision, scale_by_sqrt_temperature
 from pml_supcon.functional.supcon.tiled.statistics import Statistics
-from pml_supcon.functional.supcon.tiled.threads import shared_out
+from pml_supcon.functional.supcon.tiled.threads import map_in_threads
 
 
 def anchor_losses(problem: Problem, spread: Spread) -> AnchorLosses:
@@ -29,10 +29,10 @@ def anchor_losses(problem: Problem, spread: Spread) -> AnchorLosses:
 
     The gradient is that of the sum of what all processes make of the losses. `problem` is of this process's own rows.
     """
-    rows = evenly_scaled(problem.rows[spread.row_order], problem.temperature)
+    rows = scale_by_sqrt_temperature(problem.rows[spread.row_order], problem.temperature)
     anchors = rows
     if not spread.layout.symmetric:
-        anchors = evenly_scaled(problem.anchors[spread.anchor_order], problem.temperature)
+        anchors = scale_by_sqrt_temperature(problem.anchors[spread.anchor_order], problem.temperature)
     losses, valid = _Ring.apply(anchors, rows, spread)
     back = torch.argsort(spread.anchor_places)
     return AnchorLosses(losses[back], valid[back])
@@ -58,7 +58,7 @@ class _Ring(torch.autograd.Function):
         spread: Spread = ctx.spread
         with full_precision(anchors.device):
             upstream = collectives.all_reduce(torch.where(valid, upstream, 0), spread.group)
-            scale = scale_of(upstream)
+            scale = upstream_scale(upstream)
             statistics = Statistics(table, spread.summation, spread.denominator)
             of_anchors, of_rows = gradients(spread, anchors, rows, statistics, upstream / scale)
             of_anchors *= scale
@@ -71,7 +71,7 @@ def sums(spread: Spread, anchors: Tensor, rows: Tensor) -> Statistics:
     log_neg = torch.full_like(layout.anchor_labels, -torch.inf, dtype=anchors.dtype)
     for peer, block in visits(spread, rows):
         passes = passes_of(spread, anchors, peer, block)
-        parts = shared_out(passes.log_negatives, spread.tiles(peer), device)
+        parts = map_in_threads(passes.log_negatives, spread.tiles(peer), device)
         log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
     log_neg = collectives.all_logsumexp(log_neg, spread.group)
     start = Statistics.of(log_neg, spread.summation, spread.denominator)
@@ -79,7 +79,7 @@ def sums(spread: Spread, anchors: Tensor, rows: Tensor) -> Statistics:
     for peer, block in visits(spread, rows):
         passes = passes_of(spread, anchors, peer, block)
         boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, found in spread.tiles(peer) for box in found]
-        statistics = Statistics.merged([statistics, *shared_out(partial(passes.positives, start), boxes, device)])
+        statistics = Statistics.merged([statistics, *map_in_threads(partial(passes.positives, start), boxes, device)])
     return statistics.reduced(spread.group)
 
 
@@ -98,7 +98,7 @@ def gradients(
             on_its_way = None
         passes = passes_of(spread, anchors, peer, block)
         work = partial(gradients_with, spread, passes, peer, anchors, block, statistics, upstream, weight)
-        parts = shared_out(work, spread.tiles(peer), anchors.device)
+        parts = map_in_threads(work, spread.tiles(peer), anchors.device)
         of_anchors += reduce(Tensor.add_, [part.of_anchors for part in parts])
         if peer != spread.rank:
             of_block = reduce(Tensor.add_, [part.of_block for part in parts])
@@ -120,7 +120,7 @@ class Gradients(NamedTuple):
 
 def gradients_with(
     spread: Spread,
-    passes: Passes,
+    passes: TilePasses,
     peer: int,
     anchors: Tensor,
     block: Tensor,
@@ -143,10 +143,10 @@ def gradients_with(
     return Gradients(of_anchors, of_block)
 
 
-def passes_of(spread: Spread, anchors: Tensor, peer: int, block: Tensor) -> Passes:
+def passes_of(spread: Spread, anchors: Tensor, peer: int, block: Tensor) -> TilePasses:
     """The passes over this process's anchors and the rows of a peer."""
     mine = spread.anchor_blocks[spread.rank]
-    return Passes(
+    return TilePasses(
         anchors=At(mine, anchors),
         rows=At(spread.row_blocks[peer], block),
         layout=spread.layout,

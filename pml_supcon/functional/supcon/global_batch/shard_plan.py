@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pml_supcon.functional.supcon.problem import Cap, Problem, rank_cap
-from pml_supcon.functional.supcon.tiled import SAFE_EXPONENT
 from pml_supcon.functional.supcon.tiled import layout as layouts
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
+from pml_supcon.functional.supcon.tiled.precision import needs_shift
 
 Tiles = list[tuple[Tile, list[Tile]]]
 
@@ -87,7 +87,7 @@ class Spread:
             group=group,
             summation=problem.summation,
             denominator=problem.denominator,
-            shifted=not problem.bound <= SAFE_EXPONENT[problem.rows.dtype],
+            shifted=needs_shift(problem),
         )
 
     @property

@@ -1,7 +1,7 @@
 """The losses of listed pairs, as miners give them, in memory linear in their number: no `(A, M)` matrix.
 
 Exact as `reference`, whose definition it follows pair by pair. Where the lists are long, the dense matrix is the
-cheaper way: see `worthwhile`.
+cheaper way: see `is_sparse`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ CHUNK = 2**15  # pairs whose rows are gathered at once
 DENSE_SHARE = 1 / 16  # of all pairs: beyond it the lists themselves take as much memory as the matrix
 
 
-def worthwhile(problem: Problem) -> bool:
+def is_sparse(problem: Problem) -> bool:
     """Whether the pairs listed are few enough that the matrix costs more."""
     assert problem.pairs is not None  # for the type checker: asked of listed pairs only
     listed = sum(len(anchors) for anchors in problem.pairs[::2])

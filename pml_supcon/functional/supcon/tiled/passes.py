@@ -10,14 +10,14 @@ from pml_supcon.functional.supcon.tiled.layout import Layout, Tile, within
 from pml_supcon.functional.supcon.tiled.statistics import Statistics
 
 
-class Rows(Protocol):
-    """Rows by their place in the layout: a tensor, or what knows where the rows of a slice are kept."""
+class RowsBySlice(Protocol):
+    """RowsBySlice by their place in the layout: a tensor, or what knows where the rows of a slice are kept."""
 
     def __getitem__(self, rows: slice, /) -> Tensor:
         """The rows `(len(rows), D)`, to be read or added to."""
 
 
-class Passes(NamedTuple):
+class TilePasses(NamedTuple):
     """What the passes read; each is given its tiles, so that threads and processes can share them.
 
     Attributes:
@@ -28,8 +28,8 @@ class Passes(NamedTuple):
         shifted: similarities may leave the exponent's safe range.
     """
 
-    anchors: Rows
-    rows: Rows
+    anchors: RowsBySlice
+    rows: RowsBySlice
     layout: Layout
     dtype: torch.dtype
     shifted: bool
@@ -67,8 +67,8 @@ class Passes(NamedTuple):
         statistics: Statistics,
         upstream: Tensor,
         weight: Tensor,
-        grad_anchors: Rows | None,
-        grad_rows: Rows | None,
+        grad_anchors: RowsBySlice | None,
+        grad_rows: RowsBySlice | None,
     ) -> None:
         """Add `W z` of these tiles; `W_ij` is the weight of the pair for both its ends.
 

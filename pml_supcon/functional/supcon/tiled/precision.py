@@ -1,4 +1,4 @@
-"""Full precision under autocast: sums and products of the losses stay in the dtype of their rows."""
+"""Full precision under autocast, and similarities that stay inside the exponent's range."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -6,24 +6,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_supcon.functional.supcon.problem import Problem
+
+#: Up to this `|s|` the values `exp(s)` and their sums stay well inside float32 and float64 without a shift.
+SAFE_EXPONENT = {torch.float32: 60.0, torch.float64: 500.0}
+
+
+def needs_shift(problem: Problem) -> bool:
+    """Return True if ``exp(s)`` could leave the range of the dtype, so that sums need logarithms; True if unknown."""
+    return not problem.bound <= SAFE_EXPONENT[problem.rows.dtype]
+
+
+def scale_by_sqrt_temperature(rows: Tensor, temperature: float) -> Tensor:
+    """Return rows ``(N, D)`` divided by ``sqrt(tau)``: products of two of them are similarities ``s_ij``."""
+    scaled: Tensor = rows * temperature**-0.5
+    return scaled
+
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off, where the device knows of it."""
+    """Return a context with autocast off, if the device supports autocast."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def products(anchors: Tensor, rows: Tensor) -> Tensor:
-    """`anchors @ rows.T`, differentiable any number of times, also where a backward pass runs under autocast."""
-    if torch.compiler.is_compiling():  # the compiler makes the backward pass itself, and reads no `jvp`
+    """Return ``anchors @ rows.T`` in full precision, differentiable any number of times."""
+    if torch.compiler.is_compiling():  # the compiler derives the backward pass itself, and supports no `jvp`
         return anchors @ rows.T
     dots: Tensor = _Products.apply(anchors, rows)
     return dots
 
 
 class _Products(torch.autograd.Function):
-    """PyTorch's own product takes the mode of autocast in which its backward pass happens to run."""
+    """The product ``a @ b.T`` whose backward also ignores autocast; PyTorch's would use the state at backward time."""
 
     generate_vmap_rule = True
 

@@ -17,12 +17,14 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MOST_WORKERS = 8  # each keeps sums of its own; beyond it their operations take several threads each
-LEAST_ITEMS = 4  # for each worker, to be worth their meeting
+MAX_THREADS = 8  # each keeps sums of its own; beyond it their operations take several threads each
+MIN_ITEMS = 4  # for each worker, to be worth their meeting
 STARTING = threading.Lock()
 
 
-def shared_out(work: Callable[[Sequence[Item]], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
+def map_in_threads(
+    work: Callable[[Sequence[Item]], Result], items: Sequence[Item], device: torch.device
+) -> list[Result]:
     """What `work` makes of parts of the items, in a fixed order; in one part where threads would not pay.
 
     Which item is in which part depends on their number and on `torch.get_num_threads()` alone, so that sums over the
@@ -32,8 +34,8 @@ def shared_out(work: Callable[[Sequence[Item]], Result], items: Sequence[Item], 
         return [work(items)]
     with STARTING:  # a thread takes the default number at its first look, which `pool` changes for a moment
         threads = torch.get_num_threads()
-        workers = min(threads, MOST_WORKERS)
-        alone = workers == 1 or len(items) < LEAST_ITEMS * workers
+        workers = min(threads, MAX_THREADS)
+        alone = workers == 1 or len(items) < MIN_ITEMS * workers
         executor = None if alone else pool(os.getpid(), threads)
     if executor is None:
         return [work(items)]
@@ -53,7 +55,7 @@ def pool(process: int, threads: int) -> ThreadPoolExecutor:
     missing in the fork, and any of its operations can hang there.
     """
     del process
-    workers = min(threads, MOST_WORKERS)
+    workers = min(threads, MAX_THREADS)
     ready = threading.Barrier(workers + 1)
 
     def set_up() -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from pml_supcon.functional.supcon.triton.pieces import INTERPRETED
+from pml_supcon.functional.supcon.triton.primitives import INTERPRETED
 
 
 class Blocks(NamedTuple):

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from pml_supcon.functional.supcon.triton import blocks
 from pml_supcon.functional.supcon.triton.blocks import tuned
-from pml_supcon.functional.supcon.triton.pieces import (
+from pml_supcon.functional.supcon.triton.primitives import (
     LOG2_E,
     add_exponentials,
     class_masks,

@@ -1,15 +1,14 @@
 """The kernels as two operators, which autograd and `torch.compile` take as they are."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from pml_supcon.functional.supcon.custom_ops import register_backward
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.triton.launch import Launches, Side
 
 #: `exp(s)`, its sums and their inverses stay well inside float32 without a shift up to this `|s|`.
-SAFE_EXPONENT = 40.0
+KERNEL_EXPONENT = 40.0
 
 
 def solve(problem: Problem) -> AnchorLosses:
@@ -26,7 +25,7 @@ def solve(problem: Problem) -> AnchorLosses:
         problem.temperature,
         problem.summation,
         problem.denominator,
-        not problem.bound <= SAFE_EXPONENT,
+        not problem.bound <= KERNEL_EXPONENT,
     )
     return AnchorLosses(losses, valid)
 
@@ -154,44 +153,4 @@ def lay_out(
     return Launches(anchor_side, row_side, rank, limit, first_anchor or 0, temperature, options)
 
 
-@triton_losses.register_fake
-def _(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    per_anchor = anchors.new_empty(len(anchors))
-    return per_anchor, torch.empty_like(per_anchor, dtype=torch.bool), anchors.new_empty(4, len(anchors))
-
-
-@triton_gradient.register_fake
-def _(
-    upstream: Tensor,
-    statistics: Tensor,
-    for_anchors: bool,
-    for_rows: bool,
-    anchors: Tensor,
-    rows: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor, Tensor]:
-    of_rows = torch.empty_like(rows) if rows is not None and for_rows else anchors.new_empty(0)
-    return torch.empty_like(anchors) if for_anchors else anchors.new_empty(0), of_rows
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, valid, statistics = output
-    ctx.mark_non_differentiable(valid, statistics)
-    ctx.save_for_backward(valid, statistics, *inputs[:10])
-    ctx.options = inputs[10:]
-
-
-def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    valid, statistics, *tensors = ctx.saved_tensors
-    for_anchors, for_rows = ctx.needs_input_grad[:2]
-    upstream = torch.where(valid, upstream, 0)
-    of_anchors, of_rows = triton_gradient(upstream, statistics, for_anchors, for_rows, *tensors, *ctx.options)
-    return of_anchors if for_anchors else None, of_rows if for_rows else None, *[None] * 14
-
-
-def _refuse_second(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-    raise RuntimeError("The triton backend is differentiable once; a second derivative needs backend='reference'")
-
-
-triton_losses.register_autograd(_backward, setup_context=_save)
-triton_gradient.register_autograd(_refuse_second)
+register_backward(triton_losses, triton_gradient, num_tensors=10, num_statistics=4, backend="triton")

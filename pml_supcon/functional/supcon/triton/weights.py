@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from pml_supcon.functional.supcon.triton.pieces import LOG2_E, class_masks, log_sigmoid, under_cap
+from pml_supcon.functional.supcon.triton.primitives import LOG2_E, class_masks, log_sigmoid, under_cap
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_flow
 
-from pml_supcon.samplers.class_dealer import _draw, count_batches, deal
+from pml_supcon.samplers.capped_batches import _draw, count_batches, draw_batches
 
 
 def most_units(units, *, batches, size, cap):
@@ -51,7 +51,7 @@ def test_every_problem_is_dealt_in_full_and_under_the_cap():
     for units, size, cap in random_problems(2000, seed=2):
         full, rest = count_batches(units, size=size, cap=cap)
         before = units.copy()
-        batches = list(deal(units, size=size, cap=cap, rng=rng))
+        batches = list(draw_batches(units, size=size, cap=cap, rng=rng))
         assert [int(b.sum()) for b in batches] == ([rest] if rest else []) + [size] * full
         assert all(b.min() >= 0 and b.max() <= cap for b in batches)
         assert (sum(batches, np.zeros_like(units)) <= units).all()
@@ -59,14 +59,14 @@ def test_every_problem_is_dealt_in_full_and_under_the_cap():
 
 
 def test_where_nothing_is_to_choose_every_batch_takes_the_cap():
-    batches = list(deal(np.array([6, 6, 6]), size=6, cap=2, rng=np.random.default_rng(0)))
+    batches = list(draw_batches(np.array([6, 6, 6]), size=6, cap=2, rng=np.random.default_rng(0)))
     assert [b.tolist() for b in batches] == [[2, 2, 2]] * 3
 
 
 def test_a_batch_without_limit_is_hypergeometric():
     # 12 units of class 0 and 28 others, 10 drawn first: mean 3, variance 10 * .3 * .7 * 30/39.
     rng, runs = np.random.default_rng(3), 4000
-    first = [next(deal(np.array([12, 20, 8]), size=10, cap=10, rng=rng))[0] for _ in range(runs)]
+    first = [next(draw_batches(np.array([12, 20, 8]), size=10, cap=10, rng=rng))[0] for _ in range(runs)]
     variance = 10 * 0.3 * 0.7 * 30 / 39
     assert abs(np.mean(first) - 3) < 4 * (variance / runs) ** 0.5
     assert np.var(first) == pytest.approx(variance, rel=0.1)

@@ -7,8 +7,7 @@ import torch
 from helpers.supcon_batches import OPTION_NAMES, OPTIONS, loss_and_gradient, random_rows
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon.tiled import layout
-from pml_supcon.functional.supcon.tiled import threads as workers
+from pml_supcon.functional.supcon.tiled import layout, threads
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +17,7 @@ def two_threads(monkeypatch):
     monkeypatch.setattr(layout, "TILE", 7)
     monkeypatch.setattr(layout, "STRIP", 3)
     yield
-    workers.pool.cache_clear()
+    threads.pool.cache_clear()
     torch.set_num_threads(before)
 
 
@@ -77,7 +76,7 @@ def test_callers_that_start_together_keep_their_threads(first):
 
     def call():
         start.wait()
-        workers.shared_out(list, range(20), torch.device("cpu"))
+        threads.map_in_threads(list, range(20), torch.device("cpu"))
         seen.append(torch.get_num_threads())
 
     callers = [threading.Thread(target=call) for _ in range(number)]
@@ -94,10 +93,10 @@ def test_errors_come_through():
         raise KeyError(len(items))
 
     with pytest.raises(KeyError):
-        workers.shared_out(fail, range(20), torch.device("cpu"))
+        threads.map_in_threads(fail, range(20), torch.device("cpu"))
 
 
 def test_results_stand_in_order():
-    parts = workers.shared_out(list, range(9), torch.device("cpu"))
+    parts = threads.map_in_threads(list, range(9), torch.device("cpu"))
     assert parts == [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
-    assert workers.shared_out(list, range(7), torch.device("cpu")) == [list(range(7))]  # too few to share
+    assert threads.map_in_threads(list, range(7), torch.device("cpu")) == [list(range(7))]  # too few to share

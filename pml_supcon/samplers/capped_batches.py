@@ -46,7 +46,7 @@ def count_batches(units: IntArray, *, size: int, cap: int) -> tuple[int, int]:
     return full, room(full + 1) - size * full
 
 
-def deal(units: IntArray, *, size: int, cap: int, rng: np.random.Generator) -> Iterator[IntArray]:
+def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generator) -> Iterator[IntArray]:
     """Deal the batches of one epoch: the smaller batch first where there is one, then the full ones.
 
     Each batch takes first what it must, so that the later batches stay possible, then units drawn uniformly
@@ -63,7 +63,7 @@ def deal(units: IntArray, *, size: int, cap: int, rng: np.random.Generator) -> I
         int64 `(C,)`: the units that the batch takes from each class, each in `[0, cap]`.
 
     Examples:
-        >>> [int(b.sum()) for b in deal(np.array([10, 3, 2]), size=4, cap=2, rng=np.random.default_rng(0))]
+        >>> [int(b.sum()) for b in draw_batches(np.array([10, 3, 2]), size=4, cap=2, rng=np.random.default_rng(0))]
         [3, 4, 4]
     """
     full, rest = count_batches(units, size=size, cap=cap)
