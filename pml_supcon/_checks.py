@@ -24,9 +24,10 @@ def check_int(name: str, value: Any, low: int | None = None, high: int | None = 
     """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}")
-    if (low is not None and value < low) or (high is not None and value > high):
+    number = int(value)
+    if (low is not None and number < low) or (high is not None and number > high):
         raise ValueError(f"Expected argument `{name}` to be {_closed_range(low, high)}, but got {value!r}")
-    return int(value)
+    return number
 
 
 def check_number(

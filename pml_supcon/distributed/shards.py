@@ -12,7 +12,7 @@ from pml_supcon._layouts import flatten_views, split_views
 from pml_supcon.distributed import collectives
 
 
-class Rows(NamedTuple):
+class LossInputs(NamedTuple):
     """Arguments of a loss: `(B, V, D)` or `(N, D)` embeddings, labels, references and their labels, V where known.
 
     `more` are tensors that go by row or sample, as the embeddings do.
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
         """`(B,)`: the labels of the first view."""
         return None if self.labels is None else self.labels[: self.samples]
 
-    def by_sample(self) -> "Rows":
+    def by_sample(self) -> "LossInputs":
         """View-major rows `(N, D)` with known views as `(B, V, D)`; anything else as it is."""
         views = self.num_views
         if self.embeddings.ndim == 3 or views is None:
@@ -52,7 +52,7 @@ class Rows(NamedTuple):
             more={name: split_views(tensor, views) for name, tensor in self.more.items()},
         )
 
-    def view_major(self) -> "Rows":
+    def view_major(self) -> "LossInputs":
         """`(B, V, D)` as view-major rows `(V * B, D)` with their labels; rows as they are."""
         if self.embeddings.ndim == 2:
             return self
@@ -70,23 +70,23 @@ class Rows(NamedTuple):
         )
 
 
-class Shares(NamedTuple):
+class ShardSizes(NamedTuple):
     """How many samples and references each process holds, by rank."""
 
     samples: list[int]
     references: list[int]
 
-    def labels(self, own: Rows, group: ProcessGroup) -> Tensor | None:
+    def labels(self, own: LossInputs, group: ProcessGroup) -> Tensor | None:
         """`(B,)`: the labels of all processes' samples, int64; of whatever integer dtype, equal ones stay equal."""
         labels = own.sample_labels
         return None if labels is None else collectives.all_gather_rows(labels.to(torch.int64), self.samples, group)
 
-    def labels_or_numbers(self, own: Rows, group: ProcessGroup) -> Tensor:
+    def labels_or_numbers(self, own: LossInputs, group: ProcessGroup) -> Tensor:
         """`labels`, or without any the samples' numbers: each is its own class."""
         labels = self.labels(own, group)
         return torch.arange(sum(self.samples), device=own.embeddings.device) if labels is None else labels
 
-    def gather(self, own: Rows, group: ProcessGroup) -> Rows:
+    def gather(self, own: LossInputs, group: ProcessGroup) -> LossInputs:
         """The rows of all processes, samples one process after another; gradients go back to their senders."""
         labels = self.labels(own, group)
         own = own.by_sample()
@@ -95,7 +95,7 @@ class Shares(NamedTuple):
             ref_emb = collectives.gather_rows(ref_emb, self.references, group)
         if ref_labels is not None:
             ref_labels = collectives.all_gather_rows(ref_labels.to(torch.int64), self.references, group)
-        return Rows(
+        return LossInputs(
             embeddings=collectives.gather_rows(own.embeddings, self.samples, group),
             labels=labels,
             ref_emb=ref_emb,
@@ -105,7 +105,9 @@ class Shares(NamedTuple):
         )
 
 
-def agree_on_shares(own: Rows, same: Mapping[str, Any], error: Exception | None, group: ProcessGroup) -> Shares:
+def agree_on_shards(
+    own: LossInputs, same: Mapping[str, Any], error: Exception | None, group: ProcessGroup
+) -> ShardSizes:
     """The shares of all processes, each of which has checked its own.
 
     Args:
@@ -123,10 +125,10 @@ def agree_on_shares(own: Rows, same: Mapping[str, Any], error: Exception | None,
         sizes = {"samples": own.samples, "references": 0 if own.ref_emb is None else len(own.ref_emb)}
         same = {**same, **described(own)}
     notes = collectives.agree(sizes, {name: str(value) for name, value in same.items()}, error, group)
-    return Shares(notes["samples"], notes["references"])
+    return ShardSizes(notes["samples"], notes["references"])
 
 
-def described(own: Rows) -> dict[str, Any]:
+def described(own: LossInputs) -> dict[str, Any]:
     """What of a share has to be the same on all processes."""
     by_row = {"ref_emb": own.ref_emb, **own.more}
     return {

@@ -1,6 +1,7 @@
 """Any loss, over the embeddings of all processes."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -11,10 +12,9 @@ from torch.distributed import ProcessGroup
 from pml_supcon._checks import check_int
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.distributed import collectives
-from pml_supcon.distributed.shards import Rows, agree_on_shares
+from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks
-from pml_supcon.losses.sharing import batch_shared_by
-from pml_supcon.losses.supcon import SupConLoss, SupConLossIn, SupConLossOut
+from pml_supcon.losses.supcon import BaseSupConLoss, SupConLossIn, SupConLossOut
 
 OWN_LOSSES = (SupConLossOut, SupConLossIn)  # a class derived from them may compute anything
 
@@ -99,7 +99,7 @@ class GlobalBatchLoss(nn.Module):
         """The loss of the whole batch, a scalar; `more` tensors go by row or sample, as the embeddings do."""
         group = collectives.default_group(self.group)
         given = {name: tensor for name, tensor in more.items() if tensor is not None}
-        own = Rows(embeddings, labels, ref_emb, ref_labels, self.num_views, given)
+        own = LossInputs(embeddings, labels, ref_emb, ref_labels, self.num_views, given)
         if group is not None:
             of_group: Tensor = self._loss_of_group(own, indices_tuple, group)
             return of_group
@@ -107,11 +107,11 @@ class GlobalBatchLoss(nn.Module):
         return self._loss_over(own.by_sample(), indices_tuple, None)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives, and decisions on what they bring
-    def _loss_of_group(self, own: Rows, indices_tuple: Any, group: ProcessGroup) -> Tensor:
+    def _loss_of_group(self, own: LossInputs, indices_tuple: Any, group: ProcessGroup) -> Tensor:
         """The loss of the batch of all processes: our own losses leave the rows where they are."""
         loss = self.loss
         alone = self.miner is None and indices_tuple is None and own.ref_emb is None and not own.more
-        if alone and isinstance(loss, SupConLoss) and type(loss) in OWN_LOSSES and not loss.needs_all_rows():
+        if alone and isinstance(loss, BaseSupConLoss) and type(loss) in OWN_LOSSES and not loss.needs_all_rows():
             return loss.loss_of_group(own.embeddings, own.labels, group, self.num_views)
         error: Exception | None = None
         try:
@@ -123,10 +123,10 @@ class GlobalBatchLoss(nn.Module):
             check(own, mined=self.miner is not None)
         except Exception as local:  # whatever it is, the others have to hear of it
             error = local
-        shares = agree_on_shares(own, {"loss": describe(self.loss)}, error, group)
+        shares = agree_on_shards(own, {"loss": describe(self.loss)}, error, group)
         return self._loss_over(shares.gather(own, group), None, group)
 
-    def _loss_over(self, rows: Rows, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
+    def _loss_over(self, rows: LossInputs, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
         """The loss of rows that all processes have."""
         if self.miner is not None:
             indices_tuple = self._mine(rows.view_major(), group)
@@ -139,14 +139,14 @@ class GlobalBatchLoss(nn.Module):
             "ref_labels": rows.ref_labels,
             **rows.more,
         }
-        with nullcontext() if group is None else batch_shared_by(group):
+        with divided_among(self.loss, group):
             loss: Tensor = self.loss(
                 rows.embeddings, **{name: value for name, value in arguments.items() if value is not None}
             )
         return loss
 
     @torch.no_grad()
-    def _mine(self, rows: Rows, group: ProcessGroup | None) -> list[Tensor]:
+    def _mine(self, rows: LossInputs, group: ProcessGroup | None) -> list[Tensor]:
         """What the miner finds in the batch; the same on all processes, also where it draws at random."""
         miner = self.miner
         assert miner is not None  # for the type checker
@@ -159,7 +159,23 @@ class GlobalBatchLoss(nn.Module):
         return [indices.to(rows.embeddings.device) for indices in collectives.from_first(mine, group)]
 
 
-def check(own: Rows, *, mined: bool) -> None:
+@contextmanager
+def divided_among(loss: nn.Module, group: ProcessGroup | None) -> Iterator[None]:
+    """Set the group of every SupCon loss inside a loss, for the time of a call.
+
+    It is reset afterwards: the same loss called alone, in an evaluation for example, must not wait for other processes.
+    """
+    supcon_losses = [part for part in loss.modules() if isinstance(part, BaseSupConLoss)]
+    for part in supcon_losses:
+        part.group = group
+    try:
+        yield
+    finally:
+        for part in supcon_losses:
+            part.group = None
+
+
+def check(own: LossInputs, *, mined: bool) -> None:
     """Refuse a share of the batch that cannot be right."""
     embeddings, labels, ref_emb, ref_labels, num_views, more = own
     checks.check_embeddings("embeddings", embeddings)

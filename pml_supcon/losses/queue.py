@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
-from pml_supcon.losses.supcon import SupConLoss
+from pml_supcon.losses.supcon import BaseSupConLoss
 
 
 class QueueLoss(nn.Module):
@@ -60,7 +60,7 @@ class QueueLoss(nn.Module):
         self, loss: nn.Module, embedding_size: int, queue_size: int, *, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        if not isinstance(loss, SupConLoss):
+        if not isinstance(loss, BaseSupConLoss):
             raise TypeError(
                 f"Expected argument `loss` to be a SupConLossOut or SupConLossIn, but got {type(loss).__name__}; "
                 "`CrossBatchMemory` takes losses of pytorch-metric-learning"

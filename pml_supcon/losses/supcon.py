@@ -1,6 +1,7 @@
 """L_out and L_in as PML losses; the maths is in `pml_supcon.functional.supcon`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
@@ -8,18 +9,43 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from pml_supcon._checks import check_choice, check_int
+from pml_supcon._checks import check_int
 from pml_supcon._layouts import view_major_rows
 from pml_supcon._pml import losses as _pml
-from pml_supcon.functional.supcon import BACKENDS, checks, group_supcon_loss, supcon_loss
-from pml_supcon.losses import sharing
+from pml_supcon.functional.supcon import checks, group_supcon_loss, supcon_loss
+from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 
 
-class SupConLoss(BaseMetricLossFunction):
-    """What L_out and L_in have in common; see there."""
+def _option(name: str) -> Any:
+    """Return a property that reads and replaces one field of ``self.options``."""
+
+    def get(self: "BaseSupConLoss") -> Any:
+        return getattr(self.options, name)
+
+    def put(self: "BaseSupConLoss", value: Any) -> None:
+        self.options = replace(self.options, **{name: value})
+
+    return property(get, put, doc=f"The option ``{name}``.")
+
+
+class BaseSupConLoss(BaseMetricLossFunction):
+    """The common part of ``SupConLossOut`` and ``SupConLossIn``.
+
+    Attributes:
+        options: The checked options.
+        num_views: V of ``(N, D)`` embeddings, or None.
+        group: Processes that all call the loss with the same batch, and divide its work; None: this process alone.
+            ``GlobalBatchLoss`` sets it for the time of a call.
+    """
 
     summation: ClassVar[str]
     takes_views: ClassVar[bool] = True
+    temperature = _option("temperature")
+    denominator = _option("denominator")
+    contrast_mode = _option("contrast_mode")
+    positives_cap = _option("positives_cap")
+    scale_by_temperature = _option("scale_by_temperature")
+    backend = _option("backend")
 
     def __init__(
         self,
@@ -34,23 +60,20 @@ class SupConLoss(BaseMetricLossFunction):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        checks.check_options(
+        self.options = SupConOptions(
             temperature=temperature,
             summation=self.summation,
             denominator=denominator,
             contrast_mode=contrast_mode,
+            positives_cap=positives_cap,
+            scale_by_temperature=scale_by_temperature,
+            backend=backend,
         )
-        check_choice("backend", backend, ("auto", *BACKENDS))
         if num_views is not None:
             check_int("num_views", num_views, low=1)
-        checks.check_cap(positives_cap, num_views, has_references=False, has_pairs=False)
-        self.temperature = temperature
-        self.denominator = denominator
-        self.contrast_mode = contrast_mode
-        self.positives_cap = positives_cap
+        check_cap(positives_cap, num_views)
         self.num_views = num_views
-        self.scale_by_temperature = scale_by_temperature
-        self.backend = backend
+        self.group: ProcessGroup | None = None
         self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
 
     def forward(
@@ -97,12 +120,11 @@ class SupConLoss(BaseMetricLossFunction):
         _pml.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
         rows: dict[str, Any] = {"ref_emb": ref_emb, "ref_labels": ref_labels, "num_views": num_views}
         rows |= {"ref_starts_with_batch": ref_starts_with_batch, "indices_tuple": indices_tuple}
-        options = rows | self._options()
-        group = sharing.processes_with_this_batch()
-        if group is None:
-            terms = supcon_loss(embeddings, labels, **options)
+        options = self._options_of_call()
+        if self.group is None:
+            terms = supcon_loss(embeddings, labels, **rows, options=options)
         else:
-            terms = group_supcon_loss(embeddings, labels, group=group, replicated=True, **options)
+            terms = group_supcon_loss(embeddings, labels, group=self.group, replicated=True, **rows, options=options)
         return _pml.loss_dict(terms, self.reducer)
 
     def loss_of_group(
@@ -118,7 +140,7 @@ class SupConLoss(BaseMetricLossFunction):
         """
         self.reset_stats()
         num_views = self.num_views if num_views is None else num_views
-        terms = group_supcon_loss(embeddings, labels, group=group, num_views=num_views, **self._options())
+        terms = group_supcon_loss(embeddings, labels, group=group, num_views=num_views, options=self._options_of_call())
         return terms.mean()
 
     def needs_all_rows(self) -> bool:
@@ -127,26 +149,19 @@ class SupConLoss(BaseMetricLossFunction):
         plain = similarity is None and _pml.is_mean(self.reducer)
         return not plain or self.collect_stats or self.embedding_regularizer is not None
 
-    def _options(self) -> dict[str, Any]:
+    def _options_of_call(self) -> SupConOptions:
+        """Return the options with the distance as it is now."""
         normalize, similarity = _pml.similarity_of(self.distance)
-        return {
-            "temperature": self.temperature,
-            "summation": self.summation,
-            "denominator": self.denominator,
-            "contrast_mode": self.contrast_mode,
-            "positives_cap": self.positives_cap,
-            "scale_by_temperature": self.scale_by_temperature,
-            "normalize": normalize,
-            "similarity": similarity,
-            "backend": self.backend,
-        }
+        if normalize and similarity is None:
+            return self.options
+        return replace(self.options, normalize=normalize, similarity=similarity)
 
     def get_default_distance(self) -> BaseDistance:
         """Cosine similarity, as in the paper."""
         return CosineSimilarity()
 
 
-class SupConLossOut(SupConLoss):
+class SupConLossOut(BaseSupConLoss):
     r"""L_out, the supervised contrastive loss the paper recommends (Khosla et al., NeurIPS 2020, equation 2).
 
         l_i = -1/|P(i)| * sum_{p in P(i)} log( exp(z_i . z_p / tau) / D_ip )
@@ -194,7 +209,7 @@ class SupConLossOut(SupConLoss):
     summation = "out"
 
 
-class SupConLossIn(SupConLoss):
+class SupConLossIn(BaseSupConLoss):
     r"""L_in, the supervised contrastive loss with the mean inside the logarithm (Khosla et al., equation 3).
 
         l_i = -log( 1/|P(i)| * sum_{p in P(i)} exp(z_i . z_p / tau) / D_ip )

@@ -8,7 +8,7 @@ from pytorch_metric_learning import losses as pml
 from torch import Tensor
 
 from pml_supcon.functional.supcon import checks
-from pml_supcon.losses.supcon import SupConLoss
+from pml_supcon.losses.supcon import BaseSupConLoss
 
 OWN_LOSSES = ["SupConLossOut", "SupConLossIn"]
 
@@ -68,7 +68,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
                 f"memory, but got {self.memory_size}"
             )
         listed = self.miner is not None or indices_tuple is not None or enqueue_mask is not None
-        if listed or not isinstance(self.loss, SupConLoss):
+        if listed or not isinstance(self.loss, BaseSupConLoss):
             loss: Tensor = super().forward(embeddings, labels, indices_tuple, enqueue_mask)
             return loss
         self.reset_stats()
@@ -154,7 +154,7 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
 
     def __init__(self, loss: torch.nn.Module, symmetric: bool = True, **kwargs: Any) -> None:
         super().__init__(loss, symmetric=symmetric, **kwargs)
-        num_views = getattr(loss, "num_views", None) if isinstance(loss, SupConLoss) else None
+        num_views = getattr(loss, "num_views", None) if isinstance(loss, BaseSupConLoss) else None
         if not symmetric and num_views not in (None, 1):
             raise ValueError(
                 "Expected a loss without `num_views` with `symmetric=False`, where the anchors are one view, "
@@ -166,7 +166,7 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
         views = views_of(embeddings, (ref_emb, *more_ref_emb) if ref_emb is not None or more_ref_emb else ())
         # the labels are on the device of the embeddings, unlike PML's
         labels = torch.arange(len(views[0]), device=views[0].device)
-        own = isinstance(self.loss, SupConLoss)
+        own = isinstance(self.loss, BaseSupConLoss)
         loss: Tensor
         if self.symmetric and own:
             loss = self.loss(torch.stack(views, dim=1), labels)

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.supcon_batches import random_rows
+from helpers.supcon_batches import problem_of, random_rows
 
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon import triton as backend
-from pml_supcon.functional.supcon.problem import Problem, build_problem
+from pml_supcon.functional.supcon.problem import Problem
 
 NUMERICS = Path(__file__).with_name("test_supcon_triton_numerics.py")
 
@@ -27,15 +27,6 @@ needs_triton = pytest.mark.skipif(not backend.INSTALLED, reason="needs triton")
 compiles = pytest.mark.skipif(not backend.INSTALLED or INTERPRETED, reason="needs triton, compiling")
 
 PAIRS = tuple(torch.tensor([i]) for i in (0, 1, 0, 2))
-
-
-def problem_of(rows, labels, **options):
-    defaults = {
-        "ref_emb": None, "ref_labels": None, "indices_tuple": None, "num_views": None, "temperature": 0.1,
-        "summation": "out", "denominator": "all", "contrast_mode": "all", "positives_cap": None, "normalize": True,
-        "similarity": None,
-    }  # fmt: skip
-    return build_problem(rows, labels, **(defaults | options))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter takes any device")

@@ -18,12 +18,12 @@ from helpers.supcon_batches import (
     gradient_error,
     label_kinds,
     loss_error,
+    problem_of,
     random_rows,
 )
 
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon import reference, triton
-from pml_supcon.functional.supcon.problem import build_problem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -178,10 +178,7 @@ def test_any_size_of_upstream_gradient(dtype, size):
         rows.double(), labels, torch.full((40,), size), backend="reference", normalize=False
     )  # fmt: skip
     leaf = rows.to(DEVICE).float().requires_grad_()
-    problem = build_problem(
-        leaf, labels.to(DEVICE), ref_emb=None, ref_labels=None, indices_tuple=None, num_views=None, temperature=0.1,
-        summation="out", denominator="all", contrast_mode="all", positives_cap=None, normalize=False, similarity=None,
-    )  # fmt: skip
+    problem = problem_of(leaf, labels.to(DEVICE), normalize=False)
     # products in the dtype, but a gradient in float32, which does not round it to nothing
     losses, _ = triton.anchor_losses(dataclasses.replace(problem, input_dtype=dtype))
     (gradient,) = torch.autograd.grad(losses, leaf, torch.full_like(losses, size))
@@ -249,14 +246,11 @@ PARTS = {
 def problem_in(dtype, device, rows, labels, memory, memory_labels, *, ref_starts_with_batch=False, **options):
     """The problem of two views, and its anchors and rows as leaves of their own."""
     rows, labels, memory, memory_labels = (x.to(device) for x in (rows, labels, memory, memory_labels))
-    references = {"ref_emb": None, "ref_labels": None}
+    references = {}
     if ref_starts_with_batch:
-        references["ref_emb"] = torch.cat([rows, memory]).to(dtype)
+        references = {"ref_emb": torch.cat([rows, memory]).to(dtype)}
         references |= {"ref_labels": torch.cat([labels, memory_labels]), "ref_starts_with_batch": True}
-    defaults = {"num_views": 2, "temperature": 0.1, "contrast_mode": "all", "positives_cap": None, "normalize": True}
-    problem = build_problem(
-        rows.to(dtype), labels, **references, indices_tuple=None, similarity=None, **(defaults | options)
-    )  # fmt: skip
+    problem = problem_of(rows.to(dtype), labels, **references, **({"num_views": 2} | options))
     anchors, rows = (x.detach().clone().requires_grad_() for x in (problem.anchors, problem.rows))
     return dataclasses.replace(problem, anchors=anchors, rows=rows), (anchors, rows)
 

@@ -7,6 +7,8 @@ import torch
 
 from helpers import supcon_oracle
 from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon.options import SupConOptions
+from pml_supcon.functional.supcon.problem import build_problem
 
 BACKENDS = ("tiled", "reference")
 OPTIONS = list(itertools.product(("out", "in"), ("all", "one_positive", "negatives")))
@@ -77,6 +79,15 @@ def label_kinds(number):
     mixed[-1] = 99
     kinds = {"mixed": mixed, "one class": torch.full((number,), 7), "singletons": torch.arange(number).flip(0)}
     return kinds if number > 1 else {"one class": kinds["one class"]}
+
+
+def problem_of(rows, labels, *, ref_emb=None, ref_labels=None, ref_starts_with_batch=False, num_views=None,
+               indices_tuple=None, **options):  # fmt: skip
+    """The problem that `supcon_loss` states of the same arguments."""
+    return build_problem(
+        rows, labels, ref_emb=ref_emb, ref_labels=ref_labels, ref_starts_with_batch=ref_starts_with_batch,
+        num_views=num_views, indices_tuple=indices_tuple, options=SupConOptions(**options),
+    )  # fmt: skip
 
 
 def loss_and_gradient(rows, labels, upstream=None, **options):

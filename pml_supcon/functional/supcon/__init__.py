@@ -4,12 +4,14 @@
 `triton` does so in fused CUDA kernels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from pml_supcon.functional.supcon.backends import BACKENDS, choose_backend
 from pml_supcon.functional.supcon.global_batch.group import group_supcon_loss
+from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import AnchorLosses, build_problem
 
 __all__ = ["supcon_loss", "group_supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
@@ -24,17 +26,9 @@ def supcon_loss(
     ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None = None,
     num_views: int | None = None,
-    temperature: float = 0.1,
-    summation: str = "out",
-    denominator: str = "all",
-    contrast_mode: str = "all",
-    positives_cap: int | None = None,
-    scale_by_temperature: bool = False,
-    normalize: bool = True,
-    similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
-    backend: str = "auto",
+    **options: Any,
 ) -> AnchorLosses:
-    r"""Supervised contrastive loss of every anchor.
+    r"""Return the supervised contrastive loss of every anchor.
 
     With `s_ij = z_i . z_j / temperature` over L2-normalised rows, `P(i)` the other rows with the label of `i`, `N(i)`
     the rows with another label:
@@ -56,8 +50,9 @@ def supcon_loss(
         indices_tuple: pairs `(a1, p, a2, n)` or triplets `(a, p, n)` of row indices, as PML's miners give them. `P(i)`
             and `N(i)` are then exactly these sets (a pair may be in both), and labels are not needed.
         num_views: V of an `(N, D)` input; needed there by `contrast_mode="one"`, `positives_cap` and missing labels.
-        temperature: `tau > 0`.
-        summation: "out" (the paper's recommendation) or "in".
+        **options: the fields of `SupConOptions` by keyword, as follow here, or `options=`, a `SupConOptions`.
+        temperature: `tau > 0`; default 0.1.
+        summation: "out" (the default, the paper's recommendation) or "in".
         denominator: `D_ip` is the sum of `exp(s_ia)` over `P(i)` and `N(i)` for "all" (the paper), over `p` and `N(i)`
             for "one_positive" (NT-Xent's), over `N(i)` for "negatives" (the loss can then be negative).
         contrast_mode: "all": every row is an anchor; "one": the first view's rows are. All rows are contrasted.
@@ -100,13 +95,7 @@ def supcon_loss(
         ref_starts_with_batch=ref_starts_with_batch,
         indices_tuple=indices_tuple,
         num_views=num_views,
-        temperature=temperature,
-        summation=summation,
-        denominator=denominator,
-        contrast_mode=contrast_mode,
-        positives_cap=positives_cap,
-        normalize=normalize,
-        similarity=similarity,
+        options=SupConOptions.of(options),
     )
-    losses, valid = choose_backend(backend, problem).anchor_losses(problem)
-    return AnchorLosses(losses * problem.temperature if scale_by_temperature else losses, valid)
+    terms: AnchorLosses = choose_backend(problem).anchor_losses(problem)
+    return terms.scaled(problem)

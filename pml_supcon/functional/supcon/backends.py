@@ -1,18 +1,21 @@
-"""The backends of the loss by name, and which of them is taken."""
+"""The registry of the backends, and the choice among them."""
 
 from types import ModuleType
 
-from pml_supcon._checks import check_choice
 from pml_supcon.functional.supcon import reference, tiled, triton
+from pml_supcon.functional.supcon.options import BACKEND_NAMES
 from pml_supcon.functional.supcon.problem import Problem
 
 #: Every backend by name; "auto" takes the first that can do what is asked.
-BACKENDS: dict[str, ModuleType] = {"triton": triton, "tiled": tiled, "reference": reference}
+BACKENDS: dict[str, ModuleType] = dict(zip(BACKEND_NAMES, (triton, tiled, reference), strict=True))
 
 
-def choose_backend(backend: str, problem: Problem) -> ModuleType:
-    """The backend named, or for "auto" the first that can; a name that cannot serve is refused, never replaced."""
-    check_choice("backend", backend, ("auto", *BACKENDS))
+def choose_backend(problem: Problem) -> ModuleType:
+    """Return the backend that the options name, or for "auto" the first that can solve the problem.
+
+    A backend that is named and cannot solve the problem is an error: another never takes its place.
+    """
+    backend = problem.options.backend
     able = [name for name, module in BACKENDS.items() if module.refusal(problem) is None]
     if backend == "auto":
         return BACKENDS[able[0]]

@@ -1,30 +1,17 @@
 """The checks of `supcon_loss`'s arguments: each names what was expected and what came."""
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pml_supcon._checks import check_choice, check_number
-
-SUMMATIONS = ("out", "in")
-DENOMINATORS = ("all", "one_positive", "negatives")
-CONTRAST_MODES = ("all", "one")
 EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def is_int(value: object) -> bool:
     """Whether the value is an integer and no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def check_options(*, temperature: float, summation: str, denominator: str, contrast_mode: str) -> None:
-    """Refuse options that no data can make valid."""
-    check_number("temperature", temperature, above=0)
-    check_choice("summation", summation, SUMMATIONS)
-    check_choice("denominator", denominator, DENOMINATORS)
-    check_choice("contrast_mode", contrast_mode, CONTRAST_MODES)
 
 
 def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 3)) -> None:
@@ -221,32 +208,13 @@ def check_views_known(contrast_mode: str, positives_cap: int | None, num_views: 
             )
 
 
-def check_cap(positives_cap: int | None, num_views: int | None, *, has_references: bool, has_pairs: bool) -> None:
-    """Refuse a cap that is no multiple of the views, or has nothing to count in."""
-    if positives_cap is None:
-        return
-    if not is_int(positives_cap) or positives_cap < 0 or positives_cap % (num_views or 1):
-        views = "" if num_views is None else f", {num_views}"
-        raise ValueError(
-            f"Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views{views}, "
-            f"but got {positives_cap!r}"
-        )
-    if num_views is None:
-        return
-    if has_references or has_pairs:
+def check_cap_countable(positives_cap: int | None, *, has_references: bool, has_pairs: bool) -> None:
+    """Raise if a cap is given with `ref_emb` or `indices_tuple`, where it has no batch order to count in."""
+    if positives_cap is not None and (has_references or has_pairs):
         other = "ref_emb" if has_references else "indices_tuple"
         raise ValueError(
             f"Expected no `{other}` with `positives_cap`, which counts in the batch order of rows contrasted with "
             "themselves"
-        )
-
-
-def check_similarity(similarity: Callable[[Tensor, Tensor], Tensor] | None) -> None:
-    """Refuse a similarity that cannot be called."""
-    if similarity is not None and not callable(similarity):
-        raise TypeError(
-            "Expected argument `similarity` to be None or a function of two tensors, "
-            f"but got {type(similarity).__name__}"
         )
 
 

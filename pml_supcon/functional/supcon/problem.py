@@ -12,6 +12,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 
 
 class AnchorLosses(NamedTuple):
@@ -23,6 +24,12 @@ class AnchorLosses(NamedTuple):
     def mean(self) -> Tensor:
         """The batch loss: the mean over valid anchors; 0 with a graph where there is none."""
         return self.losses.sum() / self.valid.sum().clamp(min=1)
+
+    def scaled(self, problem: "Problem") -> "AnchorLosses":
+        """Return the losses, multiplied by the temperature if the options say so."""
+        if not problem.options.scale_by_temperature:
+            return self
+        return AnchorLosses(self.losses * problem.temperature, self.valid)
 
 
 class Cap(NamedTuple):
@@ -54,8 +61,7 @@ class Problem:
         first_anchor: anchor `i` is row `first_anchor + i`, and so not contrasted with it; None: anchors are no rows.
         cap: ranks that cap the positives, or None.
         pairs: the pairs `(a1, p, a2, n)` given in place of labels, or None.
-        similarity: in place of the dot product, or None.
-        bound: an upper bound of `|s_ij|` where one is known without looking at the data, else infinity.
+        options: the checked options.
         input_dtype: the dtype of the embeddings given, in which a backend may run its products.
     """
 
@@ -66,12 +72,33 @@ class Problem:
     first_anchor: int | None
     cap: Cap | None
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
-    similarity: Callable[[Tensor, Tensor], Tensor] | None
-    temperature: float
-    summation: str
-    denominator: str
-    bound: float
+    options: SupConOptions
     input_dtype: torch.dtype
+
+    @property
+    def temperature(self) -> float:
+        """The temperature as a Python float."""
+        return float(self.options.temperature)
+
+    @property
+    def summation(self) -> str:
+        """The summation, "out" or "in"."""
+        return self.options.summation
+
+    @property
+    def denominator(self) -> str:
+        """The denominator, "all", "one_positive" or "negatives"."""
+        return self.options.denominator
+
+    @property
+    def similarity(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The function that replaces the dot product, or None."""
+        return self.options.similarity
+
+    @property
+    def bound(self) -> float:
+        """An upper bound of `|s_ij|` known without the data: `1 / temperature` for unit rows, else infinity."""
+        return 1 / self.temperature if self.options.normalize and self.similarity is None else math.inf
 
     @property
     def symmetric(self) -> bool:
@@ -107,24 +134,15 @@ def build_problem(
     embeddings: Tensor,
     labels: Tensor | None,
     *,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
     ref_starts_with_batch: bool = False,
-    indices_tuple: Sequence[Tensor] | None,
-    num_views: int | None,
-    temperature: float,
-    summation: str,
-    denominator: str,
-    contrast_mode: str,
-    positives_cap: int | None,
-    normalize: bool,
-    similarity: Callable[[Tensor, Tensor], Tensor] | None,
+    indices_tuple: Sequence[Tensor] | None = None,
+    num_views: int | None = None,
+    options: SupConOptions,
 ) -> Problem:
-    """Check the arguments of `supcon_loss` (see there) and state them as one `Problem`."""
-    checks.check_options(
-        temperature=temperature, summation=summation, denominator=denominator, contrast_mode=contrast_mode
-    )
-    checks.check_similarity(similarity)
+    """Check the tensors of `supcon_loss` (see there) and return them with the options as one `Problem`."""
+    contrast_mode, positives_cap = options.contrast_mode, options.positives_cap
     checks.check_embeddings("embeddings", embeddings)
     if labels is not None:
         checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
@@ -138,10 +156,10 @@ def build_problem(
     checks.check_references(embeddings, labels, ref_emb, ref_labels, pairs)
     checks.check_batch_in_references(labels, ref_emb, ref_labels, pairs, claimed=ref_starts_with_batch)
     checks.check_pairs_in_range(pairs, num_rows, num_rows if ref_emb is None else ref_emb.shape[0])
-    checks.check_cap(positives_cap, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
+    check_cap(positives_cap, num_views)
     checks.check_views_known(contrast_mode, positives_cap, num_views)
+    checks.check_cap_countable(positives_cap, has_references=ref_emb is not None, has_pairs=pairs is not None)
     labels, ref_labels = checks.int64_labels(labels, ref_labels)
-    temperature = float(temperature)
     if pairs is not None and contrast_mode == "one":
         raise ValueError(
             "Expected `contrast_mode` to be 'all' with `indices_tuple`, which names the anchors itself, but got 'one'"
@@ -149,7 +167,7 @@ def build_problem(
 
     def prepare(rows: Tensor) -> Tensor:
         rows = rows.to(torch.float32) if rows.dtype in (torch.float16, torch.bfloat16) else rows
-        return F.normalize(rows, dim=1) if normalize and similarity is None else rows
+        return F.normalize(rows, dim=1) if options.normalize and options.similarity is None else rows
 
     rows = prepare(embeddings)
     anchors, num_anchors = rows, num_rows
@@ -169,11 +187,7 @@ def build_problem(
         first_anchor=0 if ref_emb is None or ref_starts_with_batch else None,
         cap=cap,
         pairs=pairs,
-        similarity=similarity,
-        temperature=temperature,
-        summation=summation,
-        denominator=denominator,
-        bound=1 / temperature if normalize and similarity is None else math.inf,
+        options=options,
         input_dtype=embeddings.dtype,
     )
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pml_supcon.distributed import collectives
-from pml_supcon.functional.supcon.global_batch.exchange import Parcel, send_home, visits
-from pml_supcon.functional.supcon.global_batch.shard_plan import Spread, Tiles
+from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan, Tiles
+from pml_supcon.functional.supcon.global_batch.transfers import P2PTransfer, return_gradient, rotate_blocks
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.tiled.operators import upstream_scale
 from pml_supcon.functional.supcon.tiled.passes import TilePasses
@@ -24,17 +24,17 @@ from pml_supcon.functional.supcon.tiled.statistics import Statistics
 from pml_supcon.functional.supcon.tiled.threads import map_in_threads
 
 
-def anchor_losses(problem: Problem, spread: Spread) -> AnchorLosses:
+def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:
     """Losses of all anchors of the batch, in its view-major order, on every process.
 
     The gradient is that of the sum of what all processes make of the losses. `problem` is of this process's own rows.
     """
-    rows = scale_by_sqrt_temperature(problem.rows[spread.row_order], problem.temperature)
+    rows = scale_by_sqrt_temperature(problem.rows[plan.row_order], problem.temperature)
     anchors = rows
-    if not spread.layout.symmetric:
-        anchors = scale_by_sqrt_temperature(problem.anchors[spread.anchor_order], problem.temperature)
-    losses, valid = _Ring.apply(anchors, rows, spread)
-    back = torch.argsort(spread.anchor_places)
+    if not plan.layout.symmetric:
+        anchors = scale_by_sqrt_temperature(problem.anchors[plan.anchor_order], problem.temperature)
+    losses, valid = _Ring.apply(anchors, rows, plan)
+    back = torch.argsort(plan.anchor_places)
     return AnchorLosses(losses[back], valid[back])
 
 
@@ -42,67 +42,67 @@ class _Ring(torch.autograd.Function):
     """Sorted own anchors and rows to the losses of all anchors `(A,)` by place, and their validity."""
 
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, rows: Tensor, spread: Spread) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, anchors: Tensor, rows: Tensor, plan: ShardPlan) -> tuple[Tensor, Tensor]:
         with full_precision(anchors.device):
-            statistics = sums(spread, anchors, rows)
+            statistics = sums(plan, anchors, rows)
         losses, valid = statistics.losses()
         ctx.mark_non_differentiable(valid)
         ctx.save_for_backward(anchors, rows, valid, statistics.table)
-        ctx.spread = spread
+        ctx.plan = plan
         return losses, valid
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor, Tensor | None, None]:
         anchors, rows, valid, table = ctx.saved_tensors
-        spread: Spread = ctx.spread
+        plan: ShardPlan = ctx.plan
         with full_precision(anchors.device):
-            upstream = collectives.all_reduce(torch.where(valid, upstream, 0), spread.group)
+            upstream = collectives.all_reduce(torch.where(valid, upstream, 0), plan.group)
             scale = upstream_scale(upstream)
-            statistics = Statistics(table, spread.summation, spread.denominator)
-            of_anchors, of_rows = gradients(spread, anchors, rows, statistics, upstream / scale)
+            statistics = Statistics(table, plan.summation, plan.denominator)
+            of_anchors, of_rows = gradients(plan, anchors, rows, statistics, upstream / scale)
             of_anchors *= scale
-        return of_anchors, None if spread.layout.symmetric else of_rows.mul_(scale), None
+        return of_anchors, None if plan.layout.symmetric else of_rows.mul_(scale), None
 
 
-def sums(spread: Spread, anchors: Tensor, rows: Tensor) -> Statistics:
+def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> Statistics:
     """What the losses need to know of every anchor of the batch: once around for the negatives, then the positives."""
-    layout, device = spread.layout, anchors.device
+    layout, device = plan.layout, anchors.device
     log_neg = torch.full_like(layout.anchor_labels, -torch.inf, dtype=anchors.dtype)
-    for peer, block in visits(spread, rows):
-        passes = passes_of(spread, anchors, peer, block)
-        parts = map_in_threads(passes.log_negatives, spread.tiles(peer), device)
+    for peer, block in rotate_blocks(plan, rows):
+        passes = passes_of(plan, anchors, peer, block)
+        parts = map_in_threads(passes.log_negatives, plan.tiles(peer), device)
         log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
-    log_neg = collectives.all_logsumexp(log_neg, spread.group)
-    start = Statistics.of(log_neg, spread.summation, spread.denominator)
+    log_neg = collectives.all_logsumexp(log_neg, plan.group)
+    start = Statistics.of(log_neg, plan.summation, plan.denominator)
     statistics = start.copy()
-    for peer, block in visits(spread, rows):
-        passes = passes_of(spread, anchors, peer, block)
-        boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, found in spread.tiles(peer) for box in found]
+    for peer, block in rotate_blocks(plan, rows):
+        passes = passes_of(plan, anchors, peer, block)
+        boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, found in plan.tiles(peer) for box in found]
         statistics = Statistics.merged([statistics, *map_in_threads(partial(passes.positives, start), boxes, device)])
-    return statistics.reduced(spread.group)
+    return statistics.reduced(plan.group)
 
 
 def gradients(
-    spread: Spread, anchors: Tensor, rows: Tensor, statistics: Statistics, upstream: Tensor
+    plan: ShardPlan, anchors: Tensor, rows: Tensor, statistics: Statistics, upstream: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of this process's anchors and rows (one and the same with symmetry): the third time around."""
-    symmetric = spread.layout.symmetric
+    symmetric = plan.layout.symmetric
     of_anchors = torch.zeros_like(anchors)
     of_rows = of_anchors if symmetric else torch.zeros_like(rows)
-    weight = statistics.negative_weight(upstream, shifted=spread.shifted)
-    on_its_way: Parcel | None = None
-    for peer, block in visits(spread, rows):
+    weight = statistics.negative_weight(upstream, shifted=plan.shifted)
+    on_its_way: P2PTransfer | None = None
+    for peer, block in rotate_blocks(plan, rows):
         if on_its_way is not None:  # before there is another: memory for two would be kept
             of_rows += on_its_way.wait()
             on_its_way = None
-        passes = passes_of(spread, anchors, peer, block)
-        work = partial(gradients_with, spread, passes, peer, anchors, block, statistics, upstream, weight)
-        parts = map_in_threads(work, spread.tiles(peer), anchors.device)
+        passes = passes_of(plan, anchors, peer, block)
+        work = partial(gradients_with, plan, passes, peer, anchors, block, statistics, upstream, weight)
+        parts = map_in_threads(work, plan.tiles(peer), anchors.device)
         of_anchors += reduce(Tensor.add_, [part.of_anchors for part in parts])
-        if peer != spread.rank:
+        if peer != plan.rank:
             of_block = reduce(Tensor.add_, [part.of_block for part in parts])
-            on_its_way = send_home(spread, of_block, peer)
+            on_its_way = return_gradient(plan, of_block, peer)
         elif not symmetric:
             of_rows += reduce(Tensor.add_, [part.of_block for part in parts])
         del parts
@@ -119,7 +119,7 @@ class Gradients(NamedTuple):
 
 
 def gradients_with(
-    spread: Spread,
+    plan: ShardPlan,
     passes: TilePasses,
     peer: int,
     anchors: Tensor,
@@ -131,27 +131,27 @@ def gradients_with(
 ) -> Gradients:
     """What some of the tiles with a peer's rows add to the gradients."""
     of_anchors = torch.zeros_like(anchors)
-    of_block = of_anchors if peer == spread.rank and spread.layout.symmetric else torch.zeros_like(block)
+    of_block = of_anchors if peer == plan.rank and plan.layout.symmetric else torch.zeros_like(block)
     passes.gradients(
         tiles,
         statistics,
         upstream,
         weight,
-        At(spread.anchor_blocks[spread.rank], of_anchors),
-        At(spread.row_blocks[peer], of_block),
+        At(plan.anchor_blocks[plan.rank], of_anchors),
+        At(plan.row_blocks[peer], of_block),
     )
     return Gradients(of_anchors, of_block)
 
 
-def passes_of(spread: Spread, anchors: Tensor, peer: int, block: Tensor) -> TilePasses:
+def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> TilePasses:
     """The passes over this process's anchors and the rows of a peer."""
-    mine = spread.anchor_blocks[spread.rank]
+    mine = plan.anchor_blocks[plan.rank]
     return TilePasses(
         anchors=At(mine, anchors),
-        rows=At(spread.row_blocks[peer], block),
-        layout=spread.layout,
+        rows=At(plan.row_blocks[peer], block),
+        layout=plan.layout,
         dtype=anchors.dtype,
-        shifted=spread.shifted,
+        shifted=plan.shifted,
     )
 
 

@@ -17,7 +17,7 @@ Tiles = list[tuple[Tile, list[Tile]]]
 
 
 @dataclass(frozen=True)
-class Spread:
+class ShardPlan:
     """A batch on several processes, which all make this plan alike, each for itself.
 
     Places in the layout go process by process, and by label within each.
@@ -47,9 +47,7 @@ class Spread:
     shifted: bool
 
     @staticmethod
-    def of(
-        problem: Problem, labels: Tensor, samples: list[int], views: int, positives_cap: int | None, group: ProcessGroup
-    ) -> "Spread":
+    def of(problem: Problem, labels: Tensor, samples: list[int], views: int, group: ProcessGroup) -> "ShardPlan":
         """The plan.
 
         Args:
@@ -57,7 +55,6 @@ class Spread:
             labels: `(B,)`, of the samples of all processes one after another.
             samples: how many of them each process has.
             views: rows of each sample.
-            positives_cap: rows of other samples of its class that an anchor keeps as positives, None: all.
             group: the processes.
         """
         rank = dist.get_rank(group)
@@ -65,7 +62,7 @@ class Spread:
         rows = [order_of(labels, block, views) for block in blocks(samples)]
         anchors = [order_of(labels, block, anchor_views) for block in blocks(samples)]
         row_places, anchor_places = (torch.cat([places for _, places in side]) for side in (rows, anchors))
-        cap = None
+        cap, positives_cap = None, problem.options.positives_cap
         if positives_cap is not None:
             cap = rank_cap(labels.repeat(views), views, positives_cap // views, len(labels) * anchor_views)
         layout = Layout(
@@ -76,7 +73,7 @@ class Spread:
             cap=cap and Cap(cap.anchor_rank[anchor_places], cap.anchor_limit[anchor_places], cap.row_rank[row_places]),
             symmetric=problem.symmetric,
         )
-        return Spread(
+        return ShardPlan(
             layout=layout,
             anchor_blocks=blocks([number * anchor_views for number in samples]),
             row_blocks=blocks([number * views for number in samples]),

@@ -9,38 +9,38 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pml_supcon.distributed import collectives
-from pml_supcon.functional.supcon.global_batch.shard_plan import Spread
+from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 
 
-def visits(spread: Spread, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+def rotate_blocks(plan: ShardPlan, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Each peer and its rows, the next block on its way meanwhile; `rows` are this process's own, the first visit."""
-    peers = spread.peers
+    peers = plan.peers
     block = rows
     for peer, after in zip(peers, [*peers[1:], None], strict=True):
         coming = None
         if after is not None:
-            number = len(spread.row_blocks)
-            receiver = (2 * spread.rank - after) % number  # whom this process visits when `after` visits it
-            coming = Parcel.post(rows, receiver, new_block(rows, spread, after), after, spread.group)
+            number = len(plan.row_blocks)
+            receiver = (2 * plan.rank - after) % number  # the process that gets our rows in this step
+            coming = P2PTransfer.post(rows, receiver, new_block(rows, plan, after), after, plan.group)
         yield peer, block
         if coming is not None:
             block = coming.wait()
 
 
-def send_home(spread: Spread, gradient: Tensor, peer: int) -> "Parcel":
+def return_gradient(plan: ShardPlan, gradient: Tensor, peer: int) -> "P2PTransfer":
     """Send a peer the gradient of its rows, and take that of one's own from the process that they visited meanwhile."""
-    host = (2 * spread.rank - peer) % len(spread.row_blocks)
-    return Parcel.post(gradient, peer, new_block(gradient, spread, spread.rank), host, spread.group)
+    host = (2 * plan.rank - peer) % len(plan.row_blocks)
+    return P2PTransfer.post(gradient, peer, new_block(gradient, plan, plan.rank), host, plan.group)
 
 
-def new_block(like: Tensor, spread: Spread, process: int) -> Tensor:
+def new_block(like: Tensor, plan: ShardPlan, process: int) -> Tensor:
     """Room for the rows of a process."""
-    block = spread.row_blocks[process]
+    block = plan.row_blocks[process]
     return like.new_empty(block.stop - block.start, like.shape[1])
 
 
 @dataclass
-class Parcel:
+class P2PTransfer:
     """Rows sent and rows awaited."""
 
     requests: list[Any]
@@ -49,7 +49,7 @@ class Parcel:
     group: ProcessGroup
 
     @staticmethod
-    def post(sent: Tensor, receiver: int, taken: Tensor, sender: int, group: ProcessGroup) -> "Parcel":
+    def post(sent: Tensor, receiver: int, taken: Tensor, sender: int, group: ProcessGroup) -> "P2PTransfer":
         """Start to send and to receive; nothing travels where there are no rows."""
         sent = sent.contiguous()
         operations = []
@@ -59,7 +59,7 @@ class Parcel:
             operations.append(dist.P2POp(dist.irecv, taken, dist.get_global_rank(group, sender), group))
         with collectives.naming_the_lost(group):
             requests = dist.batch_isend_irecv(operations) if operations else []
-        return Parcel(requests, sent, taken, group)
+        return P2PTransfer(requests, sent, taken, group)
 
     def wait(self) -> Tensor:
         """What was awaited."""

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 
 from pml_supcon.distributed import collectives
-from pml_supcon.functional.supcon.global_batch.exchange import send_home, visits
-from pml_supcon.functional.supcon.global_batch.shard_plan import Spread
+from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
+from pml_supcon.functional.supcon.global_batch.transfers import return_gradient, rotate_blocks
+from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import build_problem
 from pml_supcon.functional.supcon.tiled import layout
 
@@ -33,11 +34,11 @@ def plans(samples, views, contrast_mode, labels):
     made = []
     for rank, number in enumerate(samples):
         problem = build_problem(
-            torch.randn(number, views, 2), torch.zeros(number, dtype=torch.int64), ref_emb=None, ref_labels=None,
-            indices_tuple=None, num_views=None, temperature=0.1, summation="out", denominator="all",
-            contrast_mode=contrast_mode, positives_cap=None, normalize=True, similarity=None,
-        )  # fmt: skip
-        made.append(Spread.of(problem, labels, samples, views, None, rank))
+            torch.randn(number, views, 2),
+            torch.zeros(number, dtype=torch.int64),
+            options=SupConOptions(contrast_mode=contrast_mode),
+        )
+        made.append(ShardPlan.of(problem, labels, samples, views, rank))
     return made
 
 
@@ -134,7 +135,7 @@ def test_what_is_sent_is_what_is_awaited(processes, contrast_mode, monkeypatch):
     for samples, views, _, every in batches(processes, contrast_mode):
         wires = Wires(monkeypatch)
         sizes = [views * number for number in samples]
-        travels = [visits(plan, torch.full((sizes[plan.rank], 2), float(plan.rank))) for plan in every]
+        travels = [rotate_blocks(plan, torch.full((sizes[plan.rank], 2), float(plan.rank))) for plan in every]
         homeward, home = [None] * processes, [[] for _ in every]
         for _ in every[0].peers:
             peers = []
@@ -148,7 +149,7 @@ def test_what_is_sent_is_what_is_awaited(processes, contrast_mode, monkeypatch):
                     home[rank].append(homeward[rank].wait())
                 if peers[rank] != rank:
                     gradient = torch.tensor([[float(rank), peers[rank]]]).repeat(sizes[peers[rank]], 1)
-                    homeward[rank] = send_home(every[rank], gradient, peers[rank])
+                    homeward[rank] = return_gradient(every[rank], gradient, peers[rank])
         for travel in travels:
             assert next(travel, None) is None
         for rank in range(processes):
