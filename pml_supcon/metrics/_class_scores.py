@@ -35,12 +35,12 @@ def as_probabilities(probabilities: Array, labels: Array) -> tuple[Floats, Label
 
 def _as_columns(labels: Array, rows: Floats, name: str) -> Labels:
     if rows.shape[1] < 2:
-        raise ValueError(f"Expected argument `{name}` to have a column for each of at least 2 classes, but got 1.")
+        raise ValueError(f"Expected argument `{name}` to have a column for each of at least 2 classes, but got 1")
     wanted = as_labels(labels, "labels", len(rows))
     if wanted.min() < 0 or wanted.max() >= rows.shape[1]:
         raise ValueError(
             f"Expected argument `labels` to be columns of `{name}`, from 0 to {rows.shape[1] - 1}, but got "
-            f"{wanted.min()} to {wanted.max()}."
+            f"{wanted.min()} to {wanted.max()}"
         )
     return wanted
 

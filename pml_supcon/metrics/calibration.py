@@ -5,7 +5,8 @@ from typing import TypedDict
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from pml_supcon._arrays import Array, Floats, Labels, check_count, check_positive
+from pml_supcon._arrays import Array, Floats, Labels
+from pml_supcon._checks import check_int, check_number
 from pml_supcon.metrics._class_scores import as_logits, as_probabilities, bin_sums, top_bins
 
 BINS = 15
@@ -51,7 +52,7 @@ def expected_calibration_error(probabilities: Array, labels: Array, *, bins: int
         0.1875
     """
     rows, wanted = as_probabilities(probabilities, labels)
-    check_count(bins, "bins")
+    check_int("bins", bins, low=1)
     counts, confidence, right = top_bins(rows, wanted, bins)
     return float(np.abs(right - confidence).sum() / counts.sum())
 
@@ -86,7 +87,7 @@ def classwise_calibration_error(probabilities: Array, labels: Array, *, bins: in
         0.3125
     """
     rows, wanted = as_probabilities(probabilities, labels)
-    check_count(bins, "bins")
+    check_int("bins", bins, low=1)
     errors = []
     for column, values in enumerate(rows.T):  # one at a time, for the memory
         _, expected, found = bin_sums(values, wanted == column, bins)
@@ -167,7 +168,7 @@ def reliability_diagram(probabilities: Array, labels: Array, *, bins: int = BINS
         {'low': 0.5, 'high': 1.0, 'count': 3, 'confidence': 0.75, 'accuracy': 0.3333333333333333}
     """
     rows, wanted = as_probabilities(probabilities, labels)
-    check_count(bins, "bins")
+    check_int("bins", bins, low=1)
     sums = zip(*(part.tolist() for part in top_bins(rows, wanted, bins)), strict=True)
     return [
         {
@@ -206,9 +207,9 @@ def calibration_metrics(
         >>> {name: round(value, 3) for name, value in found.items()}
         {'ece': 0.3, 'classwise_ece': 0.3, 'nll': 0.916, 'brier': 0.68}
     """
-    check_positive(temperature, "temperature")
+    check_number("temperature", temperature, above=0, finite=False)
     if not np.isfinite(temperature):
-        raise ValueError(f"Expected argument `temperature` to be finite, but got {temperature!r}.")
+        raise ValueError(f"Expected argument `temperature` to be finite, but got {temperature!r}")
     rows, wanted = as_logits(logits, labels)
     scaled = rows / temperature
     probabilities = softmax(scaled, axis=1)

@@ -76,14 +76,14 @@ def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Sc
         {1: {'accuracy': 0.5, 'ece': 0.5}}
     """
     if not scores:
-        raise ValueError("Expected argument `scores` to hold at least one (corruption, severity), but got none.")
+        raise ValueError("Expected argument `scores` to hold at least one (corruption, severity), but got none")
     names = list(dict.fromkeys(name for name, _ in scores))
     severities = sorted({severity for _, severity in scores})
     missing = [(name, severity) for name in names for severity in severities if (name, severity) not in scores]
     if missing:
         raise ValueError(
             "Expected argument `scores` to hold every severity of every corruption, but got none for "
-            f"{', '.join(f'{name} at {severity}' for name, severity in missing)}."
+            f"{', '.join(f'{name} at {severity}' for name, severity in missing)}"
         )
     return {
         severity: Scores(
@@ -211,8 +211,7 @@ def _mean_ratio(sums: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64]
     low = [name for name, value in zip(CORRUPTIONS, baseline, strict=True) if value <= 1e-12]
     if low:
         raise ValueError(
-            "Expected argument `baseline` to be above 0 for every corruption, but got "
-            f"{nothing} under {', '.join(low)}."
+            f"Expected argument `baseline` to be above 0 for every corruption, but got {nothing} under {', '.join(low)}"
         )
     return float((sums / baseline).mean())
 
@@ -220,19 +219,19 @@ def _mean_ratio(sums: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64]
 def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
     """The sum over severities for each of `CORRUPTIONS`, (15,), checked."""
     if not isinstance(errors, Mapping):
-        raise TypeError(f"Expected argument `{name}` to be a mapping, but got {type(errors).__name__}.")
+        raise TypeError(f"Expected argument `{name}` to be a mapping, but got {type(errors).__name__}")
     missing = [corruption for corruption in CORRUPTIONS if corruption not in errors]
     unknown = [str(corruption) for corruption in errors if corruption not in CORRUPTIONS]
     if missing or unknown:
         raise ValueError(
             f"Expected argument `{name}` to hold the {len(CORRUPTIONS)} corruptions, but got none for "
-            f"{', '.join(missing) or 'no one'}, and unknown ones: {', '.join(unknown) or 'none'}."
+            f"{', '.join(missing) or 'no one'}, and unknown ones: {', '.join(unknown) or 'none'}"
         )
     for corruption in CORRUPTIONS:
         if len(errors[corruption]) != len(SEVERITIES):
             raise ValueError(
                 f"Expected argument `{name}` to have an error for each of severities 1 to 5, but got "
-                f"{len(errors[corruption])} under {corruption}."
+                f"{len(errors[corruption])} under {corruption}"
             )
         _check_rates(errors[corruption], name)
     return np.array([sum(errors[corruption]) for corruption in CORRUPTIONS], dtype=np.float64)
@@ -241,6 +240,6 @@ def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
 def _check_rates(values: Sequence[float], name: str) -> None:
     for value in values:
         if not isinstance(value, int | float | np.number) or isinstance(value, bool):
-            raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}.")
+            raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}")
         if not 0 <= value <= 1:
-            raise ValueError(f"Expected argument `{name}` to be in [0, 1], but got {value!r}.")
+            raise ValueError(f"Expected argument `{name}` to be in [0, 1], but got {value!r}")

@@ -7,7 +7,8 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, check_count
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings
+from pml_supcon._checks import check_int
 from pml_supcon._extras import require_umap
 
 MAX_ROWS = 2000
@@ -55,7 +56,7 @@ def embedding_map(
         >>> found.rows, found.coordinates["pca"].shape
         (array([1, 2, 3]), (3, 2))
     """
-    check_count(max_rows, "max_rows")
+    check_int("max_rows", max_rows, low=1)
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
         raise TypeError(f"Expected argument `seed` to be an integer, but got {seed!r}")
     if isinstance(methods, str) or not methods or len(set(methods)) < len(methods) or set(methods) - set(METHODS):

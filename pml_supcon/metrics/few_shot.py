@@ -1,4 +1,4 @@
-"""Accuracy of frozen features with few labelled rows of each class, and the PML tester that reports it."""
+"""Accuracy of frozen features with few labelled rows of each class."""
 
 import math
 from collections.abc import Sequence
@@ -6,9 +6,18 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from pml_supcon._arrays import Array, Floats, Labels, check_count, check_positive, check_seed
+from pml_supcon._arrays import Array, Floats, Labels, check_sequence
+from pml_supcon._checks import check_choice, check_int, check_number
 from pml_supcon.metrics.intervals import mean_interval
-from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, as_splits, check_fit, fit, rank_of_label, tell_unseen
+from pml_supcon.metrics.logistic import (
+    INVERSE_L2,
+    MAX_ITER,
+    ProbeOptions,
+    as_splits,
+    fit,
+    log_unseen_labels,
+    top_accuracies,
+)
 
 Classifier = Literal["prototypes", "logistic"]
 
@@ -18,7 +27,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class FewShotResult(TypedDict):
-    """The mean ``accuracy`` over ``draws`` of ``shots`` rows a class; its confidence interval, ``low`` to ``high``."""
+    """The mean ``accuracy`` over ``draws`` of ``shots`` rows a class, and its confidence interval."""
 
     shots: int
     draws: int
@@ -42,13 +51,13 @@ def few_shot_metrics(
 ) -> list[FewShotResult]:
     r"""Draw k training rows of each class, classify all test rows by them, and repeat.
 
-    All rows get unit length first (a row of zeros stays one). ``"prototypes"`` names the class whose mean row
+    All rows are normalised first (a zero row stays zero). ``"prototypes"`` predicts the class whose mean row
     :math:`\mu_c` has the largest cosine with the test row: the prototypes of Snell et al., *Prototypical Networks for
-    Few-shot Learning* (NeurIPS 2017), equation 1, by the cosine instead of their distance. Of equal cosines the smaller
-    label goes first. ``"logistic"`` fits logistic regression to the unit rows, as Tian et al., *Rethinking Few-Shot
-    Image Classification* (ECCV 2020), section 3.
+    Few-shot Learning* (NeurIPS 2017), equation 1, with the cosine in place of their distance. Among equal cosines the
+    smaller label is predicted. ``"logistic"`` fits logistic regression to the normalised rows, as Tian et al.,
+    *Rethinking Few-Shot Image Classification* (ECCV 2020), section 3.
 
-    All classes are in every draw, and so are all test rows: the interval is of the draw of the labelled rows alone.
+    Every draw has all classes and is scored on all test rows: the interval covers the draw of the labelled rows only.
 
     Args:
         train_features: ``(N, D)`` floats.
@@ -57,16 +66,16 @@ def few_shot_metrics(
         test_labels: ``(M,)`` integers. Rows with a label that training lacks count as errors, and a warning is logged
             with their number.
         shots: Values of k, each at least 1.
-        draws: Times to draw, at least 2.
-        classifier: See above.
-        seed: Of the draws; those of a k do not depend on the other k.
-        inverse_l2: As for `fit_linear_probe`; for "logistic".
-        max_iter: As for `fit_linear_probe`; for "logistic".
+        draws: Number of draws for each k, at least 2.
+        classifier: "prototypes" or "logistic".
+        seed: Seed of the draws; the draws for one k do not depend on the other k.
+        inverse_l2: Inverse of the L2 penalty of "logistic", above 0.
+        max_iter: Iterations of L-BFGS of "logistic", at least 1.
 
     Returns:
         A dictionary for each k, in their order: ``shots`` (k), ``draws``, the mean ``accuracy`` over the draws, in
-        [0, 1], and the ends of its 95 % confidence interval, ``low`` and ``high``: Student's t over the draws, which
-        can reach beyond [0, 1] where the accuracy is close to an end.
+        [0, 1], and the ends of its 95 % confidence interval, ``low`` and ``high``: Student's t over the draws. The
+        interval can exceed [0, 1].
 
     Raises:
         TypeError: If features are not floating point, labels not integers, or an option has the wrong type.
@@ -74,7 +83,7 @@ def few_shot_metrics(
             label has fewer rows than k.
 
     Warns:
-        ConvergenceWarning: As `fit_linear_probe`.
+        ConvergenceWarning: If L-BFGS stopped before the optimum.
 
     Examples:
         >>> labels = np.arange(40) % 2
@@ -84,23 +93,24 @@ def few_shot_metrics(
         {'shots': 1, 'draws': 10, 'accuracy': 0.98, 'low': 0.96, 'high': 1.0}
         {'shots': 5, 'draws': 10, 'accuracy': 1.0, 'low': 1.0, 'high': 1.0}
     """
-    _check_options(shots, draws, classifier, seed, inverse_l2, max_iter)
+    check_few_shot_options(shots, draws, classifier, seed, inverse_l2, max_iter)
+    options = ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=False)
     train, learnt, test, wanted = as_splits(train_features, train_labels, test_features, test_labels)
     _check_rows(learnt, shots)
-    tell_unseen(wanted, np.unique(learnt))
-    train, test = _unit(train), _unit(test)
     values = np.unique(learnt)
+    log_unseen_labels(wanted, values)
+    train, test = _unit(train), _unit(test)
     results: list[FewShotResult] = []
     for k in shots:
         accuracies = []
         for rows in _draw(learnt, k, draws, np.random.default_rng([seed, k])):
             if classifier == "prototypes":
-                found = values[_nearest(test, _unit(train[rows].mean(axis=1)))] == wanted
+                # The mean row of each class, (C, D); the test row belongs to the one with the largest cosine.
+                predicted = values[_nearest(test, _unit(train[rows].mean(axis=1)))]
+                accuracies.append(float((predicted == wanted).mean()))
             else:
                 chosen = rows.ravel()
-                probe = fit(train[chosen], learnt[chosen], inverse_l2, max_iter, standardize=False)
-                found = rank_of_label(probe, test, wanted) < 1
-            accuracies.append(float(found.mean()))
+                accuracies.append(top_accuracies(fit(train[chosen], learnt[chosen], options), test, wanted)[0])
         low, high = mean_interval(accuracies)
         results.append(
             {"shots": int(k), "draws": int(draws), "accuracy": float(np.mean(accuracies)), "low": low, "high": high}
@@ -109,7 +119,7 @@ def few_shot_metrics(
 
 
 def _draw(labels: Labels, k: int, draws: int, rng: np.random.Generator) -> Labels:
-    """Row numbers ``(draws, C, k)``, without repetition within a draw."""
+    """Draw row numbers ``(draws, C, k)``, without repetition within a draw."""
     chosen = []
     for value in np.unique(labels):
         rows = np.flatnonzero(labels == value)
@@ -119,14 +129,14 @@ def _draw(labels: Labels, k: int, draws: int, rng: np.random.Generator) -> Label
 
 
 def _nearest(rows: Floats, prototypes: Floats) -> Labels:
-    """Number of the prototype with the largest cosine, ``(M,)``."""
+    """Return the number of the prototype with the largest cosine, ``(M,)``."""
     size = max(1, CHUNK_BYTES // (prototypes.itemsize * len(prototypes)))
     parts = np.array_split(rows, math.ceil(len(rows) / size))
     return np.concatenate([(part @ prototypes.T).argmax(axis=1) for part in parts])
 
 
 def _unit(rows: Floats) -> Floats:
-    # by the largest value first: squares could overflow, or underflow to a length of 0
+    """Normalise rows; divide by the largest value first, for squares could overflow, or underflow to a length of 0."""
     rows = rows / np.where((peak := np.abs(rows).max(axis=1, keepdims=True)) > 0, peak, 1)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1)
@@ -135,29 +145,25 @@ def _unit(rows: Floats) -> Floats:
 def _check_rows(labels: Labels, shots: Sequence[int]) -> None:
     values, counts = np.unique(labels, return_counts=True)
     if len(values) < 2:
-        raise ValueError(f"Expected argument `train_labels` to have at least two labels, but got only {values[0]}.")
+        raise ValueError(f"Expected argument `train_labels` to have at least two labels, but got only {values[0]}")
     scarce = np.flatnonzero(counts < max(shots, default=1))
     if len(scarce):
         named = ", ".join(f"{counts[place]} of label {values[place]}" for place in scarce[:5])
         more = f" and {len(scarce) - 5} other labels" if len(scarce) > 5 else ""
         raise ValueError(
             f"Expected argument `train_labels` to have at least {max(shots)} rows of every label, for "
-            f"{max(shots)} shots, but got {named}{more}."
+            f"{max(shots)} shots, but got {named}{more}"
         )
 
 
-def _check_options(
+def check_few_shot_options(
     shots: Sequence[int], draws: int, classifier: str, seed: int, inverse_l2: float, max_iter: int
 ) -> None:
-    if not isinstance(shots, Sequence) or isinstance(shots, str):
-        raise TypeError(f"Expected argument `shots` to be a sequence of integers, but got {shots!r}.")
+    """Raise unless the options are those of `few_shot_metrics`."""
+    check_sequence("shots", shots, "integers")
     for k in shots:
-        check_count(k, "shots")
-    check_count(draws, "draws")
-    if draws < 2:
-        raise ValueError(f"Expected argument `draws` to be at least 2, for an interval, but got {draws!r}.")
-    if classifier not in ("prototypes", "logistic"):
-        raise ValueError(f'Expected argument `classifier` to be "prototypes" or "logistic", but got {classifier!r}.')
-    check_seed(seed)
-    check_positive(inverse_l2, "inverse_l2")
-    check_fit(inverse_l2, max_iter)
+        check_int("shots", k, low=1)
+    check_int("draws", draws, low=2)  # an interval needs two
+    check_choice("classifier", classifier, ("prototypes", "logistic"))
+    check_number("inverse_l2", inverse_l2, above=0, finite=False)
+    ProbeOptions(max_iter=max_iter, seed=seed)

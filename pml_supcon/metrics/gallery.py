@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from sklearn.preprocessing import normalize
 
-from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_count, check_same_width
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_same_width
+from pml_supcon._checks import check_int
 from pml_supcon.search.indexes import make_searcher
 
 BLOCK = 4096  # queries searched at a time
@@ -75,8 +76,8 @@ def worst_queries(
         >>> worst.rows, worst.scores, worst.neighbours, worst.similarities.round(3)
         (array([0]), array([0.5]), array([[0, 1]]), array([[0.8, 0.6]]))
     """
-    check_count(queries, "queries")
-    check_count(neighbours, "neighbours")
+    check_int("queries", queries, low=1)
+    check_int("neighbours", neighbours, low=1)
     unit, references = (
         normalize(as_embeddings(value, name, dtype=np.float32))
         for value, name in ((query, "query"), (reference, "reference"))

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pml_supcon._arrays import Array, as_embeddings, as_labels, check_count, check_seed
+from pml_supcon._arrays import Array, as_embeddings, as_labels
+from pml_supcon._checks import check_int
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments
 from pml_supcon.functional.share_bins import ShareBins, binned_gradient_shares
 
@@ -74,8 +75,8 @@ def hard_mining_curve(
         1.75 0 0.0 0.0
     """
     for name, value in (("bins", bins), ("batches", batches), ("batch_size", 2 if batch_size is None else batch_size)):
-        check_count(value, name)
-    check_seed(seed)
+        check_int(name, value, low=1)
+    check_int("seed", seed, low=0)
     matrix = torch.from_numpy(as_embeddings(embeddings, "embeddings", dtype=np.float64))
     ids = torch.from_numpy(as_labels(labels, "labels", len(matrix)))
     check_arguments(matrix, ids, loss, temperature, margin)
@@ -89,7 +90,7 @@ def hard_mining_curve(
         sums = found if sums is None else (sums[0] + found[0], sums[1] + found[1])
     if sums is None:
         where = "" if batch_size is None else f" within {batches} batches of {batch_size}"
-        raise ValueError(f"Expected two rows with the same label{where}, but no row has a positive.")
+        raise ValueError(f"Expected two rows with the same label{where}, but no row has a positive")
     positives, negatives = sums
     return {
         "positives": _curve(positives, 0.0),
@@ -102,7 +103,7 @@ def _draw(rows: int, batch_size: int | None, batches: int, seed: int) -> list[to
     if batch_size is None:
         return [torch.arange(rows)]
     if not 2 <= batch_size <= rows:
-        raise ValueError(f"Expected argument `batch_size` to be between 2 and {rows}, the rows, but got {batch_size}.")
+        raise ValueError(f"Expected argument `batch_size` to be between 2 and {rows}, the rows, but got {batch_size}")
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(rows, generator=generator)[:batch_size] for _ in range(batches)]
 

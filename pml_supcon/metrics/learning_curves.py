@@ -1,19 +1,28 @@
-"""Linear-probe accuracy by how many training rows have a label."""
+"""Linear-probe accuracy against the share of labelled training rows."""
 
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 
-from pml_supcon._arrays import Array, check_positive, check_seed, check_share
-from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, as_splits, check_fit, fit, rank_of_label, tell_unseen
+from pml_supcon._arrays import Array, check_sequence
+from pml_supcon._checks import check_fraction, check_number
+from pml_supcon.metrics.logistic import (
+    INVERSE_L2,
+    MAX_ITER,
+    ProbeOptions,
+    as_splits,
+    fit,
+    log_unseen_labels,
+    top_accuracies,
+)
 from pml_supcon.metrics.strata import draw_rows
 
 SHARES = (0.01, 0.1, 1.0)
 
 
 class LearningCurvePoint(TypedDict):
-    """The accuracies of a probe on a ``share`` of the training rows, which are ``rows``."""
+    """The accuracies of a probe on a ``share`` of the training rows, and the number of these ``rows``."""
 
     share: float
     rows: int
@@ -33,10 +42,10 @@ def learning_curve(
     max_iter: int = MAX_ITER,
     standardize: bool = True,
 ) -> list[LearningCurvePoint]:
-    """Score linear probes (see `fit_linear_probe`) that see a share of the training labels each.
+    """Fit a linear probe (see `fit_linear_probe`) on each share of the training rows, and score it.
 
-    A share has about its part of every label, and at least one row of each, so that with many labels a small share has
-    more rows than it says. 1 % and 10 % of ImageNet's labels are the budgets of Chen et al., *A Simple Framework for
+    A share has about its part of every label, and at least one row of each: with many labels a small share has more
+    rows than its number says. 1 % and 10 % of ImageNet's labels are the budgets of Chen et al., *A Simple Framework for
     Contrastive Learning of Visual Representations* (ICML 2020), section 6, where the encoder is fine-tuned on them;
     here it stays frozen.
 
@@ -44,12 +53,13 @@ def learning_curve(
         train_features: ``(N, D)`` floats.
         train_labels: ``(N,)`` integers of at least two values.
         test_features: ``(M, D)`` floats of rows that are not among the training rows.
-        test_labels: ``(M,)`` integers, as for `linear_probe_metrics`.
+        test_labels: ``(M,)`` integers. Rows with a label that training lacks count as errors, and a warning is logged
+            with their number.
         shares: Shares of the training rows, each above 0 and at most 1.
-        seed: Of the draw of each share.
-        inverse_l2: As for `fit_linear_probe`, for every share; not "auto": few rows would choose by chance.
-        max_iter: As for `fit_linear_probe`.
-        standardize: As for `fit_linear_probe`, by the statistics of the share.
+        seed: Seed of the draw of each share.
+        inverse_l2: Inverse of the L2 penalty of every probe, above 0; not "auto": few rows would choose by chance.
+        max_iter: Iterations of L-BFGS, at least 1.
+        standardize: Give each feature mean 0 and variance 1 first, by the statistics of the share.
 
     Returns:
         A dictionary for each share, in their order: ``share``, the number of its ``rows``, and the accuracies ``top1``
@@ -60,7 +70,7 @@ def learning_curve(
         ValueError: If a shape, a width or an option is wrong, a feature is not finite, or there is one label only.
 
     Warns:
-        ConvergenceWarning: As `fit_linear_probe`, for each share.
+        ConvergenceWarning: If L-BFGS stopped before the optimum, for each share.
 
     Examples:
         >>> labels = np.arange(400) % 2
@@ -72,25 +82,18 @@ def learning_curve(
         {'share': 0.1, 'rows': 20, 'top1': 0.885, 'top5': 1.0}
         {'share': 1.0, 'rows': 200, 'top1': 0.92, 'top5': 1.0}
     """
-    check_positive(inverse_l2, "inverse_l2")
-    check_fit(inverse_l2, max_iter)
-    check_seed(seed)
-    _check_shares(shares)
+    check_number("inverse_l2", inverse_l2, above=0, finite=False)
+    options = ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed)
+    check_sequence("shares", shares, "numbers")
+    for share in shares:
+        check_fraction("shares", share, one=True)
     train, learnt, test, wanted = as_splits(train_features, train_labels, test_features, test_labels)
-    tell_unseen(wanted, np.unique(learnt))
+    known = np.unique(learnt)
+    log_unseen_labels(wanted, known)
     points: list[LearningCurvePoint] = []
     for share in shares:
-        count = max(round(share * len(train)), len(np.unique(learnt)))
+        count = max(round(share * len(train)), len(known))
         rows = draw_rows(learnt, count, np.random.default_rng(seed), at_least=1)
-        probe = fit(train[rows], learnt[rows], inverse_l2, max_iter, standardize)
-        rank = rank_of_label(probe, test, wanted)
-        top1, top5 = (float((rank < k).mean()) for k in (1, 5))
+        top1, top5 = top_accuracies(fit(train[rows], learnt[rows], options), test, wanted)
         points.append({"share": float(share), "rows": len(rows), "top1": top1, "top5": top5})
     return points
-
-
-def _check_shares(shares: Sequence[float]) -> None:
-    if not isinstance(shares, Sequence) or isinstance(shares, str):
-        raise TypeError(f"Expected argument `shares` to be a sequence of numbers, but got {shares!r}.")
-    for share in shares:
-        check_share(share, "shares", whole=True)

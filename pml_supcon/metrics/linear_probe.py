@@ -1,20 +1,19 @@
-"""Linear-probe accuracy of frozen features, and the PML tester that reports it."""
+"""Linear-probe accuracy of frozen features."""
 
 from sklearn.pipeline import Pipeline
 
-from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_seed
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels
 from pml_supcon.metrics.logistic import (
     INVERSE_L2,
     MAX_ITER,
     InverseL2,
+    ProbeOptions,
     as_splits,
-    check_fit,
-    fit,
+    log_unseen_labels,
     logits_of,
-    rank_of_label,
-    tell_unseen,
+    top_accuracies,
 )
-from pml_supcon.metrics.probe_selection import resolve
+from pml_supcon.metrics.probe_selection import fit_with_chosen_penalty
 
 
 def fit_linear_probe(
@@ -28,17 +27,17 @@ def fit_linear_probe(
 ) -> Pipeline:
     r"""Fit multinomial logistic regression with L-BFGS on frozen features.
 
-    Minimises the sum over rows of the cross entropy plus :math:`\frac{1}{2\lambda} \lVert W \rVert^2`, with
+    The objective is the sum over rows of the cross entropy plus :math:`\frac{1}{2\lambda} \lVert W \rVert^2`, with
     :math:`\lambda` = ``inverse_l2`` (scikit-learn's ``C``).
 
     Args:
         features: ``(N, D)`` floats, each row computed once.
         labels: ``(N,)`` integers of at least two values.
-        inverse_l2: Inverse of the L2 penalty, above 0; larger fits closer. "auto" is what `choose_inverse_l2` chooses
-            on a tenth of these rows; then all of them are fitted.
+        inverse_l2: Inverse of the L2 penalty, above 0; a larger value fits closer. With "auto", `choose_inverse_l2`
+            chooses it on a tenth of these rows; then all rows are fitted.
         max_iter: Iterations of L-BFGS, at least 1.
         standardize: Give each feature mean 0 and variance 1 first, by the statistics of these rows.
-        seed: Of the rows that "auto" holds out.
+        seed: Seed of the rows that "auto" holds out.
 
     Returns:
         The fitted pipeline; its ``predict`` applies the same standardisation to new rows.
@@ -57,23 +56,21 @@ def fit_linear_probe(
         >>> probe.predict([[-5.0], [5.0]]).tolist()
         [3, 7]
     """
-    check_fit(inverse_l2, max_iter)
-    check_seed(seed)
+    options = ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed)
     rows = as_embeddings(features, "features")
-    learnt = as_labels(labels, "labels", len(rows))
-    return fit(rows, learnt, resolve(inverse_l2, rows, learnt, seed, max_iter, standardize), max_iter, standardize)
+    return fit_with_chosen_penalty(rows, as_labels(labels, "labels", len(rows)), options)
 
 
 def probe_logits(probe: Pipeline, features: Array) -> Floats:
-    """Score rows by a probe of `fit_linear_probe`.
+    """Compute the logits of rows by a probe of `fit_linear_probe`.
 
     Args:
         probe: The fitted pipeline.
-        features: ``(N, D)`` floats, D as it was fitted.
+        features: ``(N, D)`` floats, with the D of the fitted rows.
 
     Returns:
-        ``(N, C)`` floats, in the order of ``probe.classes_``: their softmax is the probe's ``predict_proba``. With two
-        labels, where scikit-learn gives one column of log-odds, these are halved between two.
+        ``(N, C)`` floats, in the order of ``probe.classes_``; their softmax is the probe's ``predict_proba``. With two
+        labels, scikit-learn returns one column of log-odds z; here the columns are -z / 2 and z / 2.
 
     Raises:
         TypeError: If features are not floating point.
@@ -90,15 +87,18 @@ def probe_logits(probe: Pipeline, features: Array) -> Floats:
 
 
 def score_linear_probe(probe: Pipeline, features: Array, labels: Array) -> dict[str, float]:
-    """Accuracy of a probe of `fit_linear_probe` on rows that it was not fitted on.
+    """Compute the accuracy of a probe of `fit_linear_probe` on rows that it was not fitted on.
 
     Args:
         probe: The fitted pipeline.
-        features: ``(M, D)`` floats, D as it was fitted.
-        labels: ``(M,)`` integers, as ``test_labels`` of `linear_probe_metrics`.
+        features: ``(M, D)`` floats, with the D of the fitted rows.
+        labels: ``(M,)`` integers. A label that training lacks cannot be predicted: its rows count as errors, and a
+            warning is logged with their number.
 
     Returns:
-        ``top1`` and ``top5``, as `linear_probe_metrics`.
+        ``top1`` and ``top5``, in [0, 1]: the share of rows whose label scores highest, or among the five highest. Among
+        equal scores the smaller label ranks first. With five training labels or fewer, ``top5`` is the share of rows
+        whose label was trained on.
 
     Raises:
         TypeError: If features are not floating point, or labels not integers.
@@ -131,17 +131,14 @@ def linear_probe_metrics(
         train_features: ``(N, D)`` floats.
         train_labels: ``(N,)`` integers of at least two values.
         test_features: ``(M, D)`` floats of rows that are not among the training rows.
-        test_labels: ``(M,)`` integers. A label that training lacks cannot be predicted: its rows count as
-            errors, and a warning is logged with their number.
+        test_labels: ``(M,)`` integers, as ``labels`` of `score_linear_probe`.
         inverse_l2: As for `fit_linear_probe`.
         max_iter: As for `fit_linear_probe`.
         standardize: As for `fit_linear_probe`; test rows take the statistics of the training rows.
         seed: As for `fit_linear_probe`.
 
     Returns:
-        ``top1`` and ``top5``, in [0, 1]: the share of test rows whose label scores highest, or among the five
-        highest. Of equal scores the smaller label goes first. With five training labels or fewer, ``top5`` is
-        the share of rows whose label was trained on.
+        ``top1`` and ``top5`` of `score_linear_probe`.
 
     Raises:
         TypeError: As `fit_linear_probe`, for either set.
@@ -157,24 +154,22 @@ def linear_probe_metrics(
         >>> linear_probe_metrics(train, torch.tensor([3, 3, 7, 7]), test, torch.tensor([3, 7, 7, 7]))
         {'top1': 0.75, 'top5': 1.0}
     """
-    check_fit(inverse_l2, max_iter)
-    check_seed(seed)
+    options = ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed)
     train, learnt, test, wanted = as_splits(train_features, train_labels, test_features, test_labels)
-    chosen = resolve(inverse_l2, train, learnt, seed, max_iter, standardize)
-    return _score(fit(train, learnt, chosen, max_iter, standardize), test, wanted)
+    return _score(fit_with_chosen_penalty(train, learnt, options), test, wanted)
 
 
 def _score(probe: Pipeline, features: Floats, labels: Labels) -> dict[str, float]:
-    tell_unseen(labels, probe.classes_)
-    rank = rank_of_label(probe, features, labels)
-    return {"top1": float((rank < 1).mean()), "top5": float((rank < 5).mean())}
+    log_unseen_labels(labels, probe.classes_)
+    top1, top5 = top_accuracies(probe, features, labels)
+    return {"top1": top1, "top5": top5}
 
 
 def _as_rows(probe: Pipeline, features: Array) -> Floats:
     rows = as_embeddings(features, "features")
     if rows.shape[1] != probe.n_features_in_:
         raise ValueError(
-            f"Expected argument `features` to be as wide as the probe was fitted, {probe.n_features_in_}, but got "
-            f"shape {rows.shape}."
+            f"Expected argument `features` to have the {probe.n_features_in_} columns of the fitted rows, but "
+            f"got shape {rows.shape}"
         )
     return rows

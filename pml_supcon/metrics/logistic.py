@@ -1,7 +1,9 @@
-"""The logistic regression under the probes, on arrays that were checked."""
+"""The logistic regression under the probes; its functions take arrays that were checked."""
 
 import logging
+import sys
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -10,16 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pml_supcon._arrays import (
-    Array,
-    Floats,
-    Labels,
-    as_embeddings,
-    as_labels,
-    check_count,
-    check_positive,
-    check_same_width,
-)
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_same_width
+from pml_supcon._checks import check_int, check_number
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +24,23 @@ MAX_ITER = 1000
 UNSEEN = np.iinfo(np.int64).max  # the rank of a label that training lacks
 
 
-def check_fit(inverse_l2: InverseL2, max_iter: int) -> None:
-    """Raise unless these are options of a fit."""
-    if isinstance(inverse_l2, str):
-        if inverse_l2 != "auto":
-            raise ValueError(f'Expected argument `inverse_l2` to be a number or "auto", but got {inverse_l2!r}.')
-    else:
-        check_positive(inverse_l2, "inverse_l2")
-    check_count(max_iter, "max_iter")
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """The checked options of a linear probe; `fit_linear_probe` describes them."""
+
+    inverse_l2: InverseL2 = INVERSE_L2
+    max_iter: int = MAX_ITER
+    standardize: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise unless every option has its type and range."""
+        if not isinstance(self.inverse_l2, str):
+            check_number("inverse_l2", self.inverse_l2, above=0, finite=False)
+        elif self.inverse_l2 != "auto":
+            raise ValueError(f'Expected argument `inverse_l2` to be a number or "auto", but got {self.inverse_l2!r}')
+        check_int("max_iter", self.max_iter, low=1)
+        check_int("seed", self.seed, low=0)
 
 
 def as_splits(
@@ -51,51 +54,68 @@ def as_splits(
     return train, learnt, test, as_labels(test_labels, "test_labels", len(test))
 
 
-def fit(
-    features: Floats, labels: Labels, inverse_l2: float, max_iter: int, standardize: bool, *, stacklevel: int = 3
-) -> Pipeline:
-    """See `fit_linear_probe`; a warning points ``stacklevel`` frames up."""
+def fit(features: Floats, labels: Labels, options: ProbeOptions) -> Pipeline:
+    """Fit the probe of `fit_linear_probe`, with a number as ``inverse_l2``."""
     if (labels == labels[0]).all():
-        raise ValueError(f"Expected a probe to be fitted on at least two labels, but got only {labels[0]}.")
-    scaler = [("standardize", StandardScaler())] if standardize else []
-    probe = Pipeline([*scaler, ("classify", LogisticRegression(C=inverse_l2, max_iter=max_iter))])
+        raise ValueError(f"Expected a probe to be fitted on at least two labels, but got only {labels[0]}")
+    scaler = [("standardize", StandardScaler())] if options.standardize else []
+    classifier = LogisticRegression(C=options.inverse_l2, max_iter=options.max_iter)
+    probe = Pipeline([*scaler, ("classify", classifier)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         probe.fit(features, labels)
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
-            scale = "" if standardize else ", set standardize=True"
+            scale = "" if options.standardize else ", set standardize=True"
             warnings.warn(
-                f"The linear probe did not converge within max_iter={max_iter}: its accuracy is that of an "
-                f"unfinished fit. Raise max_iter{scale} or lower inverse_l2={inverse_l2}. "
+                f"The linear probe did not converge within max_iter={options.max_iter}, so that its accuracy is not "
+                f"final. Raise max_iter{scale} or lower inverse_l2={options.inverse_l2}. "
                 f"scikit-learn said: {warning.message}",
                 ConvergenceWarning,
-                stacklevel=stacklevel,
+                stacklevel=_callers_level(),
             )
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return probe
 
 
+def _callers_level() -> int:
+    """Return the ``stacklevel`` of the first frame outside this package, for a warning of the calling function."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("pml_supcon."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def logits_of(probe: Any, features: Floats) -> Floats:
-    """See `probe_logits`."""
+    """Return the logits ``(N, C)`` of rows, with two columns for two labels; see `probe_logits`."""
     scores: Floats = probe.decision_function(features)
-    if scores.ndim == 1:  # two labels: scikit-learn gives their log-odds
+    if scores.ndim == 1:  # two labels: scikit-learn returns their log-odds
         scores = np.stack([-scores / 2, scores / 2], axis=1)
     return scores
 
 
 def rank_of_label(probe: Any, features: Floats, labels: Labels) -> Labels:
-    """How many labels the probe puts before the right one, ``(N,)``; `UNSEEN` where it never saw that one."""
+    """Count the labels that the probe ranks before the right one, ``(N,)``; `UNSEEN` where training lacks that label.
+
+    scikit-learn's ``top_k_accuracy_score`` resolves ties the other way and rejects labels that training lacks.
+    """
     scores = logits_of(probe, features)
     columns = np.searchsorted(probe.classes_, labels).clip(max=scores.shape[1] - 1)
     right = np.take_along_axis(scores, columns[:, None], axis=1)
+    # Before the right label: labels with a higher score, and smaller labels with the same score.
     ahead = (scores > right) | ((scores == right) & (np.arange(scores.shape[1]) < columns[:, None]))
     return np.where(probe.classes_[columns] == labels, ahead.sum(axis=1), UNSEEN)
 
 
-def tell_unseen(labels: Labels, known: Labels, said: str = "they count as errors") -> None:
-    """Log how many rows have a label that is not among the ``known``."""
+def top_accuracies(probe: Any, features: Floats, labels: Labels) -> tuple[float, float]:
+    """Return the shares of rows whose label ranks first, and among the first five."""
+    rank = rank_of_label(probe, features, labels)
+    return float((rank < 1).mean()), float((rank < 5).mean())
+
+
+def log_unseen_labels(labels: Labels, known: Labels, consequence: str = "they count as errors") -> None:
+    """Log a warning with the number of rows whose label is not among the ``known``."""
     unseen = labels[~np.isin(labels, known)]
     if len(unseen):
         logger.warning(
@@ -103,5 +123,5 @@ def tell_unseen(labels: Labels, known: Labels, said: str = "they count as errors
             len(unseen),
             len(labels),
             len(np.unique(unseen)),
-            said,
+            consequence,
         )

@@ -30,11 +30,11 @@ def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dic
         {'precision_at_1': 0.5, 'queries': 2.0}
     """
     if not scores:
-        raise ValueError("Expected argument `scores` to have a metric, but got none.")
+        raise ValueError("Expected argument `scores` to have a metric, but got none")
     columns = {name: _as_scores(values, name) for name, values in scores.items()}
     shapes = {name: values.shape for name, values in columns.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise ValueError(f"Expected argument `scores` to have metrics of one shape (N,), but got {shapes}.")
+        raise ValueError(f"Expected argument `scores` to have metrics of one shape (N,), but got {shapes}")
     rows = len(next(iter(columns.values())))
     classes, place = np.unique(as_labels(labels, "labels", rows), return_inverse=True)
     means: dict[int, dict[str, float]] = {int(label): {} for label in classes}
@@ -54,6 +54,6 @@ def _as_scores(values: Array, name: str) -> Floats:
     if not isinstance(values, torch.Tensor | np.ndarray):
         raise TypeError(
             f"Expected argument `scores` to hold torch tensors or numpy arrays, but got {type(values).__name__} for "
-            f"{name!r}."
+            f"{name!r}"
         )
     return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)

@@ -11,10 +11,10 @@ from pml_supcon._arrays import (
     Floats,
     Labels,
     as_labels,
-    check_count,
-    check_positive,
+    check_sequence,
     count_zero_rows,
 )
+from pml_supcon._checks import check_int, check_number
 from pml_supcon._extras import require_faiss
 from pml_supcon.metrics._ranking import knn_vote, ranking_scores
 from pml_supcon.search.distances import well_conditioned
@@ -106,7 +106,7 @@ def retrieval_scores(
         >>> scores["mean_reciprocal_rank"].round(3).tolist()
         [1.0, 1.0, nan, 0.5, nan]
     """
-    check_options(recall_at, knn_k, knn_temperature, chunk_size, index)
+    check_retrieval_options(recall_at, knn_k, knn_temperature, chunk_size, index)
     queries, references = as_ranked(query, reference)
     wanted = as_labels(query_labels, "query_labels", len(queries))
     labels = as_labels(reference_labels, "reference_labels", len(references))
@@ -116,7 +116,7 @@ def retrieval_scores(
     relevant: Labels = np.append(np.bincount(place), 0)[sought] - int(ref_includes_query)  # the last is NO_CLASS
     kept: Labels = np.flatnonzero(relevant > 0)
     if len(kept) == 0:
-        raise ValueError(f"Expected a query with a relevant reference, but none of the {len(queries)} has one.")
+        raise ValueError(f"Expected a query with a relevant reference, but none of the {len(queries)} has one")
     available = len(references) - int(ref_includes_query)
     _warn_of_few(available, recall_at=max(recall_at, default=1), knn_k=knn_k)
     least = max(1, knn_k, *recall_at)
@@ -238,18 +238,17 @@ def metric_names(recall_at: Sequence[int], at_r: bool) -> list[str]:
     return ["precision_at_1", *recalls, "mean_reciprocal_rank", *ranked, "knn_accuracy"]
 
 
-def check_options(
+def check_retrieval_options(
     recall_at: Sequence[int], knn_k: int, knn_temperature: float, chunk_size: int | None, index: str
 ) -> None:
     """Raise unless the options are those of `retrieval_scores`."""
-    if not isinstance(recall_at, Sequence) or isinstance(recall_at, str):
-        raise TypeError(f"Expected argument `recall_at` to be a sequence of integers, but got {recall_at!r}.")
+    check_sequence("recall_at", recall_at, "integers")
     for k in recall_at:
-        check_count(k, "recall_at")
-    check_count(knn_k, "knn_k")
-    check_positive(knn_temperature, "knn_temperature")
+        check_int("recall_at", k, low=1)
+    check_int("knn_k", knn_k, low=1)
+    check_number("knn_temperature", knn_temperature, above=0, finite=False)
     if chunk_size is not None:
-        check_count(chunk_size, "chunk_size")
+        check_int("chunk_size", chunk_size, low=1)
     require_faiss()
     check_index(index)
 

@@ -54,7 +54,7 @@ def stratified_quotas(sizes: Labels, count: int, *, at_least: int = 0, leave: in
 
     Examples:
         >>> stratified_quotas(np.array([90, 9, 1]), 20, at_least=1)
-        array([17,  2,  1])
+        array([18,  1,  1])
     """
     low, high, total = at_least, sizes - leave, int(sizes.sum())
     quotas: Labels = np.clip(sizes * count // total, low, high)

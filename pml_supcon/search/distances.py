@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pml_supcon._arrays import Floats, parts_of
+from pml_supcon._arrays import Floats, row_blocks
 from pml_supcon.functional.supcon.tiled.precision import full_precision
 
 FAR = 16  # squared length of the mean over the mean squared distance from it
@@ -71,7 +71,7 @@ def moved(rows: Floats, shift: Floats | None, scale: float) -> Floats:
     if shift is None and scale == 1:
         return rows.astype(np.float32, copy=False)
     made = np.empty(rows.shape, np.float32)
-    for part in parts_of(len(rows)):
+    for part in row_blocks(len(rows)):
         made[part] = (rows[part].astype(np.float64) - (0 if shift is None else shift)) * scale
     return made
 
@@ -80,7 +80,7 @@ def squared_lengths(rows: Floats, origin: Floats | None = None) -> Floats:
     """Of each row of `(N, D)`, from an origin, in float64, without a copy of the rows."""
     if origin is None:
         return np.asarray(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-    return np.concatenate([squared_lengths(rows[part].astype(np.float64) - origin) for part in parts_of(len(rows))])
+    return np.concatenate([squared_lengths(rows[part].astype(np.float64) - origin) for part in row_blocks(len(rows))])
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pml_supcon._arrays import Array, Floats, Labels, check_count, check_seed
+from pml_supcon._arrays import Array, Floats, Labels
+from pml_supcon._checks import check_int
 from pml_supcon._extras import require_faiss
 from pml_supcon.search.distances import well_conditioned
 from pml_supcon.search.exact import FAISS_MAX_K, FaissSearcher, Searcher, StreamedSearcher, without_own
@@ -52,7 +53,7 @@ class IndexSearcher:
         if self.name.startswith("gpu_") and wanted > GPU_MAX_K:
             raise ValueError(
                 f"Expected at most {GPU_MAX_K} neighbours of an index on a GPU, but got {wanted}: leave out what "
-                "looks at all references of a class (`at_r=False`), or take index='exact'."
+                "looks at all references of a class (`at_r=False`), or take index='exact'"
             )
         if hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = max(64, 2 * wanted)
@@ -68,7 +69,7 @@ def build_index(faiss: ModuleType, references: Floats, name: str) -> Any:
     named = {"ivf": f"IVF{lists},Flat", "hnsw": "HNSW32,Flat", "gpu_flat": "Flat", "gpu_sharded": "Flat"}
     factory = (named | {"gpu_ivf": named["ivf"]}).get(name, name)
     if name.startswith("gpu_") and (not hasattr(faiss, "index_cpu_to_all_gpus") or faiss.get_num_gpus() == 0):
-        raise ValueError(f"Expected a GPU, and FAISS built for it (faiss-gpu), for index={name!r}, but there is none.")
+        raise ValueError(f"Expected a GPU, and FAISS built for it (faiss-gpu), for index={name!r}, but there is none")
     try:
         index = faiss.index_factory(width, factory)
     except RuntimeError as error:
@@ -97,7 +98,7 @@ def build_index(faiss: ModuleType, references: Floats, name: str) -> Any:
 def check_index(name: str) -> None:
     """Raise unless `name` is one of `INDEXES` or FAISS can read it; whether it fits a width, building it tells."""
     if not isinstance(name, str):
-        raise TypeError(f"Expected argument `index` to be a string, but got {name!r}.")
+        raise TypeError(f"Expected argument `index` to be a string, but got {name!r}")
     if name in INDEXES:
         return
     try:
@@ -180,11 +181,11 @@ def index_recall(
         >>> recall[1] > 0.95
         True
     """
-    check_count(queries, "queries")
-    check_seed(seed)
+    check_int("queries", queries, low=1)
+    check_int("seed", seed, low=0)
     check_index(index)
     if not isinstance(k, Sequence) or isinstance(k, str) or not k:
-        raise TypeError(f"Expected argument `k` to be a sequence of integers, but got {k!r}.")
+        raise TypeError(f"Expected argument `k` to be a sequence of integers, but got {k!r}")
     rows, references = as_ranked(query, reference)
     own = ref_includes_query
     if own and not starts_with(references, rows):
@@ -194,10 +195,10 @@ def index_recall(
         )
     available = len(references) - int(own)
     for wanted in k:
-        check_count(wanted, "k")
+        check_int("k", wanted, low=1)
         if wanted > available:
             raise ValueError(
-                f"Expected argument `k` to be at most the {available} {'other ' * own}references, but got {wanted}."
+                f"Expected argument `k` to be at most the {available} {'other ' * own}references, but got {wanted}"
             )
     rows, references, _ = well_conditioned(rows, references)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:queries])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pml_supcon._arrays import Array, Floats, as_embeddings, check_same_width, count_zero_rows, parts_of
+from pml_supcon._arrays import Array, Floats, as_embeddings, check_same_width, count_zero_rows, row_blocks
 
 
 def as_ranked(query: Array, reference: Array) -> tuple[Floats, Floats]:
@@ -16,13 +16,13 @@ def as_ranked(query: Array, reference: Array) -> tuple[Floats, Floats]:
         given = as_embeddings(value, name)
         held = given if given.dtype == np.float32 else as_embeddings(given, name, dtype=np.float32)
         if count_zero_rows(held) == len(held):
-            raise ValueError(f"Expected argument `{name}` to have a row that is not zero, but all {len(held)} are.")
+            raise ValueError(f"Expected argument `{name}` to have a row that is not zero, but all {len(held)} are")
         rows.append(given)
     queries, references = rows
     check_same_width(queries, "query", references, "reference")
-    if len(references) > 1 and all((references[part] == references[0]).all() for part in parts_of(len(references))):
+    if len(references) > 1 and all((references[part] == references[0]).all() for part in row_blocks(len(references))):
         raise ValueError(
-            f"Expected argument `reference` to have rows that differ, but all {len(references)} are the same."
+            f"Expected argument `reference` to have rows that differ, but all {len(references)} are the same"
         )
     return queries, references
 
@@ -34,5 +34,5 @@ def starts_with(references: Floats, queries: Floats) -> bool:
     """
     first = references[: len(queries)]
     return len(first) == len(queries) and all(
-        np.allclose(queries[part], first[part]) for part in parts_of(len(queries))
+        np.allclose(queries[part], first[part]) for part in row_blocks(len(queries))
     )

@@ -1,11 +1,12 @@
-"""The PML tester CalibrationTester."""
+"""The PML tester of the calibration of a linear probe."""
 
 from typing import Any
 
+from pml_supcon._checks import check_fraction, check_int
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator, of_splits
-from pml_supcon.metrics.calibrated_probe import HELD_OUT, METRICS, _check_options, calibrated_probe_metrics
+from pml_supcon.metrics.calibrated_probe import HELD_OUT, METRICS, calibrated_probe_metrics
 from pml_supcon.metrics.calibration import BINS
-from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2
+from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2, ProbeOptions
 
 
 class CalibrationTester(FittedTester):
@@ -14,17 +15,17 @@ class CalibrationTester(FittedTester):
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. By default
     it probes the output of the trunk as it is, with the embedder (the projection head) off.
 
-    The references have to be images that the trunk was not trained on, as well as the query: a part of them is held out
-    for the temperature, which comes out too small where the trunk knows them (see `fit_calibrated_probe`).
+    Neither the references nor the query may be training images of the trunk: a part of the references is held out for
+    the temperature, which is too small on training images (see `fit_calibrated_probe`).
 
     Args:
-        held_out: As for `calibrated_probe_metrics`.
-        bins: As for `calibrated_probe_metrics`.
-        inverse_l2: As for `calibrated_probe_metrics`.
-        max_iter: As for `calibrated_probe_metrics`.
-        standardize: As for `calibrated_probe_metrics`.
-        seed: As for `calibrated_probe_metrics`.
-        use_trunk_output: Probe the output of the trunk rather than that of the embedder.
+        held_out: Share of the references that the temperature is fitted to, between 0 and 1.
+        bins: Number of bins of confidence, at least 1.
+        inverse_l2: Inverse of the probe's L2 penalty, above 0; "auto" chooses it by `choose_inverse_l2`.
+        max_iter: Iterations of L-BFGS, at least 1.
+        standardize: Give each feature mean 0 and variance 1 first, by the statistics of the fitted references.
+        seed: Seed of the held-out references.
+        use_trunk_output: Probe the output of the trunk rather than the output of the embedder.
         normalize_embeddings: Give each row unit length first.
         **tester_kwargs: Other options of PML's ``BaseTester``, except ``accuracy_calculator``.
 
@@ -58,17 +59,10 @@ class CalibrationTester(FittedTester):
         normalize_embeddings: bool = False,
         **tester_kwargs: Any,
     ) -> None:
-        _check_options(held_out, bins, inverse_l2, max_iter, seed)
-
-        compute = of_splits(
-            calibrated_probe_metrics,
-            held_out=held_out,
-            bins=bins,
-            inverse_l2=inverse_l2,
-            max_iter=max_iter,
-            standardize=standardize,
-            seed=seed,
-        )
+        options = ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed)
+        check_fraction("held_out", held_out)
+        check_int("bins", bins, low=1)
+        compute = of_splits(calibrated_probe_metrics, held_out=held_out, bins=bins, **vars(options))
         names = [*METRICS, "temperature", *(f"scaled_{name}" for name in METRICS)]
         super().__init__(
             accuracy_calculator=FunctionCalculator(names, compute),

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pml_supcon._arrays import as_labels, check_count
+from pml_supcon._arrays import as_labels, check_sequence
+from pml_supcon._checks import check_int
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator
 from pml_supcon.corruptions import CORRUPTIONS, Corruption
 from pml_supcon.corruptions.corruption import SEVERITIES, Strengths
@@ -20,7 +21,7 @@ from pml_supcon.metrics.corruption import (
     probe_scores,
 )
 from pml_supcon.metrics.linear_probe import fit_linear_probe
-from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2, check_fit, tell_unseen
+from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2, ProbeOptions, log_unseen_labels
 from pml_supcon.views import ChangedDataset
 
 
@@ -28,21 +29,21 @@ class CorruptionTester(FittedTester):
     """PML tester that scores a linear probe, fitted on clean images, on clean and on corrupted images.
 
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. Metrics
-    are ``accuracy_level0`` and ``ece_level0`` of the clean images, those of `corruption_metrics` with the same ending,
-    and with a baseline ``mean_corruption_error_level0``. The embeddings of one corruption at a time are held.
+    are ``accuracy_level0`` and ``ece_level0`` of the clean images, the `corruption_metrics` with the same ending, and
+    with a baseline ``mean_corruption_error_level0``. Memory holds the embeddings of one corruption at a time.
 
     Args:
-        transform: makes the network's input of an image, as it comes from the data set or corrupted.
-        corruptions: names, of `CORRUPTIONS`.
-        severities: of 1 to 5.
-        strengths: As for `Corruption`.
-        seed: As for `Corruption`.
-        baseline: errors as `mean_corruption_error` takes them; needs all corruptions and severities here.
-        bins: As for `expected_calibration_error`.
-        inverse_l2: As for `fit_linear_probe`.
-        max_iter: As for `fit_linear_probe`.
-        standardize: As for `fit_linear_probe`.
-        use_trunk_output: Probe the output of the trunk rather than that of the embedder.
+        transform: Function from an image, clean or corrupted, to the input of the network.
+        corruptions: Some of `CORRUPTIONS`.
+        severities: Some of 1 to 5.
+        strengths: The strengths of the corruptions, see `Corruption`.
+        seed: Seed of the corruptions.
+        baseline: Errors for `mean_corruption_error`; needs all corruptions and severities.
+        bins: Number of bins of confidence, at least 1.
+        inverse_l2: Inverse of the probe's L2 penalty, above 0; "auto" chooses it by `choose_inverse_l2`.
+        max_iter: Iterations of L-BFGS, at least 1.
+        standardize: Give each feature mean 0 and variance 1 first, by the statistics of the references.
+        use_trunk_output: Probe the output of the trunk rather than the output of the embedder.
         normalize_embeddings: Give each row unit length first.
         **tester_kwargs: Other options of PML's ``BaseTester``, except ``accuracy_calculator``. Its
             ``dataloader_num_workers`` share the work of corrupting.
@@ -92,10 +93,10 @@ class CorruptionTester(FittedTester):
         **tester_kwargs: Any,
     ) -> None:
         if not callable(transform):
-            raise TypeError(f"Expected argument `transform` to be callable, but got {transform!r}.")
-        check_count(bins, "bins")
-        _check_listed(corruptions, "corruptions")
-        _check_listed(severities, "severities")
+            raise TypeError(f"Expected argument `transform` to be callable, but got {transform!r}")
+        check_int("bins", bins, low=1)
+        _check_listed(corruptions, "corruptions", "names")
+        _check_listed(severities, "severities", "integers")
         self._corruptions = [
             Corruption(name, severity, strengths=strengths, seed=seed)
             for name in corruptions
@@ -105,15 +106,15 @@ class CorruptionTester(FittedTester):
             if set(corruptions) != set(CORRUPTIONS) or set(severities) != set(SEVERITIES):
                 raise ValueError(
                     "Expected arguments `corruptions` and `severities` to be all, since `baseline` is given, but got "
-                    f"{len(corruptions)} corruptions at severities {tuple(severities)}."
+                    f"{len(corruptions)} corruptions at severities {tuple(severities)}"
                 )
-            mean_corruption_error(baseline, baseline)  # refused here, not after the images
-        check_fit(inverse_l2, max_iter)
+            mean_corruption_error(baseline, baseline)  # check it now, not after all images are embedded
+        ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter)
         self.transform, self.baseline, self.bins = transform, baseline, bins
         self._fit = partial(fit_linear_probe, inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize)
         self._embed: Callable[..., tuple[Tensor, Tensor]] | None = None
         super().__init__(
-            # Names alone: PML's calculators see one set of queries, here there is one for each corruption.
+            # It holds only the names: PML's calculators take one set of queries, here there is one for each corruption.
             accuracy_calculator=FunctionCalculator(self._metric_names(), lambda **_: {}),
             use_trunk_output=use_trunk_output,
             normalize_embeddings=normalize_embeddings,
@@ -121,11 +122,11 @@ class CorruptionTester(FittedTester):
         )
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
-        """As PML's ``BaseTester.test``."""
+        """Run PML's ``BaseTester.test``."""
         try:
             return super().test(*args, **kwargs)
         finally:
-            self._embed = None  # it holds the model and the data
+            self._embed = None  # release the model and the data
 
     def get_all_embeddings_for_all_splits(
         self,
@@ -135,12 +136,12 @@ class CorruptionTester(FittedTester):
         splits_to_compute_embeddings: list[str],
         collate_fn: Callable[..., Any] | None,
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """PML asks for the clean embeddings here; the corrupted ones come one by one, when they are scored."""
+        """Return the clean embeddings to PML; the corrupted ones are computed one by one, when they are scored."""
 
         def embed(split: str, corruption: Corruption | None = None) -> tuple[Tensor, Tensor]:
             data = ChangedDataset(dataset_dict[split], corruption, transform=self.transform)
-            made: tuple[Tensor, Tensor] = self.get_all_embeddings(data, trunk_model, embedder_model, collate_fn)
-            return made
+            result: tuple[Tensor, Tensor] = self.get_all_embeddings(data, trunk_model, embedder_model, collate_fn)
+            return result
 
         self._embed = embed
         return {split: embed(split) for split in splits_to_compute_embeddings}
@@ -152,17 +153,17 @@ class CorruptionTester(FittedTester):
         query_split_name: str,
         reference_split_names: list[str],
     ) -> None:
-        """PML asks for the metrics of one query split here."""
+        """Add the metrics of one query split to ``accuracies``, for PML."""
         query, query_labels, reference, reference_labels = self.set_reference_and_query(
             embeddings_and_labels, query_split_name, reference_split_names
         )
         if self._embed is None:
-            raise RuntimeError("The corrupted images are embedded by `test`: call that.")
+            raise RuntimeError("Expected a call of `test`, which embeds the corrupted images")
         self.label_levels = self.label_levels_to_evaluate(query_labels)
         probes = {level: self._fit(reference, reference_labels[:, level]) for level in self.label_levels}
         metrics: dict[int, dict[str, float]] = {}
         for level, probe in probes.items():
-            tell_unseen(as_labels(query_labels[:, level], "labels", len(query)), probe.classes_)
+            log_unseen_labels(as_labels(query_labels[:, level], "labels", len(query)), probe.classes_)
             clean = probe_scores(probe, query, query_labels[:, level], bins=self.bins)
             metrics[level] = {"accuracy": clean["accuracy"], "ece": clean["ece"]}
         cells: dict[int, dict[tuple[str, int], Scores]] = {level: {} for level in probes}
@@ -182,13 +183,12 @@ class CorruptionTester(FittedTester):
             self.calculate_average_accuracies(accuracies, names, self.label_levels)
 
     def _metric_names(self) -> list[str]:
-        blank = {(made.name, made.severity): Scores(accuracy=1.0, ece=0.0) for made in self._corruptions}
+        blank = {(each.name, each.severity): Scores(accuracy=1.0, ece=0.0) for each in self._corruptions}
         more = [] if self.baseline is None else ["mean_corruption_error"]
         return ["accuracy", "ece", *corruption_metrics(blank), *more]
 
 
-def _check_listed(values: Sequence[Any], name: str) -> None:
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise TypeError(f"Expected argument `{name}` to be a sequence, but got {values!r}.")
+def _check_listed(values: Sequence[Any], name: str, kind: str) -> None:
+    check_sequence(name, values, kind)
     if not values or len(set(values)) != len(values):
-        raise ValueError(f"Expected argument `{name}` to hold at least one, and none twice, but got {tuple(values)}.")
+        raise ValueError(f"Expected argument `{name}` to hold at least one, and none twice, but got {tuple(values)}")

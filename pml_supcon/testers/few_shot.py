@@ -1,10 +1,10 @@
-"""The PML tester FewShotTester."""
+"""The PML tester of few-shot accuracy."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator, of_splits
-from pml_supcon.metrics.few_shot import DRAWS, SHOTS, Classifier, _check_options, few_shot_metrics
+from pml_supcon.metrics.few_shot import DRAWS, SHOTS, Classifier, check_few_shot_options, few_shot_metrics
 from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER
 
 
@@ -16,13 +16,13 @@ class FewShotTester(FittedTester):
     trunk, with the embedder (the projection head) off.
 
     Args:
-        shots: As for `few_shot_metrics`.
-        draws: As for `few_shot_metrics`.
-        classifier: As for `few_shot_metrics`.
-        seed: As for `few_shot_metrics`.
-        inverse_l2: As for `few_shot_metrics`.
-        max_iter: As for `few_shot_metrics`.
-        use_trunk_output: Take the output of the trunk rather than that of the embedder.
+        shots: Numbers of rows of each class, each at least 1.
+        draws: Number of draws for each of the shots, at least 2.
+        classifier: "prototypes" or "logistic".
+        seed: Seed of the draws.
+        inverse_l2: Inverse of the L2 penalty of "logistic", above 0.
+        max_iter: Iterations of L-BFGS of "logistic", at least 1.
+        use_trunk_output: Take the output of the trunk rather than the output of the embedder.
         **tester_kwargs: Other options of PML's ``BaseTester``, except ``accuracy_calculator``.
 
     Raises:
@@ -52,9 +52,8 @@ class FewShotTester(FittedTester):
         use_trunk_output: bool = True,
         **tester_kwargs: Any,
     ) -> None:
-        _check_options(shots, draws, classifier, seed, inverse_l2, max_iter)
+        check_few_shot_options(shots, draws, classifier, seed, inverse_l2, max_iter)
         ends = {"": "accuracy", "_low": "low", "_high": "high"}
-
         score = of_splits(
             few_shot_metrics,
             shots=shots,

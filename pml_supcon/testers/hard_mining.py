@@ -7,27 +7,27 @@ from typing import Any
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 
-from pml_supcon._arrays import check_count, check_seed
+from pml_supcon._checks import check_int
 from pml_supcon._pml.testers import FunctionCalculator
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments
 from pml_supcon.metrics.hard_mining import BATCHES, hard_mining_curve
 
 
 class HardMiningTester(GlobalEmbeddingSpaceTester):
-    """PML tester that reports how hard the pairs of a split are, and how hard those that the gradient comes from.
+    """PML tester that reports the mean hardness of the pairs of a split, unweighted and weighted by gradient.
 
     Its metrics, under keys such as ``positive_hardness_level0``, are the ``mean_hardness`` and ``gradient_hardness`` of
     `hard_mining_curve`: ``positive_hardness``, ``positive_gradient_hardness``, ``negative_hardness`` and
-    ``negative_gradient_hardness``; NaN where no anchor receives a gradient. For the curve itself, call that on the
+    ``negative_gradient_hardness``; NaN where no anchor receives a gradient. For the curve itself, call it on the
     embeddings (``get_all_embeddings``).
 
     Args:
-        loss: As for `hard_mining_curve`, as are the next six.
-        temperature: See there.
-        margin: See there.
-        pair_batch_size: The ``batch_size`` there; ``batch_size`` is PML's, of the images that pass the model.
-        batches: See there.
-        seed: See there.
+        loss: "supcon_out", "supcon_in" or "triplet".
+        temperature: Temperature of the supcon losses, above 0.
+        margin: Margin of "triplet", at least 0.
+        pair_batch_size: Rows of a batch of `hard_mining_curve`, None for all; ``batch_size`` is PML's, of the images.
+        batches: Number of batches drawn, at least 1.
+        seed: Seed of the draws, at least 0.
         **tester_kwargs: Options of PML's ``BaseTester`` other than ``accuracy_calculator``.
 
     Raises:
@@ -56,10 +56,10 @@ class HardMiningTester(GlobalEmbeddingSpaceTester):
         **tester_kwargs: Any,
     ) -> None:
         check_arguments(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), loss, temperature, margin)
-        check_count(batches, "batches")
-        check_seed(seed)
+        check_int("batches", batches, low=1)
+        check_int("seed", seed, low=0)
         if pair_batch_size is not None:
-            check_count(pair_batch_size, "pair_batch_size")
+            check_int("pair_batch_size", pair_batch_size, low=1)
         curve = partial(
             hard_mining_curve,
             loss=loss,
@@ -86,11 +86,11 @@ class HardMiningTester(GlobalEmbeddingSpaceTester):
     def get_splits_to_compute_embeddings(
         self, dataset_dict: dict[str, Any], splits_to_eval: list[tuple[str, list[str]]] | None
     ) -> Any:
-        """PML asks for the splits first of all; references that would not be looked at are refused here."""
+        """Return PML's splits; raise where a split has references other than itself, which would have no effect."""
         for query, references in splits_to_eval or []:
             if list(references) != [query]:
                 raise ValueError(
                     "Expected argument `splits_to_eval` to give every split itself as the only reference, but got "
-                    f"query {query!r} with references {references}."
+                    f"query {query!r} with references {references}"
                 )
         return super().get_splits_to_compute_embeddings(dataset_dict, splits_to_eval)

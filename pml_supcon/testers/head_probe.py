@@ -1,15 +1,15 @@
-"""The PML tester that shows what a projection head throws away."""
+"""The PML tester that compares a projection head with the encoder below it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from pml_supcon._arrays import check_positive
+from pml_supcon._checks import check_number
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator
 from pml_supcon.metrics.head_probe import transformation_probe_metrics
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
-from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, check_fit
+from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, ProbeOptions
 from pml_supcon.views import Change, ChangedDataset
 
 OUTPUTS = ("encoder", "head")
@@ -21,21 +21,18 @@ class HeadProbeTester(FittedTester):
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. Metrics are
     ``label_encoder`` and ``label_head``, the ``top1`` of `linear_probe_metrics`, and for each task ``TASK_encoder`` and
     ``TASK_head``, the ``accuracy`` of `transformation_probe_metrics`, under keys such as ``label_head_level0``. Both
-    outputs are probed as they are, not normalised. Images pass both models once per distinct change. PML's
-    ``use_trunk_output`` would give one of the two outputs: here both are computed in one pass.
+    outputs are probed as they are, not normalised. Images pass both models once per distinct change.
 
-    Memory: both outputs of every image are held under each distinct change at once, and for one task at a time they are
-    copied for the probe.
+    Memory holds both outputs of every image under each distinct change, and a copy of them for one task at a time.
 
     Args:
-        tasks: A mapping of each task's name to the sequence of changes that make its variants, None for the image as it
-            is; by default no task. See `views.transformation_tasks`. With tasks or a transform, the data sets are as
-            `ChangedDataset` takes them.
-        transform: What makes the models' input of an image, as it comes from the data set or changed, such as
-            `views.evaluation_transform`; None leaves it, which suits tensors alone.
-        inverse_l2: As for `transformation_probe_metrics`, as are the next two.
-        max_iter: See there.
-        standardize: See there.
+        tasks: ``{name: changes}``; the task is to predict the change, None for the image as it is. By default none. See
+            `views.transformation_tasks`. With tasks or a transform, the data sets must suit `ChangedDataset`.
+        transform: Function from an image, original or changed, to the input of the models, such as
+            `views.evaluation_transform`; with None the images must be tensors.
+        inverse_l2: Inverse of the probes' L2 penalty, above 0.
+        max_iter: Iterations of L-BFGS, at least 1.
+        standardize: Give each feature mean 0 and variance 1 first, by the statistics of the references.
         **tester_kwargs: Options of PML's ``BaseTester`` other than ``accuracy_calculator``, ``normalize_embeddings``,
             ``use_trunk_output``, ``pca`` and those of a visualizer.
 
@@ -45,6 +42,7 @@ class HeadProbeTester(FittedTester):
             embedder, or the query is among the references.
 
     Examples:
+        >>> _ = torch.manual_seed(0)
         >>> images = torch.randint(256, (40, 1, 4, 4), dtype=torch.uint8)
         >>> labels = torch.arange(2).repeat(20)
         >>> images[labels == 1] //= 4
@@ -75,32 +73,35 @@ class HeadProbeTester(FittedTester):
     ) -> None:
         for option in ("accuracy_calculator", "normalize_embeddings", "use_trunk_output", "pca", "visualizer"):
             if option in tester_kwargs:
-                raise TypeError(f"Expected no argument `{option}`, but got {tester_kwargs[option]!r}.")
+                raise TypeError(f"Expected no argument `{option}`, but got {tester_kwargs[option]!r}")
         self.tasks = _as_tasks(tasks)
         self.transform = transform
-        check_positive(inverse_l2, "inverse_l2")
-        check_fit(inverse_l2, max_iter)
-        options: dict[str, Any] = {"inverse_l2": inverse_l2, "max_iter": max_iter, "standardize": standardize}
-        self.probe_options = options
+        check_number("inverse_l2", inverse_l2, above=0, finite=False)
+        ProbeOptions(max_iter=max_iter)
+        self.probe_options: dict[str, Any] = {
+            "inverse_l2": inverse_l2,
+            "max_iter": max_iter,
+            "standardize": standardize,
+        }
         names = [f"{task}_{output}" for task in ("label", *self.tasks) for output in OUTPUTS]
         super().__init__(
             accuracy_calculator=FunctionCalculator(names, self._score), normalize_embeddings=False, **tester_kwargs
         )
 
     def get_embeddings_for_eval(self, trunk_model: Any, embedder_model: Any, input_imgs: Any) -> torch.Tensor:
-        """Both outputs beside each other, ``(N, width of the trunk's + width of the embedder's)``."""
+        """Return both outputs, concatenated: ``(N, width of the trunk + width of the embedder)``."""
         images = input_imgs.to(device=self.data_device, dtype=self.dtype)
-        of_trunk = trunk_model(images)
-        of_head = embedder_model(of_trunk)
-        self._width = of_trunk.shape[1]
-        return torch.cat([of_trunk, of_head], dim=1)
+        trunk_output = trunk_model(images)
+        head_output = embedder_model(trunk_output)
+        self._width = trunk_output.shape[1]
+        return torch.cat([trunk_output, head_output], dim=1)
 
     def get_all_embeddings_for_all_splits(
         self, dataset_dict: dict[str, Any], trunk_model: Any, embedder_model: Any, splits: list[str], collate_fn: Any
     ) -> Any:
-        """The embeddings of each split, and under `_place` those of each split under each change."""
+        """Return the embeddings of each split, and of each split under each change with `_key` as its name."""
         if isinstance(embedder_model, torch.nn.Identity):
-            raise ValueError("Expected argument `embedder_model` to be the projection head, but got none, or Identity.")
+            raise ValueError("Expected argument `embedder_model` to be the projection head, but got none, or Identity")
         changes = {change.key: change for variants in self.tasks.values() for change in variants if change is not None}
         variants: dict[Any, Any] = {}
         for split in splits:
@@ -109,7 +110,7 @@ class HeadProbeTester(FittedTester):
                 ChangedDataset(data, None, transform=self.transform) if self.tasks or self.transform else data
             )
             for change in changes.values():
-                variants[_place(split, change)] = ChangedDataset(data, change, transform=self.transform)
+                variants[_key(split, change)] = ChangedDataset(data, change, transform=self.transform)
         return super().get_all_embeddings_for_all_splits(
             variants, trunk_model, embedder_model, list(variants), collate_fn
         )
@@ -117,19 +118,19 @@ class HeadProbeTester(FittedTester):
     def do_knn_and_accuracies(
         self, accuracies: dict[str, Any], embeddings_and_labels: dict[Any, Any], query: str, references: list[str]
     ) -> None:
-        """Probe for the tasks, which is the same on all levels of labels, then on each level for the labels."""
+        """Probe the tasks, which do not depend on the level of labels; then let PML probe the labels on each level."""
 
         def rows(splits: list[str], change: Change | None) -> torch.Tensor:
-            return torch.cat([embeddings_and_labels[_place(split, change)][0] for split in splits])
+            return torch.cat([embeddings_and_labels[_key(split, change)][0] for split in splits])
 
-        self._of_tasks = {}
+        self._task_scores = {}
         for task, changes in self.tasks.items():
             train = [self._outputs(rows(references, change)) for change in changes]
             test = [self._outputs(rows([query], change)) for change in changes]
             for output in OUTPUTS:
                 sides = [[variant[output] for variant in side] for side in (train, test)]
                 found = transformation_probe_metrics(*sides, **self.probe_options)
-                self._of_tasks[f"{task}_{output}"] = found["accuracy"]
+                self._task_scores[f"{task}_{output}"] = found["accuracy"]
         super().do_knn_and_accuracies(accuracies, embeddings_and_labels, query, references)
 
     def _outputs(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -141,7 +142,7 @@ class HeadProbeTester(FittedTester):
         query_labels: torch.Tensor,
         reference: torch.Tensor,
         reference_labels: torch.Tensor,
-        ref_includes_query: bool,  # refused before embeddings are computed
+        ref_includes_query: bool,  # rejected before embeddings are computed
     ) -> dict[str, float]:
         train, test = self._outputs(reference), self._outputs(query)
         labels = {}
@@ -150,33 +151,31 @@ class HeadProbeTester(FittedTester):
                 train[output], reference_labels, test[output], query_labels, **self.probe_options
             )
             labels[f"label_{output}"] = found["top1"]
-        return labels | self._of_tasks
+        return labels | self._task_scores
 
 
 def _as_tasks(tasks: Any) -> dict[str, tuple[Change | None, ...]]:
     if tasks is None:
         return {}
     if not isinstance(tasks, Mapping):
-        raise TypeError(f"Expected argument `tasks` to be a mapping of names to changes, but got {tasks!r}.")
+        raise TypeError(f"Expected argument `tasks` to be a mapping of names to changes, but got {tasks!r}")
     for name, variants in tasks.items():
         if not isinstance(name, str):
-            raise TypeError(f"Expected argument `tasks` to have strings as names, but got {name!r}.")
+            raise TypeError(f"Expected argument `tasks` to have strings as names, but got {name!r}")
         if not isinstance(variants, Sequence) or isinstance(variants, str):
             raise TypeError(
-                f"Expected argument `tasks` to have a sequence of changes for {name!r}, but got {variants!r}."
+                f"Expected argument `tasks` to have a sequence of changes for {name!r}, but got {variants!r}"
             )
         for change in variants:
             if change is not None and not callable(change):
-                raise TypeError(
-                    f"Expected argument `tasks` to have callables or None for {name!r}, but got {change!r}."
-                )
+                raise TypeError(f"Expected argument `tasks` to have callables or None for {name!r}, but got {change!r}")
         if len(variants) < 2 or name == "label":
             raise ValueError(
                 "Expected argument `tasks` to have at least 2 variants of each task, and none named 'label', but "
-                f"got {name!r} with {len(variants)}."
+                f"got {name!r} with {len(variants)}"
             )
     return {name: tuple(variants) for name, variants in tasks.items()}
 
 
-def _place(split: str, change: Change | None) -> str:
+def _key(split: str, change: Change | None) -> str:
     return split if change is None else f"{split} under {change.key}"

@@ -1,16 +1,10 @@
-"""The PML tester LinearProbeTester."""
+"""The PML tester of a linear probe."""
 
 from typing import Any
 
-from pml_supcon._arrays import check_seed
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator, of_splits
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
-from pml_supcon.metrics.logistic import (
-    INVERSE_L2,
-    MAX_ITER,
-    InverseL2,
-    check_fit,
-)
+from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2, ProbeOptions
 
 
 class LinearProbeTester(FittedTester):
@@ -20,18 +14,18 @@ class LinearProbeTester(FittedTester):
     By default it probes the output of the trunk as it is, with the embedder (the projection head) off.
 
     Args:
-        inverse_l2: As for `fit_linear_probe`.
-        max_iter: As for `fit_linear_probe`.
-        standardize: As for `fit_linear_probe`.
-        seed: As for `fit_linear_probe`.
-        use_trunk_output: Probe the output of the trunk rather than that of the embedder.
+        inverse_l2: Inverse of the L2 penalty, above 0; "auto" chooses it by `choose_inverse_l2`.
+        max_iter: Iterations of L-BFGS, at least 1.
+        standardize: Give each feature mean 0 and variance 1 first, by the statistics of the references.
+        seed: Seed of the rows that "auto" holds out.
+        use_trunk_output: Probe the output of the trunk rather than the output of the embedder.
         normalize_embeddings: Give each row unit length first.
         **tester_kwargs: Other options of PML's ``BaseTester``, except ``accuracy_calculator``.
 
     Raises:
         TypeError: If an option has the wrong type.
-        ValueError: If an option is out of range. From ``test``: if a query split is among its own reference
-            splits, which is PML's default for ``splits_to_eval``; no embedding has been computed by then.
+        ValueError: If an option is out of range. From ``test``: if a query split is among its own reference splits,
+            which is PML's default for ``splits_to_eval``; this is checked before embeddings are computed.
 
     Examples:
         >>> import torch
@@ -57,12 +51,8 @@ class LinearProbeTester(FittedTester):
         normalize_embeddings: bool = False,
         **tester_kwargs: Any,
     ) -> None:
-        check_fit(inverse_l2, max_iter)
-        check_seed(seed)
-
-        compute = of_splits(
-            linear_probe_metrics, inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed
-        )
+        options = ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed)
+        compute = of_splits(linear_probe_metrics, **vars(options))
         super().__init__(
             accuracy_calculator=FunctionCalculator(["top1", "top5"], compute),
             use_trunk_output=use_trunk_output,

@@ -1,4 +1,4 @@
-"""The PML tester that reports retrieval metrics."""
+"""The PML tester of retrieval."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from pml_supcon.metrics.retrieval import (
     KNN_K,
     KNN_TEMPERATURE,
     RECALL_AT,
-    check_options,
+    check_retrieval_options,
     metric_names,
     retrieval_metrics,
 )
@@ -22,18 +22,18 @@ class RetrievalTester(GlobalEmbeddingSpaceTester):
     """PML tester that reports `retrieval_metrics`, under keys such as ``precision_at_1_level0``.
 
     Args:
-        recall_at: As for `retrieval_scores`.
-        knn_k: As for `retrieval_scores`.
-        knn_temperature: As for `retrieval_scores`.
-        at_r: As for `retrieval_scores`.
-        index: As for `retrieval_scores`. With an approximate one, `index_recall` measures what it misses.
-        chunk_size: As for `retrieval_scores`.
+        recall_at: The k of ``recall_at_k``, each at least 1.
+        knn_k: Number of neighbours that vote, at least 1.
+        knn_temperature: Temperature of the vote, above 0; ``math.inf`` gives the unweighted majority.
+        at_r: Report ``r_precision`` and ``mean_average_precision_at_r``.
+        index: "exact", or an approximate index (see `INDEXES`); `index_recall` measures its share of true neighbours.
+        chunk_size: Queries searched at a time; None chooses it so that a chunk stays below about 64 MiB.
         clustering: Report `clustering_metrics` of the queries too.
         **tester_kwargs: Options of PML's ``BaseTester`` other than ``accuracy_calculator``. PML normalises
             the embeddings unless ``normalize_embeddings=False``.
 
     Raises:
-        ImportError: If FAISS is not installed: here, before any embedding is computed.
+        ImportError: If FAISS is not installed, before any embedding is computed.
         TypeError: If an option has the wrong type.
         ValueError: If an option is out of range.
 
@@ -56,7 +56,7 @@ class RetrievalTester(GlobalEmbeddingSpaceTester):
         clustering: bool = False,
         **tester_kwargs: Any,
     ) -> None:
-        check_options(recall_at, knn_k, knn_temperature, chunk_size, index)
+        check_retrieval_options(recall_at, knn_k, knn_temperature, chunk_size, index)
 
         def compute(query: torch.Tensor, query_labels: torch.Tensor, **others: Any) -> dict[str, float]:
             metrics = retrieval_metrics(

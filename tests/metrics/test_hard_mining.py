@@ -1,16 +1,12 @@
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
 
-from pml_supcon.evaluation.sections.hard_mining import hard_mining
 from pml_supcon.functional.gradient_shares import gradient_shares
 from pml_supcon.metrics.hard_mining import hard_mining_curve
-from pml_supcon.testers import HardMiningTester
 
 LOSSES = ["supcon_out", "supcon_in", "triplet"]
 
@@ -144,98 +140,3 @@ def test_batches_without_positives_are_passed_over_and_all_such_refused():
     assert 0 < found["positives"]["anchors"] < 60
     with pytest.raises(ValueError, match="within 1 batches of 2, but no row has a positive"):
         hard_mining_curve(points, np.arange(6), batch_size=2, batches=1)
-
-
-# The tester inside PML
-
-
-def make_tester(**options):
-    return HardMiningTester(dataloader_num_workers=0, data_device=torch.device("cpu"), **options)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_tester_reports_the_summary_of_each_split(loss):
-    torch.manual_seed(0)
-    points, labels = clustered(40, seed=4)
-    levels = np.stack([labels, labels // 2], axis=1)
-    data = {"val": TensorDataset(torch.from_numpy(points).float(), torch.from_numpy(levels))}
-    model = torch.nn.Linear(6, 4)
-    options = {"loss": loss, "temperature": 0.3, "margin": 0.2, "batches": 2, "seed": 3}
-    tester = make_tester(pair_batch_size=25, label_hierarchy_level="all", **options)
-    found = tester.test(data, 7, model)["val"]
-    with torch.no_grad():
-        rows = torch.nn.functional.normalize(model(data["val"].tensors[0]))
-    for level in (0, 1):
-        summary = hard_mining_curve(rows, levels[:, level], bins=1, batch_size=25, **options)["summary"]
-        for kind in ("positive", "negative"):
-            values = summary[f"{kind}s"]
-            assert found[f"{kind}_hardness_level{level}"] == pytest.approx(values["mean_hardness"])
-            assert found[f"{kind}_gradient_hardness_level{level}"] == pytest.approx(values["gradient_hardness"])
-    assert len(found) == 1 + 3 * 4
-
-
-def test_tester_says_nan_where_there_is_no_gradient():
-    data = TensorDataset(torch.eye(4)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]))
-    found = make_tester(loss="triplet").test({"val": data}, 1, torch.nn.Identity())["val"]
-    assert math.isnan(found["positive_gradient_hardness_level0"])
-
-
-def test_tester_refuses_references_and_bad_options():
-    data = {name: TensorDataset(torch.eye(4), torch.tensor([0, 0, 1, 1])) for name in ("train", "val")}
-    with pytest.raises(ValueError, match=r"itself as the only reference, but got query 'val' with references \['trai"):
-        make_tester().test(data, 1, torch.nn.Identity(), splits_to_eval=[("val", ["train"])])
-    make_tester().test(data, 1, torch.nn.Identity(), splits_to_eval=[("val", ["val"])])
-    for option, error, message in (
-        ({"loss": "x"}, ValueError, "`loss` to be one of"),
-        ({"temperature": 0}, ValueError, "`temperature`"),
-        ({"batches": 0}, ValueError, "`batches` to be at least 1"),
-        ({"pair_batch_size": 1.5}, TypeError, "`pair_batch_size` to be an integer"),
-        ({"seed": True}, TypeError, "`seed` to be an integer, but got True"),
-        ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
-    ):
-        with pytest.raises(error, match=message):
-            make_tester(**option)
-
-
-# The section of the evaluation recipe
-
-
-def make_subject(features, labels, told, *, has_head=True, is_main=True, batch_size=20):
-    def take(split, *, of):
-        assert split == "test"
-        return features[of] if is_main else torch.empty(0, 0)
-
-    return SimpleNamespace(
-        features=take,
-        labels=lambda split: torch.from_numpy(labels),
-        settings=SimpleNamespace(seed=4, mining_batches=3, mining_batch_size=batch_size),
-        has_head=has_head,
-        is_main=is_main,
-        tell=told.append,
-    )
-
-
-@pytest.mark.parametrize("has_head", [True, False])
-def test_section_draws_batches_of_the_heads_rows_where_there_is_a_head(has_head):
-    encoder, labels = clustered(50, seed=1)
-    features = {"encoder": torch.from_numpy(encoder).float(), "head": torch.from_numpy(encoder[:, ::2]).float()}
-    if not has_head:
-        del features["head"]
-    told = []
-    found = hard_mining(make_subject(features, labels, told, has_head=has_head))
-    assert (told, found["of"]) == ([], "head" if has_head else "encoder")
-    assert found == json.loads(json.dumps(found))
-    for loss in LOSSES:
-        options = {"loss": loss, "bins": 40, "batch_size": 20, "batches": 3, "seed": 4}
-        assert found["losses"][loss] == hard_mining_curve(features[found["of"]], labels, **options)
-    assert hard_mining(make_subject(features, labels, told, has_head=has_head, is_main=False)) is None
-
-
-def test_section_tells_what_it_leaves_out():
-    points, labels = clustered(30, seed=1)
-    points[[3, 7]] = 0
-    told = []
-    subject = make_subject({"head": torch.from_numpy(points)}, labels, told, batch_size=256)
-    assert hard_mining(subject)["batch_size"] == 28
-    assert told[0].startswith("2 of 30 test images have a zero row")
-    assert told[1] == "Shares of the gradient are from batches of 28 test images, not 256: all of them."

@@ -68,8 +68,8 @@ def test_warnings_reach_the_caller(caplog):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"shares": [0.0]}, ValueError, "`shares` to be above 0 and at most 1, but got 0.0"),
-        ({"shares": [1, 1.01]}, ValueError, "`shares` to be above 0 and at most 1, but got 1.01"),
+        ({"shares": [0.0]}, ValueError, "`shares` to be in \\(0, 1], but got 0.0"),
+        ({"shares": [1, 1.01]}, ValueError, "`shares` to be in \\(0, 1], but got 1.01"),
         ({"shares": ["all"]}, TypeError, "`shares` to be a number, but got 'all'"),
         ({"shares": 0.1}, TypeError, "`shares` to be a sequence of numbers, but got 0.1"),
         ({"inverse_l2": "auto"}, TypeError, "`inverse_l2` to be a number, but got 'auto'"),

@@ -119,7 +119,7 @@ def test_drawn_rows_are_any_of_a_label():
         ({"candidates": []}, ValueError, "`candidates` to have at least one value, but got none"),
         ({"candidates": [1.0, 0]}, ValueError, "`candidates` to be above 0, but got 0"),
         ({"candidates": 1.0}, TypeError, "`candidates` to be a sequence of numbers, but got 1.0"),
-        ({"held_out": 1.5}, ValueError, "`held_out` to be between 0 and 1, but got 1.5"),
+        ({"held_out": 1.5}, ValueError, "`held_out` to be in \\(0, 1\\), but got 1.5"),
         ({"max_iter": 0}, ValueError, "`max_iter` to be at least 1"),
         ({"seed": -2}, ValueError, "`seed` to be at least 0, but got -2"),
         ({"labels": np.arange(20)}, ValueError, r"0.1 of 20 rows are 2, of 0 that can be held out \(20 labels\)"),

@@ -1,0 +1,34 @@
+"""The PML tester of calibration."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from pml_supcon.metrics.calibrated_probe import calibrated_probe_metrics
+from pml_supcon.testers import CalibrationTester
+
+
+def noisy(rows, *, seed, classes=4, width=40):
+    """Classes that overlap in many features, which a probe is too sure of."""
+    labels = np.random.default_rng(seed).integers(0, classes, rows)
+    centres = np.random.default_rng(99).normal(size=(classes, width)) * 0.3
+    return centres[labels] + np.random.default_rng(seed + 1).normal(size=(rows, width)), labels + 10
+
+
+def test_tester_reports_the_metrics():
+    (train, learnt), (test, wanted) = noisy(200, seed=1), noisy(100, seed=5)
+    data = {
+        name: TensorDataset(torch.from_numpy(rows).float(), torch.from_numpy(labels))
+        for name, rows, labels in (("train", train, learnt), ("test", test, wanted))
+    }
+    options = {"held_out": 0.3, "bins": 7, "inverse_l2": 5.0, "seed": 3}
+    tester = CalibrationTester(**options, dataloader_num_workers=0, data_device="cpu")
+    found = tester.test(data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]
+    expected = calibrated_probe_metrics(train.astype(np.float32), learnt, test.astype(np.float32), wanted, **options)
+    assert found == {"epoch": 1} | {f"{name}_level0": value for name, value in expected.items()}
+    assert tester.accuracy_calculator.get_curr_metrics() == list(expected)
+    with pytest.raises(ValueError, match="`splits_to_eval` to score the probe on a split it is not fitted on"):
+        tester.test(data, 1, torch.nn.Identity())
+    with pytest.raises(ValueError, match="`bins` to be at least 1"):
+        CalibrationTester(bins=0)

@@ -1,0 +1,69 @@
+"""The PML tester of hard mining."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from pml_supcon.metrics.hard_mining import hard_mining_curve
+from pml_supcon.testers import HardMiningTester
+
+LOSSES = ["supcon_out", "supcon_in", "triplet"]
+
+
+def clustered(rows, *, seed, classes=5, width=6, spread=0.6):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, rows)
+    return np.random.default_rng(9).normal(size=(classes, width))[labels] + spread * rng.normal(
+        size=(rows, width)
+    ), labels
+
+
+def make_tester(**options):
+    return HardMiningTester(dataloader_num_workers=0, data_device=torch.device("cpu"), **options)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_tester_reports_the_summary_of_each_split(loss):
+    torch.manual_seed(0)
+    points, labels = clustered(40, seed=4)
+    levels = np.stack([labels, labels // 2], axis=1)
+    data = {"val": TensorDataset(torch.from_numpy(points).float(), torch.from_numpy(levels))}
+    model = torch.nn.Linear(6, 4)
+    options = {"loss": loss, "temperature": 0.3, "margin": 0.2, "batches": 2, "seed": 3}
+    tester = make_tester(pair_batch_size=25, label_hierarchy_level="all", **options)
+    found = tester.test(data, 7, model)["val"]
+    with torch.no_grad():
+        rows = torch.nn.functional.normalize(model(data["val"].tensors[0]))
+    for level in (0, 1):
+        summary = hard_mining_curve(rows, levels[:, level], bins=1, batch_size=25, **options)["summary"]
+        for kind in ("positive", "negative"):
+            values = summary[f"{kind}s"]
+            assert found[f"{kind}_hardness_level{level}"] == pytest.approx(values["mean_hardness"])
+            assert found[f"{kind}_gradient_hardness_level{level}"] == pytest.approx(values["gradient_hardness"])
+    assert len(found) == 1 + 3 * 4
+
+
+def test_tester_says_nan_where_there_is_no_gradient():
+    data = TensorDataset(torch.eye(4)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]))
+    found = make_tester(loss="triplet").test({"val": data}, 1, torch.nn.Identity())["val"]
+    assert math.isnan(found["positive_gradient_hardness_level0"])
+
+
+def test_tester_refuses_references_and_bad_options():
+    data = {name: TensorDataset(torch.eye(4), torch.tensor([0, 0, 1, 1])) for name in ("train", "val")}
+    with pytest.raises(ValueError, match=r"itself as the only reference, but got query 'val' with references \['trai"):
+        make_tester().test(data, 1, torch.nn.Identity(), splits_to_eval=[("val", ["train"])])
+    make_tester().test(data, 1, torch.nn.Identity(), splits_to_eval=[("val", ["val"])])
+    for option, error, message in (
+        ({"loss": "x"}, ValueError, "`loss` to be one of"),
+        ({"temperature": 0}, ValueError, "`temperature`"),
+        ({"batches": 0}, ValueError, "`batches` to be at least 1"),
+        ({"pair_batch_size": 1.5}, TypeError, "`pair_batch_size` to be an integer"),
+        ({"seed": True}, TypeError, "`seed` to be an integer, but got True"),
+        ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
+    ):
+        with pytest.raises(error, match=message):
+            make_tester(**option)
