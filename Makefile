@@ -1,5 +1,5 @@
 # make train: train and evaluate on the digits     make train ARGS="--data imagefolder:my/images"
-# make test:  lint, type-check, test, build the docs (with Chromium on the machine also how reports look in it)
+# make test:  lint, type-check and the fast tests     make test-all: slow tests, the site, the wheel (with Chromium: reports)
 # FAISS=cuda for an NVIDIA GPU (faiss-gpu in place of faiss-cpu; kept until FAISS=cpu)     PYTHON=python3.13 for another Python
 
 PYTHON ?= python3
@@ -15,21 +15,31 @@ RECIPES := $(VENV)/.recipes-$(FAISS)
 BENCH := $(VENV)/.bench-$(FAISS)
 DEV := $(VENV)/.dev-$(FAISS)
 
-.PHONY: train test wheel-test reproduce notebook walk docs bench tables python clean
+.PHONY: train lint test test-all wheel-test reproduce notebook walk docs bench tables python clean
 
 train: $(RECIPES)
 	$(BIN)/accelerate launch --quiet recipes/train.py $(ARGS)
 
-test: $(DEV)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --dist loadfile
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/lint-imports
+	$(BIN)/python docs/lint.py
 
-# the wheel of the last commit, installed and used outside the checkout, under two Pythons (half an hour, 5 GB for a while)
+# what a contributor runs: a few minutes
+test: lint
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+# all else: the tests of minutes, the site, the wheel, and the commands of the pages
+test-all: $(DEV)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(MAKE) wheel-test
+
+# the wheel of the last commit, installed and used outside the checkout (PYTHONPATH: tests/helpers)
 wheel-test: $(DEV)
-	$(BIN)/python tests/packaging/check_wheel.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python tests/helpers/check_wheel.py $(ARGS)
 
 # the paper's experiments at the scale of the digits (less than two hours; goes on where it was stopped), then the page;
 # with ARGS="--epochs 5" into a folder under runs/
@@ -43,7 +53,7 @@ notebook: $(DEV)
 
 # clone the last commit and type what the pages say (half an hour, 5 GB for a while)   make walk ARGS=--skip-tests
 walk: $(DEV)
-	$(BIN)/python tests/walk/newcomer.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python tests/helpers/newcomer.py $(ARGS)
 
 docs: $(DEV)
 	$(BIN)/mkdocs serve

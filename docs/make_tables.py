@@ -1,14 +1,23 @@
-"""Write the tables of README and the pages from the records in `docs/records`: `python docs/make_tables.py`."""
+"""Write the tables of README and of the pages from the records in `docs/records` and `docs/results`.
+
+python docs/make_tables.py             # Markdown
+python docs/make_tables.py --plots     # also the plots of the results
+"""
 
 import csv
 import json
 import re
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pml_supcon.experiments.claims import EXPERIMENTS
+from pml_supcon.experiments.plot import plot
+from pml_supcon.experiments.record import with_text
+from pml_supcon.experiments.registry import EXPERIMENTS
 from pml_supcon.experiments.scales import SCALES
+from pml_supcon.experiments.tables import tables_of
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = {
@@ -72,34 +81,31 @@ def measured_table(name: str) -> str:
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", source])
 
 
+def results() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the file of each result and its record with the experiment's text, by scale and experiment."""
+    for scale in SCALES.values():
+        for name in EXPERIMENTS:
+            path = ROOT / "docs/results" / scale.name / f"{name}.json"
+            if path.exists():
+                yield path, with_text(json.loads(path.read_text()), EXPERIMENTS[name](scale))
+
+
 def results_table() -> str:
-    """The orderings of the paper that held, by experiment and scale, and beside them those that are not the paper's."""
+    """Count the orderings by verdict for each experiment and scale; the last column has those not in the paper."""
     head = ["experiment", "scale", "orderings of the paper", "held", "not told apart", "reversed", "others"]
     lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
-    for scale in SCALES:
-        for name in EXPERIMENTS:
-            path = ROOT / "docs/results" / scale / f"{name}.json"
-            if path.exists():
-                record = json.loads(path.read_text())
-                paper, others = (
-                    [each["verdict"] for each in record["comparisons"] if each["claimed"] == claimed]
-                    for claimed in (True, False)
-                )
-                place = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", record["title"].lower()))  # as Markdown's
-                page = f"{scale.replace('-', '_')}.md"
-                shown = (ROOT / "docs/results" / page).exists()
-                title = f"[{record['title']}]({page}#{place})" if shown else record["title"]
-                held, reversed_ = paper.count("held"), paper.count("reversed")
-                counts = map(str, (len(paper), held, len(paper) - held - reversed_, reversed_))
-                lines.append([title, scale, *counts, told_of(others)])
+    for _, record in results():
+        paper, others = (
+            [each["verdict"] for each in record["comparisons"] if each["claimed"] == claimed]
+            for claimed in (True, False)
+        )
+        anchor = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", record["title"].lower()))  # as Markdown's
+        title = f"[{record['title']}]({record['scale'].replace('-', '_')}.md#{anchor})"
+        held, reversed_ = paper.count("held"), paper.count("reversed")
+        counts = map(str, (len(paper), held, len(paper) - held - reversed_, reversed_))
+        summary = f"{len(others)}: {others.count('held')} held, {others.count('reversed')} reversed"
+        lines.append([title, record["scale"], *counts, summary if others else "\u2013"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def told_of(verdicts: Sequence[str]) -> str:
-    """Verdicts in a few words."""
-    if not verdicts:
-        return "\u2013"
-    return f"{len(verdicts)}: {verdicts.count('held')} held, {verdicts.count('reversed')} reversed"
 
 
 def losses_table() -> str:
@@ -141,8 +147,15 @@ def filled(text: str) -> str:
     return marked.sub(table, text)
 
 
+def generated() -> dict[Path, str]:
+    """Return the current text of all generated pages and result tables."""
+    pages = {page: filled(page.read_text()) for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]}
+    return pages | {path.with_suffix(".md"): tables_of(record) for path, record in results()}
+
+
 if __name__ == "__main__":
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        text = page.read_text()
-        if filled(text) != text:
-            page.write_text(filled(text))
+    for page, text in generated().items():
+        if page.read_text() != text:
+            page.write_text(text)
+    for path, record in results() if "--plots" in sys.argv else ():  # SVG differs between versions of matplotlib
+        plot(record, path.with_suffix(".svg"))

@@ -82,8 +82,8 @@ def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:
     return share
 
 
-def figures_of(sections: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of sections, by the names that experiments use."""
+def scores_in(sections: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of evaluation sections by the names that experiments use."""
     found: dict[str, float] = {}
     if section := sections.get("corruption"):
         levels = [{"severity": 0, **section["clean"]}, *section["by_severity"]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pml_supcon.experiments.claims import EXPERIMENTS
+from pml_supcon.experiments.registry import EXPERIMENTS
 from pml_supcon.experiments.scales import SCALES, Scale
 from pml_supcon.training.config.command_line import normalised
 from pml_supcon.training.config.parser import SWITCHES, parse_settings

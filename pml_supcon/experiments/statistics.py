@@ -1,22 +1,20 @@
-"""How sure a difference is that was seen with a few seeds."""
+"""Confidence intervals of differences over few seeds, and verdicts on the paper's orderings."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import t
+from pml_supcon.metrics.intervals import mean_interval
 
-CONFIDENCE = 0.95
-DIGITS = 6
-POINTS, QUARTER = 0.02, 0.25  # what counts as about equal: two points, but no more than a quarter of the error
+DIGITS = 6  # scores are rounded to this many decimals
+POINTS, QUARTER = 0.02, 0.25  # equivalence margin: two points, at most a quarter of the error
 Verdict = Literal["held", "not told apart", "reversed"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence interval; without an interval (None) for a single value."""
+    """A mean and its confidence interval; the ends are None for a single value."""
 
     mean: float
     low: float | None
@@ -24,29 +22,29 @@ class Interval:
 
 
 def interval_of(values: Sequence[float]) -> Interval:
-    """Student's interval of a mean, 95 %; of paired differences it is the paired one.
+    """Compute Student's 95% interval of a mean; for paired differences it is the interval of the paired t-test.
 
-    Values are rounded to 6 digits first: accuracies that are equal differ in float32's last digits.
+    Values are rounded to 6 decimals first, because equal accuracies differ in float32's last digits.
 
     Examples:
         >>> interval_of([0.01, 0.02, 0.03])
         Interval(mean=0.02, low=-0.004841, high=0.044841)
     """
     rounded = [round(value, DIGITS) for value in values]
-    mean = statistics.mean(rounded)
+    mean = round(statistics.mean(rounded), DIGITS)
     if len(rounded) < 2:
-        return Interval(round(mean, DIGITS), None, None)
-    half = statistics.stdev(rounded) / math.sqrt(len(rounded)) * float(t.ppf((1 + CONFIDENCE) / 2, len(rounded) - 1))
-    return Interval(*(round(value, DIGITS) for value in (mean, mean - half, mean + half)))
+        return Interval(mean, None, None)
+    low, high = mean_interval(rounded)
+    return Interval(mean, round(low, DIGITS), round(high, DIGITS))
 
 
 def judge(difference: Interval, *, equal_within: float | None = None) -> Verdict:
-    """Whether an ordering held: the whole interval has to say so.
+    """Return the verdict on an ordering from the whole interval, not from the mean.
 
     Args:
-        difference: by how much what the paper has ahead is ahead here. One without an interval, or whose seeds all gave
-            the same, which a few test images do, says nothing for sure.
-        equal_within: the paper has both about equal: the interval has to be within so much of 0; see `margin_of`.
+        difference: The score of the side that the paper has ahead, minus the other side's. Without an interval, or with
+            the same nonzero difference for all seeds (one test image can cause it), the verdict is "not told apart".
+        equal_within: The equivalence margin (see ``margin_of``) if the paper finds both sides about equal.
 
     Examples:
         >>> judge(Interval(0.02, 0.01, 0.03)), judge(Interval(-0.02, -0.05, 0.01))
@@ -63,11 +61,11 @@ def judge(difference: Interval, *, equal_within: float | None = None) -> Verdict
 
 
 def margin_of(values: Sequence[float], *, lower: bool) -> float:
-    """What counts as about equal: two points, but no more than a quarter of the error that there is.
+    """Return the equivalence margin, min(0.02, mean error / 4).
 
     Args:
-        values: both sides of all seeds: accuracies, or errors where `lower` is better.
-        lower: they are errors.
+        values: Both sides' values over all seeds: accuracies, or errors if ``lower``.
+        lower: Smaller values are better.
 
     Examples:
         >>> margin_of([0.98, 0.97], lower=False)

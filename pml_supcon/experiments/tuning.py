@@ -1,24 +1,25 @@
-"""The learning rate of each training, chosen on held-out training images; the test split is not looked at."""
+"""The choice of each training's learning rate on held-out training images, without the test split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pml_supcon.experiments.experiment import TOP1, Training
+from pml_supcon.experiments.experiment import Training
 from pml_supcon.experiments.scales import Scale
-from pml_supcon.experiments.trainings import Trainings, settings_of
 from pml_supcon.training.config import TrainSettings
+from pml_supcon.training.config.fitting import DEFAULTS, fitted
 
 TUNING_SEED = 0
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A learning rate, and what was tried for it.
+    """A learning rate and the candidates it was chosen from.
 
     Attributes:
-        learning_rate: the best one, the smallest among equals.
-        tried: the held-out accuracy of each, that of chance where it diverged. Empty where there was nothing to choose.
+        learning_rate: The best candidate; among equals the smallest.
+        tried: The held-out accuracy of each candidate; of one that diverged, the accuracy of chance. Empty if there
+            was one candidate only.
     """
 
     learning_rate: float
@@ -26,22 +27,12 @@ class Choice:
 
     @property
     def at_edge(self) -> bool:
-        """Whether a better one may lie beyond those that were tried."""
+        """The flag that the best candidate is the lowest or highest one, so that a better one may lie beyond."""
         return bool(self.tried) and self.learning_rate in (min(self.tried), max(self.tried))
 
 
-def tuned(training: Training) -> dict[str, Any]:
-    """The settings under which a training's learning rate is chosen."""
-    return dict(training.settings if training.tuned_as is None else training.tuned_as)
-
-
-def rates_of(training: Training, scale: Scale) -> tuple[float, ...]:
-    """The learning rates that are tried for a training."""
-    return scale.rates_for(tuned(training).get("optimizer", scale.settings.get("optimizer", "sgd")))
-
-
 def candidates(training: Training, scale: Scale) -> dict[float, TrainSettings]:
-    """The settings of the trainings between which a learning rate is chosen; none where only one is named."""
+    """Return the settings of the tuning trainings by learning rate; empty if there is one candidate only."""
     own, rates = tuned(training), rates_of(training, scale)
     if len(rates) == 1:
         return {}
@@ -50,10 +41,30 @@ def candidates(training: Training, scale: Scale) -> dict[float, TrainSettings]:
     return {rate: settings_of(common, {**own, **more, "learning_rate": rate}) for rate in rates}
 
 
-def choose(training: Training, scale: Scale, trainings: Trainings) -> Choice:
-    """Train with every candidate and keep the one that is best on the held-out images."""
-    tried = {rate: trainings.record(settings)[TOP1] for rate, settings in candidates(training, scale).items()}
+def choose(tried: Mapping[float, float], training: Training, scale: Scale) -> Choice:
+    """Return the candidate with the highest held-out accuracy."""
     if not tried:
         return Choice(rates_of(training, scale)[0], {})
     best = max(tried.values())
     return Choice(min(rate for rate, score in tried.items() if score == best), tried)
+
+
+def tuned(training: Training) -> dict[str, Any]:
+    """Return the settings under which a training's learning rate is chosen."""
+    return dict(training.settings if training.tuned_as is None else training.tuned_as)
+
+
+def rates_of(training: Training, scale: Scale) -> tuple[float, ...]:
+    """Return the candidate learning rates of a training."""
+    return scale.rates_for(tuned(training).get("optimizer", scale.settings.get("optimizer", "sgd")))
+
+
+def settings_of(common: Mapping[str, Any], own: Mapping[str, Any]) -> TrainSettings:
+    """Merge settings: `own` first, then the entries of `common` that apply to the method, then defaults.
+
+    Raises:
+        ValueError: If two settings of `own` contradict each other.
+        TypeError: If there is no such setting.
+    """
+    values, _ = fitted({**DEFAULTS, **common, **own}, set(own))
+    return TrainSettings(**values)

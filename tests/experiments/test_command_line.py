@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pml_supcon.experiments import app as reproduce
-from pml_supcon.experiments.claims import EXPERIMENTS
+from pml_supcon.experiments.registry import EXPERIMENTS
 from pml_supcon.experiments.settings import as_flags, parse
 
 

@@ -9,13 +9,13 @@ import torch
 from scipy import stats
 
 from pml_supcon.experiments.analysis import share_of_hardest
-from pml_supcon.experiments.claims import EXPERIMENTS
-from pml_supcon.experiments.experiment import TOP1, Comparison, Quantity, Training, score_of
-from pml_supcon.experiments.record import compared, settings_for
+from pml_supcon.experiments.experiment import TOP1, Comparison, Experiment, Quantity, Training, score_of
+from pml_supcon.experiments.record import compared
+from pml_supcon.experiments.registry import EXPERIMENTS
+from pml_supcon.experiments.runner import TrainingRunner, run_experiment, settings_for
 from pml_supcon.experiments.scales import SCALES
 from pml_supcon.experiments.statistics import Interval, interval_of, judge, margin_of
-from pml_supcon.experiments.trainings import Trainings, settings_of
-from pml_supcon.experiments.tuning import Choice, candidates, choose
+from pml_supcon.experiments.tuning import Choice, candidates, choose, settings_of
 from pml_supcon.samplers import MultiViewBatchSampler
 
 CASES = [(name, scale) for name in EXPERIMENTS for scale in SCALES]
@@ -77,17 +77,6 @@ def test_rows_of_a_table_share_the_budget():
         assert len({(each.epochs, each.batch_size, each.views, each.held_out, each.encoder) for each in settings}) == 1
 
 
-class Recorded(Trainings):
-    """In the place of trainings: scores that follow from the settings."""
-
-    def __init__(self, score):
-        self.score, self.asked = score, []
-
-    def record(self, settings):
-        self.asked.append(settings)
-        return {TOP1: self.score(settings.learning_rate)}
-
-
 @pytest.mark.parametrize(
     ("scores", "best", "at_edge"),
     [
@@ -97,24 +86,36 @@ class Recorded(Trainings):
     ],
 )
 def test_the_best_learning_rate_on_held_out_images_is_chosen(scores, best, at_edge):
-    choice = choose(Training("a", {"method": "simclr"}), SCALES["digits"], Recorded(scores.__getitem__))
+    choice = choose(scores, Training("a", {"method": "simclr"}), SCALES["digits"])
     assert (choice.learning_rate, choice.at_edge, dict(choice.tried)) == (best, at_edge, scores)
 
 
-def test_a_learning_rate_is_chosen_under_the_settings_that_are_named():
-    trainings = Recorded(lambda rate: 0.0)
-    training = Training("a", {"method": "supcon_out", "temperature": 0.5}, tuned_as={"method": "supcon_in"})
-    choose(training, SCALES["digits"], trainings)
-    assert {(settings.method, settings.temperature) for settings in trainings.asked} == {("supcon_in", 0.1)}
+def test_the_chosen_learning_rate_is_trained_with(tmp_path):
+    """Held-out scores decide, and the settings that the training is tuned as."""
+
+    class Recorded(TrainingRunner):
+        def run(self, settings):
+            asked.append(settings)
+            return {TOP1: 1 - abs(settings.learning_rate - 0.1) if settings.scored == "held_out" else 0.5}
+
+    asked = []
+    accelerator = SimpleNamespace(mixed_precision="no", device=torch.device("cpu"))
+    training = Training("a", {"method": "supcon_out", "temperature": 0.5}, {"method": "supcon_in"}, factor=2.0)
+    experiment = Experiment("x", "", "", "", [training], [], [])
+    record = run_experiment(experiment, SCALES["digits"], [3], Recorded(tmp_path, accelerator), lambda line: None)
+    assert record["trainings"]["a"]["learning_rate"] == 0.2
+    tuning, final = [each for each in asked if each.scored == "held_out"], asked[-1]
+    assert {(each.method, each.temperature) for each in tuning} == {("supcon_in", 0.1)}
+    assert (final.scored, final.seed, final.learning_rate, final.temperature) == ("test", 3, 0.2, 0.5)
+    assert len(asked) == len(tuning) + 1
 
 
 def test_a_learning_rate_that_is_given_is_not_chosen():
     scale = SCALES["digits"].with_settings({"learning_rate": 0.7, "epochs": 3})
-    trainings = Recorded(lambda rate: 0.0)
     for optimizer in ("sgd", "lars"):
-        choice = choose(Training("a", {"method": "simclr", "optimizer": optimizer}), scale, trainings)
-        assert choice == Choice(0.7, {})
-    assert trainings.asked == []
+        training = Training("a", {"method": "simclr", "optimizer": optimizer})
+        assert candidates(training, scale) == {}
+        assert choose({}, training, scale) == Choice(0.7, {})
     few = EXPERIMENTS["few-labels"](scale).trainings
     steps = [  # follow from what is given
         each.settings.get("epochs", 3)
@@ -147,7 +148,7 @@ def test_the_share_of_the_hardest_pairs_is_that_of_so_many_single_pairs():
 
 
 def test_a_run_is_named_after_all_that_it_computes(tmp_path):
-    plain, half = (Trainings(tmp_path, SimpleNamespace(mixed_precision=precision)) for precision in ("no", "bf16"))
+    plain, half = (TrainingRunner(tmp_path, SimpleNamespace(mixed_precision=precision)) for precision in ("no", "bf16"))
     one, same, other, named = (
         settings_of({}, {"method": "simclr", **more})
         for more in ({}, {"workers": 2, "pictures": False}, {"epochs": 7}, {"mixed_precision": "bf16"})

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pml_supcon.experiments.figure import draw
-from pml_supcon.experiments.table import tables_of
+from pml_supcon.experiments.plot import plot
+from pml_supcon.experiments.tables import tables_of
 
 
 def record_with(lines, **more):
@@ -44,22 +44,22 @@ def test_tables_show_scores_the_paper_and_the_verdict():
     assert "| b | diverged | \u2013 |" in text
     assert "| a over b | **held** | +2.00 | +1.10 to +2.90 | +11.3 |" in text
     assert "| b over c (not in the paper) | not told apart | +2.00 |" in text
-    assert "a better one may lie beyond, for: `a`." in text
-    assert "`b` diverged with seed 1 and counts with the accuracy of chance." in text
+    assert "so a better one may exist, for: `a`." in text
+    assert "`b` diverged with seed 1; its accuracy counts as chance." in text
     assert "`a` could not be scored with seed 2: head: features are not finite." in text
     command = "accelerate launch recipes/reproduce.py losses --scale digits --data 'hf:my own' --seeds 0 1 2"
     assert f"`{command}`, seeds 0, 1, 2; trained on 2026-01-01, 2026-01-02, processes: 1" in text
-    assert "precision: float32; torch 2, commit abc; put together on 2026-01-03 with def." in text
+    assert "precision: float32; torch 2, commit abc; assembled on 2026-01-03 with def." in text
 
 
 def test_a_table_made_by_an_installed_package_names_its_version():
     text = tables_of(record_with([line_with("a", [0.9, 0.9, 0.9])], assembled={"commit": None, "date": "2026-01-03"}))
     assert "`pml-supcon reproduce losses --scale digits" in text
-    assert "torch 2, pml-supcon 0.1; put together on 2026-01-03 with 0.1." in text
+    assert "torch 2, pml-supcon 0.1; assembled on 2026-01-03 with 0.1." in text
 
 
 def test_a_drawing_of_nothing_but_divergence_is_empty(tmp_path):
-    draw(record_with([line_with("a", [None, 0.9, 0.9])]), tmp_path / "a.svg")
+    plot(record_with([line_with("a", [None, 0.9, 0.9])]), tmp_path / "a.svg")
     assert "all diverged" in (tmp_path / "a.svg").read_text()
 
 
@@ -69,7 +69,7 @@ def test_drawings_have_every_line(with_x, tmp_path):
         line_with(f"name {place}", [0.9, 0.92, 0.94], series=f"series {place % 2}", x=float(place) if with_x else None)
         for place in range(4)
     ] + [line_with("another measure", [3.0, 4.0, 5.0], panel="seconds", percent=False)]
-    draw(record_with(lines, x_title="the place"), tmp_path / "a.svg")
+    plot(record_with(lines, x_title="the place"), tmp_path / "a.svg")
     svg = (tmp_path / "a.svg").read_text()
     shown = ("series 0", "series 1", "the place") if with_x else tuple(f"name {place}" for place in range(4))
     assert all(f">{text}<" in svg for text in (*shown, "another measure", "seconds"))

@@ -18,8 +18,8 @@ import torch
 from pml_supcon.data.torchvision_source import find_class
 from pml_supcon.evaluation import settings as evaluation
 from pml_supcon.experiments import settings as reproducing
-from pml_supcon.experiments.claims import EXPERIMENTS
-from pml_supcon.experiments.trainings import settings_of
+from pml_supcon.experiments.registry import EXPERIMENTS
+from pml_supcon.experiments.tuning import settings_of
 from pml_supcon.models import create_encoder
 from pml_supcon.models.encoders import check_encoder_name
 from pml_supcon.training.config.parser import parse_settings

@@ -1,4 +1,4 @@
-"""The drawing of an experiment, made of its record alone."""
+"""The plot of an experiment, drawn from its record."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,14 @@ COLOURS = ("#1f6feb", "#d9622b", "#2a9d62", "#8957c9", "#b0892a")
 WIDTH = 7.0  # inches
 
 
-def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Write the drawing as SVG: curves where the figures have an order, else a row of dots for each.
+def plot(record: Mapping[str, Any], path: Path) -> None:
+    """Write an SVG with one panel for each metric: curves where the rows have an x value, else a row of dots each.
 
-    Dots are seeds, a bar is the 95% interval of their mean.
+    A dot is a seed, a bar the 95% interval of the mean.
+
+    Args:
+        record: The result of ``with_text``.
+        path: The file.
     """
     import matplotlib
 
@@ -65,9 +69,9 @@ def _curves(axis: Any, lines: Sequence[Mapping[str, Any]], record: Mapping[str, 
 def _dots(axis: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     for row, line in enumerate(lines):
         values = _scaled(line)
-        found = interval_of(values)
-        if found.low is not None and found.high is not None:
-            axis.plot([found.low, found.high], [row, row], color=COLOURS[0], alpha=0.35, linewidth=5)
+        interval = interval_of(values)
+        if interval.low is not None and interval.high is not None:
+            axis.plot([interval.low, interval.high], [row, row], color=COLOURS[0], alpha=0.35, linewidth=5)
         axis.plot(values, [row] * len(values), "o", color=COLOURS[0], markersize=4)
     axis.set_yticks(range(len(lines)), [line["label"].replace("`", "") for line in lines])
     axis.set_ylim(max(len(lines), 1) - 0.5, -0.5)  # the first on top

@@ -1,4 +1,4 @@
-"""The table of an experiment, in Markdown, made of its record alone."""
+"""The tables of an experiment in Markdown."""
 
 import shlex
 import statistics
@@ -10,18 +10,22 @@ PROGRAM = "accelerate launch recipes/reproduce.py"
 
 
 def tables_of(record: Mapping[str, Any]) -> str:
-    """What was claimed, what was found, and whether the paper's orderings held."""
+    """Return the page section of an experiment: claim, scores, verdicts, notes and origin.
+
+    Args:
+        record: The result of ``with_text``.
+    """
     parts = [
         f"**The paper:** {record['claim']} *({record['source']})*",
-        figures_table(record),
+        scores_table(record),
         comparisons_table(record),
     ]
-    parts += [" ".join([*record["notes"], *_told(record)]), _origin(record)]
+    parts += [" ".join([*record["notes"], *_warnings(record)]), _origin(record)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def figures_table(record: Mapping[str, Any]) -> str:
-    """Every figure: its mean over the seeds, its deviation, and the paper's."""
+def scores_table(record: Mapping[str, Any]) -> str:
+    """Return the table of scores: mean over the seeds, standard deviation, and the paper's value."""
     with_paper = any(line["paper"] is not None for line in record["lines"])
     panels = list(dict.fromkeys(line["panel"] for line in record["lines"]))
     head = ["", *(["measure"] if len(panels) > 1 else [panels[0]]), *(["paper"] if with_paper else [])]
@@ -37,7 +41,7 @@ def figures_table(record: Mapping[str, Any]) -> str:
 
 
 def comparisons_table(record: Mapping[str, Any]) -> str:
-    """Every ordering of the paper's: by how much it held, with its interval."""
+    """Return the table of orderings: verdict, mean difference and interval, and the paper's difference."""
     with_paper = any(each["paper"] is not None for each in record["comparisons"])
     head = ["ordering", "here", "ahead by", "95% interval", *(["paper"] if with_paper else [])]
     rows = []
@@ -57,7 +61,7 @@ def comparisons_table(record: Mapping[str, Any]) -> str:
 
 
 def spread(values: Sequence[float | None], percent: bool) -> str:
-    """The mean over seeds and the standard deviation."""
+    """Format the mean over seeds and the standard deviation."""
     if any(value is None for value in values):
         return "diverged"
     scaled = [(100 if percent else 1) * float(value) for value in values if value is not None]
@@ -67,33 +71,33 @@ def spread(values: Sequence[float | None], percent: bool) -> str:
 
 
 def decimal(value: float, sign: str = "") -> str:
-    """A number of the paper's, with the decimals that it has there, and one at least."""
+    """Format a number of the paper with its own decimals, at least one."""
     return f"{value:{sign}.{2 if round(value, 1) != value else 1}f}"
 
 
 def signed(value: float) -> str:
-    """A difference in the unit of the table."""
+    """Format a difference with its sign, in the unit of the table."""
     return f"{round(value, 2) + 0.0:+.2f}" if abs(value) < 100 else f"{value:+.0f}"
 
 
-def _told(record: Mapping[str, Any]) -> list[str]:
-    told = []
+def _warnings(record: Mapping[str, Any]) -> list[str]:
+    warnings = []
     edges = [name for name, training in record["trainings"].items() if training["at_edge"]]
     if edges:
-        told.append(
-            "The chosen learning rate is the lowest or highest that was tried, and a better one may lie beyond, for: "
+        warnings.append(
+            "The chosen learning rate is the lowest or highest of the candidates, so a better one may exist, for: "
             + ", ".join(f"`{name}`" for name in edges)
             + "."
         )
     for name, training in record["trainings"].items():
         if training["diverged"]:
-            told.append(
-                f"`{name}` diverged with seed {', '.join(training['diverged'])} and counts with the accuracy of chance."
+            warnings.append(
+                f"`{name}` diverged with seed {', '.join(training['diverged'])}; its accuracy counts as chance."
             )
         if training["not_scored"]:
             reasons = "; ".join(dict.fromkeys(why for each in training["not_scored"].values() for why in each))
-            told.append(f"`{name}` could not be scored with seed {', '.join(training['not_scored'])}: {reasons}.")
-    return told
+            warnings.append(f"`{name}` could not be scored with seed {', '.join(training['not_scored'])}: {reasons}.")
+    return warnings
 
 
 def _origin(record: Mapping[str, Any]) -> str:
@@ -105,7 +109,7 @@ def _origin(record: Mapping[str, Any]) -> str:
     code = record["assembled"]["commit"]
     program, of = ("pml-supcon reproduce", "version/pml-supcon") if code is None else (PROGRAM, "commit")
     assembled = origin[of] if code is None else code
-    told = {
+    setup = {
         "processes": origin["processes"],
         "device": origin["device"],
         "CPU cores": origin["cpus"],
@@ -113,8 +117,8 @@ def _origin(record: Mapping[str, Any]) -> str:
     }
     return (
         f"`{program} {record['experiment']} --scale {record['scale']}{given}`, seeds {seeds}; trained on "
-        f"{origin['date']}, {', '.join(f'{name}: {value}' for name, value in told.items())}; torch "
-        f"{origin['version/torch']}, {of.removeprefix('version/')} {origin[of]}; put together on "
+        f"{origin['date']}, {', '.join(f'{name}: {value}' for name, value in setup.items())}; torch "
+        f"{origin['version/torch']}, {of.removeprefix('version/')} {origin[of]}; assembled on "
         f"{record['assembled']['date']} with {assembled}."
     )
 

@@ -1,0 +1,49 @@
+"""The checks of pages and records find faults."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def lint(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+    import lint
+
+    return lint
+
+
+def test_unknown_flags_and_missing_paths(lint):
+    tools = {"make ": {"skip_tests"}}
+    codes = [
+        "--max-pre-class 8",
+        "make walk ARGS=--skip-test",
+        "--skip-tests",
+        "--max_per_class 8",
+        "make --skip-tests",
+    ]
+    assert len(lint.unknown_flags(codes, {"max_per_class"}, tools)) == 3
+    assert lint.missing_paths(["recipes/trian.py --epochs 2", "recipes/train.py", "my/tests/none"]) == [
+        "recipes/trian.py"
+    ]
+
+
+def test_a_changed_score_is_found(lint, monkeypatch):
+    read = json.loads
+
+    def changed(text):
+        record = read(text)
+        if record.get("experiment") == "losses" and record["scale"] == "digits":
+            record["trainings"]["supcon_out"]["scores"]["0"]["linear_probe/top1"] += 0.01
+        return record
+
+    monkeypatch.setattr(json, "loads", changed)
+    faults = list(lint.results())
+    assert [fault.split(": ")[1] for fault in faults] == [
+        "values differ from the scores",
+        "verdicts differ from the scores",
+    ]
