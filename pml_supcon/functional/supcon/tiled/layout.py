@@ -1,4 +1,4 @@
-"""Who is contrasted with whom once rows are sorted by label: tiles, the boxes in them that hold positives, masks."""
+"""The tiles over rows sorted by label, the boxes of a tile that can hold positives, and their masks."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ class Layout:
     """Labels, identities and ranks of sorted anchors and rows.
 
     Attributes:
-        anchor_labels: `(A,)`, ascending.
-        row_labels: `(M,)`, ascending.
-        anchor_ids: `(A,)`; an anchor is not contrasted with the row of its own id. None: it is with all.
-        row_ids: `(M,)`, or None.
+        anchor_labels: ``(A,)``, ascending.
+        row_labels: ``(M,)``, ascending.
+        anchor_ids: ``(A,)``; an anchor is not contrasted with the row of the same id. None: it is contrasted with all.
+        row_ids: ``(M,)``, or None.
         cap: ranks that cap the positives, or None.
         symmetric: anchors are the rows, in the same order.
     """
@@ -38,7 +38,7 @@ class Layout:
 
     @staticmethod
     def of(problem: Problem) -> tuple["Layout", Tensor, Tensor]:
-        """The layout of a problem with labels, and the orders that sort its anchors and its rows."""
+        """Return the layout of a problem with labels, and the orders that sort its anchors and its rows."""
         assert problem.anchor_labels is not None  # for the type checker: no pairs, so labels
         assert problem.row_labels is not None
         row_order = torch.argsort(problem.row_labels, stable=True)
@@ -55,14 +55,14 @@ class Layout:
         return layout, anchor_order, row_order
 
     def tiles(self, anchors: slice | None = None, rows: slice | None = None) -> Iterator[tuple[Tile, list[Tile]]]:
-        """The tiles that cover all pairs, each with its boxes: parts that hold all its pairs of equal labels.
+        """Yield the tiles that cover all pairs, each with its boxes, which hold all its pairs of equal labels.
 
-        With symmetry the tiles are those on and above the diagonal. Where the labels are not on the host, looking for
-        boxes would wait for the device: the whole tile is then its one box.
+        With symmetry the tiles are on and above the diagonal. Labels on a GPU are not read, because that would wait for
+        the device: the whole tile is then its one box.
 
         Args:
             anchors: only tiles of these anchors, which are sorted by label; default: all.
-            rows: only tiles of these rows. With symmetry they are the anchors, or lie apart from them.
+            rows: only tiles of these rows. With symmetry they are the anchors, or do not overlap them.
         """
         anchors = anchors or slice(0, len(self.anchor_labels))
         rows = rows or slice(0, len(self.row_labels))
@@ -80,13 +80,14 @@ class Layout:
         return anchor_labels, anchor_labels if self.symmetric else self.row_labels.tolist()
 
     def same(self, box: Tile) -> Tensor:
-        """Which pairs of a box have equal labels, bool."""
+        """Return the mask of a box's pairs of equal labels, bool ``(anchors, rows)``."""
         anchors, rows = box
         return self.anchor_labels[anchors, None] == self.row_labels[rows]
 
     def positives(self, box: Tile) -> Tensor:
-        """Which pairs of a box are positives, bool."""
+        """Return the mask of a box's positives, bool ``(anchors, rows)``."""
         anchors, rows = box
+        # P(i): same label, not the anchor itself, and within the cap
         positives = self.same(box)
         if self.anchor_ids is not None and self.row_ids is not None:
             positives &= self.anchor_ids[anchors, None] != self.row_ids[rows]
@@ -96,10 +97,15 @@ class Layout:
 
 
 def boxes(a: list[int], r: list[int], tile: Tile) -> Iterator[Tile]:
-    """Strips of a tile's anchors, each with the rows that can share a label with one of them; ascending labels."""
+    """Yield strips of a tile's anchors, each with the rows that can share a label with one of them.
+
+    ``a`` and ``r`` are the labels of anchors and rows, ascending.
+    """
+    # start at the first anchor whose label is not below all labels of the tile's rows
     bottom, left, right = tile[0].stop, tile[1].start, tile[1].stop
     for top in range(bisect_left(a, r[left], tile[0].start, bottom), bottom, STRIP):
         end = min(top + STRIP, bottom)
+        # the rows between the lowest and the highest label of the strip
         rows = slice(bisect_left(r, a[top], left, right), bisect_right(r, a[end - 1], left, right))
         if a[top] > r[right - 1]:
             return
@@ -108,11 +114,11 @@ def boxes(a: list[int], r: list[int], tile: Tile) -> Iterator[Tile]:
 
 
 def on_host(labels: Tensor) -> bool:
-    """Whether labels can be looked at without waiting for a device."""
+    """Return True if labels can be read without waiting for a device."""
     return labels.device.type == "cpu"
 
 
 def within(tile: Tile, box: Tile) -> Tile:
-    """A box's slices relative to its tile."""
+    """Return a box's slices relative to its tile."""
     (a, r), (box_a, box_r) = tile, box
     return slice(box_a.start - a.start, box_a.stop - a.start), slice(box_r.start - r.start, box_r.stop - r.start)

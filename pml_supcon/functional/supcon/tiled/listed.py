@@ -1,7 +1,7 @@
-"""The losses of listed pairs, as miners give them, in memory linear in their number: no `(A, M)` matrix.
+"""The losses of listed pairs (a miner's ``indices_tuple``) in memory linear in their number: no ``(A, M)`` matrix.
 
-Exact as `reference`, whose definition it follows pair by pair. Where the lists are long, the dense matrix is the
-cheaper way: see `is_sparse`.
+It follows the definition in ``reference`` pair by pair, and is as exact. For long lists the dense matrix is cheaper:
+see ``is_sparse``.
 """
 
 from typing import Any
@@ -17,22 +17,25 @@ DENSE_SHARE = 1 / 16  # of all pairs: beyond it the lists themselves take as muc
 
 
 def is_sparse(problem: Problem) -> bool:
-    """Whether the pairs listed are few enough that the matrix costs more."""
-    assert problem.pairs is not None  # for the type checker: asked of listed pairs only
+    """Return True if the listed pairs are so few that the dense matrix would cost more."""
+    assert problem.pairs is not None  # for the type checker: the caller has checked it
     listed = sum(len(anchors) for anchors in problem.pairs[::2])
     return listed < DENSE_SHARE * len(problem.anchors) * len(problem.rows)
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
-    """Per-anchor losses over the pairs of `problem.pairs`, each pair once; differentiable once."""
+    """Return per-anchor losses over the set of ``problem.pairs``; differentiable once."""
     assert problem.pairs is not None  # for the type checker: as above
     num_anchors, num_rows = len(problem.anchors), len(problem.rows)
+    # each pair once, as keys `a * M + j`; a pair in both lists counts once in a denominator
     positives, negatives = unique_keys(*problem.pairs[:2], num_rows), unique_keys(*problem.pairs[2:], num_rows)
     a1, p, a2, n = positives // num_rows, positives % num_rows, negatives // num_rows, negatives % num_rows
-    both = torch.isin(positives, negatives, assume_unique=True)  # to be counted once in a denominator
+    both = torch.isin(positives, negatives, assume_unique=True)
     with full_precision(problem.anchors.device):
+        # s of the listed pairs, (positive pairs,) and (negative pairs,)
         s_pos = _PairDots.apply(problem.anchors, problem.rows, a1, p) / problem.temperature
         s_neg = _PairDots.apply(problem.anchors, problem.rows, a2, n) / problem.temperature
+        # log of the sum over N(i) of exp(s), (A,), then log D_ip, (positive pairs,)
         log_neg = segment_logsumexp(s_neg, a2, num_anchors)
         if problem.denominator == "all":
             log_pos = segment_logsumexp(s_pos.masked_fill(both, -torch.inf), a1, num_anchors)
@@ -45,6 +48,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         valid = number > 0
         if problem.denominator == "negatives":
             valid = valid & (torch.bincount(a2, minlength=num_anchors) > 0)
+        # equations 2 and 3: log_prob is log(exp(s_ip) / D_ip), (positive pairs,)
         log_prob = torch.where(valid[a1], s_pos - log_denominator, 0)
         if problem.summation == "out":
             losses = -torch.zeros_like(number).index_add(0, a1, log_prob) / number.clamp(min=1)
@@ -54,13 +58,13 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
 
 
 def unique_keys(anchors: Tensor, others: Tensor, num_rows: int) -> Tensor:
-    """`anchor * num_rows + other` without repeats, as a set has them; triplets repeat a pair for each third member."""
+    """Return the sorted set of ``anchor * num_rows + other``; triplets repeat a pair for each third member."""
     keys: Tensor = torch.unique(anchors * num_rows + others)
     return keys
 
 
 def segment_logsumexp(x: Tensor, segment: Tensor, size: int) -> Tensor:
-    """Log of the sum of `exp(x)` over the entries of each of `size` segments; minus infinity for an empty one."""
+    """Return ``log sum exp(x)`` of each of ``size`` segments, ``(size,)``; minus infinity for an empty one."""
     shift = x.detach().new_full((size,), -torch.inf).scatter_reduce(0, segment, x.detach(), "amax")
     shift = shift.masked_fill(shift == -torch.inf, 0)
     total = torch.zeros_like(shift).index_add(0, segment, (x - shift[segment]).exp())
@@ -69,7 +73,7 @@ def segment_logsumexp(x: Tensor, segment: Tensor, size: int) -> Tensor:
 
 
 class _PairDots(torch.autograd.Function):
-    """Dot products of the rows named by two index lists, whose rows are gathered a chunk at a time."""
+    """Dot products of the rows at two index lists, gathered a chunk at a time."""
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -87,9 +91,9 @@ class _PairDots(torch.autograd.Function):
 
 
 class _PairDotsGradient(torch.autograd.Function):
-    """The gradient, as a function of its own so that a derivative of it is refused rather than taken for 0.
+    """The gradient as a separate function, so that its derivative raises an error instead of being 0.
 
-    `wanted` says for anchors and for rows whether it is; None stands for the other.
+    ``wanted`` selects the gradients of anchors and of rows; the other is None.
     """
 
     @staticmethod

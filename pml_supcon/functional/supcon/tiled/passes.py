@@ -11,21 +11,21 @@ from pml_supcon.functional.supcon.tiled.statistics import Statistics
 
 
 class RowsBySlice(Protocol):
-    """RowsBySlice by their place in the layout: a tensor, or what knows where the rows of a slice are kept."""
+    """Rows indexed by their place in the layout: a tensor, or a view of one block of the layout."""
 
     def __getitem__(self, rows: slice, /) -> Tensor:
-        """The rows `(len(rows), D)`, to be read or added to."""
+        """Return a view ``(len(rows), D)`` to read from or add to."""
 
 
 class TilePasses(NamedTuple):
-    """What the passes read; each is given its tiles, so that threads and processes can share them.
+    """The inputs of the three passes; each pass takes a list of tiles, so that threads and processes can divide them.
 
     Attributes:
         anchors: sorted anchors.
         rows: sorted contrasted rows; the products of both are the similarities.
-        layout: who is whose positive.
+        layout: labels, identities and caps, which decide which pairs are positives.
         dtype: of the rows.
-        shifted: similarities may leave the exponent's safe range.
+        shifted: compute with logarithms, because ``exp(s)`` could overflow.
     """
 
     anchors: RowsBySlice
@@ -35,15 +35,19 @@ class TilePasses(NamedTuple):
     shifted: bool
 
     def log_negatives(self, tiles: Sequence[tuple[Tile, list[Tile]]]) -> Tensor:
-        """Log of the sum of `exp(s)` over each anchor's negatives in these tiles, `(A,)`."""
+        """Return ``log sum_{n in N(i)} exp(s_in)`` over these tiles, ``(A,)``; minus infinity without negatives."""
         nothing = -torch.inf if self.shifted else 0
         sums = torch.full_like(self.layout.anchor_labels, nothing, dtype=self.dtype)
         for (a, r), boxes in tiles:
+            # similarities of a tile, (len(a), len(r)); exp(s) in place unless logarithms are needed
             s = self.anchors[a] @ self.rows[r].T
             if not self.shifted:
                 s.exp_()
+            # take out pairs of equal labels: outside the boxes there are none
             for box in boxes:
                 s[within((a, r), box)].masked_fill_(self.layout.same(box), nothing)
+            # sum over the columns for the anchors; off the diagonal of a symmetric problem s_ij = s_ji, so also over
+            # the rows of the tile for the anchors of its columns
             for part, dim in ((a, 1), (r, 0))[: 1 + (self.layout.symmetric and a != r)]:
                 if self.shifted:
                     sums[part] = torch.logaddexp(sums[part], s.logsumexp(dim=dim))
@@ -52,11 +56,13 @@ class TilePasses(NamedTuple):
         return sums if self.shifted else sums.log()
 
     def positives(self, start: Statistics, boxes: Sequence[tuple[Tile, bool]]) -> Statistics:
-        """Statistics over the positives in these boxes; `True`: a box serves its columns too."""
+        """Return ``start`` plus the sums over the positives in these boxes; ``True``: a box serves its columns too."""
         statistics = start.copy()
         for box, twice in boxes:
+            # similarities of a box and the mask of its positives, both (anchors, rows)
             s = self.anchors[box[0]] @ self.rows[box[1]].T
             statistics.add_positives(s, self.layout.positives(box), box[0])
+            # s_ij = s_ji: the transposed box holds the positives of the anchors in its columns
             if twice:
                 statistics.add_positives(s.T, self.layout.positives(box[::-1]), box[1])
         return statistics
@@ -70,40 +76,56 @@ class TilePasses(NamedTuple):
         grad_anchors: RowsBySlice | None,
         grad_rows: RowsBySlice | None,
     ) -> None:
-        """Add `W z` of these tiles; `W_ij` is the weight of the pair for both its ends.
+        """Add ``W z`` of these tiles, with ``W_ij = u_i d l_i / d s_ij``, with symmetry ``+ u_j d l_j / d s_ji``.
 
-        `weight` is `Statistics.negative_weight`; the gradients are one and the same where the anchors are the rows, and
-        None where they are not wanted.
+        Args:
+            tiles: tiles and their boxes, as ``Layout.tiles`` yields them.
+            statistics: sums over all positives and negatives of each anchor.
+            upstream: ``u``, ``(A,)``.
+            weight: ``Statistics.negative_weight``, ``(A,)``.
+            grad_anchors: buffer ``(A, D)`` to add to, or None.
+            grad_rows: buffer ``(M, D)`` to add to, or None; the same buffer if the anchors are the rows.
         """
         shift = statistics.log_neg_or_0()
         for (a, r), boxes in tiles:
+            # 1. the tile's similarities again, (len(a), len(r))
             s = self.anchors[a] @ self.rows[r].T
+            # 2. weights of the positives, box by box, before `s` is overwritten
             insides = [within((a, r), box) for box in boxes]
             pulls = [
                 self._box_weights(s[inside], box, statistics, upstream)
                 for inside, box in zip(insides, boxes, strict=True)
             ]
+            # 3. weights of all pairs as if they were negatives, then those of equal labels are replaced
             w = self._negative_weights(s, a, r, weight, shift)
             for inside, box, pull in zip(insides, boxes, pulls, strict=True):
                 w[inside] = torch.where(self.layout.same(box), pull, w[inside])
+            # 4. dL/dz: W z_rows for the anchors, W^T z_anchors for the rows; on the diagonal the first product is both
             if grad_anchors is not None:
                 grad_anchors[a].addmm_(w, self.rows[r])
             if grad_rows is not None and not (self.layout.symmetric and a == r):
                 grad_rows[r].addmm_(w.T, self.anchors[a])
 
     def _negative_weights(self, s: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor) -> Tensor:
-        """The weights of a tile's pairs, as if all were negatives; `s` is overwritten."""
+        """Return ``W`` of a tile as if all pairs were negatives; ``s`` is overwritten.
+
+        ``d l_i / d s_in = k_i exp(s_in - log_neg_i)``, with ``k_i`` from ``Statistics.negative_share``.
+        """
         symmetric = self.layout.symmetric
+        # without a shift both ends share the exponential: exp(s_ij) (weight_i + weight_j)
         if not self.shifted:
             return s.exp_().mul_(weight[a, None] + weight[r] if symmetric else weight[a, None])
+        # with a shift each end has its own: exp(s_ij - log_neg_i) weight_i + exp(s_ij - log_neg_j) weight_j
         w = (s - shift[a, None]).exp() * weight[a, None]
         return w + (s - shift[r]).exp() * weight[r] if symmetric else w
 
     def _box_weights(self, s: Tensor, box: Tile, statistics: Statistics, upstream: Tensor) -> Tensor:
-        """The weights of a box's pairs, as if all had equal labels: their pull, or 0 where they are no positives."""
+        """Return ``W`` of a box as if all pairs had equal labels: ``u d l / d s`` of positives, 0 elsewhere."""
         a, r = box
+        # of the anchors in the rows of the box
         pull = upstream[a, None] * statistics.positive_gradient(s, a)
         weights = torch.where(self.layout.positives(box), pull, 0)
+        # with symmetry also of the anchors in its columns
         if self.layout.symmetric:
             reverse = upstream[r, None] * statistics.positive_gradient(s.T, r)
             weights = weights + torch.where(self.layout.positives((r, a)), reverse, 0).T

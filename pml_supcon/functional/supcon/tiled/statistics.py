@@ -1,4 +1,4 @@
-"""What the losses and their gradients need to know of each anchor, and the elementwise maths over positives."""
+"""Sums per anchor, from which the losses and their gradients follow, and the elementwise maths over positives."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,17 @@ from pml_supcon.functional.supcon.problem import AnchorLosses
 
 
 class Statistics:
-    """Sums over the positives and negatives of each anchor, `(A,)` each, gathered block by block.
+    """Sums over the positives and negatives of each anchor, ``(A,)`` each, gathered block by block.
 
     Attributes:
-        table: `(5, A)`, the sums below as one tensor, to be kept for the backward pass.
-        number: of positives.
-        log_neg: log of the sum over `N(i)` of `exp(s)`.
-        log_pos: log of the sum over `P(i)` of `exp(x)`; `x` is `s`, or for "one_positive" the log of
-            `exp(s) / (exp(s) + sum over N(i))`.
-        linear: minus the sum over `P(i)` of `x`, for L_out.
-        log_share: for "one_positive", log of the sum over `P(i)` of what `negative_share` averages.
+        table: ``(5, A)``, the sums below as one tensor, saved for the backward pass.
+        number: number of positives, ``|P(i)|``.
+        log_neg: log of the sum over ``N(i)`` of ``exp(s)``.
+        log_pos: log of the sum over ``P(i)`` of ``exp(x)``; ``x`` is ``s``, or for "one_positive" the log of
+            ``exp(s) / (exp(s) + sum over N(i))``.
+        linear: minus the sum over ``P(i)`` of ``x``, for L_out.
+        log_share: for "one_positive", with ``q_p = exp(s_ip) / (exp(s_ip) + sum over N(i))``, log of the sum over
+            ``P(i)`` of ``1 - q_p`` (L_out) or of ``q_p (1 - q_p)`` (L_in); see ``negative_share``.
     """
 
     def __init__(self, table: Tensor, summation: str, denominator: str) -> None:
@@ -34,7 +35,7 @@ class Statistics:
 
     @classmethod
     def of(cls, log_neg: Tensor, summation: str, denominator: str) -> "Statistics":
-        """Those of anchors whose negatives are summed, `log_neg` `(A,)`, before any positive is seen."""
+        """Return the statistics from the sums over negatives, ``log_neg`` ``(A,)``, with no positive added yet."""
         statistics = cls(log_neg.new_zeros(5, len(log_neg)), summation, denominator)
         statistics.log_neg.copy_(log_neg)
         for logarithm in (statistics.log_pos, statistics.log_share):
@@ -42,16 +43,16 @@ class Statistics:
         return statistics
 
     def copy(self) -> "Statistics":
-        """The same in memory of its own."""
+        """Return a copy with its own memory."""
         return Statistics(self.table.clone(), self.summation, self.denominator)
 
     def log_neg_or_0(self) -> Tensor:
-        """`log_neg`, 0 where there are no negatives."""
+        """Return ``log_neg``, with 0 for anchors without negatives."""
         return self.log_neg.masked_fill(self.log_neg == -torch.inf, 0)
 
     @classmethod
     def merged(cls, parts: Sequence["Statistics"]) -> "Statistics":
-        """Those over all positives, from parts that saw some of them each; the first is changed."""
+        """Return the sums over all positives from partial sums over disjoint parts of them; the first is changed."""
         first, *others = parts
         for other in others:
             first.number += other.number
@@ -61,7 +62,7 @@ class Statistics:
         return first
 
     def reduced(self, group: ProcessGroup) -> "Statistics":
-        """Those over all positives, from processes that saw some of them each; `self` is changed."""
+        """Return the sums over all positives from the partial sums of all processes; ``self`` is changed."""
         sums = collectives.all_reduce(torch.stack([self.number, self.linear]), group)
         logarithms = collectives.all_logsumexp(torch.stack([self.log_pos, self.log_share]), group)
         for mine, whole in zip(
@@ -71,16 +72,21 @@ class Statistics:
         return self
 
     def add_positives(self, s: Tensor, positives: Tensor, anchors: slice) -> None:
-        """Add a block of similarities `s` and its mask."""
+        """Add a block of similarities ``s`` ``(len(anchors), rows)`` and the mask of its positives."""
+        # |P(i)|
         self.number[anchors] += positives.sum(dim=1)
         x = s
         if self.denominator == "one_positive":
+            # x = log q with q = sigmoid(s - log_neg), D_ip = exp(s_ip) + sum over N(i)
             margin = s - self.log_neg[anchors, None]
             x = F.logsigmoid(margin)
+            # log(1 - q) for L_out, log(q (1 - q)) for L_in
             log_share = F.logsigmoid(-margin) if self.summation == "out" else x + F.logsigmoid(-margin)
             self._add_exponentials(self.log_share[anchors], log_share, positives)
+        # - sum over P(i) of x: equation 2
         if self.summation == "out":
             self.linear[anchors] -= torch.where(positives, x, 0).sum(dim=1)
+        # log of the sum over P(i) of exp(x): equation 3, and the positives' part of D_i for "all"
         if self.summation == "in" or self.denominator == "all":
             self._add_exponentials(self.log_pos[anchors], x, positives)
 
@@ -89,23 +95,26 @@ class Statistics:
         log_sum.copy_(torch.logaddexp(log_sum, x.masked_fill(~positives, -torch.inf).logsumexp(dim=1)))
 
     def losses(self) -> AnchorLosses:
-        """Equations 2 and 3 from the sums."""
+        """Return equation 2 or 3 from the sums."""
         valid = self.number > 0
         if self.denominator == "negatives":
             valid = valid & (self.log_neg != -torch.inf)
         number = self.number.clamp(min=1)
+        # out: -1/|P| sum x + log D_i;  in: log |P| - log sum exp(x) + log D_i; "one_positive" has D_ip inside x
         terms = self.linear / number if self.summation == "out" else number.log() - self.log_pos
         if self.denominator != "one_positive":
             terms = terms + self.log_denominator()
         return AnchorLosses(torch.where(valid, terms, 0), valid)
 
     def log_denominator(self, anchors: slice = slice(None)) -> Tensor:
-        """`log D_i`, where it is one for all positives."""
+        """Return ``log D_i`` for the denominators that are the same for all positives of an anchor."""
         log_neg = self.log_neg[anchors]
         return torch.logaddexp(log_neg, self.log_pos[anchors]) if self.denominator == "all" else log_neg
 
     def negative_share(self) -> Tensor:
-        """`k_i` in `d l_i / d s_in = k_i exp(s_in) / (sum over N(i) of exp(s))`; 0 without a positive."""
+        """Return ``k_i`` ``(A,)`` in ``d l_i / d s_in = k_i exp(s_in - log_neg_i)``; 0 without positives."""
+        # all: k_i = (sum over N(i)) / D_i;  negatives: 1
+        # one_positive: the mean of 1 - q over P(i) (out), or sum of q (1 - q) over sum of q (in)
         if self.denominator == "all":
             share = (self.log_neg - self.log_denominator()).exp()
         elif self.denominator == "negatives":
@@ -117,18 +126,20 @@ class Statistics:
         return torch.where(self.number > 0, share, 0)
 
     def negative_weight(self, upstream: Tensor, *, shifted: bool) -> Tensor:
-        """`(A,)`: the factor of `exp(s_ij)` (`exp(s_ij - log_neg_i)` if shifted) in what a negative's pair weighs."""
+        """Return the factor ``(A,)`` of ``exp(s_ij)`` (shifted: ``exp(s_ij - log_neg_i)``) in a negative's gradient."""
         weight = (upstream * self.negative_share()).masked_fill(self.log_neg == -torch.inf, 0)
         return weight if shifted else weight * (-self.log_neg_or_0()).exp()
 
     def positive_gradient(self, s: Tensor, anchors: slice) -> Tensor:
-        """`d l_i / d s_ip` over a block of similarities, as if every pair were a positive."""
+        """Return ``d l_i / d s_ip`` of a block of similarities as if every pair were a positive."""
         number = self.number[anchors, None].clamp(min=1)
         if self.denominator == "one_positive":
+            # x = log q: d x / d s = 1 - q. out: -(1 - q) / |P|;  in: -q (1 - q) / sum over P(i) of q
             margin = s - self.log_neg[anchors, None]
             if self.summation == "out":
                 return -torch.sigmoid(-margin) / number
             return -(F.logsigmoid(margin) - self.log_pos[anchors, None]).exp() * torch.sigmoid(-margin)
+        # X_ip of the specification: 1 / |P| (out), or the softmax over P(i) (in); for "all" the gradient is P_ip - X_ip
         pull = 1 / number if self.summation == "out" else (s - self.log_pos[anchors, None]).exp()
         if self.denominator == "negatives":
             return (-pull).expand_as(s)

@@ -1,8 +1,8 @@
-"""Threads that each work through tiles of their own, for the CPU.
+"""Threads that each process whole tiles, for the CPU.
 
-PyTorch spreads every operation over its threads and waits for all of them after each. A tile is many short operations:
-where a core is busy with something else (a loader's worker), all of them wait each time. Here each thread takes whole
-tiles with operations on one thread, and they meet once.
+PyTorch splits every operation over its threads and waits for all of them after each. A tile takes many short
+operations: if a core is busy with something else (a data loader's worker), every operation waits for it. Here each
+thread processes whole tiles with single-threaded operations, and the threads synchronise once.
 """
 
 import os
@@ -17,22 +17,22 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MAX_THREADS = 8  # each keeps sums of its own; beyond it their operations take several threads each
-MIN_ITEMS = 4  # for each worker, to be worth their meeting
+MAX_THREADS = 8  # each has buffers of its own; with more threads, the operations of one use several
+MIN_ITEMS = 4  # fewer items per thread cost more in synchronisation than they save
 STARTING = threading.Lock()
 
 
 def map_in_threads(
     work: Callable[[Sequence[Item]], Result], items: Sequence[Item], device: torch.device
 ) -> list[Result]:
-    """What `work` makes of parts of the items, in a fixed order; in one part where threads would not pay.
+    """Return ``work(part)`` for parts of the items, in a fixed order; one part if threads would not save time.
 
-    Which item is in which part depends on their number and on `torch.get_num_threads()` alone, so that sums over the
-    results can be repeated to the last bit.
+    The parts depend only on the number of items and on ``torch.get_num_threads()``, so that sums over the results are
+    bit-identical between runs.
     """
     if device.type != "cpu":
         return [work(items)]
-    with STARTING:  # a thread takes the default number at its first look, which `pool` changes for a moment
+    with STARTING:  # a new thread reads the default number of threads at first use; `pool` changes it briefly
         threads = torch.get_num_threads()
         workers = min(threads, MAX_THREADS)
         alone = workers == 1 or len(items) < MIN_ITEMS * workers
@@ -41,7 +41,7 @@ def map_in_threads(
         return [work(items)]
 
     def without_graph(part: Sequence[Item]) -> Result:
-        with torch.no_grad():  # the mode of the calling thread does not come along
+        with torch.no_grad():  # the grad mode of the calling thread does not carry over
             return work(part)
 
     return list(executor.map(without_graph, [items[i::workers] for i in range(workers)]))
@@ -49,24 +49,24 @@ def map_in_threads(
 
 @lru_cache(maxsize=1)
 def pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """The workers of this process, whose operations share its threads; a forked process makes its own.
+    """Return the thread pool of this process; a forked process creates its own.
 
-    That serves processes forked before the first operation on several threads. After one, PyTorch's own threads are
-    missing in the fork, and any of its operations can hang there.
+    A process must be forked before the first multi-threaded operation: later, PyTorch's own threads are missing in the
+    fork, and any operation can hang.
     """
     del process
     workers = min(threads, MAX_THREADS)
     ready = threading.Barrier(workers + 1)
 
     def set_up() -> None:
-        torch.get_num_threads()  # a thread takes the default at its first look, and would later, over what is set
+        torch.get_num_threads()  # reads the default now; read later, it would overwrite the number set below
         torch.set_num_threads(threads // workers)
         ready.wait()
 
     executor = ThreadPoolExecutor(workers, thread_name_prefix="pml_supcon", initializer=set_up)
     for _ in range(workers):
-        executor.submit(ready.wait)  # one for each, so that all are started
+        executor.submit(ready.wait)  # one task for each thread, so that all start
     ready.wait()
-    torch.set_num_threads(threads)  # the workers' number is also the default of threads to come: put it back
+    torch.set_num_threads(threads)  # the workers' number became the default of new threads: restore it
     ready.wait()
     return executor

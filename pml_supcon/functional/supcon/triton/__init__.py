@@ -1,9 +1,14 @@
-"""Fused CUDA kernels, written in Triton: exact in linear memory, each tile of similarities lives and dies on the chip.
+"""The ``triton`` backend: fused CUDA kernels, exact in linear memory.
 
-Products run in the dtype of the embeddings given; sums, logarithms, losses and gradients are float32. One block shape
-gives the same bits in every run; Triton chooses the shape by timing, unless `torch.use_deterministic_algorithms` is on.
-`operators` lays a problem out and launches, `forward` and `backward` hold the kernels, `weights` and `pieces` what they
-are made of, `blocks` their shapes.
+Tiles of similarities are never written to global memory. Products run in the dtype of the embeddings; sums, logarithms,
+losses and gradients are float32. Results are bit-identical between runs with the same block shape; Triton chooses the
+shape by timing, unless ``torch.use_deterministic_algorithms`` is on.
+
+- ``operators``: the custom ops; sorts a problem by label;
+- ``launch``: kernel launches;
+- ``forward``, ``backward``: the kernels;
+- ``weights``, ``primitives``: their building blocks;
+- ``blocks``: their block shapes.
 """
 
 import os
@@ -13,17 +18,17 @@ import torch
 
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
-#: What the products may run in.
+#: The dtypes that products can run in.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 INSTALLED = find_spec("triton") is not None
 
-#: Triton's interpreter runs kernels on any device, slowly, to debug them. Triton looks once, when it is imported.
+#: Triton's interpreter runs kernels on any device, slowly, to debug them. Triton reads the variable at import.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def refusal(problem: Problem) -> str | None:
-    """Why this backend cannot solve the problem, or None."""
+    """Return the reason why this backend cannot solve the problem, or None."""
     device = problem.anchors.device
     if problem.similarity is not None:
         return "a similarity other than the dot product needs the whole matrix"
@@ -45,7 +50,7 @@ def refusal(problem: Problem) -> str | None:
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
-    """Per-anchor losses in `O(N D)` extra memory; differentiable once."""
-    from pml_supcon.functional.supcon.triton.operators import solve  # not before Triton is known to be there
+    """Return per-anchor losses in ``O(N D)`` extra memory; differentiable once."""
+    from pml_supcon.functional.supcon.triton.operators import solve  # imports Triton, which is optional
 
     return solve(problem)

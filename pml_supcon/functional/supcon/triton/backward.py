@@ -1,4 +1,4 @@
-"""The backward kernel: the gradient of one side's rows, by making the tiles of similarities again."""
+"""The backward kernel: the gradient of one side's rows; it computes the tiles of similarities again."""
 
 import triton
 import triton.language as tl
@@ -46,10 +46,11 @@ def gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """`BLOCK_D` columns of `W y / temperature`, with W the gradient of pairs for both of their ends.
+    """``BLOCK_D`` columns of ``W y / temperature``, with W the gradient of pairs for both of their ends.
 
-    `W_ij = [x_i an anchor] u_i d l_i / d s_ij + [y_j an anchor] u_j d l_j / d s_ji`, u the upstream gradient.
+    ``W_ij = [x_i an anchor] u_i d l_i / d s_ij + [y_j an anchor] u_j d l_j / d s_ji``, u the upstream gradient.
     """
+    # this program's rows of x, (BLOCK_M,), and its columns of the gradient, from `offset` on
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < num_x
     offset = tl.program_id(1) * BLOCK_D
@@ -58,17 +59,21 @@ def gradient_kernel(
     x_upstream, x_push = load_push(x_statistics_ptr, x_upstream_ptr, rows, num_x)
     gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     first, last = class_tiles(start_ptr, stop_ptr, num_x, BLOCK_M, BLOCK_N)
+    # 1. tiles without equal labels: every pair is a negative
     for t in range(0, tl.cdiv(num_y, BLOCK_N) - (last - first)):
         columns = tile_outside(t, first, last) * BLOCK_N + tl.arange(0, BLOCK_N)
+        # x y^T, (BLOCK_M, BLOCK_N), then W of the tile in base 2: exp(s) = 2^(s log2(e))
         s, y = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
         y_upstream, y_push = load_push(y_statistics_ptr, y_upstream_ptr, columns, num_y)
         weights = negative_weights(
             s * (inverse_temperature * LOG2_E), columns < num_y, x_upstream, x_push, y_upstream, y_push,
             x_statistics_ptr is not None, y_statistics_ptr is not None, SHIFTED,
         )  # fmt: skip
+        # gradient += W y, (BLOCK_M, BLOCK_N) by (BLOCK_N, BLOCK_D); y is reused if the product above loaded all of it
         if BLOCK_K < BLOCK_D or BLOCK_K < WIDTH:
             y = load_rows(y_ptr, columns, num_y, offset, WIDTH, BLOCK_D)
         gradient = product(weights.to(y.dtype), y, gradient, PRECISION)
+    # 2. tiles that can hold equal labels: W with the masks of positives and negatives
     for tile in range(first, last):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         s, y = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
@@ -81,6 +86,7 @@ def gradient_kernel(
             y = load_rows(y_ptr, columns, num_y, offset, WIDTH, BLOCK_D)
         gradient = product(weights.to(y.dtype), y, gradient, PRECISION)
 
+    # 3. write (BLOCK_M, BLOCK_D) in the caller's order; ds = d(x . y) / tau, hence the factor
     d = offset + tl.arange(0, BLOCK_D)
     at = gradient_ptr + x_ids.to(tl.int64)[:, None] * WIDTH + d[None, :]
     tl.store(at, gradient * inverse_temperature, mask=inside[:, None] & (d < WIDTH)[None, :])

@@ -1,7 +1,8 @@
-"""Block shapes of the kernels: which are worth timing for a width and dtype, and which fit a device.
+"""Block shapes of the kernels: the candidates for a width and dtype that fit a device.
 
-The shapes are laid out for Hopper (the compiler's report of registers and shared memory), with smaller ones for devices
-that hold less. Triton times the candidates at the first call for each width and dtype, and keeps the fastest.
+The shapes are chosen for Hopper (by the compiler's report of registers and shared memory), with smaller ones for
+devices with less shared memory. Triton times the candidates at the first call for each width and dtype, and keeps the
+fastest.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ class Blocks(NamedTuple):
     stages: int
 
     def config(self) -> triton.Config:
-        """As Triton's tuner takes it."""
+        """Return the shape as a configuration of Triton's autotuner."""
         return triton.Config({"BLOCK_M": self.m, "BLOCK_N": self.n}, num_warps=self.warps, num_stages=self.stages)
 
 
@@ -52,10 +53,10 @@ INTERPRETER = Blocks(32, 16, 4, 1)
 
 
 def columns(width: int, itemsize: int) -> dict[str, int]:
-    """How many columns a block reads at a time for the similarities, and how many of a gradient it owns.
+    """Return ``BLOCK_K``, columns read at a time for similarities, and ``BLOCK_D``, columns of a gradient.
 
-    16-bit rows of up to 512 columns stay on the chip as a whole. Wider ones are read in parts, and so are float32 rows:
-    without tensor cores the compiler holds in registers all the columns that one product spans.
+    16-bit rows of up to 512 columns stay on the chip as a whole. Wider rows are read in parts, and so are float32 rows:
+    without tensor cores the compiler keeps all columns of one product in registers.
     """
     whole = max(16, 1 << (width - 1).bit_length())
     read = 16 if itemsize == 4 else whole if whole <= 512 else 64
@@ -63,11 +64,17 @@ def columns(width: int, itemsize: int) -> dict[str, int]:
 
 
 def tuned(spans: str, half: Candidates, single: Candidates) -> Callable[[Any], Any]:
-    """Decorate a kernel whose block shape is chosen among these candidates; `spans` names its number of columns."""
+    """Return a decorator that tunes a kernel's block shape.
+
+    Args:
+        spans: name of the kernel's constant by which candidates are chosen, "BLOCK_K" or "BLOCK_D".
+        half: candidates for 16-bit rows.
+        single: candidates for float32 rows.
+    """
     every = dict.fromkeys(blocks for table in (half, single) for row in table.values() for blocks in row)
 
     def fitting(configs: list[triton.Config], named: dict[str, Any], **options: Any) -> list[triton.Config]:
-        """The candidates for a call; one alone where the user asks for deterministic algorithms."""
+        """Return the candidates for a call; only the first under deterministic algorithms."""
         options = {**named, **options}
         x = options["x_ptr"]
         table = single if x.element_size() == 4 else half
@@ -84,8 +91,8 @@ def tuned(spans: str, half: Candidates, single: Candidates) -> Callable[[Any], A
 
 
 def shared_memory(blocks: Blocks, options: dict[str, int], itemsize: int) -> int:
-    """Bytes of shared memory that a program of these blocks takes, to within some kilobytes."""
+    """Estimate the bytes of shared memory of a program with these blocks, to within some kilobytes."""
     read, owned = options["BLOCK_K"], options.get("BLOCK_D", 0)
-    if options["WIDTH"] <= read:  # x stays, y passes
+    if options["WIDTH"] <= read:  # x stays on the chip, y streams
         return itemsize * read * (blocks.m + blocks.stages * blocks.n) + 4096
     return itemsize * (read * (blocks.stages + 1) * (blocks.m + blocks.n) + owned * blocks.stages * blocks.n) + 4096

@@ -1,4 +1,4 @@
-"""The forward kernels: sums over the negatives, then the losses and what their gradient needs."""
+"""The forward kernels: sums over the negatives, then the losses and the statistics that the gradient needs."""
 
 import triton
 import triton.language as tl
@@ -38,7 +38,8 @@ def negatives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """`log_neg = log sum exp(s)` over the negatives of anchors; minus infinity for an anchor that has none."""
+    """``log_neg = log sum exp(s)`` over the negatives of anchors; minus infinity for an anchor that has none."""
+    # this program's anchors, (BLOCK_M,); the running sum is 2^shift * total
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < num_x
     x = load_rows(x_ptr, rows, num_x, 0, WIDTH, BLOCK_K)
@@ -48,11 +49,13 @@ def negatives_kernel(
     if SHIFTED:
         shift += float("-inf")
     first, last = class_tiles(start_ptr, stop_ptr, num_x, BLOCK_M, BLOCK_N)
+    # 1. tiles without equal labels: every pair is a negative
     for t in range(0, tl.cdiv(num_y, BLOCK_N) - (last - first)):
         columns = tile_outside(t, first, last) * BLOCK_N + tl.arange(0, BLOCK_N)
         s, _ = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
         s = tl.where((columns < num_y)[None, :], s * scale, float("-inf"))
         shift, total = add_exponentials(s, shift, total, SHIFTED)
+    # 2. tiles that can hold equal labels: leave the anchor's class, columns start to stop, out of the sum
     start = tl.load(start_ptr + rows, mask=inside, other=0)[:, None]
     stop = tl.load(stop_ptr + rows, mask=inside, other=0)[:, None]
     for tile in range(first, last):
@@ -90,13 +93,14 @@ def positives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Losses of anchors x against rows y, from `log_neg` and sums over the positives P.
+    """Losses of anchors x against rows y, from ``log_neg`` and sums over the positives P.
 
-    Of each anchor, `log_pos = log sum_P exp(t)`, the number of positives, and push, by which a negative has the
-    gradient `d l / d s_n = exp(s_n - push)`; `t = s`, or for "one_positive" `t = log q` with
-    `q = exp(s) / (exp(s) + exp(log_neg))`. There the negatives' gradients sum to the mean over P of `1 - q` for "out",
-    and to the sum of `q (1 - q)` over that of `q` for "in"; the logarithm of the first sum is `log_share`.
+    Of each anchor, ``log_pos = log sum_P exp(t)``, the number of positives, and push, by which a negative has the
+    gradient ``d l / d s_n = exp(s_n - push)``; ``t = s``, or for "one_positive" ``t = log q`` with
+    ``q = exp(s) / (exp(s) + exp(log_neg))``. There the negatives' gradients sum to the mean over P of ``1 - q`` for
+    "out", and to the sum of ``q (1 - q)`` over that of ``q`` for "in"; the logarithm of the first sum is ``log_share``.
     """
+    # this program's anchors, (BLOCK_M,), and their running sums over P: number, linear, 2^shift * total, and the share
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < num_x
     x = load_rows(x_ptr, rows, num_x, 0, WIDTH, BLOCK_K)
@@ -107,9 +111,11 @@ def positives_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     shift = total + float("-inf")
     share_total, share_shift = total, shift
+    # 1. only tiles that can hold equal labels
     first, last = class_tiles(start_ptr, stop_ptr, num_x, BLOCK_M, BLOCK_N)
     for tile in range(first, last):
         columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        # t = s_ip, (BLOCK_M, BLOCK_N), and the mask of P: same label, another row, within the cap
         s, _ = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
         t = s * inverse_temperature
         _, kept, y_ids = class_masks(start_ptr, stop_ptr, rows, columns, x_ids, y_ids_ptr, num_x, num_y, EXCLUDE_SELF)
@@ -117,11 +123,13 @@ def positives_kernel(
             y_rank = tl.load(rank_ptr + y_ids, mask=columns < num_y, other=0)
             kept = kept & under_cap(rank_ptr, limit_ptr, x_ids[:, None], inside[:, None], y_rank[None, :])
         if DENOMINATOR == "one_positive":
+            # t = log q = log sigmoid(s - log_neg); the share is 1 - q for "out", q (1 - q) for "in"
             margin = t - log_neg[:, None]
             t = log_sigmoid(margin)
             share = log_sigmoid(-margin) if SUMMATION == "out" else log_sigmoid(-margin) + t
             share = tl.where(kept, share * LOG2_E, float("-inf"))
             share_shift, share_total = add_exponentials(share, share_shift, share_total, True)
+        # |P|, sum over P of t, and log sum over P of exp(t), the last in base 2
         number += tl.sum(kept.to(tl.float32), 1)
         linear += tl.sum(tl.where(kept, t, 0.0), 1)
         shift, total = add_exponentials(tl.where(kept, t * LOG2_E, float("-inf")), shift, total, True)
@@ -129,18 +137,20 @@ def positives_kernel(
     log_pos, log_share = log_sum(shift, total), log_sum(share_shift, share_total)
     valid = number > 0
     number = tl.maximum(number, 1.0)
+    # 2. equation 2, -1/|P| sum t + log D, or equation 3, log |P| - log sum exp(t) + log D; q has its own D inside t
     loss = -linear / number if SUMMATION == "out" else tl.log(number) - log_pos
     push = log_neg
     if DENOMINATOR == "all":
         push = log_add(log_neg, log_pos)
         loss += push
     elif DENOMINATOR == "negatives":
-        valid = valid & (log_neg != float("-inf"))  # NaN is to show
+        valid = valid & (log_neg != float("-inf"))  # keep NaN, so that invalid input is visible in the loss
         loss += log_neg
     else:
         push += (tl.log(number) if SUMMATION == "out" else log_pos) - log_share
-        push = tl.where(valid & (log_neg != float("-inf")), push, float("inf"))  # infinities less infinities
-    push = tl.where(push == float("-inf"), float("inf"), push)  # without negatives nothing is pushed
+        push = tl.where(valid & (log_neg != float("-inf")), push, float("inf"))  # infinity minus infinity is NaN
+    push = tl.where(push == float("-inf"), float("inf"), push)  # without negatives exp(s - push) is 0
+    # 3. losses by id, in the caller's order; statistics in sorted order
     tl.store(losses_ptr + x_ids, tl.where(valid, loss, 0.0), mask=inside)
     tl.store(valid_ptr + x_ids, valid, mask=inside)
     tl.store(statistics_ptr + num_x + rows, push, mask=inside)

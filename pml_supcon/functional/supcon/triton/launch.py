@@ -9,7 +9,7 @@ from pml_supcon.functional.supcon.triton.backward import gradient_kernel
 from pml_supcon.functional.supcon.triton.blocks import columns
 from pml_supcon.functional.supcon.triton.forward import negatives_kernel, positives_kernel
 
-#: How float32 products are made: "ieee" is exact, "tf32x3" nearly so and on tensor cores, "tf32" keeps 10 bits.
+#: Precision of float32 products: "ieee" is exact, "tf32x3" nearly so on tensor cores, "tf32" keeps 10 bits.
 FLOAT32_PRODUCTS = "ieee"
 
 #: The largest weight of a pair in float16, whose range is small: the upstream gradient is scaled to it.
@@ -20,10 +20,11 @@ class Side(NamedTuple):
     """Anchors or contrasted rows in the order of their labels.
 
     Attributes:
-        rows: `(n, D)` in the dtype of the products.
-        ids: `(n,)` int32, places in the caller's order, counted from the first row that is an anchor (`first`).
-        start: `(n,)` int32, with `stop`: the rows of the other side from `start` to `stop` have the row's label.
-        stop: `(n,)` int32.
+        rows: ``(n, D)`` in the dtype of the products.
+        ids: ``(n,)`` int32, places in the caller's order, counted from the first row that is an anchor (``first``).
+        start: ``(n,)`` int32, with ``stop``: the rows of the other side from ``start`` to ``stop`` have the row's
+            label.
+        stop: ``(n,)`` int32.
     """
 
     rows: Tensor
@@ -33,16 +34,16 @@ class Side(NamedTuple):
 
 
 class Launches(NamedTuple):
-    """Both sides (one and the same where every row is an anchor), and what the kernels are told.
+    """Both sides (the same object if every row is an anchor), and the arguments of the kernels.
 
     Attributes:
         anchors: the side of the anchors.
-        rows: that of the contrasted rows.
-        rank: `(M,)` int32 in the caller's order, None without a cap.
-        limit: `(A,)` int32 by id: the cap keeps rows of a lower rank, and of the anchor's own.
-        first: the row that the first anchor is; rows before it have negative ids.
+        rows: the side of the contrasted rows.
+        rank: ``(M,)`` int32 in the caller's order, None without a cap.
+        limit: ``(A,)`` int32 by id: the cap keeps rows whose rank is lower, or equal to the anchor's.
+        first: index of the first anchor among the rows; rows before it have negative ids.
         temperature: of the similarities.
-        options: the kernels' constants by name, but for those of `columns`.
+        options: the kernels' constants by name, without ``BLOCK_K`` and ``BLOCK_D``.
     """
 
     anchors: Side
@@ -54,21 +55,24 @@ class Launches(NamedTuple):
     options: dict[str, Any]
 
     def losses(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses `(A,)` and their validity `(A,)` by id, and the statistics `(4, A)` of the sorted anchors."""
+        """Return losses ``(A,)`` and validity ``(A,)`` by id, and the statistics ``(4, A)`` of the sorted anchors."""
         x, y = self.anchors, self.rows
         losses = torch.empty(x.ids.shape, device=x.ids.device, dtype=torch.float32)
         valid = torch.empty_like(losses, dtype=torch.bool)
         statistics = losses.new_empty(4, len(losses))
+        # fill log_neg, then from it the losses and the other statistics
         self.launch(negatives_kernel, x, y, statistics_ptr=statistics)
         self.launch(positives_kernel, x, y, losses_ptr=losses, valid_ptr=valid, statistics_ptr=statistics)
         return losses, valid, statistics
 
     def gradient(self, x: Side, y: Side, statistics: Tensor, upstream: Tensor) -> Tensor:
-        """The gradient `(n, D)`, by id, of the rows of x by their pairs with y; `upstream` `(A,)` is sorted."""
+        """Return the gradient ``(n, D)``, by id, of x from its pairs with y; ``upstream`` ``(A,)`` is sorted."""
+        # float16 weights would underflow: scale the largest upstream gradient to 2^14, and back at the end
         scale = None
         if x.rows.dtype == torch.float16 and len(upstream) > 0:
             scale = FLOAT16_WEIGHT / upstream.abs().amax().clamp(min=1e-30)
             upstream = upstream * scale
+        # the sides that are anchors contribute their losses' gradient; the other pointers are None
         gradient = torch.empty(x.rows.shape, device=x.rows.device, dtype=torch.float32)
         x_given, y_given = ((statistics, upstream) if side is self.anchors else (None, None) for side in (x, y))
         self.launch(
@@ -84,7 +88,7 @@ class Launches(NamedTuple):
         return gradient if scale is None else gradient.div_(scale)
 
     def launch(self, kernel: Any, x: Side, y: Side, **pointers: Tensor | None) -> None:
-        """Run a kernel over all rows of x; it is given those of the arguments that it has."""
+        """Run a kernel over all rows of x, with the arguments that it takes."""
         width = x.rows.shape[1]
         arguments: dict[str, Any] = {
             **pointers,
@@ -105,6 +109,7 @@ class Launches(NamedTuple):
             **self.options,
         }
         arguments = {name: value for name, value in arguments.items() if name in kernel.arg_names}
+        # grid: blocks of BLOCK_M rows, by slices of BLOCK_D columns
         slices = -(-width // arguments.get("BLOCK_D", width))
         if len(x.ids) > 0:
             with torch.cuda.device_of(x.rows):

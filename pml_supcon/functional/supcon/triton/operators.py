@@ -1,4 +1,4 @@
-"""The kernels as two operators, which autograd and `torch.compile` take as they are."""
+"""The kernels as two custom ops, which ``torch.compile`` does not look into."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ KERNEL_EXPONENT = 40.0
 
 
 def solve(problem: Problem) -> AnchorLosses:
-    """Per-anchor losses of a problem with labels; nothing waits for the device."""
+    """Return per-anchor losses of a problem with labels; nothing waits for the device."""
     cap = problem.cap
     losses, valid, _ = triton_losses(
         problem.anchors,
@@ -31,14 +31,15 @@ def solve(problem: Problem) -> AnchorLosses:
 
 
 def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
-    """`ids`, `start` and `stop` of both sides, as `Side` has them; None for rows that are the anchors."""
+    """Return ``ids``, ``start`` and ``stop`` of both sides (see ``Side``); None for rows that are the anchors."""
     assert problem.anchor_labels is not None  # for the type checker: no pairs, so labels
     assert problem.row_labels is not None
     anchor_labels, anchor_ids = torch.sort(problem.anchor_labels.long(), stable=True)
     row_labels, row_ids = anchor_labels, None
     if not problem.symmetric:
         row_labels, row_ids = torch.sort(problem.row_labels.long(), stable=True)
-        row_ids -= problem.first_anchor or 0  # a row and the anchor that it is have one id
+        row_ids -= problem.first_anchor or 0  # an anchor and its own row have the same id
+    # the range of contrasted rows with the label of each anchor, and below that of anchors for each row
     start, stop = (
         torch.searchsorted(row_labels, anchor_labels, right=right, out_int32=True) for right in (False, True)
     )
@@ -69,11 +70,11 @@ def triton_losses(
     denominator: str,
     shifted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses `(A,)` and their validity `(A,)`, and the statistics `(4, A)` of the sorted anchors.
+    """Losses ``(A,)`` and their validity ``(A,)``, and the statistics ``(4, A)`` of the sorted anchors.
 
-    Anchors `(A, D)` and rows `(M, D)` are float32 in the caller's order; rows and the next of theirs are None where
-    the anchors are the rows. `first_anchor` is that of the `Problem`, `dtype` that of the products; `shifted` says that
-    similarities may leave the exponent's safe range. For the others see `Launches`.
+    Anchors ``(A, D)`` and rows ``(M, D)`` are float32 in the caller's order; rows and the next of theirs are None where
+    the anchors are the rows. ``first_anchor`` is that of the ``Problem``, ``dtype`` that of the products; ``shifted``
+    says that similarities may leave the exponent's safe range. For the others see ``Launches``.
     """
     return lay_out(
         anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
@@ -104,9 +105,9 @@ def triton_gradient(
     denominator: str,
     shifted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of anchors `(A, D)` and of rows `(M, D)`, each empty where it is not asked for.
+    """Return the gradients of anchors ``(A, D)`` and of rows ``(M, D)``, each empty if it is not requested.
 
-    `upstream` `(A,)`, in the caller's order, is 0 for invalid anchors; for the others see `triton_losses`.
+    ``upstream`` ``(A,)``, in the caller's order, is 0 for invalid anchors; for the others see ``triton_losses``.
     """
     launches = lay_out(
         anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
@@ -138,7 +139,7 @@ def lay_out(
     denominator: str,
     shifted: bool,
 ) -> Launches:
-    """Both sides put in order, from the arguments of an operator."""
+    """Sort both sides by label, from the flat arguments of a custom op."""
     anchor_side = Side(anchors.to(dtype).index_select(0, anchor_ids), anchor_ids, anchor_start, anchor_stop)
     row_side = anchor_side
     if rows is not None and row_ids is not None and row_start is not None and row_stop is not None:

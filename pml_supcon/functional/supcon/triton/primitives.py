@@ -1,8 +1,8 @@
-"""What the kernels share: rows and tiles of products, who is whose positive, sums and derivatives of the losses.
+"""Building blocks of the kernels: rows, products, masks and sums.
 
-"x" are the rows a program owns (`BLOCK_M` of them), "y" the rows it meets tile by tile (`BLOCK_N` at a time). Both are
-sorted by label, so that the class mates of x row `i` are the y rows from `start[i]` to `stop[i]`. Pointers to what a
-call has no use for are None, which costs nothing in the compiled kernel.
+"x" are the ``BLOCK_M`` rows that a program owns, "y" the rows that it loads in tiles of ``BLOCK_N``. Both are sorted by
+label, so that the y rows with the label of x row ``i`` are ``start[i]`` to ``stop[i]``. Pointers that a call does not
+need are None, which costs nothing in the compiled kernel.
 """
 
 import os
@@ -21,7 +21,7 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 def load_rows(
     ptr: tl.tensor, index: tl.tensor, number: int, offset: int, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ) -> tl.tensor:
-    """`BLOCK` columns, from `offset` on, of the rows `index`; zeros beyond the last row and column."""
+    """Load ``BLOCK`` columns, from ``offset`` on, of the rows ``index``; zeros beyond the last row and column."""
     d = offset + tl.arange(0, BLOCK)
     mask = (index < number)[:, None]
     if WIDTH % BLOCK != 0:
@@ -31,7 +31,7 @@ def load_rows(
 
 @triton.jit
 def product(a: tl.tensor, b: tl.tensor, total: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
-    """`total + a @ b`, accumulated in float32."""
+    """Return ``total + a @ b``, accumulated in float32."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=PRECISION)
@@ -50,9 +50,11 @@ def dot_products(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """A tile of `x y^T`, and the first `BLOCK_K` columns of y; `x` holds those of x.
+    """Return a tile of ``x y^T``, ``(BLOCK_M, BLOCK_N)``, and the first ``BLOCK_K`` columns of y.
 
-    Where `BLOCK_K` spans the rows, x stays on the chip for all tiles, and so does y for a second use.
+    ``x`` holds the first ``BLOCK_K`` columns of x.
+
+    If ``BLOCK_K`` spans the width, x stays on the chip for all tiles, and y for a second product.
     """
     y = load_rows(y_ptr, columns, num_y, 0, WIDTH, BLOCK_K)
     products = product(x, tl.trans(y), tl.zeros((rows.shape[0], columns.shape[0]), tl.float32), PRECISION)
@@ -67,7 +69,7 @@ def dot_products(
 def class_tiles(
     start_ptr: tl.tensor, stop_ptr: tl.tensor, num_x: int, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The tiles of y that can hold class mates of this program's rows: the first, and the one behind the last."""
+    """Return the range ``[first, last)`` of the tiles of y that can share a label with this program's rows."""
     top = tl.program_id(0) * BLOCK_M
     bottom = tl.minimum(top + BLOCK_M, num_x) - 1
     return tl.load(start_ptr + top) // BLOCK_N, tl.cdiv(tl.load(stop_ptr + bottom), BLOCK_N)
@@ -75,7 +77,7 @@ def class_tiles(
 
 @triton.jit
 def tile_outside(t: int, first: int, last: int) -> tl.tensor:
-    """The `t`-th of the tiles that `class_tiles` leaves."""
+    """Return the ``t``-th tile outside the range of ``class_tiles``."""
     return tl.where(t < first, t, t + last - first)
 
 
@@ -91,7 +93,7 @@ def class_masks(
     num_y: int,
     EXCLUDE_SELF: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Which pairs of a tile share a label, which of these are two different rows, and the ids of y."""
+    """Return the mask of equal labels, the mask of these that are two different rows, and the ids of y."""
     start = tl.load(start_ptr + rows, mask=rows < num_x, other=0)[:, None]
     stop = tl.load(stop_ptr + rows, mask=rows < num_x, other=0)[:, None]
     same = (columns[None, :] >= start) & (columns[None, :] < stop)
@@ -106,7 +108,7 @@ def class_masks(
 def under_cap(
     rank_ptr: tl.tensor, limit_ptr: tl.tensor, ids: tl.tensor, inside: tl.tensor, other_rank: tl.tensor
 ) -> tl.tensor:
-    """Whether anchors with these ids keep rows of these ranks; `ids` and `inside` broadcast against `other_rank`."""
+    """Return the mask of ranks that the cap keeps for anchors ``ids``, which broadcast against ``other_rank``."""
     rank = tl.load(rank_ptr + ids, mask=inside, other=0)
     limit = tl.load(limit_ptr + ids, mask=inside, other=0)
     return (other_rank < limit) | (other_rank == rank)
@@ -116,8 +118,9 @@ def under_cap(
 def add_exponentials(
     x: tl.tensor, shift: tl.tensor, total: tl.tensor, SHIFTED: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Add the sum of `2^x` over columns to `2^shift * total`; without `SHIFTED` the shift stays as it is, at 0."""
+    """Add the sum of ``2^x`` over columns to ``2^shift * total``; without ``SHIFTED`` the shift stays 0."""
     if SHIFTED:
+        # online logsumexp: move to the new maximum and rescale the sum so far
         highest = tl.maximum(shift, tl.max(x, 1))
         finite = tl.where(highest == float("-inf"), 0.0, highest)
         total = total * tl.exp2(shift - finite) + tl.sum(tl.exp2(x - finite[:, None]), 1)
@@ -129,13 +132,13 @@ def add_exponentials(
 
 @triton.jit
 def log_sum(shift: tl.tensor, total: tl.tensor) -> tl.tensor:
-    """The natural logarithm of what `add_exponentials` has added up; minus infinity for nothing."""
+    """Return the natural logarithm of the sum of ``add_exponentials``; minus infinity for an empty sum."""
     return (shift + tl.log2(total)) * LN_2
 
 
 @triton.jit
 def log_add(a: tl.tensor, b: tl.tensor) -> tl.tensor:
-    """`log(exp(a) + exp(b))`, also of minus infinities."""
+    """Return ``log(exp(a) + exp(b))``, also of minus infinities."""
     high = tl.maximum(a, b)
     finite = tl.where(high == float("-inf"), 0.0, high)
     return finite + tl.log(tl.exp(a - finite) + tl.exp(b - finite))
@@ -143,5 +146,5 @@ def log_add(a: tl.tensor, b: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def log_sigmoid(x: tl.tensor) -> tl.tensor:
-    """`-log(1 + exp(-x))` without overflow."""
+    """Return ``-log(1 + exp(-x))`` without overflow."""
     return tl.minimum(x, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(x)))

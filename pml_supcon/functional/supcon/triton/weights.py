@@ -1,4 +1,4 @@
-"""What the backward kernel multiplies rows by: the gradient of every pair of a tile, for both of its ends."""
+"""The weights ``W`` of the backward kernel: the gradient of the pairs of a tile, for both of their ends."""
 
 import triton
 import triton.language as tl
@@ -10,7 +10,7 @@ from pml_supcon.functional.supcon.triton.primitives import LOG2_E, class_masks, 
 def load_push(
     statistics_ptr: tl.tensor, upstream_ptr: tl.tensor, index: tl.tensor, number: int
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Upstream gradient and push, in base 2, of anchors; 0 and infinity beyond the last, or where none are anchors."""
+    """Return upstream gradient and push (base 2) of anchors; 0 and infinity beyond the last, or if none are anchors."""
     upstream = tl.zeros_like(index).to(tl.float32)
     push = upstream + float("inf")
     if statistics_ptr is not None:
@@ -31,10 +31,10 @@ def negative_weights(
     Y_ANCHORS: tl.constexpr,
     SHIFTED: tl.constexpr,
 ) -> tl.tensor:
-    """W of a tile of negatives, `s` and pushes in base 2.
+    """Return W of a tile of negatives, ``u exp(s - push)`` for both ends; ``s`` and pushes are in base 2.
 
-    Without `SHIFTED` both ends share an exponential, `exp(s - push) = exp(s) exp(-push)`. With it, y beyond the last
-    (where `s` is 0) could outgrow an anchor's push and spoil zeros by infinity.
+    Without ``SHIFTED`` both ends share an exponential, ``exp(s - push) = exp(s) exp(-push)``. With it, ``s = 0`` of y
+    beyond the last row could exceed an anchor's push and turn a product with 0 into NaN.
     """
     if not SHIFTED:
         x_weight, y_weight = x_upstream * tl.exp2(-x_push), y_upstream * tl.exp2(-y_push)
@@ -60,7 +60,8 @@ def anchor_gradient(
     SUMMATION: tl.constexpr,
     DENOMINATOR: tl.constexpr,
 ) -> tl.tensor:
-    """`u d l / d s` of the pairs of a tile, for the anchors `index`, which broadcasts against the tile."""
+    """Return ``u d l / d s`` of the pairs of a tile, for the anchors ``index``, which broadcasts against the tile."""
+    # statistics of these anchors; beyond the last an upstream gradient of 0
     inside = index < number
     at = statistics_ptr + index
     upstream = tl.load(upstream_ptr + index, mask=inside, other=0.0)
@@ -68,6 +69,8 @@ def anchor_gradient(
     push = tl.load(at + number, mask=inside, other=float("inf"))
     log_pos = tl.load(at + number * 2, mask=inside, other=0.0)
     positives = tl.load(at + number * 3, mask=inside, other=1.0)
+    # minus the gradient of a positive. one_positive: (1 - q) / |P| (out), q (1 - q) / sum of q (in);
+    # else X_ip = 1 / |P| (out) or the softmax over P (in), less P_ip = exp(s - push) for "all"
     if DENOMINATOR == "one_positive":
         margin = s - log_neg
         if SUMMATION == "out":
@@ -78,6 +81,7 @@ def anchor_gradient(
         pull = tl.exp(s - log_pos) if SUMMATION == "in" else 1.0 / positives
         if DENOMINATOR == "all":
             pull -= tl.exp(s - push)
+    # positives, pairs of equal labels that are none (0), negatives
     return upstream * tl.where(kept, -pull, tl.where(same, 0.0, tl.exp(s - push)))
 
 
@@ -102,10 +106,12 @@ def class_weights(
     DENOMINATOR: tl.constexpr,
     EXCLUDE_SELF: tl.constexpr,
 ) -> tl.tensor:
-    """W of a tile that can hold class mates."""
+    """Return W of a tile that can hold equal labels, ``(BLOCK_M, BLOCK_N)``."""
+    # masks of equal labels and of positives; columns beyond the last get weight 0
     same, mates, y_ids = class_masks(start_ptr, stop_ptr, rows, columns, x_ids, y_ids_ptr, num_x, num_y, EXCLUDE_SELF)
     row, column = rows[:, None], columns[None, :]
     s = tl.where(column < num_y, s, float("-inf"))
+    # the cap depends on the anchor, so each end has its own mask of positives
     x_kept, y_kept = mates, mates
     if rank_ptr is not None:
         x_rank = tl.load(rank_ptr + x_ids, mask=rows < num_x, other=0)[:, None]
@@ -114,6 +120,7 @@ def class_weights(
             x_kept = mates & under_cap(rank_ptr, limit_ptr, x_ids[:, None], row < num_x, y_rank)
         if y_statistics_ptr is not None:
             y_kept = mates & under_cap(rank_ptr, limit_ptr, y_ids[None, :], column < num_y, x_rank)
+    # W_ij = [x_i an anchor] u_i d l_i / d s_ij + [y_j an anchor] u_j d l_j / d s_ji
     weights = tl.zeros_like(s)
     if x_statistics_ptr is not None:
         weights += anchor_gradient(
