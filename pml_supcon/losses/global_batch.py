@@ -156,7 +156,7 @@ class GlobalBatchLoss(nn.Module):
 
         if group is None:
             return mine()
-        return [indices.to(rows.embeddings.device) for indices in collectives.from_first(mine, group)]
+        return [indices.to(rows.embeddings.device) for indices in collectives.broadcast_from_first(mine, group)]
 
 
 @contextmanager

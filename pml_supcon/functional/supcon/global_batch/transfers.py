@@ -57,13 +57,13 @@ class P2PTransfer:
             operations.append(dist.P2POp(dist.isend, sent, dist.get_global_rank(group, receiver), group))
         if len(taken):
             operations.append(dist.P2POp(dist.irecv, taken, dist.get_global_rank(group, sender), group))
-        with collectives.naming_the_lost(group):
+        with collectives.collective_errors(group):
             requests = dist.batch_isend_irecv(operations) if operations else []
         return P2PTransfer(requests, sent, taken, group)
 
     def wait(self) -> Tensor:
         """What was awaited."""
-        with collectives.naming_the_lost(self.group):
+        with collectives.collective_errors(self.group):
             for request in self.requests:
                 request.wait()
         return self.taken
