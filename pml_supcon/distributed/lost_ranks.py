@@ -1,8 +1,8 @@
 """Errors of collectives that name the ranks that are lost.
 
-A failed gloo collective names an address at best, NCCL names nothing, and torchelastic reports a lost rank only in its
-launcher's log. Here every process of a group keeps the process ids of the others on its machine, and asks the others for
-a sign of life through the store of the default group.
+A failed gloo collective names an address at best, NCCL names nothing, and torchelastic reports a lost rank only in
+its launcher's log. Here every process of a group keeps the process ids of the others on its machine, and asks the
+others for a sign of life through the store of the default group.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Rows that the processes of a group hold together: their shares compared, and gathered."""
+"""The shards of a batch on the processes of a group: checked for agreement, and gathered."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from pml_supcon.distributed import collectives
 class LossInputs(NamedTuple):
     """Arguments of a loss: `(B, V, D)` or `(N, D)` embeddings, labels, references and their labels, V where known.
 
-    `more` are tensors that go by row or sample, as the embeddings do.
+    `more` are further tensors with one entry per row or sample, as the embeddings have.
     """
 
     embeddings: Tensor
@@ -41,7 +41,7 @@ class LossInputs(NamedTuple):
         return None if self.labels is None else self.labels[: self.samples]
 
     def by_sample(self) -> "LossInputs":
-        """View-major rows `(N, D)` with known views as `(B, V, D)`; anything else as it is."""
+        """Return view-major rows `(N, D)` with known views as `(B, V, D)`, and anything else unchanged."""
         views = self.num_views
         if self.embeddings.ndim == 3 or views is None:
             return self
@@ -53,7 +53,7 @@ class LossInputs(NamedTuple):
         )
 
     def view_major(self) -> "LossInputs":
-        """`(B, V, D)` as view-major rows `(V * B, D)` with their labels; rows as they are."""
+        """Return `(B, V, D)` as view-major rows `(V * B, D)` with their labels, and rows unchanged."""
         if self.embeddings.ndim == 2:
             return self
         views = self.embeddings.shape[1]
@@ -71,23 +71,23 @@ class LossInputs(NamedTuple):
 
 
 class ShardSizes(NamedTuple):
-    """How many samples and references each process holds, by rank."""
+    """The numbers of samples and of references on each process, by rank."""
 
     samples: list[int]
     references: list[int]
 
     def labels(self, own: LossInputs, group: ProcessGroup) -> Tensor | None:
-        """`(B,)`: the labels of all processes' samples, int64; of whatever integer dtype, equal ones stay equal."""
+        """Return the labels of all processes' samples, `(B,)` int64; equal labels of any integer dtypes stay equal."""
         labels = own.sample_labels
         return None if labels is None else collectives.all_gather_rows(labels.to(torch.int64), self.samples, group)
 
     def labels_or_numbers(self, own: LossInputs, group: ProcessGroup) -> Tensor:
-        """`labels`, or without any the samples' numbers: each is its own class."""
+        """Return `labels`, or without labels the samples' numbers: each sample is its own class."""
         labels = self.labels(own, group)
         return torch.arange(sum(self.samples), device=own.embeddings.device) if labels is None else labels
 
     def gather(self, own: LossInputs, group: ProcessGroup) -> LossInputs:
-        """The rows of all processes, samples one process after another; gradients go back to their senders."""
+        """Return the inputs of all processes, by rank; gradients return to the process that holds the rows."""
         labels = self.labels(own, group)
         own = own.by_sample()
         ref_emb, ref_labels = own.ref_emb, own.ref_labels
@@ -108,28 +108,28 @@ class ShardSizes(NamedTuple):
 def agree_on_shards(
     own: LossInputs, same: Mapping[str, Any], error: Exception | None, group: ProcessGroup
 ) -> ShardSizes:
-    """The shares of all processes, each of which has checked its own.
+    """Return the sizes of all processes' shards, each of which its process has checked.
 
     Args:
-        own: this process's.
+        own: the inputs on this process.
         same: what must be the same on all processes, by name, beside shapes and dtypes.
-        error: what is wrong with this process's share, if anything.
+        error: an error in this process's shard, or None.
         group: the processes.
 
     Raises:
-        ValueError: on every process, where one has an error, or differs from the others; names rank and value.
-        ConnectionError: a collective failed; names the ranks that are lost.
+        ValueError: On every process, if one has an error or differs from the others; names rank and value.
+        ConnectionError: If a collective fails; names the lost ranks.
     """
     sizes = {"samples": 0, "references": 0}
     if error is None:
         sizes = {"samples": own.samples, "references": 0 if own.ref_emb is None else len(own.ref_emb)}
-        same = {**same, **described(own)}
+        same = {**same, **shard_properties(own)}
     notes = collectives.agree(sizes, {name: str(value) for name, value in same.items()}, error, group)
     return ShardSizes(notes["samples"], notes["references"])
 
 
-def described(own: LossInputs) -> dict[str, Any]:
-    """What of a share has to be the same on all processes."""
+def shard_properties(own: LossInputs) -> dict[str, Any]:
+    """Return the properties of a shard that must be equal on all processes."""
     by_row = {"ref_emb": own.ref_emb, **own.more}
     return {
         "embedding width": own.embeddings.shape[-1],
@@ -138,7 +138,7 @@ def described(own: LossInputs) -> dict[str, Any]:
         "number of views": own.embeddings.shape[1] if own.embeddings.ndim == 3 else own.num_views,
         "labels given": own.labels is not None,
         "ref_labels given": own.ref_labels is not None,
-        "a gradient wanted": wants_gradient(own.embeddings),
+        "requires a gradient": wants_gradient(own.embeddings),
         **{
             name: f"rows {tuple(x.shape[1:])} {x.dtype}{' with a gradient' if wants_gradient(x) else ''}"
             for name, x in by_row.items()
@@ -148,5 +148,5 @@ def described(own: LossInputs) -> dict[str, Any]:
 
 
 def wants_gradient(x: Tensor) -> bool:
-    """Whether a backward pass will come back to the tensor."""
+    """Return True if autograd records operations on the tensor."""
     return x.requires_grad and torch.is_grad_enabled()

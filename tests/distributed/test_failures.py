@@ -45,7 +45,7 @@ DIFFERENT = {
     "gradients": (
         (EMBEDDINGS, LABELS),
         (EMBEDDINGS.clone().requires_grad_(), LABELS),
-        "a gradient wanted: False on rank 0, True on rank 1",
+        "requires a gradient: False on rank 0, True on rank 1",
     ),
 }
 

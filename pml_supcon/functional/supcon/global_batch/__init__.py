@@ -1,1 +1,1 @@
-"""The loss of a batch that several processes hold together."""
+"""The loss of a batch that is sharded over several processes."""

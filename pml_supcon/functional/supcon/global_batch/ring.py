@@ -1,8 +1,13 @@
-"""The tiled loss of a batch that lies on several processes, each holding some of its rows.
+"""The tiled loss of a batch that is sharded over several processes, as a ring.
 
-Every process meets the rows of the others one block at a time, while the next block is on its way: memory is that of
-its own rows. A pair of rows is computed once, on one of the two processes that hold them, and serves both: with `W`
-processes each does `1/W` of the products of one process alone. Labels and sums per anchor are known to all.
+With W processes, process r holds the rows Z_r (N_r, D). It receives the block Z_q of each peer q in turn, while the
+next block is in flight: memory is O(N_r D). Each pair of rows is computed once, on one of the two processes that hold
+it, and serves both: each process does 1/W of the products of one process alone. Labels and the sums per anchor, (A,)
+each, are on all processes. The blocks rotate three times:
+
+1. negatives: log_neg_i = log sum_{n in N(i)} exp(s_in), then a log-sum-exp over processes;
+2. positives: the sums over P(i) that equations 2 and 3 need (`Statistics`), then a sum over processes;
+3. backward: G_ij = w_i dl_i/ds_ij, dL/dZ_r += G Z_q, and dL/dZ_q += G^T Z_r, which returns to process q.
 """
 
 from dataclasses import dataclass
@@ -25,9 +30,9 @@ from pml_supcon.functional.supcon.tiled.threads import map_in_threads
 
 
 def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:
-    """Losses of all anchors of the batch, in its view-major order, on every process.
+    """Return the losses of all anchors of the batch, in its view-major order, on every process.
 
-    The gradient is that of the sum of what all processes make of the losses. `problem` is of this process's own rows.
+    The gradient is the gradient of the sum of all processes' results. `problem` holds this process's rows alone.
     """
     rows = scale_by_sqrt_temperature(problem.rows[plan.row_order], problem.temperature)
     anchors = rows
@@ -39,7 +44,7 @@ def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:
 
 
 class _Ring(torch.autograd.Function):
-    """Sorted own anchors and rows to the losses of all anchors `(A,)` by place, and their validity."""
+    """A map from this process's sorted anchors and rows to the losses `(A,)` and validity `(A,)` of all anchors."""
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, rows: Tensor, plan: ShardPlan) -> tuple[Tensor, Tensor]:
@@ -66,14 +71,16 @@ class _Ring(torch.autograd.Function):
 
 
 def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> Statistics:
-    """What the losses need to know of every anchor of the batch: once around for the negatives, then the positives."""
+    """Return the sums over positives and negatives of every anchor of the batch: rotations 1 and 2."""
     layout, device = plan.layout, anchors.device
     log_neg = torch.full_like(layout.anchor_labels, -torch.inf, dtype=anchors.dtype)
+    # 1. log_neg (A,): each block adds its negatives, on the log scale; then the sum over processes.
     for peer, block in rotate_blocks(plan, rows):
         passes = passes_of(plan, anchors, peer, block)
         parts = map_in_threads(passes.log_negatives, plan.tiles(peer), device)
         log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
     log_neg = collectives.all_logsumexp(log_neg, plan.group)
+    # 2. The sums over positives. "one_positive" needs the complete log_neg: hence a second rotation.
     start = Statistics.of(log_neg, plan.summation, plan.denominator)
     statistics = start.copy()
     for peer, block in rotate_blocks(plan, rows):
@@ -86,14 +93,14 @@ def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> Statistics:
 def gradients(
     plan: ShardPlan, anchors: Tensor, rows: Tensor, statistics: Statistics, upstream: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of this process's anchors and rows (one and the same with symmetry): the third time around."""
+    """Return the gradients of this process's anchors and rows, the same tensor with symmetry: rotation 3."""
     symmetric = plan.layout.symmetric
     of_anchors = torch.zeros_like(anchors)
     of_rows = of_anchors if symmetric else torch.zeros_like(rows)
     weight = statistics.negative_weight(upstream, shifted=plan.shifted)
     on_its_way: P2PTransfer | None = None
     for peer, block in rotate_blocks(plan, rows):
-        if on_its_way is not None:  # before there is another: memory for two would be kept
+        if on_its_way is not None:  # the next one starts after it: one in flight at a time
             of_rows += on_its_way.wait()
             on_its_way = None
         passes = passes_of(plan, anchors, peer, block)
@@ -112,7 +119,7 @@ def gradients(
 
 
 class Gradients(NamedTuple):
-    """Those of own anchors and of the rows of a peer."""
+    """The gradients of this process's anchors and of the rows of a peer."""
 
     of_anchors: Tensor
     of_block: Tensor
@@ -129,7 +136,7 @@ def gradients_with(
     weight: Tensor,
     tiles: Tiles,
 ) -> Gradients:
-    """What some of the tiles with a peer's rows add to the gradients."""
+    """Return the contributions of some tiles with a peer's rows to the gradients."""
     of_anchors = torch.zeros_like(anchors)
     of_block = of_anchors if peer == plan.rank and plan.layout.symmetric else torch.zeros_like(block)
     passes.gradients(
@@ -144,7 +151,7 @@ def gradients_with(
 
 
 def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> TilePasses:
-    """The passes over this process's anchors and the rows of a peer."""
+    """Return the passes over this process's anchors and the rows of a peer."""
     mine = plan.anchor_blocks[plan.rank]
     return TilePasses(
         anchors=At(mine, anchors),
@@ -157,11 +164,11 @@ def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> Til
 
 @dataclass(frozen=True)
 class At:
-    """Rows that stand at some places of the layout, found by these."""
+    """A slice of the layout's rows, indexed by places in the whole layout."""
 
     places: slice
     rows: Tensor
 
     def __getitem__(self, places: slice) -> Tensor:
-        """The rows of a slice of the places."""
+        """Return the rows at a slice of the places."""
         return self.rows[places.start - self.places.start : places.stop - self.places.start]

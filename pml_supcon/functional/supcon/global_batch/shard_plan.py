@@ -1,4 +1,4 @@
-"""Which process holds which rows of a batch, and which of the tiles are its to compute."""
+"""The assignment of a batch's rows and tiles to processes."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,7 +18,7 @@ Tiles = list[tuple[Tile, list[Tile]]]
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A batch on several processes, which all make this plan alike, each for itself.
+    """The assignment of rows and tiles to processes; each process computes the same plan.
 
     Places in the layout go process by process, and by label within each.
 
@@ -28,7 +28,7 @@ class ShardPlan:
         row_blocks: the places of each process's rows.
         anchor_order: sorts this process's anchors.
         row_order: sorts this process's rows.
-        anchor_places: `(A,)`: where the anchor of each place stands in the view-major order of the batch.
+        anchor_places: `(A,)`: the position of the anchor at each place in the view-major order of the batch.
         rank: of this process.
         group: the processes.
         summation: this and the other options are those of the problem.
@@ -48,10 +48,10 @@ class ShardPlan:
 
     @staticmethod
     def of(problem: Problem, labels: Tensor, samples: list[int], views: int, group: ProcessGroup) -> "ShardPlan":
-        """The plan.
+        """Return the plan of a batch.
 
         Args:
-            problem: this process's own rows, as if they were all.
+            problem: the problem of this process's rows alone.
             labels: `(B,)`, of the samples of all processes one after another.
             samples: how many of them each process has.
             views: rows of each sample.
@@ -89,19 +89,19 @@ class ShardPlan:
 
     @property
     def peers(self) -> list[int]:
-        """The processes whose rows this one meets, itself first; with symmetry half of them, as the others meet it."""
+        """The processes whose rows this one receives, itself first; with symmetry half of them, the others get ours."""
         number = len(self.row_blocks)
         meets = number // 2 + 1 if self.layout.symmetric else number
         return [(self.rank + step) % number for step in range(meets)]
 
     def tiles(self, peer: int) -> Tiles:
-        """The tiles of this process's anchors with the rows of a peer that are its to compute."""
+        """Return the tiles of this process's anchors and a peer's rows that this process computes."""
         mine, theirs = self.anchor_blocks[self.rank], self.row_blocks[peer]
         found = list(self.layout.tiles(mine, theirs))
         meet_each_other = peer != self.rank and (peer - self.rank) * 2 % len(self.row_blocks) == 0
         if not self.layout.symmetric or not meet_each_other:
             return found
-        return [  # each takes every other tile: the sum is the same from both sides
+        return [  # opposite ranks receive each other's rows: each computes every other tile
             (tile, boxes)
             for tile, boxes in found
             if (tile[0].start - mine.start + tile[1].start - theirs.start) // layouts.TILE % 2 == (self.rank < peer)
@@ -109,12 +109,12 @@ class ShardPlan:
 
 
 def blocks(numbers: list[int]) -> list[slice]:
-    """Slices of these lengths, one after another."""
+    """Return consecutive slices of these lengths."""
     return [slice(stop - number, stop) for number, stop in zip(numbers, accumulate(numbers), strict=True)]
 
 
 def order_of(labels: Tensor, block: slice, views: int) -> tuple[Tensor, Tensor]:
-    """What sorts a process's view-major rows by label, and their places in the view-major order of the batch."""
+    """Return the order that sorts a process's view-major rows by label, and their positions in the whole batch."""
     samples = torch.arange(block.start, block.stop, device=labels.device)
     places = (torch.arange(views, device=labels.device)[:, None] * len(labels) + samples).flatten()
     order = torch.argsort(labels[samples].repeat(views), stable=True)

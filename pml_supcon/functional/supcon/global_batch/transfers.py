@@ -1,4 +1,4 @@
-"""Blocks of rows on their way between processes."""
+"""Point-to-point transfers of blocks of rows between the processes of the ring."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 
 
 def rotate_blocks(plan: ShardPlan, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each peer and its rows, the next block on its way meanwhile; `rows` are this process's own, the first visit."""
+    """Yield each peer and its rows, the first being this process with `rows`, while the next block is in flight.
+
+    In the step in which we receive the block of rank `r + k`, rank `r - k` receives ours.
+    """
     peers = plan.peers
     block = rows
     for peer, after in zip(peers, [*peers[1:], None], strict=True):
@@ -28,29 +31,29 @@ def rotate_blocks(plan: ShardPlan, rows: Tensor) -> Iterator[tuple[int, Tensor]]
 
 
 def return_gradient(plan: ShardPlan, gradient: Tensor, peer: int) -> "P2PTransfer":
-    """Send a peer the gradient of its rows, and take that of one's own from the process that they visited meanwhile."""
+    """Return a peer's gradient to it; receive ours from the process that last held our block."""
     host = (2 * plan.rank - peer) % len(plan.row_blocks)
     return P2PTransfer.post(gradient, peer, new_block(gradient, plan, plan.rank), host, plan.group)
 
 
 def new_block(like: Tensor, plan: ShardPlan, process: int) -> Tensor:
-    """Room for the rows of a process."""
+    """Return an empty block for the rows of a process."""
     block = plan.row_blocks[process]
     return like.new_empty(block.stop - block.start, like.shape[1])
 
 
 @dataclass
 class P2PTransfer:
-    """Rows sent and rows awaited."""
+    """A block being sent and a block being received."""
 
     requests: list[Any]
-    sent: Tensor  # kept until it has left
+    sent: Tensor  # referenced until it is sent
     taken: Tensor
     group: ProcessGroup
 
     @staticmethod
     def post(sent: Tensor, receiver: int, taken: Tensor, sender: int, group: ProcessGroup) -> "P2PTransfer":
-        """Start to send and to receive; nothing travels where there are no rows."""
+        """Start to send and to receive; a block without rows is not transferred."""
         sent = sent.contiguous()
         operations = []
         if len(sent):
@@ -62,7 +65,7 @@ class P2PTransfer:
         return P2PTransfer(requests, sent, taken, group)
 
     def wait(self) -> Tensor:
-        """What was awaited."""
+        """Wait for both blocks and return the received one."""
         with collectives.collective_errors(self.group):
             for request in self.requests:
                 request.wait()
