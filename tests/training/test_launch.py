@@ -15,7 +15,7 @@ from helpers.process_groups import free_port
 
 REPOSITORY = Path(__file__).parent.parent.parent
 TWO_MACHINES = REPOSITORY / "benchmarks" / "two_machines.sh"
-LAUNCH = REPOSITORY / "recipes" / "launch"
+LAUNCH = REPOSITORY / "pml_supcon" / "configs" / "launch"
 QUICK = ["--max-train", "300", "--max-test", "100", "--batch-size", "100", "--epochs", "2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 CPU = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -156,11 +156,12 @@ def test_a_launcher_that_is_ended_ends_the_run(tmp_path):
 DIES_ONCE = """
 import faulthandler, os, signal, sys
 from pathlib import Path
-from pml_supcon.recipes import loop, train
+from pml_supcon.training import app as train
+from pml_supcon.training import loop
 
 marker, step = Path(sys.argv.pop(1)), loop.take_step
 hung = marker.with_name(f"hung-{os.getpid()}").open("w")
-faulthandler.dump_traceback_later(60, exit=True, file=hung)  # gloo sometimes hangs where processes meet anew
+faulthandler.dump_traceback_later(100, exit=True, file=hung)  # gloo sometimes hangs where processes meet anew
 
 def dying(stage, views, labels, number, *more):
     if number == 7 and os.environ["RANK"] == "1" and not marker.exists():
@@ -179,7 +180,7 @@ def test_a_restarted_launch_goes_on(tmp_path):
     options = [*QUICK, "--epochs", "4", "--save-every", "2", "--output", str(tmp_path / "run"), "--resume"]
     launch = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", "--max_restarts", "6"]
     command = [*launch, str(tmp_path / "script.py"), str(tmp_path / "died"), *options]
-    subprocess.run(command, env=CPU, check=True, timeout=300, capture_output=True)
+    subprocess.run(command, env=CPU, check=True, timeout=600, capture_output=True)
     for trace in tmp_path.glob("hung-*"):
         if trace.read_text():  # seen in `init_process_group` of a restart, before any code of ours
             warnings.warn(f"a process hung:\n{trace.read_text()}", stacklevel=1)
