@@ -1,15 +1,17 @@
-"""Several views of each sample: what makes them, and the layouts of a batch that has them. Fixed changes of images."""
+"""Random views of each sample, and fixed changes of images for evaluation."""
 
 from pml_supcon._layouts import flatten_views, split_views
-from pml_supcon.views.augment import contrastive_augmentation, digit_augmentation, evaluation_transform
-from pml_supcon.views.change_tasks import transformation_tasks
-from pml_supcon.views.changed import ChangedDataset
-from pml_supcon.views.changes import Change, GaussianNoise, Grey, Rotation, Sobel
+from pml_supcon.views.augmentations import (
+    AUGMENTATIONS,
+    augmentation,
+    contrastive_augmentation,
+    digit_augmentation,
+    evaluation_transform,
+)
+from pml_supcon.views.changed_dataset import ChangedDataset
+from pml_supcon.views.changes import Change, GaussianNoise, Grey, Rotation, Sobel, transformation_tasks
 from pml_supcon.views.image_transform import ImageTransform
-from pml_supcon.views.in_memory import MultiViewTensorDataset
-from pml_supcon.views.multi_view import MultiView, MultiViewDataset
-from pml_supcon.views.named import AUGMENTATIONS, augmentation
-from pml_supcon.views.seeded import SeededDataset
+from pml_supcon.views.multi_view import MultiView, MultiViewDataset, MultiViewTensorDataset, SeededDataset
 
 __all__ = [  # noqa: RUF022 - flow order
     "AUGMENTATIONS",

@@ -1,11 +1,10 @@
-"""Fixed changes of images that a probe is to recognise: without colour, turned, noisy, or edges alone.
+"""Fixed changes of images that a linear probe is to recognise: grey, rotated, noisy, Sobel-filtered.
 
-A change takes uint8 images and their places in a data set, and gives uint8 images of the same shape. What is random in
-it is drawn per image, from its own seed and the image's place: the same whatever the batch, and whoever computes it.
+A change maps uint8 images and their indices in a dataset to uint8 images of the same shape. Random draws depend only on
+the change's seed and the image's index: they are the same in any batch and in any process.
 """
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from pml_supcon._checks import check_choice, check_int, check_number, check_type
+
 DEGREES = (0, 90, 180, 270)
 NOISE_STD = 0.1
 _SOBEL_MAX = math.sqrt(20)  # the largest magnitude of values in [0, 1]: 4 in one direction with 2 in the other
@@ -23,13 +24,13 @@ _SOBEL_MAX = math.sqrt(20)  # the largest magnitude of values in [0, 1]: 4 in on
 class Change(Protocol):
     """A change of images.
 
-    Called with uint8 images ``(N, C, H, W)`` on the CPU, C 1 or 3, and int64 ``(N,)``, the images' places in their data
-    set; returns uint8 ``(N, C, H, W)``.
+    It takes uint8 images ``(N, C, H, W)`` on the CPU, C = 1 or 3, and the images' indices in their dataset, int64
+    ``(N,)``; it returns uint8 ``(N, C, H, W)``.
     """
 
     @property
     def key(self) -> str:
-        """Name the change and all its options: changes with the same key are the same."""
+        """The name of the change with all its options: equal keys mean equal changes."""
         ...
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
@@ -39,13 +40,13 @@ class Change(Protocol):
 
 @dataclass(frozen=True)
 class Grey:
-    r"""Colour taken away: :math:`0.2989 R + 0.587 G + 0.114 B` (ITU-R 601, rounded down) in all three channels.
+    r"""A change to grey: :math:`0.2989 R + 0.587 G + 0.114 B` (ITU-R 601, rounded down) in all three channels.
 
-    An image with one channel stays as it is. torchvision's ``rgb_to_grayscale``.
+    An image with one channel stays as it is. This is torchvision's ``rgb_to_grayscale``.
 
     Raises:
-        TypeError: When called, if images are not uint8 or indices not int64.
-        ValueError: When called, if a shape is wrong.
+        TypeError: If images are not uint8 or indices not int64.
+        ValueError: If a shape is wrong.
 
     Examples:
         >>> red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)
@@ -55,7 +56,7 @@ class Grey:
 
     @property
     def key(self) -> str:
-        """The change's name."""
+        """The name of the change."""
         return "grey"
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
@@ -67,15 +68,15 @@ class Grey:
 
 @dataclass(frozen=True)
 class Rotation:
-    """A turn by right angles, counterclockwise; no pixel is interpolated.
+    """A counterclockwise rotation by right angles, without interpolation.
 
     Args:
         degrees: 0, 90, 180 or 270.
 
     Raises:
-        TypeError: If ``degrees`` is not an integer; when called, if images are not uint8 or indices not int64.
-        ValueError: If ``degrees`` is another; when called, if a shape is wrong, or if an image that is not square is
-            to be turned by 90 or 270 degrees: its shape would tell the turn.
+        TypeError: If ``degrees`` is not an integer, images are not uint8 or indices not int64.
+        ValueError: If ``degrees`` is another angle, a shape is wrong, or images are not square for 90 or 270 degrees:
+            their shape would reveal the rotation.
 
     Examples:
         >>> image = torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).view(1, 1, 2, 2)
@@ -86,14 +87,11 @@ class Rotation:
     degrees: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.degrees, numbers.Integral) or isinstance(self.degrees, bool):
-            raise TypeError(f"Expected argument `degrees` to be an integer, but got {self.degrees!r}.")
-        if self.degrees not in DEGREES:
-            raise ValueError(f"Expected argument `degrees` to be one of {DEGREES}, but got {self.degrees}.")
+        check_choice("degrees", check_int("degrees", self.degrees), DEGREES)
 
     @property
     def key(self) -> str:
-        """The change's name and its angle."""
+        """The name of the change and its angle."""
         return f"rotation(degrees={self.degrees})"
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
@@ -103,21 +101,21 @@ class Rotation:
         if self.degrees % 180 and height != width:
             raise ValueError(
                 f"Expected argument `images` to be square for a rotation by {self.degrees} degrees, but got height "
-                f"{height} and width {width}."
+                f"{height} and width {width}"
             )
         return images.rot90(self.degrees // 90, dims=(-2, -1))
 
 
 @dataclass(frozen=True)
 class Sobel:
-    r"""Edges alone: the magnitude of the Sobel gradient in each channel, :math:`\sqrt{g_x^2 + g_y^2}`.
+    r"""The edges of an image: the magnitude of the Sobel gradient in each channel, :math:`\sqrt{g_x^2 + g_y^2}`.
 
-    It is divided by :math:`\sqrt{20}`, the largest that values in [0, 1] can give, and rounded: the whole of 0..255 is
-    open to it and nothing is cut off. Beyond the border lie copies of the border.
+    The magnitude is divided by :math:`\sqrt{20}`, its maximum for values in [0, 1], and rounded: it uses the
+    whole range 0..255 without clipping. Borders are replicated.
 
     Raises:
-        TypeError: When called, if images are not uint8 or indices not int64.
-        ValueError: When called, if a shape is wrong.
+        TypeError: If images are not uint8 or indices not int64.
+        ValueError: If a shape is wrong.
 
     Examples:
         >>> step = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).view(1, 1, 1, 4)
@@ -127,14 +125,15 @@ class Sobel:
 
     @property
     def key(self) -> str:
-        """The change's name."""
+        """The name of the change."""
         return "sobel"
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Change the images."""
         _check(images, indices)
+        # Smooth along one axis with (1, 2, 1), then take central differences along the other: g_y and g_x.
         padded = F.pad(images.float(), [1, 1, 1, 1], mode="replicate")
-        down = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]  # whole numbers: exact in float32
+        down = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]  # integers, exact in float32
         across = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
         magnitude = torch.hypot(down[..., 2:] - down[..., :-2], across[:, :, 2:] - across[:, :, :-2])
         return (magnitude / _SOBEL_MAX).round().to(torch.uint8)
@@ -142,17 +141,17 @@ class Sobel:
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    r"""Noise added to every value: :math:`x + 255 \sigma n`, n standard normal, rounded and cut to 0..255.
+    r"""Additive Gaussian noise: :math:`x + 255 \sigma n`, n standard normal, rounded and clipped to 0..255.
 
-    The noise of an image follows from the seed and its place, by numpy's ``default_rng((seed, index))``.
+    The noise of an image comes from numpy's ``default_rng((seed, index))``.
 
     Args:
         std: :math:`\sigma` as a share of the range of values, finite and above 0.
         seed: At least 0.
 
     Raises:
-        TypeError: If an option has the wrong type; when called, if images are not uint8 or indices not int64.
-        ValueError: If an option is out of range; when called, if a shape is wrong or an index is below 0.
+        TypeError: If an option has the wrong type, images are not uint8 or indices not int64.
+        ValueError: If an option is out of range, a shape is wrong or an index is below 0.
 
     Examples:
         >>> grey = torch.full((2, 1, 1, 4), 128, dtype=torch.uint8)
@@ -165,25 +164,19 @@ class GaussianNoise:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.std, numbers.Real) or isinstance(self.std, bool):
-            raise TypeError(f"Expected argument `std` to be a number, but got {self.std!r}.")
-        if not 0 < self.std < math.inf:
-            raise ValueError(f"Expected argument `std` to be finite and above 0, but got {self.std!r}.")
-        if not isinstance(self.seed, numbers.Integral) or isinstance(self.seed, bool):
-            raise TypeError(f"Expected argument `seed` to be an integer, but got {self.seed!r}.")
-        if self.seed < 0:
-            raise ValueError(f"Expected argument `seed` to be at least 0, but got {self.seed}.")
+        check_number("std", self.std, above=0)
+        check_int("seed", self.seed, low=0)
 
     @property
     def key(self) -> str:
-        """The change's name and its options."""
+        """The name of the change and its options."""
         return f"gaussian_noise(std={float(self.std)!r},seed={int(self.seed)})"
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Change the images."""
         _check(images, indices)
         if len(indices) and indices.min() < 0:
-            raise ValueError(f"Expected argument `indices` to be at least 0, but got {int(indices.min())}.")
+            raise ValueError(f"Expected argument `indices` to be at least 0, but got {int(indices.min())}")
         noise = np.empty(images.shape, dtype=np.float32)
         for row, index in zip(noise, indices.tolist(), strict=True):
             np.random.default_rng((self.seed, index)).standard_normal(dtype=np.float32, out=row)
@@ -191,20 +184,50 @@ class GaussianNoise:
         return noisy.round().clamp(0, 255).to(torch.uint8)
 
 
+def transformation_tasks(*, in_chans: int, seed: int = 0) -> dict[str, tuple[Change | None, ...]]:
+    """Return the tasks of SimCLR's table 3: a probe predicts the change of an image. The corruption is Gaussian noise.
+
+    Source: Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations* (ICML 2020), section
+    4.2, which probes colour or grey, rotation, original or corrupted, original or Sobel-filtered.
+
+    Args:
+        in_chans: 1 or 3; with 1 there is no "colour" task, as nothing changes.
+        seed: Seed of the noise.
+
+    Returns:
+        For "colour" (2 variants), "rotation" (4), "corruption" (2) and "sobel" (2) the changes of the variants; None
+        leaves the image.
+
+    Raises:
+        ValueError: If ``in_chans`` is neither 1 nor 3.
+
+    Examples:
+        >>> {task: len(variants) for task, variants in transformation_tasks(in_chans=1).items()}
+        {'rotation': 4, 'corruption': 2, 'sobel': 2}
+    """
+    check_choice("in_chans", in_chans, (1, 3))
+    tasks: dict[str, tuple[Change | None, ...]] = {
+        "colour": (None, Grey()),
+        "rotation": (None, Rotation(90), Rotation(180), Rotation(270)),
+        "corruption": (None, GaussianNoise(seed=seed)),
+        "sobel": (None, Sobel()),
+    }
+    if in_chans == 1:
+        del tasks["colour"]
+    return tasks
+
+
 def _check(images: Tensor, indices: Tensor) -> None:
     for name, value, dtype in (("images", images, torch.uint8), ("indices", indices, torch.int64)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"Expected argument `{name}` to be a torch tensor, but got {type(value).__name__}.")
+        check_type(name, value, Tensor, "a torch tensor")
         if value.dtype != dtype:
-            wanted = str(dtype).removeprefix("torch.")
-            raise TypeError(f"Expected argument `{name}` to be {wanted}, but got {value.dtype}.")
+            raise TypeError(f"Expected argument `{name}` to be {dtype}, but got {value.dtype}")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(
-            "Expected argument `images` to have shape (N, C, H, W) with 1 or 3 channels, but got "
-            f"{tuple(images.shape)}."
+            f"Expected argument `images` to have shape (N, C, H, W) with 1 or 3 channels, but got {tuple(images.shape)}"
         )
     if indices.shape != images.shape[:1]:
         raise ValueError(
             f"Expected argument `indices` to have one index per image, shape ({len(images)},), but got shape "
-            f"{tuple(indices.shape)}."
+            f"{tuple(indices.shape)}"
         )

@@ -1,4 +1,4 @@
-"""What all transforms of images share: the kinds of input they take, and the normalised float images they give."""
+"""The common base of the augmentations: any kind of image in, normalised float images out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,29 +9,31 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
-Step = Callable[[Tensor], Tensor]  # images (N, C, H, W) to images; may write into what it is given
+from pml_supcon._checks import check_int
 
-PART = 2**18  # values of a part: with a few copies they stay in a core's cache, worth a factor of two at 32 x 32
+Step = Callable[[Tensor], Tensor]  # images (N, C, H, W) to images; may modify its input in place
+
+PART = 2**18  # values in a part: with a few copies it fits a core's cache, twice as fast at 32 x 32
 
 
 class ImageTransform:
-    """Crop images to a square, change them, normalise them; what the factories of this package return.
+    """A transform that crops images to a square, augments them and normalises them.
 
     Args:
         image_size: side of the output, >= 1.
         mean: channel means in [0, 1], one per channel of the images.
         std: channel deviations, > 0.
-        crop: from float images (N, C, H, W) in [0, 1], N >= 1, to such images of `image_size`.
-        crop_one: the same for one image (C, H, W), uint8 or float, whose kind it keeps; a large image need not become
-            float as a whole. None uses `crop`.
-        policy: what to do next with uint8 images (N, C, image_size, image_size), all of a batch at once.
-        steps: one after the other, from such float images to the same. On a CPU `crop` and `steps` see a batch in
-            parts that fit into a core's cache.
+        crop: maps float images (N, C, H, W) in [0, 1], N >= 1, to float images of side ``image_size``.
+        crop_one: crops one image (C, H, W), uint8 or float, and keeps its dtype: a large image is not converted to
+            float as a whole. None uses ``crop``.
+        policy: maps the cropped uint8 images (N, C, image_size, image_size) of the whole batch to uint8 images.
+        steps: map float images (N, C, image_size, image_size) in [0, 1] to the same, in order. On a CPU ``crop`` and
+            ``steps`` process a batch in parts that fit a core's cache.
 
     Raises:
-        ValueError: for an `image_size` below 1, `mean` and `std` of different or no length, a deviation that is not
-            positive; when called, for images of another shape or number of channels.
-        TypeError: when called, for anything but a PIL image or a uint8 or float tensor.
+        ValueError: If ``image_size`` is below 1, ``mean`` and ``std`` differ in length or are empty, a deviation is not
+            positive, or images have another shape or number of channels.
+        TypeError: If an input is neither a PIL image nor a uint8 or float tensor.
     """
 
     def __init__(
@@ -45,8 +47,7 @@ class ImageTransform:
         policy: Step | None = None,
         steps: Sequence[Step] = (),
     ) -> None:
-        if image_size < 1:
-            raise ValueError(f"Expected argument `image_size` to be at least 1, but got {image_size}")
+        check_int("image_size", image_size, low=1)
         if not mean or len(mean) != len(std):
             raise ValueError(
                 f"Expected `mean` and `std` to have one entry per channel, but got {len(mean)} and {len(std)} entries"
@@ -71,7 +72,7 @@ class ImageTransform:
                 f"Expected images of shape (C, H, W) or (N, C, H, W) with C={len(self.mean)} (one entry of `mean` per "
                 f"channel), but got {tuple(images.shape)}"
             )
-        if len(images) == 0:  # an empty batch, which torch's sampling grids refuse
+        if len(images) == 0:  # torch's sampling grids reject an empty batch
             return torch.empty(0, len(self.mean), self.image_size, self.image_size, device=images.device)
         if images.ndim == 3 and self._crop_one is not None:
             cropped = self._crop_one(images).unsqueeze(0)
@@ -85,36 +86,36 @@ class ImageTransform:
 
 @dataclass(frozen=True)
 class Normalise:
-    """Subtract the channels' means and divide by their deviations."""
+    """A step that subtracts the channel means and divides by the channel deviations."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalise float images."""
+        """Normalise float images (N, C, H, W)."""
         mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return torch.addcmul(-mean / std, images, 1 / std)
 
 
 @dataclass(frozen=True)
 class InParts:
-    """Steps one after the other, on a CPU for a part of the batch at a time; images become float first."""
+    """A sequence of steps, on a CPU for one part of the batch at a time; images are converted to float first."""
 
     steps: tuple[Step, ...]
     image_size: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Take images (N, C, H, W), uint8 or float, which are left as they are; N >= 1."""
+        """Return new images; the input (N, C, H, W), uint8 or float, N >= 1, is not modified."""
         values = images.shape[1] * self.image_size**2
         size = max(1, PART // values) if images.device.type == "cpu" else len(images)
         if size >= len(images):
             return self._part(images)
         first = self._part(images[:size])
-        made = first.new_empty(len(images), *first.shape[1:])
-        made[:size] = first
+        output = first.new_empty(len(images), *first.shape[1:])
+        output[:size] = first
         for start in range(size, len(images), size):
-            made[start : start + size] = self._part(images[start : start + size])
-        return made
+            output[start : start + size] = self._part(images[start : start + size])
+        return output
 
     def _part(self, images: Tensor) -> Tensor:
         images = to_float(images)
@@ -124,23 +125,23 @@ class InParts:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Uint8 in 0..255, or floats in [0, 1], as float32 in [0, 1]; always a copy."""
+    """Convert uint8 in 0..255, or floats in [0, 1], to float32 in [0, 1]; always a copy."""
     copy = images.to(torch.float32, copy=True)
     return copy.div_(255) if images.dtype == torch.uint8 else copy
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Floats in [0, 1] as uint8 in 0..255, rounded."""
+    """Convert floats in [0, 1] to uint8 in 0..255, rounded."""
     return (images * 255).round_().byte()
 
 
 def check_range(name: str, bounds: tuple[float, float], above: float, most: float = float("inf")) -> None:
-    """Refuse what is no increasing pair in (above, most]."""
+    """Raise unless the bounds are an increasing pair in (above, most]."""
     if len(bounds) != 2 or not above < bounds[0] <= bounds[1] <= most:
         raise ValueError(f"Expected `{name}` to be an increasing pair in ({above}, {most}], but got {bounds}")
 
 
 def check_channels(mean: Sequence[float]) -> None:
-    """Refuse what is neither one channel nor three."""
+    """Raise unless the mean has one or three channels."""
     if len(mean) not in (1, 3):
         raise ValueError(f"Expected `mean` to have 1 or 3 entries, but got {len(mean)}")

@@ -1,8 +1,8 @@
-"""AutoAugment and RandAugment on a whole batch: every image draws operations of its own, equal ones are run together.
+"""AutoAugment and RandAugment on a whole batch, with separate draws for every image.
 
-torchvision's transforms draw one operation per call, for all images of a batch. Here operations are drawn per image;
-the images that drew the same one (of 14, at one strength, with one sign) go through torchvision's function for it in
-one call. A result is to the pixel that of torchvision's transform for the same draw: nearest neighbours, black outside.
+torchvision's transforms draw one operation per call, for all images of a batch. Here every image draws its operations;
+all images with the same operation (name, strength and sign) share one call of torchvision's function. The result is
+pixel-identical to torchvision's transform for the same draw: nearest neighbours, black outside.
 """
 
 import math
@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as VF
 
 AUTO_BINS = 10  # strengths of AutoAugment are numbered 0 to 9
 RAND_BINS = 31  # strengths of RandAugment in torchvision: 0 to 30
-#: Operations with a strength, and the largest one; those after them have none. "Color" is saturation.
+#: The signed operations with their largest strength. "Color" is saturation.
 _STRONGEST = {
     "ShearX": 0.3,
     "ShearY": 0.3,
@@ -33,10 +33,10 @@ RAND_OPERATIONS = ("Identity", *_STRONGEST, "Posterize", "Solarize", "AutoContra
 
 
 def magnitude_of(name: str, level: int, bins: int, side: int) -> float:
-    """The strength number `level` of `bins` of an operation, 0 for one without strengths (Cubuk et al. 2019).
+    """Return the strength number ``level`` of ``bins`` of an operation, 0 if it has none (Cubuk et al. 2019).
 
-    Signed operations give the positive one: a slope, pixels, degrees, or a factor minus 1. Posterize keeps 8 to 4
-    bits, Solarize inverts from a threshold of 1 down to 0 (as a part of the largest value).
+    For signed operations it is positive: a slope, pixels, degrees, or a factor minus 1. Posterize keeps 8 to 4 bits;
+    Solarize inverts above a threshold from 1 down to 0 (as a fraction of the largest value).
     """
     if name in SIGNED:
         most = _STRONGEST[name] * (side if name.startswith("Translate") else 1)
@@ -48,27 +48,27 @@ def magnitude_of(name: str, level: int, bins: int, side: int) -> float:
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation at one strength, sign included: uint8 images (N, C, H, W) to the same, C = 1 or 3."""
+    """One operation at one signed strength; it maps uint8 images (N, C, H, W), C = 1 or 3, to the same."""
 
     name: str
     magnitude: float = 0.0
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Apply it."""
+        """Apply the operation."""
         changed: Tensor = _OPERATIONS[self.name](images, self.magnitude)
         return changed
 
 
 class RandomOperations:
-    """Apply operations that each image draws for itself, in a number of rounds.
+    """Random operations, drawn separately for each image, in one or more rounds.
 
     Args:
-        table: for each choice the operations of all rounds: tuples `(name, level, probability)`.
-        bins: the number of levels of strength.
-        side: of the images, in pixels.
-        joint: one choice holds for all rounds (AutoAugment's sub-policies); else each round makes its own.
+        table: for each choice the operations of all rounds: tuples ``(name, level, probability)``.
+        bins: the number of strengths.
+        side: side of the images, in pixels.
+        joint: True draws one choice for all rounds (AutoAugment's sub-policies), False one per round.
 
-    The call takes and gives uint8 images (N, C, H, W) with C of 1 or 3, and leaves its input as it is.
+    The call maps uint8 images (N, C, H, W), C = 1 or 3, to new images of the same shape and dtype.
     """
 
     def __init__(
@@ -78,18 +78,18 @@ class RandomOperations:
         self._joint = joint
         self._probabilities = torch.tensor([[probability for *_, probability in row] for row in table])
         numbers = [[self._signs(name, level, bins, side) for name, level, _ in row] for row in table]
-        self._numbers = torch.tensor(numbers)  # (choices, rounds, 2): which operation for either sign
+        self._numbers = torch.tensor(numbers)  # (choices, rounds, 2): indices into `operations`, one per sign
 
     def _signs(self, name: str, level: int | None, bins: int, side: int) -> tuple[int, int]:
         strength = magnitude_of(name, level or 0, bins, side)
-        wanted = [Operation(name, strength), Operation(name, -strength if name in SIGNED else strength)]
-        for operation in wanted:
+        signed = [Operation(name, strength), Operation(name, -strength if name in SIGNED else strength)]
+        for operation in signed:
             if operation not in self.operations:
                 self.operations.append(operation)
-        return self.operations.index(wanted[0]), self.operations.index(wanted[1])
+        return self.operations.index(signed[0]), self.operations.index(signed[1])
 
     def draw(self, number: int, device: torch.device) -> Tensor:
-        """Draw the operations of each image: indices into `operations`, (rounds, number)."""
+        """Draw the operations of each image: indices into ``operations``, (rounds, number)."""
         choices, rounds, _ = self._numbers.shape
         numbers, probabilities = self._numbers.to(device), self._probabilities.to(device)
         choice = torch.randint(choices, (1 if self._joint else rounds, number), device=device).expand(rounds, number)
@@ -99,13 +99,13 @@ class RandomOperations:
         return numbers[choice, turn, signs] * happens  # 0 is the identity
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw, and apply round by round."""
+        """Draw the operations and apply them round by round."""
         for drawn in self.draw(len(images), images.device):
             images = self.apply(images, drawn)
         return images
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Apply to each image the operation with its number in `drawn` (N,)."""
+        """Apply to each image the operation with its index in ``drawn`` (N,)."""
         changed = images.clone()
         for number in drawn.unique().tolist():
             if number:
@@ -115,15 +115,15 @@ class RandomOperations:
 
 
 def auto_augment(policy: str, side: int) -> RandomOperations:
-    """Make AutoAugment with a learnt policy (Cubuk et al. 2019): "imagenet", "cifar10" or "svhn" (house numbers)."""
-    # The first version of torchvision's transform shows its policy; the second does not.
+    """Build AutoAugment with a learnt policy (Cubuk et al. 2019): "imagenet", "cifar10" or "svhn" (house numbers)."""
+    # Only the first version of torchvision's transform has the policy as a public attribute.
     learnt = transforms.AutoAugment(transforms.AutoAugmentPolicy(policy)).policies
     table = [[(name, level, probability) for name, probability, level in pair] for pair in learnt]
     return RandomOperations(table, bins=AUTO_BINS, side=side, joint=True)
 
 
 def rand_augment(rounds: int, level: int, side: int) -> RandomOperations:
-    """Make RandAugment (Cubuk et al. 2020): so many operations, each any of 14, all at one level in 0 to 30."""
+    """Build RandAugment (Cubuk et al. 2020): ``rounds`` operations out of 14, all at one level in 0 to 30."""
     table = [[(name, level, 1.0)] * rounds for name in RAND_OPERATIONS]
     return RandomOperations(table, bins=RAND_BINS, side=side, joint=False)
 

@@ -1,7 +1,7 @@
-"""The steps that augmentations are made of: each draws parameters for every image of a batch, and applies them.
+"""Random steps of the augmentations: each draws parameters for every image of a batch and applies them.
 
-A step takes float images (N, C, H, W) in [0, 1] and gives the same; it may write into its input. Steps are plain
-values (no state, no generator of their own), so that they can be sent to the workers of a loader.
+A step maps float images (N, C, H, W) in [0, 1] to float images in [0, 1]; it may modify its input in place. Steps have
+no state and no generator, so that they can be pickled for the workers of a loader.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pml_supcon.views import batch_ops as ops
-from pml_supcon.views import smooth_ops
 from pml_supcon.views.image_transform import Step
 
 Range = tuple[float, float]
@@ -19,7 +18,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class CropAndFlip:
-    """A random crop resized to a square, half of them mirrored, in one look-up of pixels."""
+    """A random crop resized to a square, and a horizontal flip of half the images, in one interpolation."""
 
     image_size: int
     scale: Range = (0.2, 1.0)
@@ -27,14 +26,14 @@ class CropAndFlip:
     flip: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw, and look up."""
+        """Draw the parameters and sample the pixels."""
         theta = ops.crop_theta(images, self.scale, self.ratio)
         if self.flip:
             theta[:, :, 0] *= torch.where(ops.uniform(images, 0, 1) < 0.5, -1.0, 1.0).unsqueeze(1)
         return ops.warp(images, theta, self.image_size)
 
     def one(self, image: Tensor) -> Tensor:
-        """The same for one image (C, H, W) of any kind, by torchvision, which crops before it shrinks."""
+        """Crop and flip one image (C, H, W), uint8 or float, by torchvision, which crops before it resizes."""
         crop = v2.RandomResizedCrop(self.image_size, self.scale, self.ratio, antialias=True)
         cropped: Tensor = crop(image)
         return cropped.flip(-1) if self.flip and torch.rand(()) < 0.5 else cropped
@@ -42,14 +41,14 @@ class CropAndFlip:
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Brightness, contrast, saturation and hue of some images, in an order drawn anew on each call; some grey."""
+    """Random brightness, contrast, saturation and hue of some images, in a random order per call; some become grey."""
 
     strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     probability: float = 0.8
     grey_probability: float = 0.2
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw, and change in place."""
+        """Draw the parameters and apply them in place."""
         images = apply_to_some(images, self.probability, self._jitter)
         return apply_to_some(images, self.grey_probability, lambda some: ops.grey(some).expand_as(some))
 
@@ -68,40 +67,40 @@ class ColourJitter:
 
 @dataclass(frozen=True)
 class SmoothWarp:
-    """Some images warped by a smooth random field of vectors up to about `largest` times the side."""
+    """A warp of some images by a smooth random field of vectors, up to about ``largest`` times the side."""
 
     probability: float
     largest: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw, and change in place."""
+        """Draw the parameters and apply them in place."""
         return apply_to_some(images, self.probability, self._warp)
 
     def _warp(self, images: Tensor) -> Tensor:
-        control = smooth_ops.random_control(images, self.largest)
+        control = ops.random_control(images, self.largest)
         height, width = images.shape[-2:]
-        return smooth_ops.displace(images, smooth_ops.smooth_field(control, (height, width)))
+        return ops.displace(images, ops.smooth_field(control, (height, width)))
 
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """Some images blurred, with deviations uniform in `sigma`, in pixels."""
+    """A Gaussian blur of some images, with deviations uniform in ``sigma``, in pixels."""
 
     probability: float
     sigma: Range
     radius: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw, and change in place."""
+        """Draw the parameters and apply them in place."""
         return apply_to_some(images, self.probability, self._blur)
 
     def _blur(self, images: Tensor) -> Tensor:
-        return smooth_ops.gaussian_blur(images, ops.uniform(images, *self.sigma), self.radius)
+        return ops.gaussian_blur(images, ops.uniform(images, *self.sigma), self.radius)
 
 
 @dataclass(frozen=True)
 class Affine:
-    """Images turned, shifted, enlarged and sheared; see `digit_augmentation`."""
+    """A random affine map: rotation, shift, scale and shear; see ``digit_augmentation``."""
 
     image_size: int
     rotation: float
@@ -110,7 +109,7 @@ class Affine:
     shear: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw, and look up."""
+        """Draw the parameters and sample the pixels."""
         theta = ops.affine_theta(
             images,
             angle=ops.uniform(images, -self.rotation, self.rotation),
@@ -124,13 +123,13 @@ class Affine:
 
 @dataclass(frozen=True)
 class BrightnessAndContrast:
-    """Factors of brightness, then of contrast, up to so much from 1."""
+    """Random factors of brightness, then of contrast, within ``1 - x`` and ``1 + x``."""
 
     brightness: float
     contrast: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw, and change."""
+        """Draw the factors and apply them."""
         images = ops.adjust_brightness(images, ops.uniform(images, 1 - self.brightness, 1 + self.brightness))
         return ops.adjust_contrast(images, ops.uniform(images, 1 - self.contrast, 1 + self.contrast))
 

@@ -110,12 +110,12 @@ def test_noise_is_cut_to_the_range():
     ("replaced", "error", "message"),
     [
         ({"images": np.zeros((6, 3, 8, 8), np.uint8)}, TypeError, "`images` to be a torch tensor, but got ndarray"),
-        ({"images": images().float()}, TypeError, r"`images` to be uint8, but got torch.float32"),
+        ({"images": images().float()}, TypeError, r"`images` to be torch.uint8, but got torch.float32"),
         ({"images": images()[0]}, ValueError, r"1 or 3 channels, but got \(3, 8, 8\)"),
         ({"images": images(channels=2)}, ValueError, r"1 or 3 channels, but got \(6, 2, 8, 8\)"),
         ({"images": images(height=0)}, ValueError, r"but got \(6, 3, 0, 8\)"),
         ({"indices": [0] * 6}, TypeError, "`indices` to be a torch tensor, but got list"),
-        ({"indices": torch.arange(6).int()}, TypeError, "`indices` to be int64, but got torch.int32"),
+        ({"indices": torch.arange(6).int()}, TypeError, "`indices` to be torch.int64, but got torch.int32"),
         ({"indices": torch.arange(5)}, ValueError, r"shape \(6,\), but got shape \(5,\)"),
     ],
 )
@@ -127,15 +127,15 @@ def test_errors_say_what_was_expected_and_what_came(change, replaced, error, mes
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Rotation(45), ValueError, r"`degrees` to be one of \(0, 90, 180, 270\), but got 45"),
+        (lambda: Rotation(45), ValueError, r"`degrees` to be one of \[0, 90, 180, 270\], but got 45"),
         (lambda: Rotation(90.0), TypeError, "`degrees` to be an integer, but got 90.0"),
-        (lambda: GaussianNoise(0.0), ValueError, "`std` to be finite and above 0, but got 0.0"),
+        (lambda: GaussianNoise(0.0), ValueError, "`std` to be above 0, but got 0.0"),
         (lambda: GaussianNoise(math.nan), ValueError, "`std` .* got nan"),
         (lambda: GaussianNoise("loud"), TypeError, "`std` to be a number, but got 'loud'"),
         (lambda: GaussianNoise(seed=-1), ValueError, "`seed` to be at least 0, but got -1"),
         (lambda: GaussianNoise(seed=1.5), TypeError, "`seed` to be an integer, but got 1.5"),
         (lambda: GaussianNoise()(images(), torch.arange(-1, 5)), ValueError, "`indices` to be at least 0, but got -1"),
-        (lambda: transformation_tasks(in_chans=2), ValueError, "`in_chans` to be 1 or 3, but got 2"),
+        (lambda: transformation_tasks(in_chans=2), ValueError, r"`in_chans` to be one of \[1, 3\], but got 2"),
     ],
 )
 def test_options_are_checked(make, error, message):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as VF
 
-from pml_supcon.views import smooth_ops
+from pml_supcon.views import batch_ops as ops
 from pml_supcon.views.steps import GaussianBlur, SmoothWarp, apply_to_some
 
 
@@ -19,19 +19,19 @@ def test_blur_agrees_with_torchvision(shape, radius):
         VF.gaussian_blur(image, [2 * radius + 1] * 2, [width.item()] * 2)
         for image, width in zip(images, sigma, strict=True)
     ]
-    torch.testing.assert_close(smooth_ops.gaussian_blur(images, sigma, radius), torch.stack(expected))
+    torch.testing.assert_close(ops.gaussian_blur(images, sigma, radius), torch.stack(expected))
 
 
 def test_blur_keeps_constants_and_smooths():
     images = torch.rand(6, 3, 24, 24)
-    done = smooth_ops.gaussian_blur(images, torch.full((6,), 2.0), 6)
+    done = ops.gaussian_blur(images, torch.full((6,), 2.0), 6)
     assert (done.std((2, 3)) < 0.4 * images.std((2, 3))).all()
     torch.testing.assert_close(done.mean((2, 3)), images.mean((2, 3)), atol=0.03, rtol=0)
     constant = torch.full((1, 3, 24, 24), 0.3)
-    torch.testing.assert_close(smooth_ops.gaussian_blur(constant, torch.tensor([1.0]), 6), constant)
+    torch.testing.assert_close(ops.gaussian_blur(constant, torch.tensor([1.0]), 6), constant)
     dot = torch.zeros(1, 1, 25, 25)
     dot[..., 12, 12] = 1.0
-    spread = smooth_ops.gaussian_blur(dot, torch.tensor([1.5]), 10)[0, 0]
+    spread = ops.gaussian_blur(dot, torch.tensor([1.5]), 10)[0, 0]
     assert spread.sum().item() == pytest.approx(1.0, abs=1e-5)
     deviation = ((torch.arange(25) - 12) ** 2 * spread.sum(0)).sum().sqrt()
     assert deviation.item() == pytest.approx(1.5, rel=0.01)
@@ -40,21 +40,21 @@ def test_blur_keeps_constants_and_smooths():
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (20, 12)])
 def test_no_vectors_move_nothing(height, width):
     images = torch.rand(3, 2, height, width)
-    field = smooth_ops.smooth_field(torch.zeros(3, 2, 4, 4), (height, width))
-    torch.testing.assert_close(smooth_ops.displace(images, field), images, atol=1e-5, rtol=0)
+    field = ops.smooth_field(torch.zeros(3, 2, 4, 4), (height, width))
+    torch.testing.assert_close(ops.displace(images, field), images, atol=1e-5, rtol=0)
 
 
 def test_equal_vectors_shift_the_image():
     images = torch.rand(1, 1, 10, 10)
     control = torch.tensor([0.2, -0.1]).view(1, 2, 1, 1).expand(1, 2, 4, 4)  # 2 pixels in x, -1 in y
-    moved = smooth_ops.displace(images, smooth_ops.smooth_field(control, (10, 10)))
+    moved = ops.displace(images, ops.smooth_field(control, (10, 10)))
     torch.testing.assert_close(moved[..., 1:, :8], images[..., :9, 2:], atol=1e-5, rtol=0)
     torch.testing.assert_close(moved[..., 1:, 9], images[..., :9, 9], atol=1e-5, rtol=0)  # beyond: the border again
 
 
 def test_the_field_is_smooth_and_goes_through_the_corners():
     control = torch.randn(5, 2, 4, 4)
-    field = smooth_ops.smooth_field(control, (64, 64))
+    field = ops.smooth_field(control, (64, 64))
     for i, j in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         torch.testing.assert_close(field[:, i, j], control[:, :, i, j], atol=1e-5, rtol=0)
     steps = torch.cat([field.diff(dim=1).flatten(), field.diff(dim=2).flatten()]).abs().max()
@@ -101,7 +101,7 @@ def test_some_are_chosen_by_probability():
 
 
 def test_random_vectors():
-    control = smooth_ops.random_control(torch.zeros(5000, 1, 2, 2), 0.2)
+    control = ops.random_control(torch.zeros(5000, 1, 2, 2), 0.2)
     assert control.shape == (5000, 2, 4, 4)
     lengths = control.flatten(1).std(1)  # of one image: uniform in [0, 0.2]
     assert lengths.mean().item() == pytest.approx(0.1, rel=0.05)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pml_supcon.metrics import linear_probe_metrics
 from pml_supcon.metrics.head_probe import majority_share, transformation_probe_metrics
-from pml_supcon.views.change_tasks import transformation_tasks
+from pml_supcon.views.changes import transformation_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,84 @@
+"""A dataset that applies a fixed change to its images."""
+
+from collections.abc import Callable
+from operator import index as to_int
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as TF
+
+from pml_supcon.views.changes import Change
+
+
+class ChangedDataset(Dataset[tuple[Any, Any]]):
+    """The images of a dataset under a change, whose random draws depend on the index of the image.
+
+    An image is the same in any batch, in any order and for any number of workers. A PIL image stays a PIL image and a
+    tensor a tensor.
+
+    Args:
+        dataset: Map-style, with a length, of ``(image, label)``. The image is a PIL image of mode "L" or "RGB" or a
+            uint8 tensor ``(C, H, W)``, before any transform to floats. Labels are returned unchanged.
+        change: A ``Change`` such as ``Rotation`` or a ``Corruption``; None leaves the image.
+        transform: Applied to the changed image; None leaves it.
+
+    Raises:
+        TypeError: If ``change`` or ``transform`` is not callable, or an image is neither a PIL image nor a
+            uint8 tensor.
+        ValueError: If an image has another mode or shape.
+        IndexError: If an index is out of range.
+
+    Examples:
+        >>> from pml_supcon.views import Rotation
+        >>> data = ChangedDataset([(torch.eye(2, dtype=torch.uint8)[None], 7)], Rotation(90))
+        >>> image, label = data[0]
+        >>> image.tolist(), label
+        ([[[0, 1], [1, 0]]], 7)
+        >>> photographs = [(Image.new("RGB", (48, 32)), 7)]
+        >>> ChangedDataset(photographs, Rotation(180))[0][0].size
+        (48, 32)
+    """
+
+    def __init__(self, dataset: Any, change: Change | None, *, transform: Callable[[Any], Any] | None = None) -> None:
+        for name, value in (("change", change), ("transform", transform)):
+            if value is not None and not callable(value):
+                raise TypeError(f"Expected argument `{name}` to be callable, or None, but got {value!r}")
+        self.dataset, self.change, self.transform = dataset, change, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Return the changed and transformed image, and its label."""
+        position = range(len(self))[to_int(index)]  # negative indices count from the end
+        image, label = self.dataset[position]
+        _check(image, position)
+        if self.change is not None:
+            image = _apply(image, self.change, position)
+        return image if self.transform is None else self.transform(image), label
+
+
+def _apply(image: Tensor | Image.Image, change: Change, position: int) -> Tensor | Image.Image:
+    pixels: Tensor = image if isinstance(image, Tensor) else TF.pil_to_tensor(image)
+    changed = change(pixels.unsqueeze(0), torch.tensor([position])).squeeze(0)
+    if isinstance(image, Tensor):
+        return changed
+    picture: Image.Image = TF.to_pil_image(changed)  # mode "L" for one channel, "RGB" for three
+    return picture
+
+
+def _check(image: Any, position: int) -> None:
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8:
+            raise TypeError(f"Expected images to be uint8, but image {position} is {image.dtype}")
+        if image.ndim != 3:
+            raise ValueError(f"Expected images to be (C, H, W), but image {position} has shape {tuple(image.shape)}")
+    elif not isinstance(image, Image.Image):
+        raise TypeError(
+            f"Expected images to be PIL images or uint8 tensors, but image {position} is a {type(image).__name__}"
+        )
+    elif image.mode not in ("L", "RGB"):
+        raise ValueError(f'Expected PIL images to have mode "L" or "RGB", but image {position} has {image.mode!r}')
