@@ -1,4 +1,4 @@
-"""Where the gradient of a loss goes: the part of every pair in the gradient of its anchor, and its share."""
+"""The part of each pair in the gradient of its anchor's loss, and its share of the total."""
 
 import math
 from numbers import Real
@@ -17,7 +17,7 @@ MARGIN = 0.05
 
 
 class GradientShares(NamedTuple):
-    """The pairs of some anchors with all rows, each `(A, N)`: what they are, and what gradient they have.
+    """The pairs of some anchors with all rows, each `(A, N)`: their kind and their gradient.
 
     Attributes:
         cosine: in [-1, 1].
@@ -94,6 +94,7 @@ def gradient_shares(
         raise TypeError(f"Expected argument `anchors` to be a slice or None, but got {anchors!r}")
     with torch.no_grad(), full_precision(embeddings.device):
         wide = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
+        # unit rows z = w / |w|, and cosines c_ij of the anchors with all rows, (A, N)
         lengths = wide.norm(dim=1, keepdim=True)
         _check_lengths(lengths)
         z, labels = wide / lengths, labels.long()
@@ -102,6 +103,7 @@ def gradient_shares(
         positives = labels[chosen, None] == labels
         negatives = ~positives
         positives.scatter_(1, chosen[:, None], False)
+        # |dL_i / dc_ij| sqrt(1 - c_ij^2), (A, N); then over |w_i|
         if loss == "triplet":
             # the root of 1 - c^2 over the distance, the root of 2 - 2c
             pulls = _triplet_counts(cosine, positives, negatives, margin) * ((1 + cosine) / 2).sqrt_()
@@ -113,7 +115,7 @@ def gradient_shares(
 
 
 def _supcon_weights(s: Tensor, positives: Tensor, negatives: Tensor, loss: str) -> Tensor:
-    """`|dL_i / ds_ij|`, 0 for the anchor itself."""
+    """Return `|dL_i / ds_ij|` `(A, N)`, 0 for the anchor itself."""
     softmax = s.masked_fill(~(positives | negatives), -torch.inf).softmax(dim=1).nan_to_num_(nan=0.0)
     if loss == "supcon_out":
         evenly = positives.to(s.dtype) / positives.sum(dim=1, keepdim=True).clamp(min=1)
@@ -124,7 +126,7 @@ def _supcon_weights(s: Tensor, positives: Tensor, negatives: Tensor, loss: str) 
 
 
 def _triplet_counts(cosine: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
-    """In how many triplets with a loss above 0 each row is, by sorting: the triplets themselves are never held."""
+    """Return the number of triplets with a loss above 0 that each row is in, by sorting instead of listing them."""
     distance = (2 - 2 * cosine).sqrt_()
     reach = distance + margin
     near = distance.masked_fill(~negatives, torch.inf).sort(dim=1).values
@@ -144,7 +146,7 @@ def _shares(magnitudes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
 
 
 def check_arguments(embeddings: Tensor, labels: Tensor, loss: str, temperature: float, margin: float) -> None:
-    """Refuse what `gradient_shares` cannot take, as far as shapes and types tell."""
+    """Raise if the types, shapes or options do not fit `gradient_shares`."""
     check_choice("loss", loss, LOSSES)
     for name, value, lowest in (("temperature", temperature, "> 0"), ("margin", margin, ">= 0")):
         number = isinstance(value, Real) and not isinstance(value, bool)

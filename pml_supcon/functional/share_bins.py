@@ -1,4 +1,4 @@
-"""The shares of the gradient summed by how hard the pairs are."""
+"""Gradient shares, summed in bins of the pairs' hardness."""
 
 from dataclasses import dataclass, fields
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments, gradient_shares
 from pml_supcon.functional.supcon import checks
 
-CHUNK_BYTES = 16 * 2**20  # of one (A, N) matrix; some ten of them live at once
+CHUNK_BYTES = 16 * 2**20  # of one (A, N) matrix; about ten exist at once
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def binned_gradient_shares(
         temperature: see there.
         margin: see there.
         bins: at least 1.
-        chunk_size: anchors at a time, at least 1; None: so many that one of the matrices takes 16 MiB.
+        chunk_size: anchors at a time, at least 1; None: as many as one matrix of 16 MiB holds.
 
     Returns:
         The sums of the positives and of the negatives.

@@ -1,4 +1,4 @@
-"""The highest of many scores, and triplets a part at a time, so that all N^3 never stand in memory."""
+"""The highest of many scores, and triplets in parts, so that memory never holds all N^3."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def number_of(share: float, number: int, most: int | None) -> int:
-    """How many a share of `number` things is, rounded up: one at least, where there is one."""
+    """Return `ceil(share * number)`, at most `most`: at least one unless `number` is 0."""
     # the decimal that the user wrote: 0.07 of 100 is 7, where floats make it 8
     chosen = -int(-Fraction(str(share)) * number // 1)
     return chosen if most is None else min(chosen, most)
 
 
 def highest(scores: Tensor, number: int) -> Tensor:
-    """Where the `number` highest scores are, highest first; of equal scores the first (`torch.topk` takes any)."""
+    """Return the indices of the `number` highest scores, descending, ties by index (`torch.topk` takes any)."""
     return scores.argsort(descending=True, stable=True)[:number]
 
 
@@ -59,14 +59,14 @@ class RunningHighest:
 
 
 def number_of_triplets(pos_anchors: Tensor, neg_anchors: Tensor, anchors: int) -> int:
-    """How many (anchor, positive, negative) there are among `anchors` rows."""
+    """Return the number of triplets (anchor, positive, negative) among `anchors` rows."""
     return int(torch.bincount(neg_anchors, minlength=anchors)[pos_anchors].sum())
 
 
 def triplets(
     pos_anchors: Tensor, positives: Tensor, neg_anchors: Tensor, negatives: Tensor, *, anchors: int, pairs_a_part: int
 ) -> Iterator[Tensor]:
-    """All triplets, `(3, T)` a part: anchors, positives, negatives, in this order of indices.
+    """Yield all triplets in parts `(3, T)`: anchors, positives, negatives, in ascending order.
 
     A part holds the triplets of `pairs_a_part` positive pairs. Pairs come ordered by anchor.
     """

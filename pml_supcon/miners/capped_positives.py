@@ -1,4 +1,4 @@
-"""At most so many positives an anchor: with how many does supervised contrastive learning still work?"""
+"""A miner with a limit on the positives of each anchor, to measure how many SupCon needs."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ CHOICES = ("random", "hardest", "easiest")
 
 
 class CappedPositivesMiner(BaseMiner):
-    r"""At most `cap` positives for each anchor, and all negatives.
+    r"""A miner that returns at most `cap` positives for each anchor, and all negatives.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it gives any PML loss its `indices_tuple`. An
     anchor with fewer positives keeps them all. Pairs stand in the order of anchor and positive.
@@ -84,7 +84,7 @@ class CappedPositivesMiner(BaseMiner):
 
 
 def first_of_each(anchors: Tensor, key: Tensor, number: int, rows: int) -> Tensor:
-    """Which pairs have one of the `number` lowest keys of their anchor (of equal keys the first), bool `(T,)`.
+    """Return the mask of pairs with one of the `number` lowest keys of their anchor (ties by index), bool `(T,)`.
 
     Args:
         anchors: `(T,)`, in [0, rows), ascending.

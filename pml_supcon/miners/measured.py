@@ -1,4 +1,4 @@
-"""What a miner costs, and what it chooses."""
+"""A wrapper that measures the time of a miner and the pairs that it chooses."""
 
 import time
 from collections import deque
@@ -17,7 +17,7 @@ SIMILARITIES = ("positive_similarity", "positive_similarity_all", "negative_simi
 
 
 class MeasuredMiner(BaseMiner):
-    """A miner that is called as the one inside it, returns what that returns, and keeps account on the side.
+    """A wrapper around a miner that returns its result unchanged and records time, counts and similarities.
 
     Args:
         miner: a PML miner, ours or PML's own.
@@ -63,7 +63,7 @@ class MeasuredMiner(BaseMiner):
         self._similarities: dict[torch.device, Tensor] = {}
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
-        """What the miner inside returns."""
+        """Return the result of the wrapped miner."""
         chosen: Sequence[Tensor] = self._timer.time(
             embeddings.device, self.miner, embeddings, labels, ref_emb, ref_labels
         )
@@ -105,7 +105,7 @@ class MeasuredMiner(BaseMiner):
         return torch.cat([so_far, self._totals().flatten()])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from an account."""
+        """Restore a state."""
         self.reset()
         calls, seconds, *counts = state[: 2 + 2 * len(COUNTS)].tolist()
         self._calls = int(calls)
@@ -155,7 +155,7 @@ class _Timer:
         self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def time(self, device: torch.device, call: Callable[..., Any], *arguments: Any) -> Any:
-        """What the call returns."""
+        """Return the result of the call and add its time."""
         if device.type != "cuda":
             start = time.perf_counter()
             result = call(*arguments)
@@ -167,7 +167,7 @@ class _Timer:
             result = call(*arguments)
             after.record()
         self._running.append((before, after))
-        while self._running and self._running[0][1].query():  # those that are over: asking does not wait
+        while self._running and self._running[0][1].query():  # finished events only: `query` does not wait
             self._add(*self._running.popleft())
         return result
 

@@ -85,7 +85,7 @@ class OnlineHardExampleMiner(BaseMiner):
         self.add_to_recordable_attributes(list_of_names=["share"], is_stat=False)
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
-        """Indices of the hardest; PML calls it without gradient."""
+        """Return the indices of the hardest; PML calls it without gradient."""
         batch = _pml.Batch(embeddings, labels, ref_emb, ref_labels)
         pairs = _pml.all_pairs(labels, ref_labels)
         return self._hardest_pairs(batch, pairs) if self.kind == "pairs" else self._hardest_triplets(batch, pairs)
@@ -117,7 +117,7 @@ class OnlineHardExampleMiner(BaseMiner):
         return anchors, positives, negatives
 
     def _hardness(self, batch: _pml.Batch, part: Tensor, far: Tensor | None) -> Tensor:
-        """How hard the triplets of a part are, `(T,)`."""
+        """Return the hardness of the triplets of a part, `(T,)`."""
         a, p, n = part
         if far is not None:
             return far[a, p] - far[a, n]

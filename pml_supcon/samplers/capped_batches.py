@@ -1,8 +1,7 @@
-"""Which classes a batch holds: units of classes dealt to batches at random, under a cap per class.
+"""Random batches of classes under a cap per class.
 
-A unit is what is dealt as one: a sample, or a group of `samples_per_class` samples of one class. Nothing here
-knows which. With `n_c` units of class `c` and a cap of `m`, `x` batches can hold `f(x) = sum_c min(n_c, m x)`
-units in all.
+A unit is a sample, or a group of `samples_per_class` samples of one class. With `n_c` units of class `c` and a cap of
+`m`, `x` batches can hold `f(x) = sum_c min(n_c, m x)` units in all.
 """
 
 from collections.abc import Iterator
@@ -47,17 +46,17 @@ def count_batches(units: IntArray, *, size: int, cap: int) -> tuple[int, int]:
 
 
 def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generator) -> Iterator[IntArray]:
-    """Deal the batches of one epoch: the smaller batch first where there is one, then the full ones.
+    """Draw the batches of one epoch: the smaller batch first if there is one, then the full ones.
 
-    Each batch takes first what it must, so that the later batches stay possible, then units drawn uniformly
-    at random from all that are left, where a draw above the cap is put back. Two classes therefore share a
-    batch as often as chance and the cap have it, however few units they have.
+    Each batch first takes the units that later batches cannot hold, then units drawn uniformly at random from the
+    rest; draws above the cap are put back. How often two classes share a batch thus depends only on chance and the
+    cap, also for classes with few units.
 
     Args:
         units: int64 `(C,)`, the units of each class; not changed.
         size: Units in a full batch.
         cap: Most units of one class in a batch.
-        rng: The source of chance.
+        rng: The random generator.
 
     Yields:
         int64 `(C,)`: the units that the batch takes from each class, each in `[0, cap]`.
@@ -67,7 +66,7 @@ def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generat
         [3, 4, 4]
     """
     full, rest = count_batches(units, size=size, cap=cap)
-    left = np.minimum(units, cap * (full + 1))  # what a class has above this has no place in this epoch
+    left = np.minimum(units, cap * (full + 1))  # units of a class above this fit into no batch of the epoch
     for later in range(full if rest else full - 1, -1, -1):
         batch = _draw(left, size if later < full else rest, cap=cap, later=later, rng=rng)
         left = left - batch
@@ -76,13 +75,13 @@ def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generat
 
 def _draw(left: IntArray, size: int, *, cap: int, later: int, rng: np.random.Generator) -> IntArray:
     """Draw one batch of `size` units from `left`, with `later` full batches still to come after it."""
-    # The later batches can take only cap * later units of a class: what is above goes now. With f made of
-    # `left` that is f(later + 1) - f(later) units, and they fit, for f(later) is enough for the later
-    # batches. Then f(later) is just all that is left; f is 0 at 0 and concave, so f(x) is enough for any x of
-    # them, and so it goes on.
+    # 1. (C,): later batches can hold at most cap * later units of a class, so anything above goes now. With f of
+    # `left` these are f(later + 1) - f(later) units. They always fit: f(later) fills the later batches, and f is
+    # concave with f(0) = 0, so f(x) fills any x of them.
     batch = np.maximum(left - cap * later, 0)
     while missing := size - int(batch.sum()):
-        # A class below the cap offers all it has left. Drawn above the cap it is cut back; then it is full.
+        # 2. Number the remaining units of all classes below the cap from 0 to ends[-1] - 1 and draw `missing` of them.
+        # A class above the cap is cut back to it and offers nothing more; the loop draws again for the difference.
         ends = np.cumsum(np.where(batch < cap, left - batch, 0))
         drawn = rng.choice(int(ends[-1]), missing, replace=False, shuffle=False)
         classes = np.searchsorted(ends, drawn, side="right")

@@ -1,4 +1,4 @@
-"""The batches of one epoch: which samples each holds, and how many samples find no place."""
+"""The plan of one epoch: the samples of each batch, and the number of samples left out."""
 
 import hashlib
 import operator
@@ -21,10 +21,10 @@ class EpochPlanner:
         num_samples: Number of labels.
         full: Full batches in an epoch.
         rest: Samples in the smaller batch after them, 0 where there is none.
-        labels_digest: Same for two label sequences if and only if they part the samples into the same
+        labels_digest: Equal for two label sequences if and only if they divide the samples into the same
             classes, in the same order.
         without_group: Samples that are left over when the classes are cut into groups.
-        above_limit: Samples of over-frequent classes for which no batch has a place.
+        above_limit: Samples of frequent classes that the limit leaves out of every batch.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EpochPlanner:
         self._codes = _class_codes(labels)
         self.num_samples = self._codes.size
         self.labels_digest = hashlib.sha256(self._codes.tobytes()).hexdigest()
-        # A unit is what is dealt as one: a group of `samples_per_class` samples of a class, else a sample.
+        # A unit is a group of `samples_per_class` samples of a class, else a sample.
         self._unit, self._cap = 1, batch_size
         if samples_per_class is not None:
             self._unit, self._cap = integer_argument("samples_per_class", samples_per_class, low=1), 1
@@ -84,18 +84,20 @@ class EpochPlanner:
 
     def plan(self, rng: np.random.Generator) -> list[IntArray]:
         """Return the indices of each batch of one epoch: the full batches, then the smaller one, if any."""
+        # 1. (n,): all samples, class by class, each class shuffled
         order = rng.permutation(self.num_samples)
-        order = order[np.argsort(self._codes[order], kind="stable")]  # class by class, each class shuffled
-        heads = np.cumsum(self._counts) - self._counts  # where the unused samples of each class begin
+        order = order[np.argsort(self._codes[order], kind="stable")]
+        heads = np.cumsum(self._counts) - self._counts  # (C,): start of the unused samples of each class
         batches = []
+        # 2. for each batch the number of samples of each class, (C,), then the next unused samples of these classes
         for units in draw_batches(self._units, size=self._size, cap=self._cap, rng=rng):
             counts = units * self._unit
             starts = heads - (np.cumsum(counts) - counts)
             batches.append(rng.permutation(order[np.repeat(starts, counts) + np.arange(counts.sum())]))
             heads = heads + counts
         smaller, full = batches[: bool(self.rest)], batches[bool(self.rest) :]
-        # What must be dealt is dealt late, so that the full batches dealt last hold more of the frequent
-        # classes: in random order no place in the epoch differs from another.
+        # 3. batches drawn last hold more of the frequent classes: shuffle the full ones, so that all places in the
+        # epoch have the same distribution
         return [full[i] for i in rng.permutation(self.full)] + smaller
 
 

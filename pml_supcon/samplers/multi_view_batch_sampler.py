@@ -18,8 +18,8 @@ logger = logging.getLogger("pml_supcon")
 class MultiViewBatchSampler(BatchSampler):
     """Yield batches of *sample* indices, with a limit on an anchor's positives, P x K, or plainly shuffled.
 
-    The views are not the sampler's business: a transform such as `views.MultiView` makes the `V` views of
-    each sample, so that a batch of `B` samples becomes `N = V * B` rows. There are three modes:
+    Views are made by the transform (`views.MultiView`): it makes the `V` views of each sample, so that a batch of `B`
+    samples becomes `N = V * B` rows. There are three modes:
 
     - `max_per_class=m`: no class has more than `m` samples in a batch, so that an anchor has at most
       `V * m - 1` positives.
@@ -30,12 +30,12 @@ class MultiViewBatchSampler(BatchSampler):
     A batch is drawn uniformly at random from what is left, as far as the limit allows. An epoch uses a sample
     once at most and leaves out as few as can be, drawn anew each epoch. Its full batches, as many as can be,
     are followed by one smaller batch unless `drop_last`. There is no `shuffle=False`: under a limit the
-    samples cannot keep their order, and any order here can be had again.
+    samples cannot keep their order. Batches are reproducible from `(seed, epoch)`.
 
-    Everything follows from `(seed, epoch)`, so that all processes agree without talking (numpy may change its
+    All processes therefore plan the same batches without communication (numpy may change its
     random streams between versions). A batch is a list that also carries a `seed`, by which `views.SeededDataset`
     makes its views the same whatever came before. The epoch is the one given to `set_epoch`; after a whole epoch the
-    next follows by itself, for trainers that never call `set_epoch`. An iteration that is broken off is begun
+    next follows by itself, for trainers that never call `set_epoch`. An interrupted iteration starts
     again with the same batches: call `set_epoch` where epochs are cut short.
 
     Many processes, in one of two ways:
@@ -79,7 +79,7 @@ class MultiViewBatchSampler(BatchSampler):
     """
 
     # The base class is what pytorch-metric-learning's trainers and accelerate look for. Its __init__ only
-    # stores a sampler of single indices, which there is none of here.
+    # stores a sampler of single indices, which this class does not have.
     def __init__(
         self,
         labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor,
@@ -121,7 +121,7 @@ class MultiViewBatchSampler(BatchSampler):
                 f"batch_size={batch_size}, drop_last={drop_last}, num_replicas={num_replicas}"
             )
         self.left_out = self._count_left_out(0 if yields_rest else self._planner.rest)
-        # (epoch, batches done): where the next iteration starts, and where the last one has come to.
+        # (epoch, batches done): the start of the next iteration, and the place of the current one.
         self._next = self._at = (0, 0)
         self._loaded = False
 
@@ -145,8 +145,8 @@ class MultiViewBatchSampler(BatchSampler):
         start = epoch, first = self._next
         plan = self._planner.plan(np.random.default_rng((self.seed, epoch)))
         for done in range(first + 1, len(self) + 1):
-            # The epoch ends with its last batch, not after it: who counts batches never asks for one more.
-            # What was set meanwhile stays.
+            # Advance the epoch with its last batch, not after it: a caller that counts batches requests no more.
+            # Keep an epoch that was set during the iteration.
             if done == len(self) and self._next == start:
                 self._next = (epoch + 1, 0)
             self._at = (epoch, done)

@@ -10,7 +10,7 @@ class SeededBatch(list[int]):
 
     Args:
         indices: the samples.
-        place: integers >= 0 that tell this batch from all others.
+        place: integers >= 0 that identify the batch.
 
     Attributes:
         seed: follows from `place` alone, in [0, 2^63).
@@ -25,7 +25,7 @@ class SeededBatch(list[int]):
         self.seed = int(np.random.SeedSequence(list(place)).generate_state(1, np.uint64)[0] >> 1)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """As it goes to the workers of a loader: list's own way would call `__init__` without a place."""
+        """Pickle for data loader workers; the default of list would call `__init__` without a place."""
         return (_restore, (list(self), self.seed))
 
 
