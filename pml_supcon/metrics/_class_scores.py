@@ -12,13 +12,13 @@ Bools = npt.NDArray[np.bool_]
 
 
 def as_logits(logits: Array, labels: Array) -> tuple[Floats, Labels]:
-    """Check finite logits ``(N, C)``, C at least 2, and their labels, columns; return them, logits in float64."""
+    """Check finite logits ``(N, C)``, C at least 2, and their labels (columns); return both, the logits in float64."""
     rows = as_embeddings(logits, "logits", dtype=np.float64)
     return rows, _as_columns(labels, rows, "logits")
 
 
 def as_probabilities(probabilities: Array, labels: Array) -> tuple[Floats, Labels]:
-    """Check probabilities ``(N, C)``, C at least 2, and their labels, columns; return them, in a dtype of their own."""
+    """Check probabilities ``(N, C)``, C at least 2, and their labels (columns); return both, the dtype unchanged."""
     rows = as_embeddings(probabilities, "probabilities")
     wanted = _as_columns(labels, rows, "probabilities")
     sums = rows.sum(axis=1, dtype=np.float64)
@@ -46,13 +46,13 @@ def _as_columns(labels: Array, rows: Floats, name: str) -> Labels:
 
 
 def top_bins(rows: Floats, wanted: Labels, bins: int) -> tuple[Floats, Floats, Floats]:
-    """The bins of the largest probability of each row."""
+    """Return the `bin_sums` of the largest probability of each row."""
     columns = rows.argmax(axis=1)
     return bin_sums(rows[np.arange(len(rows)), columns], columns == wanted, bins)
 
 
 def bin_sums(values: Floats, hits: Bools, bins: int) -> tuple[Floats, Floats, Floats]:
-    """Rows, sum of their values, and hits, each ``(bins,)`` float64, in the bins ((m - 1) / M, m / M]."""
+    """Return rows, sum of values, and hits in the bins ((m - 1) / M, m / M], each ``(bins,)`` float64."""
     # Edges in the dtype of the values, so that 0.6 in float32 is on the edge 0.6.
     edges = (np.arange(1, bins) / bins).astype(values.dtype)  # the inner ones: 0, and 1 as rounded, are inside
     place = np.searchsorted(edges, values, side="left")

@@ -1,4 +1,4 @@
-"""What a ranking is worth: (queries x neighbours) in, one value per query out."""
+"""Scores of rankings: (queries x neighbours) in, one value per query out."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from pml_supcon._arrays import Floats, Labels
 def ranking_scores(
     hits: npt.NDArray[np.bool_], relevant: Labels, recall_at: Sequence[int], *, at_r: bool
 ) -> dict[str, Floats]:
-    """Scores of each ranking.
+    """Compute the scores of each ranking.
 
     Args:
-        hits: ``(n, k)``, whether the i-th nearest reference has the label of the query.
+        hits: ``(n, k)``, True where the i-th nearest reference has the label of the query.
         relevant: ``(n,)``, R of each query, at least 1.
         recall_at: The k of ``recall_at_k``.
-        at_r: Whether to give the metrics that look at the R nearest; no R is then above k.
+        at_r: Compute the metrics over the R nearest too; no R may then be above k.
 
     Returns:
         One ``(n,)`` array of values in [0, 1] per metric. The reciprocal rank is 0 where no hit is among the k.
@@ -40,13 +40,13 @@ def ranking_scores(
 
 
 def knn_vote(labels: Labels, distances: Floats, temperature: float) -> Labels:
-    """Label with the largest sum of weights among ``(n, k)`` neighbours, nearest first.
+    """Return the label with the largest sum of weights among ``(n, k)`` neighbours, nearest first.
 
     The weight of a neighbour at squared distance d is ``exp(-d / (2 temperature))``; one at an infinite distance, a
     place that an index left empty, has no vote.
 
     Returns:
-        ``(n,)`` labels; among those with equal sums, that of the nearest neighbour.
+        ``(n,)`` labels; among equal sums, the label of the nearest neighbour.
     """
     found = np.isfinite(distances)
     apart = np.where(found, distances, 0).astype(np.float64)

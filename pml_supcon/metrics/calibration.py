@@ -1,4 +1,4 @@
-"""Whether the confidence of a classifier is its accuracy: calibration errors, and the temperature that mends them."""
+"""Calibration errors of a classifier: the distance between its confidence and its accuracy."""
 
 from typing import TypedDict
 
@@ -13,7 +13,7 @@ BINS = 15
 
 
 class ReliabilityBin(TypedDict):
-    """The rows whose confidence lies in (``low``, ``high``]; the means are None where there are none."""
+    """The rows with confidence in (``low``, ``high``]; the means are None where there are no rows."""
 
     low: float
     high: float
@@ -23,7 +23,7 @@ class ReliabilityBin(TypedDict):
 
 
 def expected_calibration_error(probabilities: Array, labels: Array, *, bins: int = BINS) -> float:
-    r"""Mean distance between confidence and accuracy (ECE).
+    r"""Compute the mean distance between confidence and accuracy (ECE).
 
     With :math:`B_m` the rows whose confidence, the largest probability, lies in :math:`(\frac{m-1}{M}, \frac{m}{M}]`,
 
@@ -58,7 +58,7 @@ def expected_calibration_error(probabilities: Array, labels: Array, *, bins: int
 
 
 def classwise_calibration_error(probabilities: Array, labels: Array, *, bins: int = BINS) -> float:
-    r"""Mean over the classes of the calibration error of each column, over all rows (classwise ECE).
+    r"""Compute the mean over the classes of the calibration error of each column, over all rows (classwise ECE).
 
     With :math:`B_{mc}` the rows whose probability of class c lies in bin m,
 
@@ -96,7 +96,9 @@ def classwise_calibration_error(probabilities: Array, labels: Array, *, bins: in
 
 
 def negative_log_likelihood(logits: Array, labels: Array) -> float:
-    r"""Mean over the rows of :math:`-\log \mathrm{softmax}(z)_y`, in nats.
+    r"""Compute the mean over the rows of :math:`-\log \mathrm{softmax}(z)_y`, in nats.
+
+    scikit-learn's ``log_loss`` takes probabilities and clips them: a confident mistake would cost at most 36.
 
     Args:
         logits: ``(N, C)`` finite floats, at least two columns; log-probabilities are logits too. Computed in float64.
@@ -118,12 +120,13 @@ def negative_log_likelihood(logits: Array, labels: Array) -> float:
 
 
 def brier_score(probabilities: Array, labels: Array) -> float:
-    r"""Mean squared distance of the probabilities from the label, summed over the classes.
+    r"""Compute the mean squared distance of the probabilities from the label, summed over the classes.
 
     .. math:: \frac{1}{N} \sum_{i=1}^{N} \sum_{c=1}^{C} (p_{ic} - [y_i = c])^2
 
     The form of Brier (*Verification of forecasts expressed in terms of probability*, 1950). With two classes it is
-    twice the score of the second column alone.
+    twice the score of the second column alone. scikit-learn's ``brier_score_loss`` rejects values that rounding
+    has raised above 1.
 
     Args:
         probabilities: As for `expected_calibration_error`.
@@ -145,7 +148,7 @@ def brier_score(probabilities: Array, labels: Array) -> float:
 
 
 def reliability_diagram(probabilities: Array, labels: Array, *, bins: int = BINS) -> list[ReliabilityBin]:
-    """Confidence and accuracy of each bin of `expected_calibration_error`, as plain data.
+    """Compute confidence and accuracy of each bin of `expected_calibration_error`, as plain data.
 
     Args:
         probabilities: As for `expected_calibration_error`.

@@ -1,4 +1,4 @@
-"""How well k-means on embeddings finds the classes again."""
+"""The agreement of k-means clusters with classes."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""How a classifier bears corrupted images: accuracy and calibration by severity, and mean corruption errors."""
+"""Scores on corrupted images: accuracy and calibration by severity, and mean corruption errors."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypedDict
@@ -23,13 +23,13 @@ class Scores(TypedDict):
 
 
 def probe_scores(probe: Pipeline, features: Array, labels: Array, *, bins: int = BINS) -> Scores:
-    """Accuracy and calibration of a fitted probe on features.
+    """Compute the accuracy and the calibration of a fitted probe on features.
 
     Args:
         probe: from `fit_linear_probe`, or another classifier with ``predict_proba`` and ``classes_``.
         features: ``(N, D)`` floats.
         labels: ``(N,)`` integers. One that the probe was not fitted on counts as an error.
-        bins: As for `expected_calibration_error`.
+        bins: Number of bins of confidence, at least 1.
 
     Returns:
         ``accuracy`` and ``ece``, in [0, 1].
@@ -59,7 +59,7 @@ def probe_scores(probe: Pipeline, features: Array, labels: Array, *, bins: int =
 
 
 def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Scores]:
-    """Mean accuracy and calibration error of each severity, over the corruptions.
+    """Average accuracy and calibration error over the corruptions, for each severity.
 
     Args:
         scores: of every pair (corruption, severity): a full grid of any corruptions and severities.
@@ -95,7 +95,7 @@ def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Sc
 
 
 def corruption_metrics(scores: Mapping[tuple[str, int], Scores]) -> dict[str, float]:
-    """Metrics of a full grid of corruptions and severities, by one name each.
+    """Flatten a full grid of corruptions and severities into named metrics.
 
     Args:
         scores: As for `scores_by_severity`.
@@ -121,7 +121,7 @@ def corruption_metrics(scores: Mapping[tuple[str, int], Scores]) -> dict[str, fl
 
 
 def corruption_errors(scores: Mapping[tuple[str, int], Scores]) -> dict[str, list[float]]:
-    """The errors of each corruption in the order of severity, as `mean_corruption_error` takes them.
+    """Return the errors of each corruption in the order of severity, for `mean_corruption_error`.
 
     Args:
         scores: As for `scores_by_severity`.
@@ -142,7 +142,7 @@ def corruption_errors(scores: Mapping[tuple[str, int], Scores]) -> dict[str, lis
 
 
 def mean_corruption_error(errors: Errors, baseline: Errors) -> float:
-    r"""Errors under corruption over those of a baseline (mCE).
+    r"""Compute the errors under corruption relative to a baseline (mCE).
 
     With :math:`E_{s,c}` the error at severity s of corruption c, and :math:`B_{s,c}` the baseline's,
 
@@ -173,7 +173,7 @@ def mean_corruption_error(errors: Errors, baseline: Errors) -> float:
 def relative_mean_corruption_error(
     errors: Errors, baseline: Errors, *, clean_error: float, baseline_clean_error: float
 ) -> float:
-    r"""Rise of the error under corruption over that of a baseline (relative mCE).
+    r"""Compute the rise of the error under corruption relative to a baseline (relative mCE).
 
     .. math:: \frac{1}{15} \sum_c \frac{\sum_{s=1}^{5} (E_{s,c} - E_\text{clean})}
         {\sum_{s=1}^{5} (B_{s,c} - B_\text{clean})}.
@@ -217,7 +217,7 @@ def _mean_ratio(sums: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64]
 
 
 def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
-    """The sum over severities for each of `CORRUPTIONS`, (15,), checked."""
+    """Check the errors and return their sum over severities for each of `CORRUPTIONS`, (15,)."""
     if not isinstance(errors, Mapping):
         raise TypeError(f"Expected argument `{name}` to be a mapping, but got {type(errors).__name__}")
     missing = [corruption for corruption in CORRUPTIONS if corruption not in errors]

@@ -1,4 +1,4 @@
-"""How much of a loss's gradient hard pairs receive, and the PML tester that reports it."""
+"""The share of a loss's gradient that hard pairs receive."""
 
 from typing import Any
 

@@ -47,7 +47,7 @@ def retrieval_scores(
     index: str = "exact",
     chunk_size: int | None = None,
 ) -> dict[str, Floats]:
-    r"""Rank the references of every query by L2 distance: what each ranking is worth.
+    r"""Rank the references of every query by L2 distance, and score each ranking.
 
     Let :math:`R_q` be the number of references with the label of query :math:`q` (itself not counted), and
     :math:`h_{qi} \in \{0, 1\}` whether its i-th nearest reference is one of them. Per query,
@@ -96,8 +96,8 @@ def retrieval_scores(
         ImportError: If FAISS is not installed.
         TypeError: If embeddings are not floating point, or labels or counts not integers.
         ValueError: If a shape, a width or an option is wrong, an embedding is not finite, all queries or all references
-            are zero or several references all the same (their ranking would be that of their rows), the references do
-            not start with the queries though ``ref_includes_query`` says so, or no query has a relevant reference.
+            are zero or several references all identical (the ranking would depend on row order), ``ref_includes_query``
+            is set and the references do not start with the queries, or no query has a relevant reference.
 
     Examples:
         >>> points = np.array([[0.1], [0.2], [1.0], [1.3], [5.0]])
@@ -126,7 +126,7 @@ def retrieval_scores(
     searcher = make_searcher(queries, references, index=index, own=ref_includes_query, k=k, device=device)
 
     scores = {name: np.full(len(queries), np.nan) for name in metric_names(recall_at, at_r)}
-    # Queries of equal R together: each chunk looks only as far as its own largest R.
+    # Queries in the order of R: each chunk searches only as many neighbours as its own largest R.
     kept = kept[np.argsort(relevant[kept], kind="stable")]
     for rows in split_rows(kept, row_bytes=searcher.row_bytes + BYTES_PER_NEIGHBOUR * k, chunk_size=chunk_size):
         distances, neighbours = searcher.find(rows, min(available, max(int(relevant[rows[-1]]) * at_r, least)))
@@ -142,7 +142,7 @@ def retrieval_scores(
         in_threads(score, len(rows))
     if index == "exact" and len(late := kept[scores["mean_reciprocal_rank"][kept] == 0]):
         streamed = StreamedSearcher(queries, references, own=ref_includes_query, device=device)
-        # A chunk of the user's may be for FAISS, which holds no row of distances.
+        # Not the user's `chunk_size`: it may suit FAISS, which holds no row of distances.
         for some in split_rows(late, row_bytes=streamed.row_bytes, chunk_size=None):
             scores["mean_reciprocal_rank"][some] = 1 / streamed.first_ranks(some, sought[some], place)
     return scores
@@ -232,7 +232,7 @@ def retrieval_metrics(
 
 
 def metric_names(recall_at: Sequence[int], at_r: bool) -> list[str]:
-    """Names of the metrics of `retrieval_scores`, in their order."""
+    """Return the names of the metrics of `retrieval_scores`, in their order."""
     recalls = [f"recall_at_{k}" for k in recall_at]
     ranked = ["r_precision", "mean_average_precision_at_r"] if at_r else []
     return ["precision_at_1", *recalls, "mean_reciprocal_rank", *ranked, "knn_accuracy"]
@@ -241,7 +241,7 @@ def metric_names(recall_at: Sequence[int], at_r: bool) -> list[str]:
 def check_retrieval_options(
     recall_at: Sequence[int], knn_k: int, knn_temperature: float, chunk_size: int | None, index: str
 ) -> None:
-    """Raise unless the options are those of `retrieval_scores`."""
+    """Raise unless the options suit `retrieval_scores`."""
     check_sequence("recall_at", recall_at, "integers")
     for k in recall_at:
         check_int("recall_at", k, low=1)
@@ -254,7 +254,7 @@ def check_retrieval_options(
 
 
 def _as_classes(wanted: Labels, labels: Labels) -> tuple[Labels, Labels]:
-    """Both as numbers of the references' classes 0..C-1; `NO_CLASS` where no reference has the label wanted."""
+    """Return both as class numbers 0..C-1 of the references; `NO_CLASS` where no reference has the label wanted."""
     classes, place = np.unique(labels, return_inverse=True)
     near = np.searchsorted(classes, wanted).clip(max=len(classes) - 1)
     return np.where(classes[near] == wanted, near, NO_CLASS), place

@@ -1,4 +1,4 @@
-"""The temperature of a classifier's logits, fitted to rows that neither it nor its encoder was trained on."""
+"""The temperature of a classifier's logits, fitted to rows outside the training of classifier and encoder."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ NONE = 1.0  # leaves the logits as they are
 def fit_temperature(logits: Array, labels: Array) -> float:
     r"""Choose T, between 0.01 and 100, such that :math:`\mathrm{softmax}(z / T)` has the least negative log-likelihood.
 
-    It is convex in :math:`\beta = 1 / T`; where its derivative, the mean over rows of
-    :math:`\sum_c p_c z_c - z_y`, is 0, lies the optimum (Guo et al., ICML 2017, section 4.2, temperature scaling).
+    It is convex in :math:`\beta = 1 / T`; at the optimum its derivative, the mean over rows of
+    :math:`\sum_c p_c z_c - z_y`, is 0 (Guo et al., ICML 2017, section 4.2, temperature scaling).
 
-    The rows have to be unseen by the classifier and by the encoder under it. An encoder knows its training images: of
-    those nearly all come out right, also where the classifier never saw them, and T comes out too small.
+    Neither the classifier nor the encoder may have been trained on these rows: an encoder classifies nearly all of its
+    training images right, and T is then too small.
 
     Args:
         logits: ``(N, C)`` finite floats, at least two columns, of rows that neither the classifier nor the encoder was

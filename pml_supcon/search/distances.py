@@ -1,4 +1,4 @@
-"""Squared distances in float32 that tell rows apart, wherever the rows lie and whatever torch is set to."""
+"""Well-conditioned float32 squared distances: rows are shifted and scaled first, and TF32 is off."""
 
 import math
 from collections.abc import Iterator
@@ -11,28 +11,28 @@ import torch
 from pml_supcon._arrays import Floats, row_blocks
 from pml_supcon.functional.supcon.tiled.precision import full_precision
 
-FAR = 16  # squared length of the mean over the mean squared distance from it
-NEAREST_REACH, FURTHEST_REACH = 2.0**-40, 2.0**60  # squares, and those of differences, are in float32's range between
+FAR = 16  # rows are shifted where |mean|^2 exceeds this many times their mean squared distance from the mean
+NEAREST_REACH, FURTHEST_REACH = 2.0**-40, 2.0**60  # between them float32 holds the squares of lengths and differences
 SMALLEST_SQUARE = 2.0**-100
 LESSER = ("tf32", "bf16")
 PRECISION_BY_BACKEND = hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")
 
 
 def well_conditioned(queries: Floats, references: Floats) -> tuple[Floats, Floats, float]:
-    """Move and scale rows so that float32 ranks them by their distances, not by its rounding; most need neither.
+    """Shift and scale rows so that float32 ranks them by distance, not by rounding; most inputs need neither.
 
-    `|q|^2 - 2 q r + |r|^2` loses the digits that q and r share, and a squared length may be out of range. Distances do
-    not change when all rows move alike, nor their order by a common factor.
+    ``|q|^2 - 2 q r + |r|^2`` cancels the digits that q and r share, and a squared length may be out of range. A common
+    shift does not change distances, and a common factor does not change their order.
 
     Args:
-        queries: `(N, D)` floats.
-        references: `(M, D)` floats.
+        queries: ``(N, D)`` floats.
+        references: ``(M, D)`` floats.
 
     Returns:
-        Both in float32, the same arrays where nothing is done, and the power of two by which distances have grown.
+        Both in float32, the same arrays where nothing is done, and the power of two that distances are multiplied by.
 
     Raises:
-        ValueError: some rows are so long that float32 has no room for the squares of most others.
+        ValueError: If some rows are so long that the squares of most other rows underflow in float32.
     """
     squares = squared_lengths(references)
     shift = shift_to_origin(references, squares)
@@ -50,10 +50,10 @@ def well_conditioned(queries: Floats, references: Floats) -> tuple[Floats, Float
 
 
 def shift_to_origin(references: Floats, squares: Floats) -> Floats | None:
-    """About the mean of `(M, D)` rows with the squared lengths given, float64; None where the origin is near enough.
+    """Return the rounded mean of ``(M, D)`` rows with these squared lengths, float64; None where no shift is needed.
 
-    The mean is rounded to a power of two below the spread of a coordinate: rows on a grid then stay on one, and their
-    ties stay exact.
+    The mean is rounded to a power of two below the standard deviation of a coordinate: rows on a grid then stay on a
+    grid, and their ties stay exact.
     """
     mean = references.mean(axis=0, dtype=np.float64)
     length = float(mean @ mean)
@@ -67,17 +67,17 @@ def shift_to_origin(references: Floats, squares: Floats) -> Floats | None:
 
 
 def moved(rows: Floats, shift: Floats | None, scale: float) -> Floats:
-    """`(rows - shift) * scale`, computed in float64, in float32."""
+    """Return ``(rows - shift) * scale`` in float32, computed in float64."""
     if shift is None and scale == 1:
         return rows.astype(np.float32, copy=False)
-    made = np.empty(rows.shape, np.float32)
+    result = np.empty(rows.shape, np.float32)
     for part in row_blocks(len(rows)):
-        made[part] = (rows[part].astype(np.float64) - (0 if shift is None else shift)) * scale
-    return made
+        result[part] = (rows[part].astype(np.float64) - (0 if shift is None else shift)) * scale
+    return result
 
 
 def squared_lengths(rows: Floats, origin: Floats | None = None) -> Floats:
-    """Of each row of `(N, D)`, from an origin, in float64, without a copy of the rows."""
+    """Return the squared length of each row of ``(N, D)``, minus an origin, in float64, without a copy of all rows."""
     if origin is None:
         return np.asarray(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     return np.concatenate([squared_lengths(rows[part].astype(np.float64) - origin) for part in row_blocks(len(rows))])
@@ -85,15 +85,15 @@ def squared_lengths(rows: Floats, origin: Floats | None = None) -> Floats:
 
 @contextmanager
 def float32_products(device: torch.device) -> Iterator[None]:
-    """No autocast, and neither TF32 nor bfloat16 inside products of float32, whatever the user has set."""
+    """Disable autocast, and TF32 and bfloat16 in products of float32, and restore the user's settings after."""
     with full_precision(device), ieee_where_set() if PRECISION_BY_BACKEND else highest_precision():
         yield
 
 
 @contextmanager
 def ieee_where_set() -> Iterator[None]:
-    """For torch from 2.9 on, where both of its settings, of old and of new, end at each backend's."""
-    mkldnn: Any = torch.backends.mkldnn  # its types do not know of `matmul`
+    """Set IEEE float32 on each backend; from torch 2.9 on the global setting acts through these."""
+    mkldnn: Any = torch.backends.mkldnn  # `matmul` is missing in its type stubs
     backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
     before = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision in LESSER]
     try:
@@ -107,7 +107,7 @@ def ieee_where_set() -> Iterator[None]:
 
 @contextmanager
 def highest_precision() -> Iterator[None]:
-    """For torch below 2.9, with one setting for all."""
+    """Set the highest precision; before torch 2.9 one setting holds for all backends."""
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("highest")

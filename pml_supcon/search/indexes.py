@@ -1,4 +1,4 @@
-"""FAISS indexes by name, approximate ones and those on GPUs, and how many true neighbours an index finds."""
+"""FAISS indexes by name, approximate or on GPUs, and the share of true neighbours that an index finds."""
 
 import difflib
 import logging
@@ -22,23 +22,23 @@ logger = logging.getLogger(__name__)
 #: Names beside `exact`, which searches all references in blocks; any string of FAISS's `index_factory` is one too.
 INDEXES = ("exact", "ivf", "hnsw", "gpu_flat", "gpu_sharded", "gpu_ivf")
 GPU_MAX_K = 2048  # FAISS finds no more neighbours than this on a GPU
-POINTS_PER_LIST = 39  # FAISS wants so many to place the centre of a list
-SLOW_K = 1000  # neighbours beyond which an approximate index has little over an exact search
-CHECKED_WIDTH = 64  # of an index that is made only to see whether its name is one
+POINTS_PER_LIST = 39  # FAISS recommends at least this many to train the centre of a list
+SLOW_K = 1000  # with more neighbours an approximate index is hardly faster than the exact search
+CHECKED_WIDTH = 64  # the width of an index that is built only to check its name
 
 
 class IndexSearcher:
     """A FAISS index of the references.
 
     Args:
-        faiss: the module.
-        queries: `(N, D)` float32.
-        references: `(M, D)` float32.
-        name: see `INDEXES`.
-        own: the first N references are the queries, which do not find themselves.
+        faiss: The module.
+        queries: ``(N, D)`` float32.
+        references: ``(M, D)`` float32.
+        name: One of `INDEXES` or a string of FAISS's ``index_factory``.
+        own: The first N references are the queries, and no query finds itself.
 
     Raises:
-        ValueError: the name is none, there is no GPU for one that needs it, or too few references to train it.
+        ValueError: If the name is unknown, a GPU is missing, or there are too few references to train the index.
     """
 
     row_bytes = 0
@@ -48,12 +48,12 @@ class IndexSearcher:
         self.index = build_index(faiss, references, name)
 
     def find(self, rows: Labels, k: int) -> tuple[Floats, Labels]:
-        """See `Searcher`."""
+        """Search as `Searcher.find`."""
         wanted = k + int(self.own)
         if self.name.startswith("gpu_") and wanted > GPU_MAX_K:
             raise ValueError(
-                f"Expected at most {GPU_MAX_K} neighbours of an index on a GPU, but got {wanted}: leave out what "
-                "looks at all references of a class (`at_r=False`), or take index='exact'"
+                f"Expected at most {GPU_MAX_K} neighbours of an index on a GPU, but got {wanted}: leave out the "
+                "metrics that rank all references of a class (`at_r=False`), or use index='exact'"
             )
         if hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = max(64, 2 * wanted)
@@ -63,7 +63,7 @@ class IndexSearcher:
 
 
 def build_index(faiss: ModuleType, references: Floats, name: str) -> Any:
-    """A FAISS index of `(M, D)` references by squared L2 distance: one of `INDEXES`, or a string of FAISS's factory."""
+    """Build a FAISS index of ``(M, D)`` references by squared L2 distance, from a name or a string of its factory."""
     rows, width = references.shape
     lists = max(1, min(round(4 * math.sqrt(rows)), rows // POINTS_PER_LIST))
     named = {"ivf": f"IVF{lists},Flat", "hnsw": "HNSW32,Flat", "gpu_flat": "Flat", "gpu_sharded": "Flat"}
@@ -80,7 +80,7 @@ def build_index(faiss: ModuleType, references: Floats, name: str) -> Any:
         lists_inside.cp.min_points_per_centroid = 1
     for coded in (index, lists_inside):
         if hasattr(getattr(coded, "pq", None), "cp"):
-            coded.pq.cp.min_points_per_centroid = 1  # no warnings on stderr: `index_recall` says what is missed
+            coded.pq.cp.min_points_per_centroid = 1  # no warnings on stderr: `index_recall` measures the misses
     if name.startswith("gpu_"):
         options = faiss.GpuMultipleClonerOptions()
         options.shard = name == "gpu_sharded"
@@ -89,14 +89,14 @@ def build_index(faiss: ModuleType, references: Floats, name: str) -> Any:
     try:
         index.train(rows_in_order)
         index.add(rows_in_order)
-    except RuntimeError as error:  # the last line of FAISS's message says what it lacks
+    except RuntimeError as error:  # the last line of FAISS's message has the reason
         why = str(error).strip().splitlines()[-1]
         raise ValueError(f"Expected references that index={name!r} can hold, but got {rows}: {why}") from error
     return index
 
 
 def check_index(name: str) -> None:
-    """Raise unless `name` is one of `INDEXES` or FAISS can read it; whether it fits a width, building it tells."""
+    """Raise unless ``name`` is one of `INDEXES` or FAISS can parse it; `build_index` checks that it fits the width."""
     if not isinstance(name, str):
         raise TypeError(f"Expected argument `index` to be a string, but got {name!r}")
     if name in INDEXES:
@@ -104,12 +104,12 @@ def check_index(name: str) -> None:
     try:
         require_faiss().index_factory(CHECKED_WIDTH, name)
     except RuntimeError as error:
-        if "could not parse" in str(error):  # others, such as of PQ12, may be right for another width
+        if "could not parse" in str(error):  # other errors, such as for PQ12, may not occur at another width
             raise ValueError(expected_index(name)) from error
 
 
 def expected_index(name: str, which: str = "") -> str:
-    """What to say of a name that is none."""
+    """Return the error text for an unknown name."""
     near = difflib.get_close_matches(name, INDEXES, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return (
@@ -121,13 +121,13 @@ def expected_index(name: str, which: str = "") -> str:
 def make_searcher(
     queries: Floats, references: Floats, *, index: str, own: bool, k: int, device: torch.device
 ) -> Searcher:
-    """What finds up to k neighbours by the index named; exact ones by FAISS where k is small, on a GPU by torch."""
+    """Create the search for up to k neighbours by an index; the exact search uses FAISS for small k on the CPU."""
     faiss = require_faiss()
     if index != "exact":
         if k > SLOW_K:
             logger.warning(
-                "index=%r is asked for %d neighbours of a query, which is slow: `at_r=False` leaves out the metrics "
-                "that look at all references of a class.",
+                "index=%r searches %d neighbours of each query, which is slow: `at_r=False` leaves out the metrics "
+                "that rank all references of a class.",
                 index,
                 k,
             )
@@ -147,33 +147,33 @@ def index_recall(
     seed: int = 0,
     ref_includes_query: bool = False,
 ) -> dict[int, float]:
-    r"""The share of the k nearest references that an approximate index finds, measured against the exact search.
+    r"""Measure the share of the k nearest references that an approximate index finds, against the exact search.
 
     .. math:: \frac{1}{|Q|} \sum_{q \in Q} \frac{|A_k(q) \cap E_k(q)|}{k}
 
-    with :math:`A_k` the k rows that the index gives and :math:`E_k` the k nearest (ties at the k-th distance may be
-    told apart otherwise: both counts are of rows). It is the "recall@k" of FAISS and ANN-benchmarks, not the metric of
-    `retrieval_metrics`, which asks for labels.
+    with :math:`A_k` the k rows that the index returns and :math:`E_k` the k nearest rows (ties at the k-th distance may
+    be resolved differently). It is the "recall@k" of FAISS and ANN-benchmarks, not ``recall_at_k`` of
+    `retrieval_metrics`, which compares labels.
 
     Args:
-        query: `(N, D)` floats.
-        reference: `(M, D)` floats.
-        index: one of `INDEXES` or a string of FAISS's `index_factory` (`"IVF4096,PQ16"`).
-        k: numbers of neighbours, each from 1 to M (M - 1 where a query is among them).
-        queries: at most so many queries are searched, drawn with `seed`.
-        seed: of the draw, at least 0.
-        ref_includes_query: the first N references are the queries, and no query finds itself: it would nearly always,
-            and the index seem better than it is.
+        query: ``(N, D)`` floats.
+        reference: ``(M, D)`` floats.
+        index: One of `INDEXES` or a string of FAISS's ``index_factory`` (``"IVF4096,PQ16"``).
+        k: Numbers of neighbours, each from 1 to M (M - 1 with ``ref_includes_query``).
+        queries: The number of queries searched, at most; drawn with ``seed``.
+        seed: Seed of the draw, at least 0.
+        ref_includes_query: The first N references are the queries, and no query finds itself: that hit is easy and
+            would flatter the index.
 
     Returns:
         The recall in [0, 1] for each k.
 
     Raises:
-        ImportError: FAISS is not installed.
-        TypeError: embeddings are not floating point, the index no string, or `k` holds no integers.
-        ValueError: the index is unknown, its GPU is missing or it cannot hold these references, a k is larger than
-            their number, all references are the same, or they do not start with the queries though
-            ``ref_includes_query`` says so.
+        ImportError: If FAISS is not installed.
+        TypeError: If embeddings are not floating point, the index is no string, or ``k`` is no sequence of integers.
+        ValueError: If the index is unknown, its GPU is missing or it cannot hold these references, a k is larger than
+            their number, all references are identical, or ``ref_includes_query`` is set and they do not start with the
+            queries.
 
     Examples:
         >>> points = np.random.default_rng(0).normal(size=(2000, 8))
@@ -212,5 +212,5 @@ def index_recall(
 
 
 def share_found(given: Labels, exact: Labels) -> float:
-    """The share of the rows `(n, k)` in `exact` that are among those in the same line of `given`."""
+    """Return the share of the neighbours ``exact`` ``(n, k)`` that are in the same row of ``given``."""
     return float(np.mean([np.isin(right, found).mean() for found, right in zip(given, exact, strict=True)]))

@@ -8,8 +8,8 @@ from pml_supcon._arrays import Array, Floats, as_embeddings, check_same_width, c
 def as_ranked(query: Array, reference: Array) -> tuple[Floats, Floats]:
     """Check the rows of a search, ``(N, D)`` and ``(M, D)``; return them in their own dtypes.
 
-    Float32 must hold them, though what float64 has beyond it may count. Refuses sets whose ranking would be that of
-    their rows: queries or references that are all zero, and references that are all the same.
+    Values must be finite in float32. Queries or references that are all zero, and references that are all identical,
+    raise an error: their ranking would depend on row order.
     """
     rows = []
     for value, name in ((query, "query"), (reference, "reference")):
@@ -22,15 +22,15 @@ def as_ranked(query: Array, reference: Array) -> tuple[Floats, Floats]:
     check_same_width(queries, "query", references, "reference")
     if len(references) > 1 and all((references[part] == references[0]).all() for part in row_blocks(len(references))):
         raise ValueError(
-            f"Expected argument `reference` to have rows that differ, but all {len(references)} are the same"
+            f"Expected argument `reference` to have rows that differ, but all {len(references)} are identical"
         )
     return queries, references
 
 
 def starts_with(references: Floats, queries: Floats) -> bool:
-    """Whether the first references are the queries, up to rounding, as PML asks.
+    """Return True if the first references are the queries, up to rounding, as PML requires.
 
-    Embeddings may have been computed twice, in batches of another size.
+    Embeddings may have been computed twice, in batches of different sizes.
     """
     first = references[: len(queries)]
     return len(first) == len(queries) and all(

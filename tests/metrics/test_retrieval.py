@@ -400,7 +400,7 @@ NAN_ROWS[1:, 0] = math.nan
         ({"query": NAN_ROWS}, ValueError, r"`query` to be finite, .* 2 of 3 rows \(the first is row 1\)"),
         ({"reference": np.eye(3) * 1e300}, ValueError, r"`reference` to be finite, .* infinity in 3 of 3 rows"),
         ({"reference": np.diag([1, 1, 1e30])}, ValueError, "squared distances fit into float32"),
-        ({"reference": np.full((3, 3), 0.5)}, ValueError, "`reference` to have rows that differ, but all 3 are the"),
+        ({"reference": np.full((3, 3), 0.5)}, ValueError, "`reference` to have rows that differ, but all 3 are"),
         ({"index": 3}, TypeError, "`index` to be a string, but got 3"),
         ({"query_labels": np.array([7, 8, 9])}, ValueError, "none of the 3 has one"),
         ({"ref_includes_query": True, "query": np.eye(3)[::-1]}, ValueError, "`reference` to start with the queries"),

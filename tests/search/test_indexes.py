@@ -157,8 +157,8 @@ def test_many_neighbours_of_an_approximate_index_are_told(caplog):
     with caplog.at_level(logging.WARNING):
         retrieval_metrics(points, labels, points, labels, ref_includes_query=True, index="Flat")
     assert [record.getMessage() for record in caplog.records] == [
-        "index='Flat' is asked for 1499 neighbours of a query, which is slow: `at_r=False` leaves out the metrics that "
-        "look at all references of a class."
+        "index='Flat' searches 1499 neighbours of each query, which is slow: `at_r=False` leaves out the metrics that "
+        "rank all references of a class."
     ]
     caplog.clear()
     retrieval_metrics(points, labels, points, labels, ref_includes_query=True)
@@ -184,7 +184,7 @@ def test_faiss_does_not_warn_of_few_points(gallery, name, capfd):
             ValueError,
             r"to start with the queries, .* got others \(300 queries, 16 references\)",
         ),
-        ({"reference": np.ones((5, 16))}, ValueError, "`reference` to have rows that differ, but all 5 are the same"),
+        ({"reference": np.ones((5, 16))}, ValueError, "`reference` to have rows that differ, but all 5 are identical"),
         ({"index": "ivff"}, ValueError, r"got 'ivff' \(did you mean 'ivf'\?\)"),
         ({"index": "PQ7"}, ValueError, "index_factory that fits a width of 16, but got 'PQ7'"),
         ({"index": "IVF4096,Flat"}, ValueError, r"'IVF4096,Flat' can hold, but got 2000: .*2000.*4096"),
