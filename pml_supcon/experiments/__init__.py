@@ -1,1 +1,1 @@
-"""The parts of `reproduce.py`: experiments, scales, how they are run and what becomes of their scores."""
+"""The paper's experiments: registry, runner, statistics, tables and plots."""

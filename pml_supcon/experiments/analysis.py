@@ -1,4 +1,4 @@
-"""Sections of `evaluate.py` on a run: what the record of a training does not hold."""
+"""Run sections of `evaluate.py` on a finished training, for scores that its record lacks."""
 
 import hashlib
 import json
@@ -23,22 +23,22 @@ HARDEST = (1, 5, 10, 25, 50, 100)  # per cent of the pairs
 
 
 def evaluate_run(
-    path: Path, trained: TrainSettings, wanted: Mapping[str, Any], accelerator: Accelerator
+    path: Path, trained: TrainSettings, options: Mapping[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """An evaluation: `sections`, what was `told`, and `seconds`; computed where the run's folder has it not.
+    """Return an evaluation with its `sections`, notes (`told`) and `seconds`; read it if the run's folder has it.
 
-    All processes call it. Probes are fitted to the images that the run was trained on, with their true labels.
+    Call it on all processes. Probes are fitted to the training images of the run with their true labels.
 
     Args:
-        path: the run's folder.
-        trained: its settings.
-        wanted: settings of the evaluation; `sections` names them.
-        accelerator: the processes.
+        path: The run's folder.
+        trained: The settings of the run.
+        options: Settings of the evaluation; ``sections`` names its sections.
+        accelerator: The processes.
     """
-    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
     file = path / f"evaluation-{digest[:12]}.json"
     if not broadcast_object_list([file.exists()])[0]:
-        settings = EvaluateSettings(encoder=str(path), seed=trained.seed, workers=trained.workers, **wanted)
+        settings = EvaluateSettings(encoder=str(path), seed=trained.seed, workers=trained.workers, **options)
         subject = _subject(path, trained, settings, accelerator)
         try:
             results, seconds = run_sections(subject, settings.sections)
@@ -49,8 +49,8 @@ def evaluate_run(
             content = {"sections": results, "told": subject.told, "seconds": seconds}
             replace_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
     read = json.loads(file.read_text()) if accelerator.is_main_process else None
-    found: dict[str, Any] = broadcast_object_list([read])[0]
-    return found
+    evaluation: dict[str, Any] = broadcast_object_list([read])[0]
+    return evaluation
 
 
 def _subject(path: Path, trained: TrainSettings, settings: EvaluateSettings, accelerator: Accelerator) -> Subject:
@@ -62,11 +62,11 @@ def _subject(path: Path, trained: TrainSettings, settings: EvaluateSettings, acc
 
 
 def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:
-    """The share of the gradient that the hardest pairs receive; what a bin has is taken in proportion.
+    """Return the share of the gradient on the hardest pairs; a bin that is split contributes in proportion.
 
     Args:
-        bins: of `hard_mining_curve`: `hardness`, `share` of the gradient, `even_share` of the pairs.
-        part: how many of the pairs, in [0, 1].
+        bins: Bins of ``hard_mining_curve``: ``hardness``, ``share`` of the gradient, ``even_share`` of the pairs.
+        part: The share of the pairs, in [0, 1].
 
     Examples:
         >>> easy = {"hardness": 0.1, "share": 0.2, "even_share": 0.8}
@@ -82,27 +82,27 @@ def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:
     return share
 
 
-def scores_in(sections: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, float]:
+def scores_in(sections: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:
     """Return the scores of evaluation sections by the names that experiments use."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     if section := sections.get("corruption"):
         levels = [{"severity": 0, **section["clean"]}, *section["by_severity"]]
-        found |= {
+        scores |= {
             f"corruption/{which}/{row['severity']}": row[which] for row in levels for which in ("accuracy", "ece")
         }
     if section := sections.get("projection_head"):
         for task, row in section["tasks"].items():
-            found |= {f"head/{task}/{side}": row[side] for side in ("encoder", "head") if row[side] is not None}
+            scores |= {f"head/{task}/{side}": row[side] for side in ("encoder", "head") if row[side] is not None}
     if section := sections.get("hard_mining"):
         for loss, curve in section["losses"].items():
             for kind, row in curve["summary"].items():
-                found |= {f"hard_mining/{loss}/{kind}/{name}": value for name, value in row.items()}
-                found |= {
+                scores |= {f"hard_mining/{loss}/{kind}/{name}": value for name, value in row.items()}
+                scores |= {
                     f"hard_mining/{loss}/{kind}/hardest/{percent}": share_of_hardest(curve[kind], percent / 100)
                     for percent in HARDEST
                 }
     if section := sections.get("linear_probe"):
-        found[f"stage2/{wanted['probe_optimizer']}"] = section["augmented"]["metrics"]["top1"]
+        scores[f"stage2/{options['probe_optimizer']}"] = section["augmented"]["metrics"]["top1"]
     for row in sections.get("transfer") or []:
-        found[f"transfer/{row['data']}"] = row["linear_probe"]["top1"]
-    return found
+        scores[f"transfer/{row['data']}"] = row["linear_probe"]["top1"]
+    return scores

@@ -1,4 +1,4 @@
-"""What losses cost with their miners: milliseconds of a step's loss and its gradient."""
+"""Measure the milliseconds of a loss with its miner, forward and backward."""
 
 import statistics
 import time
@@ -13,18 +13,18 @@ from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.methods import Criterion, build_criterion
 
 ROUNDS, WARM_UP = 9, 2
-CLASSES, SPREAD = 10, 0.7  # of the rows around the centre of their class: some negatives are nearer than positives
+CLASSES, SPREAD = 10, 0.7  # spread of rows around their class centre: some negatives are nearer than positives
 
 
 def milliseconds_of(trainings: Mapping[str, TrainSettings], accelerator: Accelerator, *, seed: int) -> dict[str, float]:
-    """The median time of each loss on one batch, of all by turns, so that what else the machine does hits them alike.
+    """Return the median time of each loss on one batch, measured round-robin so that background load affects all alike.
 
-    All processes call it, each with its share of the batch.
+    Call it on all processes; each has a shard of the batch.
 
     Args:
-        trainings: settings by name; embeddings have their `head_dim`, batches their `batch_size` and `views`.
-        accelerator: the processes.
-        seed: of the embeddings.
+        trainings: Settings by name; ``head_dim``, ``batch_size`` and ``views`` give the shape of the batch.
+        accelerator: The processes.
+        seed: The seed of the embeddings.
     """
     device = accelerator.device
     criteria = {name: build_criterion(settings).to(device) for name, settings in trainings.items()}
@@ -37,7 +37,7 @@ def milliseconds_of(trainings: Mapping[str, TrainSettings], accelerator: Acceler
 
 
 def batch_for(settings: TrainSettings, accelerator: Accelerator, *, seed: int) -> tuple[Tensor, Tensor]:
-    """This process's share of a batch: unit rows `(B, V, D)` around the centres of their classes, labels `(B,)`."""
+    """Return this process's shard of a batch: unit rows ``(B, V, D)`` around class centres, and labels ``(B,)``."""
     generator = torch.Generator().manual_seed(seed)
     centres = F.normalize(torch.randn(CLASSES, settings.head_dim, generator=generator))
     labels = torch.arange(settings.batch_size) % CLASSES

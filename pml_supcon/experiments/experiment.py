@@ -1,4 +1,4 @@
-"""What an experiment is: trainings, the figures that are taken from them, and the orderings that the paper claims."""
+"""The definition of an experiment: its trainings, the values taken from them, and the paper's orderings."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 TOP1 = "linear_probe/top1"
 ACCURACY = "top-1 accuracy, %"
 
-#: The scores of one seed: those of each training, by name.
+#: Scores of one seed, by training and metric.
 Scores = Mapping[str, Mapping[str, float]]
 
 
@@ -17,10 +17,10 @@ class Training:
     """A training, repeated with every seed.
 
     Attributes:
-        name: in the experiment.
-        settings: of `train.py`, beside the scale's.
-        tuned_as: the settings under which its learning rate is chosen; None: its own.
-        factor: of that learning rate.
+        name: The name within the experiment.
+        settings: Settings of ``train.py`` in addition to the scale's.
+        tuned_as: The settings under which the learning rate is chosen; None: ``settings``.
+        factor: The factor on the chosen learning rate.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure of each seed: a metric of a training, or how far it spreads over several trainings.
+    """A value for each seed: a metric of one training, or its standard deviation over several trainings.
 
     Attributes:
-        trainings: names; with several, the standard deviation over them.
-        metric: its name in the scores.
-        percent: it is a share, shown in per cent.
+        trainings: Names of trainings.
+        metric: The name of the metric in the scores.
+        percent: The metric is a share; tables show it in per cent.
     """
 
     trainings: tuple[str, ...]
@@ -44,7 +44,7 @@ class Quantity:
     percent: bool = True
 
     def of(self, scores: Scores) -> float | None:
-        """The figure of one seed; None where a training diverged and has none."""
+        """Return the value of one seed, or None if a diverged training lacks the metric."""
         values = [scores[name].get(self.metric) for name in self.trainings]
         known = [value for value in values if value is not None]
         if len(known) < len(values):
@@ -54,15 +54,15 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Line:
-    """A figure that the table and the drawing show.
+    """A row of the table and of the plot.
 
     Attributes:
-        label: what it is.
-        quantity: where it comes from.
-        series: the curve that it is on, where `x` says at which place.
-        x: a number, or None where the figures have no order.
-        paper: the paper's figure, in the same unit as the table shows.
-        panel: the drawing that it is in, by what that measures.
+        label: The name of the row.
+        quantity: The values.
+        series: The curve of the plot that the row is a point of.
+        x: The position on that curve; None for rows without an order.
+        paper: The paper's value, in the unit of the table.
+        panel: The panel of the plot, named by its metric.
     """
 
     label: str
@@ -75,16 +75,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An ordering of the paper's.
+    """An ordering that the paper claims.
 
     Attributes:
-        ahead: what the paper finds better, or as good.
-        behind: what it is compared with.
-        title: in words.
-        paper: how far ahead it is in the paper, in the unit that the table shows.
-        equal: the paper finds both about equal.
-        lower: less is better.
-        claimed: the paper says so; else it is what a reader would ask.
+        ahead: The better or equally good side.
+        behind: The other side.
+        title: The name of the row.
+        paper: The difference in the paper, in the unit of the table.
+        equal: The paper finds both sides about equal.
+        lower: Smaller values are better.
+        claimed: The paper claims the ordering; False for a further comparison of ours.
     """
 
     ahead: Quantity
@@ -98,22 +98,22 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One of the paper's claims, and what shows whether it holds.
+    """One of the paper's claims and the trainings that test it.
 
     Attributes:
-        name: on the command line.
-        title: of its section.
-        claim: the paper's, in a sentence or two.
-        source: where in the paper, and on which data its figures are.
-        trainings: what is trained.
-        lines: what is shown.
-        comparisons: what is judged.
-        evaluations: settings of `evaluate.py`, each for what the record of a training does not hold.
-        evaluated: the trainings that they are for; None: all.
-        timed: measure what the losses cost, with their miners.
-        x_title: of the drawing.
-        x_log: its scale is logarithmic.
-        notes: what a reader has to know.
+        name: The name on the command line.
+        title: The title of the section.
+        claim: The paper's claim in one or two sentences.
+        source: The place in the paper, and its data.
+        trainings: The trainings.
+        lines: The rows of the table and the plot.
+        comparisons: The orderings to judge.
+        evaluations: Settings of ``evaluate.py``, for scores that the record of a training lacks.
+        evaluated: The names of the trainings to evaluate; None: all.
+        timed: Measure the time of the losses with their miners.
+        x_title: The title of the plot's x axis.
+        x_log: Use a logarithmic x axis.
+        notes: Sentences below the table.
     """
 
     name: str
@@ -132,23 +132,23 @@ class Experiment:
 
 
 def score_of(name: str, metric: str = TOP1) -> Quantity:
-    """A metric of a training."""
+    """Return a metric of a training."""
     return Quantity((name,), metric)
 
 
 def line_of(name: str, *, paper: float | None = None) -> Line:
-    """The accuracy of a training."""
+    """Return the row with the accuracy of a training."""
     return Line(f"`{name}`", score_of(name), paper=paper)
 
 
 def ahead_of(
     ahead: str, behind: str, *, paper: float | None = None, equal: bool = False, claimed: bool = True
 ) -> Comparison:
-    """The accuracy of one training over another's."""
+    """Return the ordering of two trainings by accuracy."""
     title = f"`{ahead}` {'about equal to' if equal else 'over'} `{behind}`"
     return Comparison(score_of(ahead), score_of(behind), title, paper, equal, claimed=claimed)
 
 
 def difference_of(paper: Mapping[str, float], ahead: str, behind: str) -> float | None:
-    """How far apart two figures are in the paper, where it has both."""
+    """Return the difference of two values of the paper, or None if it lacks one."""
     return round(paper[ahead] - paper[behind], 2) if ahead in paper and behind in paper else None

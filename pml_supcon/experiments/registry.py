@@ -1,4 +1,4 @@
-"""The experiments by name, in the order of the page that shows them."""
+"""The experiments by name, in the order of the result pages."""
 
 from collections.abc import Callable
 

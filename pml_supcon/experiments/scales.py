@@ -1,4 +1,4 @@
-"""At which scale the experiments are run: data, encoder, budget, and where settings are chosen."""
+"""The scales of the experiments: data, encoder, budget and candidate learning rates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,22 +23,21 @@ NATURAL = ("simaugment", "autoaugment", "randaugment", "stacked_randaugment")
 
 @dataclass(frozen=True)
 class Scale:
-    """The same for all trainings of all experiments.
+    """Settings that all trainings of all experiments share.
 
     Attributes:
-        name: on the command line.
-        settings: of `train.py`.
-        tuning: those that differ while learning rates are chosen, on held-out images.
-        learning_rates: what is tried, by optimizer; `sgd` for others.
-        batch_sizes: of the experiment on them.
-        augmentations: of the experiment on them.
-        label_shares: of the experiment on few labels.
-        images: how many are trained on.
-        triplets_per_anchor: of the triplet loss, drawn at random; None: all of a batch, which is cubic in its size.
-        transfer: the data that encoders are probed on; None: the second half of the classes, where training sees the
-            first.
-        tune_variants: choose a learning rate for each number of positives; else that of all positives is shared.
-        seeds: how many, from 0.
+        name: The name on the command line.
+        settings: Settings of ``train.py``.
+        tuning: Settings that replace these while learning rates are chosen on held-out images.
+        learning_rates: Candidates by optimizer; other optimizers use the candidates of ``sgd``.
+        batch_sizes: Batch sizes of the experiment `batch-size`.
+        augmentations: Augmentations of the experiments `augmentations` and `stability`.
+        label_shares: Shares of the training images of the experiment `few-labels`.
+        images: The number of training images.
+        triplets_per_anchor: Random triplets per anchor of the triplet loss; None: all of the batch (cubic in its size).
+        transfer: The data sets for transfer; None: training has the first half of the classes, transfer the second.
+        tune_variants: Choose a learning rate for each number of positives; otherwise all share one.
+        seeds: The number of seeds, from 0.
     """
 
     name: str
@@ -55,17 +54,17 @@ class Scale:
     seeds: int = 3
 
     def with_settings(self, given: Mapping[str, Any]) -> "Scale":
-        """The same under other settings of all trainings; a learning rate that is given is not chosen."""
+        """Return this scale with other settings; a given learning rate is the only candidate."""
         rates = {"sgd": (float(given["learning_rate"]),)} if "learning_rate" in given else self.learning_rates
         return replace(self, settings={**self.settings, **given}, learning_rates=rates)
 
     def rates_for(self, optimizer: str) -> tuple[float, ...]:
-        """The learning rates that are tried with an optimizer."""
+        """Return the candidate learning rates of an optimizer."""
         return self.learning_rates.get(optimizer, self.learning_rates["sgd"])
 
     @property
     def halves(self) -> tuple[str, str] | None:
-        """The first half of the classes and the second, where there is no other data to transfer to."""
+        """The data with the first and the second half of its classes; None if the scale names transfer data."""
         if self.transfer is not None:
             return None
         join = "&" if "?" in self.settings["data"] else "?"
@@ -74,14 +73,13 @@ class Scale:
 
 
 def settings_of_config(name: str) -> dict[str, Any]:
-    """The settings in one of the files of `pml_supcon/configs`."""
+    """Read a file of ``pml_supcon/configs``."""
     read: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     return read
 
 
-# Scikit-learn's digits (8 x 8, 10 classes) and a resnet10t of 16 to 128 channels. Training sees 251 of the 1,257
-# training images, so that there are errors left to compare; the other 1,006 are the held-out part on which learning
-# rates are chosen; 540 test images.
+# Scikit-learn's digits (8 x 8, 10 classes) and a resnet10t of 16 to 128 channels. Training uses 251 of the 1,257
+# training images, so that errors remain to compare; learning rates are chosen on the other 1,006; 540 test images.
 DIGITS = Scale(
     name="digits",
     settings={
@@ -111,9 +109,9 @@ DIGITS = Scale(
     seeds=5,
 )
 # The first 4,000 training images of CIFAR-10, of which 3,200 are trained on and 800 held out to choose learning rates;
-# the first 2,000 test images; a resnet10t of 32 to 256 channels with its own stem; 25 epochs of 50 steps: L_out's
-# embeddings leave the point to which the first steps pull them only after some hundred steps. In bfloat16, which takes
-# 0.6 of the time on a CPU that has it.
+# the first 2,000 test images; a resnet10t of 32 to 256 channels with its own stem; 25 epochs of 50 steps: with
+# L_out the embeddings stay collapsed for the first few hundred steps. bfloat16 takes 0.6 of the time on a
+# CPU that has it.
 CIFAR10_SMALL = Scale(
     name="cifar10-small",
     settings={
@@ -158,7 +156,7 @@ CIFAR10 = Scale(
     triplets_per_anchor=100,
 )
 # ImageNet-1k and a ResNet-50 with the paper's values (`pml_supcon/configs/imagenet_resnet50.yaml`). Learning rates are
-# chosen on a hundredth of the training images that is held out, in a tenth of the epochs.
+# chosen on 1% held-out training images, with a tenth of the epochs.
 IMAGENET = Scale(
     name="imagenet",
     settings=settings_of_config("imagenet_resnet50"),

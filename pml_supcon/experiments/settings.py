@@ -16,21 +16,21 @@ from pml_supcon.experiments.scales import SCALES, Scale
 from pml_supcon.training.config.command_line import normalised
 from pml_supcon.training.config.parser import SWITCHES, parse_settings
 
-OWN = ("output", "resume", "seed", "config", "scored", "method")  # flags of `train.py` that are not the user's here
+RESERVED = ("output", "resume", "seed", "config", "scored", "method")  # flags of `train.py` that the experiments set
 KNOWN = (*EXPERIMENTS, "all")
 
 
 @dataclass(frozen=True)
 class ReproduceSettings:
-    """What is reproduced, at which scale, and where it goes.
+    """The options of `reproduce.py`.
 
     Attributes:
-        experiments: names, in the order of the page.
-        scale: with the settings that were given beside it.
-        given: those by their flag, and seeds other than the scale's.
-        seeds: of the trainings.
-        runs: folder of all runs.
-        results: folder of records, tables and drawings.
+        experiments: Names of experiments, in the order of the registry.
+        scale: The scale with the given settings.
+        given: The given settings by flag, and seeds if they differ from the scale's.
+        seeds: The seeds of the trainings.
+        runs: The folder of all runs.
+        results: The folder of records, tables and plots.
     """
 
     experiments: tuple[str, ...]
@@ -42,13 +42,13 @@ class ReproduceSettings:
 
 
 def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> ReproduceSettings:
-    """Settings from the command line; other flags are settings of all trainings, as `train.py` takes them."""
+    """Parse the command line; unknown flags are parsed as settings of `train.py` for all trainings."""
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} [-h] EXPERIMENT ... [--scale SCALE] [--seeds N ...] [--runs DIR] [--results DIR] [SETTING]",
         description=description,
-        epilog="SETTING: any other flag is one of all trainings, as train.py takes it (--epochs 5). Results under "
-        "other settings or seeds go into a folder of their own.",
+        epilog="SETTING: a flag of train.py for all trainings (--epochs 5). Other settings or seeds write into a "
+        "separate folder of results.",
         allow_abbrev=False,
     )
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help=f"{', '.join(KNOWN)}")
@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> Re
     parser.add_argument(
         "--results",
         type=Path,
-        help="folder of records, tables and drawings; default: RUNS/results, with the settings given",
+        help="folder of records, tables and plots; default: RUNS/results, or RUNS/results-DIGEST with settings",
     )
     parsed, flags = parser.parse_known_args(arguments)
     unknown = [name for name in parsed.experiments if name not in KNOWN]
@@ -80,10 +80,10 @@ def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> Re
 
 
 def given_settings(flags: Sequence[str], scale: Scale, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The settings of `train.py` that flags name, checked beside those of the scale."""
+    """Return the settings that flags name, checked together with the scale's settings."""
     made = normalised(flags, SWITCHES)
     names = [flag[2:].partition("=")[0].partition(".")[0] for flag in made if flag.startswith("--")]
-    if refused := [name for name in names if name in OWN]:
+    if refused := [name for name in names if name in RESERVED]:
         parser.error(f"Expected settings that all trainings can share, but got --{', --'.join(refused)}")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({**scale.settings}, file)
@@ -95,14 +95,14 @@ def given_settings(flags: Sequence[str], scale: Scale, parser: argparse.Argument
 
 
 def results_of(given: Mapping[str, str]) -> str:
-    """The folder of results: another one where settings are given, so that a quick look replaces nothing."""
+    """Return the name of the results folder; given settings change it, so that a quick trial overwrites nothing."""
     if not given:
         return "results"
     return f"results-{hashlib.sha256(json.dumps(given).encode()).hexdigest()[:8]}"
 
 
 def as_flags(given: Mapping[str, Any]) -> dict[str, str]:
-    """Settings by the flag of each, as a command line has them."""
+    """Return settings as flags of a command line."""
     return {
         f"--{name}": str(value) if isinstance(value, str | Path) else json.dumps(value) for name, value in given.items()
     }

@@ -6,6 +6,8 @@ import pytest
 from helpers.page_tests import GUIDES, OTHERS, PAGES, check_page
 from helpers.workbench import CHECKOUT, WITH_RUNS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("page", OTHERS)
 def test_page(bench, page, tmp_path):

@@ -3,6 +3,8 @@
 import pytest
 from helpers.page_tests import GUIDES, check_page
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("page", GUIDES)
 def test_page(bench, page, tmp_path):

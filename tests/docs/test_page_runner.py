@@ -3,6 +3,8 @@
 import pytest
 from helpers.workbench import CHECKOUT
 
+pytestmark = pytest.mark.slow
+
 
 def run(bench, tmp_path, text):
     (tmp_path / "page.md").write_text(text)

@@ -14,6 +14,8 @@ from helpers.process_groups import free_port
 from helpers.site_pages import broken_links, loaded_from_elsewhere, pages_of
 from mkdocs.config import load_config
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 #: Looked at in a browser: each kind of page, and those with the widest tables and longest lines.
 SEEN = ("", "quick_start", "install", "guides/pml_user", "guides/own_images", "peers", "api", "losses/supcon")

@@ -12,6 +12,8 @@ from PIL import Image
 from pml_supcon.experiments import app as reproduce
 from pml_supcon.experiments.experiment import TOP1
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--max-train", "300", "--max-test", "60", "--batch-size", "30", "--encoder-args.channels", "[8, 8, 8, 8]"]
 TINY += ["--head-dim", "16", "--warmup-epochs", "0", "--held-out", "0.5", "--clip-gradient-norm", "0.5"]
 

@@ -1,12 +1,11 @@
 """Build the sdist and the wheel of a clean clone, and use the wheel where there is no checkout (`make wheel-test`).
 
-    python tests/packaging/check_wheel.py                          # for Python 3.11 and 3.13, one after the other
-    python tests/packaging/check_wheel.py 3.12 /opt/bin/python     # for others, by version or path
-    python tests/packaging/check_wheel.py --source ../other        # of another checkout
-    python tests/packaging/check_wheel.py --skip-tests             # without the tests of the public API
+    make wheel-test                                  # this Python, with the packages of its environment (a minute)
+    make wheel-test ARGS=--full                      # Python 3.11 and 3.13 with all packages installed anew
+    make wheel-test ARGS="--full 3.12 /opt/python"   # other Pythons, by version or path
 
-For each Python an environment of 5 GB is made, and removed again; it takes a quarter of an hour. What is not committed
-is not tested. Ends with status 1 where something failed, with the output of what did.
+With `--full`, each Python needs an environment of 5 GB and a quarter of an hour, and runs the tests of the public API
+too. Only committed files are tested. The exit status is 1 if a step failed; its output is printed.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -124,7 +124,16 @@ def check_recipes(scripts: Path, place: Path) -> None:
     expect(metrics["commit"] is None, f"no commit in the record of an installed package, but got {metrics['commit']}")
     say(f"pml-supcon train: {shown}")
     config = run(scripts / "pml-supcon", "configs", "digits", cwd=place).strip()
-    launched = (scripts / "accelerate", "launch", "--cpu", "--num_processes", "1", "-m", "pml_supcon.training.app")
+    launched = (
+        scripts / "python",
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "-m",
+        "pml_supcon.training.app",
+    )
     run(*launched, "--config", config, *SMALL, "--epochs", "1", "--output", "runs/two", cwd=place)
     expect((place / "runs/two/metrics.json").is_file(), "accelerate launch -m pml_supcon.cli train to leave metrics")
     say(f"accelerate launch -m pml_supcon.cli train --config {config}: ran")
@@ -152,18 +161,30 @@ def check_tests(scripts: Path, clone: Path, place: Path) -> None:
     say(f"pytest {' '.join(TESTS)}: {output.strip().splitlines()[-1]}")
 
 
-def try_python(python: Path, wheel: Path, clone: Path, folder: Path, tests: bool) -> None:
-    """Install the wheel for one Python, use it, and remove it again."""
+def borrow_packages(environment: Path) -> None:
+    """Let a new environment import the packages of this one; its own packages come first."""
+    (own,) = environment.glob("lib/python*/site-packages")
+    (own / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+
+def try_python(python: Path, wheel: Path, clone: Path, folder: Path, full: bool) -> None:
+    """Install the wheel for one Python and use it outside the checkout."""
     scripts, place = folder / "environment/bin", folder / "elsewhere"
     place.mkdir(parents=True)
     run(python, "-m", "venv", scripts.parent, cwd=folder)
+    if not full:
+        borrow_packages(scripts.parent)
     pip = (scripts / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
     install = (*pip, "install", "--no-compile")  # what is imported is compiled then, the rest never
-    run(*install, wheel, cwd=folder)
-    refused = run(scripts / "pml-supcon", "train", cwd=place, status=2)
-    expect(refused.count("\n") == 1 and "pml-supcon[recipes]" in refused, f"one line on the extra, but got: {refused}")
-    say(f"without extras: {refused.strip()}")
-    run(*install, f"{wheel}[{EXTRAS}]", cwd=folder)
+    if full:
+        run(*install, wheel, cwd=folder)
+        refused = run(scripts / "pml-supcon", "train", cwd=place, status=2)
+        one_line = refused.count("\n") == 1 and "pml-supcon[recipes]" in refused
+        expect(one_line, f"one line on the extra, but got: {refused}")
+        say(f"without extras: {refused.strip()}")
+        run(*install, f"{wheel}[{EXTRAS}]", cwd=folder)
+    else:
+        run(*install, "--no-deps", "--force-reinstall", wheel, cwd=folder)
     where = run(scripts / "python", "-c", "import pml_supcon; print(pml_supcon.__file__)", cwd=place).strip()
     expect(
         Path(where).is_relative_to(scripts.parent) and "site-packages" in where, f"a wheel's package, but got {where}"
@@ -172,9 +193,9 @@ def try_python(python: Path, wheel: Path, clone: Path, folder: Path, tests: bool
     say(f"installed with [{EXTRAS}]: {run(scripts / 'python', '-c', versions, cwd=place).strip()}")
     check_example(scripts, clone, place)
     check_recipes(scripts, place)
-    measured = run(scripts / "python", clone / "tests/packaging/import_time.py", cwd=place)
+    measured = run(scripts / "python", clone / "tests/helpers/import_time.py", cwd=place)
     say(f"import time: {measured.strip()}")
-    if tests:
+    if full:
         run(*install, f"{wheel}[{TEST_EXTRAS}]", *TEST_PACKAGES, cwd=folder)
         run(*pip, "uninstall", "--yes", "opencv-python", cwd=folder)  # it needs libGL
         run(*install, "--force-reinstall", "--no-deps", "opencv-python-headless", cwd=folder)
@@ -185,11 +206,12 @@ def try_python(python: Path, wheel: Path, clone: Path, folder: Path, tests: bool
 def main(arguments: Sequence[str] | None = None) -> None:
     """Build once, try each Python."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pythons", nargs="*", default=PYTHONS, help="versions or paths (default: %(default)s)")
+    parser.add_argument("pythons", nargs="*", help=f"versions or paths; default with --full: {', '.join(PYTHONS)}")
     parser.add_argument("--source", type=Path, default=ROOT, help="the checkout (default: this one)")
-    parser.add_argument("--skip-tests", action="store_true", help="leave out the tests of the public API: minutes")
+    parser.add_argument("--full", action="store_true", help="install all packages anew, and run the API's tests")
     options = parser.parse_args(arguments)
-    pythons = [find_python(name) for name in options.pythons]
+    names = options.pythons or (PYTHONS if options.full else [sys.executable])
+    pythons = [find_python(name) for name in names]
     failed = []
     with tempfile.TemporaryDirectory(prefix="pml-supcon-wheel-") as name:
         folder = Path(name)
@@ -202,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(f"{version} ({python})")
             own = folder / str(number)
             try:
-                try_python(python, wheel, clone, own, tests=not options.skip_tests)
+                try_python(python, wheel, clone, own, full=options.full)
             except StepError as failure:
                 say(f"FAILED with {version}: {failure}")
                 failed.append(version)

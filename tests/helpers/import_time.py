@@ -1,6 +1,6 @@
 """What importing the package costs: CPU seconds of fresh interpreters, ours beside pytorch-metric-learning's.
 
-python tests/packaging/import_time.py        # of the package that this Python finds
+python tests/helpers/import_time.py        # of the package that this Python finds
 """
 
 import os

@@ -1,8 +1,8 @@
 """A newcomer's walk: clone the repository, and type what the pages say, in the clone and with the clone's own `.venv`.
 
     make walk                                          # half an hour, 5 GB, the network once
-    python tests/walk/newcomer.py --skip-tests         # without `make test`: a quarter of an hour
-    python tests/walk/newcomer.py --source URL --python python3.13
+    python tests/helpers/newcomer.py --skip-tests         # without `make test`: a quarter of an hour
+    python tests/helpers/newcomer.py --source URL --python python3.13
 
 Each command is searched on the page that has it, as the clone has the page, and the walk breaks where it is gone.
 `SHORTER` is all that is changed in a command. The last line says whether the walk held, and else where it broke.

@@ -1,4 +1,4 @@
-"""What the sdist and the wheel are to hold, and what they hold."""
+"""The expected and the actual contents of the sdist and the wheel."""
 
 import subprocess
 import tarfile
@@ -10,28 +10,27 @@ SDIST_FILES = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.tom
 
 
 def package_files(root: Path) -> set[str]:
-    """The files of the package in a checkout, by their name in the wheel; `pml_supcon/recipes` is a link there."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "pml_supcon", "recipes"]
+    """Return the files of the package in a checkout, by their name in the wheel."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "pml_supcon"]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.splitlines()
-    files = {name for name in listed if (root / name).is_file()}
-    return {f"pml_supcon/{name}" if name.startswith("recipes/") else name for name in files}
+    return {name for name in listed if (root / name).is_file()}
 
 
 def in_wheel(path: Path) -> set[str]:
-    """The names in a wheel without those of its metadata."""
+    """Return the names in a wheel without its metadata."""
     with zipfile.ZipFile(path) as wheel:
         return {name for name in wheel.namelist() if ".dist-info/" not in name}
 
 
 def in_sdist(path: Path) -> set[str]:
-    """The names in an sdist without its folder and those of its metadata."""
+    """Return the names in an sdist without its top folder and its metadata."""
     with tarfile.open(path) as sdist:
         names = {member.name.partition("/")[2] for member in sdist.getmembers() if not member.isdir()}
     return {name for name in names if ".egg-info/" not in name} - SDIST_FILES
 
 
 def difference(found: set[str], wanted: set[str]) -> str:
-    """What is missing and what is too much, in one line; empty where all is well."""
+    """Return missing and surplus names in one line; empty if there are none."""
     missing, surplus = sorted(wanted - found), sorted(found - wanted)
     told = [f"missing: {', '.join(missing)}"] if missing else []
     return "; ".join([*told, f"too much: {', '.join(surplus)}"] if surplus else told)

@@ -11,6 +11,8 @@ import pytest
 from helpers import newcomer, walk_checks, walk_images
 from helpers.walk_pages import MissingError, commands_of, find_command, find_python
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
