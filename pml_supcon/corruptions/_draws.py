@@ -1,4 +1,8 @@
-"""Where the draws of a corruption come from: words that follow from its options and the image's place alone."""
+"""Deterministic seeds: one per (seed, corruption, severity, image index).
+
+The imagecorruptions library draws from numpy's global generator, so that a generator per process cannot replace it:
+the global one is seeded for each image and restored, under a lock that survives a fork.
+"""
 
 import os
 from collections.abc import Iterator
@@ -15,14 +19,14 @@ _ONE_AT_A_TIME = RLock()
 
 
 def _renew_lock() -> None:
-    """After a fork: the lock, and the threads that waited for it, belong to the parent."""
+    """Create a new lock in the child of a fork: the threads that wait for the old one exist only in the parent."""
     global _ONE_AT_A_TIME
     _ONE_AT_A_TIME = RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    # A fork waits for the thread that corrupts: in the child it would never put numpy's generator back, nor let go of
-    # numpy's own lock on it. The names are looked up at the fork, for a child that forks again.
+    # A fork waits for a thread inside `seeded_numpy`: that thread does not exist in the child, which would inherit a
+    # seeded generator and a held lock. Lambdas look the lock up at the fork, for a child that forks again.
     os.register_at_fork(
         before=lambda: _ONE_AT_A_TIME.acquire(),
         after_in_parent=lambda: _ONE_AT_A_TIME.release(),
@@ -31,16 +35,16 @@ if hasattr(os, "register_at_fork"):
 
 
 def draw_words(seed: int, place: int, severity: int, index: int) -> Words:
-    """Four words of 32 bits that seed the draws of one image; `place` is that of the corruption's name."""
+    """Return four 32-bit words that seed the draws of one image; ``place`` is the corruption's index in CORRUPTIONS."""
     return np.random.SeedSequence((seed, place, severity, index)).generate_state(4).astype(np.uint32)
 
 
 @contextmanager
 def seeded_numpy(words: Words) -> Iterator[None]:
-    """Seed numpy's global generator, which the library draws from, and put its state back afterwards.
+    """Seed numpy's global generator, which the library draws from, and restore its state afterwards.
 
-    Threads take turns in here. A thread that draws from numpy's global generator elsewhere at the same time would
-    disturb the draws, and see its own disturbed: nothing can keep it out.
+    One thread at a time enters. A thread that draws from numpy's global generator elsewhere at the same time changes
+    these draws, and its own are changed: no lock can prevent that.
     """
     with _ONE_AT_A_TIME:
         before = np.random.get_state(legacy=False)

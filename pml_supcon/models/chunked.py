@@ -92,7 +92,7 @@ class ChunkedEncoder(nn.Module):
             return torch.cat([self._checkpointed(chunk) for chunk in chunks])
 
     def extra_repr(self) -> str:
-        """What `repr` shows beside the encoder."""
+        """Return the options for ``repr``."""
         return f"chunk_size={self.chunk_size}"
 
     def _checkpointed(self, chunk: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class ChunkedEncoder(nn.Module):
         return encoded
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """What the first pass and the second are run in."""
+        """Return the contexts of the first and the second forward pass."""
         return nullcontext(), _stand_in_statistics(self.encoder)
 
     def _encode(self, chunk: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def create_encoder(
             raise ValueError(f"Expected `small_stem` to be False or 'auto' for {name}, but got True: it {obstacle}")
     if image_size is not None:
         _check_image_size(encoder, name, in_chans, image_size)
-    # Where the first weights came from must not follow the encoder: a saved one has weights of its own.
+    # Do not record the source of the initial weights: a saved encoder carries its own.
     arguments = {key: value for key, value in arguments.items() if key not in _WEIGHT_SOURCES}
     BuildRecord(architecture, arguments, image_size).attach(encoder)
     if checkpoint is not None:
@@ -112,10 +112,10 @@ def feature_width(encoder: nn.Module) -> int:
 
 
 def check_encoder_name(name: str) -> None:
-    """Refuse what is no name of a timm model, with the nearest names; quick, before data is read, say.
+    """Raise unless timm has a model of this name; the error lists the nearest names.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: If there is no such model.
     """
     if ":" in name or "/" in name:
         raise ValueError(
@@ -162,7 +162,7 @@ def _check_arguments(
 
 
 def _check_image_size(encoder: nn.Module, name: str, in_chans: int, image_size: int) -> None:
-    """Refuse a size that the model cannot take, or of which it would not see all."""
+    """Raise unless the model accepts images of this size and uses all their pixels."""
     embedding = getattr(encoder, "patch_embed", None)
     patch = getattr(embedding, "patch_size", None)
     if isinstance(patch, tuple) and not getattr(embedding, "dynamic_img_pad", False) and image_size % max(patch):

@@ -50,7 +50,7 @@ class MomentumEncoder(nn.Module):
 
     @property
     def momentum(self) -> float:
-        """How much of the copy's weights stays at an update."""
+        """The weight of the copy in an update."""
         return self._momentum
 
     @momentum.setter
@@ -64,14 +64,16 @@ class MomentumEncoder(nn.Module):
         self._momentum = float(momentum)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the copy returns, without gradient."""
+        """Return the output of the copy, without gradient."""
         with torch.no_grad():
             return self.encoder(*args, **kwargs)
 
     @torch.no_grad()
     def update_parameters(self, online: nn.Module) -> None:
         """Move the copy's weights towards those of the online encoder, and copy its buffers."""
-        # torch's AveragedModel would only copy at the first update, and read its count of updates from the device
+        # Not torch's AveragedModel: its first update only copies, and each reads its counter from the device (a sync).
+        # timm's ModelEmaV3, which averages weights for evaluation, sets its copy to evaluation mode; keys need the mode
+        # of training.
         online = _unwrap(online)
         pairs = []
         for what in ("parameters", "buffers"):
@@ -89,12 +91,12 @@ class MomentumEncoder(nn.Module):
             mine.copy_(other)
 
     def extra_repr(self) -> str:
-        """What `repr` shows beside the encoder."""
+        """Return the options for ``repr``."""
         return f"momentum={self.momentum}"
 
 
 def _unwrap(module: nn.Module) -> nn.Module:
-    """The module inside wrappers for several devices."""
+    """Return the module inside data-parallel wrappers."""
     while isinstance(module, DataParallel | DistributedDataParallel):
         module = module.module
     return module
