@@ -1,4 +1,4 @@
-"""The sdist and the wheel hold the package with its recipes, all files of both, and nothing else."""
+"""The sdist and the wheel hold the package and all its files, and nothing else."""
 
 import shutil
 import subprocess
@@ -9,12 +9,11 @@ import pytest
 from helpers.wheel_contents import difference, in_sdist, in_wheel, package_files
 
 ROOT = Path(__file__).parents[2]
-DATA = {".yaml", ".j2", ".css", ".js", ".typed"}
 
 
-def test_recipes_and_their_data_are_of_the_package():
+def test_configs_and_data_are_of_the_package():
     files = package_files(ROOT)
-    assert {"pml_supcon/cli.py", "pml_supcon/recipes/train.py", "pml_supcon/py.typed"} <= files
+    assert {"pml_supcon/cli.py", "pml_supcon/configs/digits.yaml", "pml_supcon/py.typed"} <= files
     suffixes = {Path(name).suffix or Path(name).name for name in files}
     assert {".py", ".yaml", ".j2", ".css", ".js"} <= suffixes
 
@@ -26,10 +25,10 @@ def test_a_difference_is_told():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Both, built from a copy, so that nothing is left in the checkout."""
+    """Build both from a copy, so that the checkout stays clean."""
     copy, output = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("dist")
-    for folder in ("pml_supcon", "recipes", "tests"):
-        shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("pml_supcon", "tests"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, copy / name)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(output), str(copy)]
