@@ -27,8 +27,8 @@ from pml_supcon.data.images import ImageData
 from pml_supcon.data.opening import open_data
 from pml_supcon.data.pool import as_tensor
 from pml_supcon.evaluation.cache import FeatureCache
-from pml_supcon.evaluation.context import Subject
-from pml_supcon.evaluation.opening import OpenedEncoder, open_encoder
+from pml_supcon.evaluation.context import EvaluationContext
+from pml_supcon.evaluation.loading import LoadedEncoder, load_trained_encoder
 from pml_supcon.evaluation.report import Evaluation, write_report
 from pml_supcon.evaluation.sections import choose_sections, run_sections
 from pml_supcon.evaluation.sections.retrieval import gallery_split
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for spec in settings.transfer:  # what is wrong with them shows before the long work
             with accelerator.main_process_first():  # one process downloads
                 open_transfer(spec, settings)
-        encoders = [open_encoder(name) for name in (settings.encoder, settings.compare) if name is not None]
+        encoders = [load_trained_encoder(name) for name in (settings.encoder, settings.compare) if name is not None]
         output = settings.output or default_output(encoders[0], settings)
         if output.exists() and not output.is_dir():
             raise NotADirectoryError(f"Expected --output to be a folder, but {output} is a file")
         check_writable(output)
-        subjects = [open_subject(encoder, encoders[0], settings, accelerator) for encoder in encoders]
-        found = [(subject, evaluate(subject)) for subject in subjects]
-        write(output, [(subject, content) for subject, content in found if content is not None])
+        contexts = [build_context(encoder, encoders[0], settings, accelerator) for encoder in encoders]
+        found = [(context, evaluate(context)) for context in contexts]
+        write(output, [(context, content) for context, content in found if content is not None])
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         fail("evaluate.py", error)
     except Stopped as stopped:
@@ -73,18 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator.state.destroy_process_group()
 
 
-def open_subject(
-    opened: OpenedEncoder, first: OpenedEncoder, settings: EvaluateSettings, accelerator: Accelerator
-) -> Subject:
+def build_context(
+    loaded: LoadedEncoder, first: LoadedEncoder, settings: EvaluateSettings, accelerator: Accelerator
+) -> EvaluationContext:
     """An encoder on the data that is named, else on that of the first encoder's run."""
-    data = open_images(opened, first, settings, accelerator)
-    opened.to(accelerator.device)
-    cache = FeatureCache(settings.cache or home_of(opened) / "features") if settings.use_cache else None
-    return Subject(opened, opened.fit(data), settings, accelerator, cache)
+    data = open_images(loaded, first, settings, accelerator)
+    loaded.to(accelerator.device)
+    cache = FeatureCache(settings.cache or home_of(loaded) / "features") if settings.use_cache else None
+    return EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache)
 
 
 def open_images(
-    opened: OpenedEncoder, first: OpenedEncoder, settings: EvaluateSettings, accelerator: Accelerator
+    loaded: LoadedEncoder, first: LoadedEncoder, settings: EvaluateSettings, accelerator: Accelerator
 ) -> ImageData:
     """The images, at the size that the encoder sees."""
     own = first.run if settings.data in (None, first.run.get("data")) else {}
@@ -96,23 +96,23 @@ def open_images(
     with accelerator.main_process_first():  # one process downloads
         return open_data(
             spec,
-            image_size=settings.image_size or opened.image_size,
+            image_size=settings.image_size or loaded.image_size,
             max_train=settings.max_train or own.get("max_train"),
             max_test=settings.max_test or own.get("max_test"),
             new_classes="some",
         ).decode()
 
 
-def evaluate(subject: Subject) -> dict[str, Any] | None:
+def evaluate(context: EvaluationContext) -> dict[str, Any] | None:
     """Run all sections; what `evaluation.json` holds on the main process, None on others."""
-    names = choose_sections(subject)
-    sections, seconds = run_sections(subject, names)
-    if not subject.is_main:
+    names = choose_sections(context)
+    sections, seconds = run_sections(context, names)
+    if not context.is_main:
         return None
-    opened, data = subject.opened, subject.data
+    loaded, data = context.loaded, context.data
     return {
-        "title": f"{opened.run['method']} on {data.spec}" if opened.run else f"{opened.name} on {data.spec}",
-        "encoder": opened.name,
+        "title": f"{loaded.run['method']} on {data.spec}" if loaded.run else f"{loaded.name} on {data.spec}",
+        "encoder": loaded.name,
         "data": {
             "spec": data.spec,
             "classes": list(data.class_names),
@@ -122,25 +122,25 @@ def evaluate(subject: Subject) -> dict[str, Any] | None:
             "in_chans": data.in_chans,
         },
         "about": {
-            **environment(subject.accelerator.device),
-            "processes": subject.accelerator.num_processes,
-            "seed": subject.settings.seed,
+            **environment(context.accelerator.device),
+            "processes": context.accelerator.num_processes,
+            "seed": context.settings.seed,
             **seconds,
         },
-        "told": subject.told,
+        "notes": context.notes,
         "sections": {name: section for name, section in sections.items() if section is not None},
     }
 
 
-def pictures(subject: Subject, sections: dict[str, Any]) -> dict[str, dict[int, np.ndarray[Any, Any]]]:
+def pictures(context: EvaluationContext, sections: dict[str, Any]) -> dict[str, dict[int, np.ndarray[Any, Any]]]:
     """The images that the report shows, by split and place in it."""
     worst = sections.get("gallery", [])
     shown = {
         "test": {query["query"] for query in worst} | set(sections.get("map", {}).get("indices", [])),
         "train": {each["reference"] for query in worst for each in query["neighbours"]},
     }
-    among = gallery_split(subject) if worst else "train"
-    splits = {"test": subject.data.test, "train": subject.data.test if among == "test" else subject.data.train}
+    among = gallery_split(context) if worst else "train"
+    splits = {"test": context.data.test, "train": context.data.test if among == "test" else context.data.train}
     return {
         split: {index: as_pixels(as_tensor(splits[split][index][0])) for index in sorted(indices)}
         for split, indices in shown.items()
@@ -153,7 +153,7 @@ def as_pixels(image: torch.Tensor) -> np.ndarray[Any, Any]:
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
-def write(output: Path, found: Sequence[tuple[Subject, dict[str, Any]]]) -> None:
+def write(output: Path, found: Sequence[tuple[EvaluationContext, dict[str, Any]]]) -> None:
     """Leave the figures and the report of one evaluation or two, print the summary; without any, do nothing."""
     if not found:
         return
@@ -162,11 +162,11 @@ def write(output: Path, found: Sequence[tuple[Subject, dict[str, Any]]]) -> None
     for name, (_, content) in zip((FIGURES, COMPARED), found, strict=False):  # first: the report is made of them
         replace_text(output / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
     write_report(
-        output / REPORT, [Evaluation(content, pictures(subject, content["sections"])) for subject, content in found]
+        output / REPORT, [Evaluation(content, pictures(context, content["sections"])) for context, content in found]
     )
     for _, content in found:
         print(summary_table({"encoder": content["encoder"], **summary_of(content["sections"])}))
-        print("".join(f"note: {sentence}\n" for sentence in content["told"]), end="")
+        print("".join(f"note: {sentence}\n" for sentence in content["notes"]), end="")
     print(f"report: {output / REPORT}")
 
 
@@ -191,24 +191,24 @@ def summary_of(sections: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def home_of(opened: OpenedEncoder) -> Path:
+def home_of(loaded: LoadedEncoder) -> Path:
     """Where what belongs to an encoder lies: its run, else `runs`."""
-    return Path(opened.name) if opened.run else Path("runs")
+    return Path(loaded.name) if loaded.run else Path("runs")
 
 
-def default_output(opened: OpenedEncoder, settings: EvaluateSettings) -> Path:
+def default_output(loaded: LoadedEncoder, settings: EvaluateSettings) -> Path:
     """`RUN/evaluation`, with what is not as usual in its name; it is written anew each time."""
     parts = ["evaluation"]
-    if not opened.run:
-        parts.append(Path(opened.name).name)
-    if settings.data is not None and settings.data != opened.run.get("data"):
+    if not loaded.run:
+        parts.append(Path(loaded.name).name)
+    if settings.data is not None and settings.data != loaded.run.get("data"):
         parts.append(settings.data)
     if settings.sections:
         parts += settings.sections
     if settings.compare is not None:
         parts.append(f"beside-{Path(settings.compare).name}")
     name = "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part).strip("-.") for part in parts)
-    return home_of(opened) / name
+    return home_of(loaded) / name
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pml_supcon.data.images import ImageData
 from pml_supcon.data.pool import evenly
 from pml_supcon.evaluation.cache import FeatureCache
-from pml_supcon.evaluation.opening import OpenedEncoder
+from pml_supcon.evaluation.loading import LoadedEncoder
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.training.features import ImagesToEmbed, embed
 from pml_supcon.views import Change
@@ -25,26 +25,26 @@ class FeaturesError(ValueError):
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationContext:
     """An encoder on a data set, as the sections of an evaluation see it.
 
     Attributes:
-        opened: the encoder, on the accelerator's device, and what is known of it.
+        loaded: the encoder, on the accelerator's device, and what is known of it.
         data: the images, with the size and the normalisation of the encoder's.
         settings: of the evaluation.
         accelerator: the processes.
         cache: features that were computed before; None: they are always computed.
-        told: sentences that the report must show.
+        notes: sentences that the report must show.
         fingerprints: of the images of each split, once they are known.
         plain: features of unchanged images, once they are known.
     """
 
-    opened: OpenedEncoder
+    loaded: LoadedEncoder
     data: ImageData
     settings: EvaluateSettings
     accelerator: Accelerator
     cache: FeatureCache | None
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     fingerprints: dict[Split, str] = field(default_factory=dict, repr=False)
     plain: dict[tuple[Split, int | None], Tensor] = field(default_factory=dict, repr=False)
 
@@ -56,17 +56,17 @@ class Subject:
     @property
     def has_head(self) -> bool:
         """Whether there is a projection head."""
-        return self.opened.head is not None
+        return self.loaded.head is not None
 
     @property
     def encoder(self) -> nn.Module:
         """In evaluation mode, on the accelerator's device."""
-        return self.opened.model
+        return self.loaded.model
 
-    def tell(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Note a sentence that the report must show."""
-        if text not in self.told:
-            self.told.append(text)
+        if text not in self.notes:
+            self.notes.append(text)
 
     def count(self, split: Split) -> int:
         """How many images a split has."""
@@ -104,10 +104,10 @@ class Subject:
         features = self.plain[place] if place in self.plain else self._cached(split, change, most)
         if place is not None:  # several sections ask for it
             self.plain[place] = features
-        if of == "head" and self.opened.head is not None and self.is_main:
+        if of == "head" and self.loaded.head is not None and self.is_main:
             device = self.accelerator.device
             with torch.no_grad():
-                parts = [self.opened.head(part.to(device)).cpu() for part in features.split(BATCH_OF_HEAD)]
+                parts = [self.loaded.head(part.to(device)).cpu() for part in features.split(BATCH_OF_HEAD)]
             features = torch.cat(parts)
         return features
 
@@ -147,7 +147,7 @@ class Subject:
         [bad] = broadcast_object_list([bad])
         if bad:
             raise FeaturesError(
-                f"Expected finite features, but {self.opened.name} gives NaN or infinity for {bad} of "
+                f"Expected finite features, but {self.loaded.name} gives NaN or infinity for {bad} of "
                 f"{len(self._rows(split, most))} {split} images"
             )
         return features
@@ -159,7 +159,7 @@ class Subject:
             self.fingerprints[split] = images.fingerprint() if self.is_main and self.cache is not None else ""
         return {
             "version": 1,
-            "encoder": self.opened.digest,
+            "encoder": self.loaded.digest,
             "images": self.fingerprints[split],
             "most": most,
             "image_size": self.data.image_size,

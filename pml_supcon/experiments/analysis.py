@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from pml_supcon.data.division import divide
-from pml_supcon.evaluation.context import FeaturesError, Subject
-from pml_supcon.evaluation.opening import open_encoder
+from pml_supcon.evaluation.context import EvaluationContext, FeaturesError
+from pml_supcon.evaluation.loading import load_trained_encoder
 from pml_supcon.evaluation.sections import run_sections
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.training.config import TrainSettings
@@ -25,7 +25,7 @@ HARDEST = (1, 5, 10, 25, 50, 100)  # per cent of the pairs
 def evaluate_run(
     path: Path, trained: TrainSettings, options: Mapping[str, Any], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Return an evaluation with its `sections`, notes (`told`) and `seconds`; read it if the run's folder has it.
+    """Return an evaluation with its `sections`, `notes` and `seconds`; read it if the run's folder has it.
 
     Call it on all processes. Probes are fitted to the training images of the run with their true labels.
 
@@ -39,26 +39,28 @@ def evaluate_run(
     file = path / f"evaluation-{digest[:12]}.json"
     if not broadcast_object_list([file.exists()])[0]:
         settings = EvaluateSettings(encoder=str(path), seed=trained.seed, workers=trained.workers, **options)
-        subject = _subject(path, trained, settings, accelerator)
+        context = _context(path, trained, settings, accelerator)
         try:
-            results, seconds = run_sections(subject, settings.sections)
+            results, seconds = run_sections(context, settings.sections)
         except (FloatingPointError, FeaturesError) as error:  # on all processes
             results, seconds = {}, {}
-            subject.tell(f"{', '.join(settings.sections)}: {error}")
+            context.note(f"{', '.join(settings.sections)}: {error}")
         if accelerator.is_main_process:
-            content = {"sections": results, "told": subject.told, "seconds": seconds}
+            content = {"sections": results, "notes": context.notes, "seconds": seconds}
             replace_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
     read = json.loads(file.read_text()) if accelerator.is_main_process else None
     evaluation: dict[str, Any] = broadcast_object_list([read])[0]
     return evaluation
 
 
-def _subject(path: Path, trained: TrainSettings, settings: EvaluateSettings, accelerator: Accelerator) -> Subject:
-    opened = open_encoder(str(path)).to(accelerator.device)
+def _context(
+    path: Path, trained: TrainSettings, settings: EvaluateSettings, accelerator: Accelerator
+) -> EvaluationContext:
+    loaded = load_trained_encoder(str(path)).to(accelerator.device)
     data = open_images(trained, accelerator).decode()
     division = divide(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
     data = replace(data, train=division.training_images(data))
-    return Subject(opened, opened.fit(data), settings, accelerator, cache=None)
+    return EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache=None)
 
 
 def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:

@@ -90,7 +90,7 @@ def run_seed(
             evaluation = evaluate_run(path, settings, options, runner.accelerator)
             outcome.scores[seed] |= scores_in(evaluation["sections"], options)
             if not evaluation["sections"]:
-                outcome.not_scored.setdefault(seed, []).extend(evaluation["told"])
+                outcome.not_scored.setdefault(seed, []).extend(evaluation["notes"])
             seconds = sum(evaluation["seconds"].values())
             runner.seconds[f"{path.name}: {', '.join(map(str, options.values()))}"] = seconds
 

@@ -23,7 +23,7 @@ class PixelSubject:
     """What a section asks of a subject."""
 
     def __init__(self, settings, *, is_main=True):
-        self.settings, self.is_main, self.asked, self.told = settings, is_main, [], []
+        self.settings, self.is_main, self.asked, self.notes = settings, is_main, [], []
         self.images = {"train": IMAGES[:200], "test": IMAGES[300:400]}
         self.data = SimpleNamespace(
             spec="digits",
@@ -44,8 +44,8 @@ class PixelSubject:
             images = change(images, torch.arange(len(images)))
         return images.flatten(1).float() / 255 if self.is_main else torch.empty(0, 0)
 
-    def tell(self, text):
-        self.told.append(text)
+    def note(self, text):
+        self.notes.append(text)
 
 
 SOME = EvaluateSettings(corruptions=("contrast", "shot_noise"), severities=(4, 2), corruption_images=90, inverse_l2=1.0)
@@ -92,7 +92,7 @@ def test_a_class_that_train_lacks_is_told():
     subject = PixelSubject(SOME)
     subject.labels = lambda split, most=None: (LABELS[:200] % 9 if split == "train" else LABELS[300:400])[:most]
     assert corruption(subject)["clean"]["accuracy"] < 1
-    assert "9 (" in subject.told[0]
+    assert "9 (" in subject.notes[0]
 
 
 @pytest.fixture(scope="module")

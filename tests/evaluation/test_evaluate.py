@@ -20,7 +20,7 @@ from sklearn.metrics import pairwise_distances
 from sklearn.preprocessing import StandardScaler
 
 from pml_supcon.data.opening import load_data
-from pml_supcon.evaluation import context as subject
+from pml_supcon.evaluation import context
 from pml_supcon.evaluation.app import main
 from pml_supcon.models import create_encoder, load_encoder, save_encoder
 from pml_supcon.training import app as train
@@ -67,8 +67,8 @@ def whole(a_run, tmp_path_factory):
 def computed(monkeypatch):
     """How many sets of images pass the encoder from now on."""
     calls = []
-    whole = subject.embed
-    monkeypatch.setattr(subject, "embed", lambda *a, **k: calls.append(len(a[2])) or whole(*a, **k))
+    whole = context.embed
+    monkeypatch.setattr(context, "embed", lambda *a, **k: calls.append(len(a[2])) or whole(*a, **k))
     return calls
 
 
@@ -285,7 +285,7 @@ def test_transfer_is_to_other_images(colour_encoder, tmp_path):
     [there] = found["sections"]["transfer"]
     assert (there["classes"], there["train"], there["test"]) == (3, 40, 15)
     assert there["linear_probe"]["top1"] <= 2 / 3
-    assert any("fox (5)" in text and spec in text for text in found["told"])
+    assert any("fox (5)" in text and spec in text for text in found["notes"])
 
 
 def features_by_hand(folder, images, *, mean, std):
@@ -310,7 +310,7 @@ def test_classes_that_only_the_test_images_have_are_sought_among_themselves(colo
     assert set(found["sections"]) == {"retrieval", "hard_mining", "gallery", "map"}
     assert found["sections"]["retrieval"]["references"] == 36
     assert set(found["sections"]["retrieval"]["per_class"]) == {"dog", "eel", "fox"}
-    assert any("zero-shot" in text for text in found["told"])
+    assert any("zero-shot" in text for text in found["notes"])
     paths = sorted((tmp_path / "images" / "test").rglob("*.png"))
     images = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
     rows = F.normalize(features_by_hand(colour_encoder, images, mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2)))
@@ -330,7 +330,7 @@ def test_a_class_that_train_lacks_is_scored_and_told(colour_encoder, tmp_path):
     assert found["sections"]["linear_probe"]["per_class"]["fox"] == 0
     assert found["sections"]["linear_probe"]["metrics"]["top1"] <= 2 / 3
     assert found["sections"]["retrieval"]["lone_queries"] == 12
-    told = " ".join(found["told"])
+    told = " ".join(found["notes"])
     assert "fox (12)" in told
     assert "12 of 36 test images have no image of their class" in told
 
@@ -371,7 +371,7 @@ def test_what_the_data_cannot_support_is_left_out_and_told(colour_encoder, tmp_p
     found = evaluate(colour_encoder, tmp_path / "out", "--data", f"imagefolder:{tmp_path / 'images'}", "--knn_k", "1")
     assert "retrieval" in found["sections"]
     assert "linear_probe" not in found["sections"]
-    assert any("linear_probe is left out" in text for text in found["told"])
+    assert any("linear_probe is left out" in text for text in found["notes"])
 
 
 def test_the_probe_on_augmented_images_has_a_learning_curve(a_run, tmp_path):

@@ -21,7 +21,7 @@ def clustered(rows, *, seed, classes=5, width=6, spread=0.6):
     ), labels
 
 
-def make_subject(features, labels, told, *, has_head=True, is_main=True, batch_size=20):
+def make_context(features, labels, notes, *, has_head=True, is_main=True, batch_size=20):
     def take(split, *, of):
         assert split == "test"
         return features[of] if is_main else torch.empty(0, 0)
@@ -32,7 +32,7 @@ def make_subject(features, labels, told, *, has_head=True, is_main=True, batch_s
         settings=SimpleNamespace(seed=4, mining_batches=3, mining_batch_size=batch_size),
         has_head=has_head,
         is_main=is_main,
-        tell=told.append,
+        note=notes.append,
     )
 
 
@@ -42,21 +42,21 @@ def test_section_draws_batches_of_the_heads_rows_where_there_is_a_head(has_head)
     features = {"encoder": torch.from_numpy(encoder).float(), "head": torch.from_numpy(encoder[:, ::2]).float()}
     if not has_head:
         del features["head"]
-    told = []
-    found = hard_mining(make_subject(features, labels, told, has_head=has_head))
-    assert (told, found["of"]) == ([], "head" if has_head else "encoder")
+    notes = []
+    found = hard_mining(make_context(features, labels, notes, has_head=has_head))
+    assert (notes, found["of"]) == ([], "head" if has_head else "encoder")
     assert found == json.loads(json.dumps(found))
     for loss in LOSSES:
         options = {"loss": loss, "bins": 40, "batch_size": 20, "batches": 3, "seed": 4}
         assert found["losses"][loss] == hard_mining_curve(features[found["of"]], labels, **options)
-    assert hard_mining(make_subject(features, labels, told, has_head=has_head, is_main=False)) is None
+    assert hard_mining(make_context(features, labels, notes, has_head=has_head, is_main=False)) is None
 
 
 def test_section_tells_what_it_leaves_out():
     points, labels = clustered(30, seed=1)
     points[[3, 7]] = 0
-    told = []
-    subject = make_subject({"head": torch.from_numpy(points)}, labels, told, batch_size=256)
-    assert hard_mining(subject)["batch_size"] == 28
-    assert told[0].startswith("2 of 30 test images have a zero row")
-    assert told[1] == "Shares of the gradient are from batches of 28 test images, not 256: all of them."
+    notes = []
+    context = make_context({"head": torch.from_numpy(points)}, labels, notes, batch_size=256)
+    assert hard_mining(context)["batch_size"] == 28
+    assert notes[0].startswith("2 of 30 test images have a zero row")
+    assert notes[1] == "Shares of the gradient are from batches of 28 test images, not 256: all of them."

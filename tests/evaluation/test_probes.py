@@ -45,7 +45,7 @@ class Pixels(nn.Module):
 
 
 @dataclass
-class Subject:
+class PixelContext:
     """What the sections ask of a subject, with the pixels of digits as features."""
 
     data: object
@@ -53,7 +53,7 @@ class Subject:
     is_main: bool = True
     encoder: nn.Module = field(default_factory=lambda: Pixels().eval())
     settings: object = None
-    told: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
     asked: list = field(default_factory=list)
 
     def features(self, split):
@@ -66,8 +66,8 @@ class Subject:
     def labels(self, split):
         return self.data.train_labels if split == "train" else self.data.test_labels
 
-    def tell(self, text):
-        self.told.append(text)
+    def note(self, text):
+        self.notes.append(text)
 
 
 SETTINGS = {
@@ -87,7 +87,7 @@ SETTINGS = {
 
 def subject(*, data=None, is_main=True, **settings):
     data = data or load_data("digits", max_train=400, max_test=200)
-    return Subject(data, Accelerator(cpu=True), is_main=is_main, settings=SimpleNamespace(**(SETTINGS | settings)))
+    return PixelContext(data, Accelerator(cpu=True), is_main=is_main, settings=SimpleNamespace(**(SETTINGS | settings)))
 
 
 def logits_by_scikit_learn(train, learnt, test, penalty):
@@ -116,7 +116,7 @@ def test_linear_probe_section():
     assert [(result["shots"], result["draws"]) for result in section["few_shot"]] == [(1, 10), (5, 10)]
     assert all(result["low"] < result["accuracy"] < result["high"] for result in section["few_shot"])
     assert "augmented" not in section
-    assert not [text for text in looked_at.told if "edge" not in text]
+    assert not [text for text in looked_at.notes if "edge" not in text]
 
 
 def test_settings_reach_the_linear_probe():
@@ -125,7 +125,7 @@ def test_settings_reach_the_linear_probe():
     assert (section["inverse_l2"], section["tried"]) == (0.005, {})
     assert [point["images"] for point in section["learning_curve"]] == [200]
     assert [(result["shots"], result["draws"]) for result in section["few_shot"]] == [(2, 3)]
-    assert looked_at.told == []
+    assert looked_at.notes == []
 
 
 def without(data, label, *, keep=0):
@@ -143,9 +143,9 @@ def test_a_class_that_train_lacks_is_told():
     assert section["metrics"]["top5"] <= 1 - count / 200
     assert section["few_shot"][1]["accuracy"] <= 1 - count / 200
     start = f"No training image has a class of these test images: 3 ({count}); "
-    assert looked_at.told == [start + "they count as errors of the linear probe and of few-shot accuracy."]
+    assert looked_at.notes == [start + "they count as errors of the linear probe and of few-shot accuracy."]
     found = calibration(looked_at)
-    assert looked_at.told[1:] == [start + "calibration leaves them out."]
+    assert looked_at.notes[1:] == [start + "calibration leaves them out."]
     assert sum(part["count"] for part in found["reliability"]["before"]) == 200 - count
 
 
@@ -154,7 +154,7 @@ def test_shots_that_a_class_is_too_small_for_are_told():
     looked_at = subject(data=data, inverse_l2=0.01)
     section = linear_probe(looked_at)
     assert [result["shots"] for result in section["few_shot"]] == [1]
-    assert looked_at.told == ["Few-shot accuracy is left out for 5 shots: the class 3 has 4 training images."]
+    assert looked_at.notes == ["Few-shot accuracy is left out for 5 shots: the class 3 has 4 training images."]
 
 
 def test_calibration_section():

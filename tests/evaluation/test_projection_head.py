@@ -21,8 +21,8 @@ class StandInSubject:
         self.splits = {"train": labelled_images(90, 1), "test": labelled_images(40, 2)}
         self.data, self.has_head, self.is_main = SimpleNamespace(in_chans=in_chans), has_head, is_main
         self.settings = SimpleNamespace(seed=3, probe_images=probe_images)
-        self.asked, self.told = [], []
-        self.tell = self.told.append
+        self.asked, self.notes = [], []
+        self.note = self.notes.append
 
     def labels(self, split, *, most=None):
         labels = self.splits[split].tensors[1][:, 0]
@@ -48,7 +48,7 @@ def test_section_probes_what_there_is(in_chans, has_head):
     assert found == json.loads(json.dumps(found))
     names = ["label", "colour", "rotation", "corruption", "sobel"]
     assert list(found["tasks"]) == [name for name in names if in_chans == 3 or name != "colour"]
-    assert len(subject.told) == (in_chans == 1)
+    assert len(subject.notes) == (in_chans == 1)
     assert (found["images"], found["test_images"]) == (50, 40)
     chances = [scores["chance"] for scores in found["tasks"].values()]
     assert chances[1:] == [0.5] * (in_chans == 3) + [0.25, 0.5, 0.5]

@@ -39,7 +39,7 @@ def odd():
     sections["hard_mining"]["losses"] = {"triplet": {"positives": [], "negatives": []}}
     sections["map"]["methods"] = {"pca": [[0.0, 0.0]] * 7}
     content["about"] = {"commit": None, "nothing": {}}
-    content["told"] = [HOSTILE]
+    content["notes"] = [HOSTILE]
     return content
 
 

@@ -95,8 +95,8 @@ def changed(content, *path, to):
 
 BAD = [
     (("titel",), "x", ValueError, "unknown key 'titel'"),
-    (("told",), ..., ValueError, "no key 'told'"),
-    (("told",), "text", TypeError, "`told` to be a list, but got str"),
+    (("notes",), ..., ValueError, "no key 'notes'"),
+    (("notes",), "text", TypeError, "`notes` to be a list, but got str"),
     (("sections", "retreival"), {}, ValueError, "`sections` to have the keys .* unknown key 'retreival'"),
     (("sections", "retrieval", "metrics", "precision_at_1"), float("nan"), ValueError, "precision_at_1` to be finite"),
     (("sections", "retrieval", "metrics", "precision_at_1"), 95.1, ValueError, r"within \[-1, 1\], but got 95.1"),

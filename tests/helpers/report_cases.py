@@ -89,7 +89,7 @@ def evaluation(*, title="supcon_out, seed 0", classes=ANIMALS, points=400, image
             "seconds": {"map": 31.2, "gallery": 4},
         }
         | {"versions": {"torch": "2.15.0", "scikit-learn": "1.9.1"}},
-        "told": ["3 test images of classes without a training image count as errors of the probe."],
+        "notes": ["3 test images of classes without a training image count as errors of the probe."],
         "sections": {
             "retrieval": {
                 "metrics": metrics,

@@ -133,7 +133,7 @@ def check_content(content: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         ValueError: Expected `the evaluation` to have the keys ['title', ...], but got no key 'encoder', ...
     """
-    parts = {"title": text, "encoder": text, "data": DATA, "about": map_of(plain), "told": list_of(text)}
+    parts = {"title": text, "encoder": text, "data": DATA, "about": map_of(plain), "notes": list_of(text)}
     fields({**parts, "sections": map_of(lambda value, where: None)})(content, "")
     fields({}, _section_checks(list(content["data"]["classes"])))(content["sections"], "sections")
     if "map" in content["sections"]:

@@ -92,7 +92,7 @@ def page_content(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     return {
         "letters": letters,
         "evaluations": contents,
-        "told": _told(contents),
+        "notes": _notes(contents),
         "present": {name for each in sections for name, section in each.items() if section},
         "summary": tables.summary(sections),
         "classes": tables.class_table(sections, classes, letters),
@@ -111,17 +111,18 @@ def page_content(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     }
 
 
-def _told(contents: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(contents: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(contents) == 1:
-        return list(contents[0]["told"])
-    texts = dict.fromkeys(text for each in contents for text in each["told"])
+        return list(contents[0]["notes"])
+    texts = dict.fromkeys(text for each in contents for text in each["notes"])
     whose = {
-        text: [letter for letter, each in zip(LETTERS, contents, strict=True) if text in each["told"]] for text in texts
+        text: [letter for letter, each in zip(LETTERS, contents, strict=True) if text in each["notes"]]
+        for text in texts
     }
-    told = [f"{' and '.join(whose[text])}: {text}" for text in texts]
+    notes = [f"{' and '.join(whose[text])}: {text}" for text in texts]
     if contents[0]["data"] != contents[1]["data"]:
-        told.insert(0, "A and B were evaluated on different data: their difference is not that of the encoders alone.")
-    return told
+        notes.insert(0, "A and B were evaluated on different data: their difference is not that of the encoders alone.")
+    return notes
 
 
 def _galleries(evaluations: Sequence[Evaluation]) -> list[list[dict[str, Any]]]:

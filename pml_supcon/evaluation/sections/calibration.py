@@ -1,23 +1,21 @@
 """The section "calibration": whether a linear probe is right as often as it says, before and after a temperature."""
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pml_supcon.evaluation.notes import tell_missing_classes, telling_warnings
+from pml_supcon.evaluation.context import EvaluationContext
+from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
 from pml_supcon.metrics import calibration_metrics, fit_linear_probe, fit_temperature, probe_logits, reliability_diagram
-
-if TYPE_CHECKING:
-    from pml_supcon.evaluation.context import Subject
 
 Logits = npt.NDArray[np.float64]
 LEAST = 4  # test images, so that each half has two
 
 
-def calibration(subject: "Subject") -> dict[str, Any] | None:
+def calibration(context: EvaluationContext) -> dict[str, Any] | None:
     """Fit a linear probe on train, score its probabilities on test, with temperatures from the other half of test.
 
     They are not fitted on held-out training images: the encoder knows these, nearly all are right, and the temperature
@@ -26,26 +24,26 @@ def calibration(subject: "Subject") -> dict[str, Any] | None:
     probability, and are left out.
 
     Args:
-        subject: what is evaluated.
+        context: what is evaluated.
 
     Returns:
         The section, `temperature` the geometric mean of the two; None on other processes than the main one.
     """
-    settings = subject.settings
-    train, test = subject.features("train"), subject.features("test")
-    if not subject.is_main:
+    settings = context.settings
+    train, test = context.features("train"), context.features("test")
+    if not context.is_main:
         return None
-    learnt, wanted = subject.labels("train"), subject.labels("test")
-    tell_missing_classes(subject, learnt, wanted, "calibration leaves them out")
+    learnt, wanted = context.labels("train"), context.labels("test")
+    note_missing_classes(context, learnt, wanted, "calibration leaves them out")
     penalty: float | Literal["auto"] = settings.inverse_l2 if settings.inverse_l2 is not None else "auto"
-    with telling_warnings(subject, "Calibration"):
+    with warnings_as_notes(context, "Calibration"):
         probe = fit_linear_probe(train, learnt, inverse_l2=penalty, seed=settings.seed)
     known = torch.isin(wanted, learnt)
     logits = probe_logits(probe, test[known]).astype(np.float64)
     columns = np.searchsorted(probe.classes_, wanted[known].numpy())
     temperatures = crossed_temperatures(logits, columns, seed=settings.seed)
     if len(logits) < LEAST:
-        subject.tell(f"The temperature is 1: {len(logits)} test images are too few to fit one.")
+        context.note(f"The temperature is 1: {len(logits)} test images are too few to fit one.")
     scaled = {"before": logits, "after": logits / temperatures[:, None]}
     return {
         "bins": settings.bins,

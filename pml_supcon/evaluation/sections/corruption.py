@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,8 @@ from scipy.special import softmax
 
 from pml_supcon.corruptions import CORRUPTIONS, Corruption, strengths_for
 from pml_supcon.corruptions.corruption import SEVERITIES
-from pml_supcon.evaluation.notes import tell_missing_classes, telling_warnings
+from pml_supcon.evaluation.context import EvaluationContext
+from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
 from pml_supcon.metrics import fit_linear_probe
 from pml_supcon.metrics.corruption import (
     Errors,
@@ -23,17 +24,14 @@ from pml_supcon.metrics.corruption import (
     scores_by_severity,
 )
 
-if TYPE_CHECKING:
-    from pml_supcon.evaluation.context import Subject
-
 SEED = 0  # of the corruptions, whatever the run's: all evaluations see the same images, as of a benchmark on disk
 
 
-def corruption(subject: "Subject") -> dict[str, Any] | None:
+def corruption(context: EvaluationContext) -> dict[str, Any] | None:
     """Score a probe, fitted on clean train images, on the test images under every corruption and severity.
 
     Args:
-        subject: what is evaluated. `settings.corruptions` (none: all 15) and `settings.severities` say under what,
+        context: what is evaluated. `settings.corruptions` (none: all 15) and `settings.severities` say under what,
             `settings.corruption_baseline` names the `evaluation.json` whose errors the mean corruption error is
             measured by; `settings.corruption_images` caps the test images, `settings.inverse_l2` is the probe's (none:
             chosen on a held-out part of train).
@@ -45,31 +43,31 @@ def corruption(subject: "Subject") -> dict[str, Any] | None:
         ValueError: the baseline is not one for these images and corruptions, or makes no error under one of them.
         OSError: the baseline's file cannot be read.
     """
-    settings = subject.settings
+    settings = context.settings
     names = tuple(dict.fromkeys(settings.corruptions)) or CORRUPTIONS
     severities = tuple(sorted(set(settings.severities)))
-    strengths = strengths_for(subject.data.image_size, subject.data.image_size)
+    strengths = strengths_for(context.data.image_size, context.data.image_size)
     changes = [Corruption(name, level, strengths=strengths, seed=SEED) for name in names for level in severities]
     most, path = settings.corruption_images, settings.corruption_baseline
-    labels = subject.labels("test", most=most)
+    labels = context.labels("test", most=most)
     baseline = None
     if path is not None:  # refused before the encoder runs 75 times
         _check_complete(names, severities)
-        baseline = read_baseline(path, data=_identity(subject), strengths=strengths, images=len(labels))
+        baseline = read_baseline(path, data=_identity(context), strengths=strengths, images=len(labels))
 
-    train, test = subject.features("train"), subject.features("test", most=most)
+    train, test = context.features("train"), context.features("test", most=most)
     probe: Any = None
-    if subject.is_main and settings.own_classifier and subject.opened.classifier is not None:
-        probe = TrainedClassifier(subject.opened.classifier)
-    elif subject.is_main:
-        learnt = subject.labels("train")
-        tell_missing_classes(subject, learnt, labels, "under corruption they count as errors")
+    if context.is_main and settings.own_classifier and context.loaded.classifier is not None:
+        probe = TrainedClassifier(context.loaded.classifier)
+    elif context.is_main:
+        learnt = context.labels("train")
+        note_missing_classes(context, learnt, labels, "under corruption they count as errors")
         penalty: float | Literal["auto"] = settings.inverse_l2 if settings.inverse_l2 is not None else "auto"
-        with telling_warnings(subject, "Corruption"):
+        with warnings_as_notes(context, "Corruption"):
             probe = fit_linear_probe(train, learnt, inverse_l2=penalty, seed=settings.seed)
     cells: dict[tuple[str, int], Scores] = {}
     for change in changes:
-        features = subject.features("test", change=change, most=most)
+        features = context.features("test", change=change, most=most)
         if probe is not None:
             cells[change.name, change.severity] = probe_scores(probe, features, labels, bins=settings.bins)
     if probe is None:
@@ -143,8 +141,8 @@ def read_baseline(path: Path, *, data: dict[str, Any], strengths: str, images: i
     return errors
 
 
-def _identity(subject: "Subject") -> dict[str, Any]:
-    data = subject.data
+def _identity(context: EvaluationContext) -> dict[str, Any]:
+    data = context.data
     return {"spec": data.spec, "test": len(data.test), "image_size": data.image_size, "in_chans": data.in_chans}
 
 

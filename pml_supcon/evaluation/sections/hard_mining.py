@@ -1,33 +1,31 @@
 """Implicit hard mining: where the gradient of three losses goes, by the hardness of pairs of test images."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from pml_supcon.evaluation.context import EvaluationContext
 from pml_supcon.functional.gradient_shares import LOSSES, MARGIN, TEMPERATURE
 from pml_supcon.metrics.hard_mining import hard_mining_curve
-
-if TYPE_CHECKING:
-    from pml_supcon.evaluation.context import Subject
 
 BINS = 40  # a trained model's positives lie close together
 
 
-def hard_mining(subject: "Subject") -> dict[str, Any] | None:
+def hard_mining(context: EvaluationContext) -> dict[str, Any] | None:
     """Shares of the gradient within batches drawn from the test images, of the head's rows where there is a head."""
-    output: Literal["encoder", "head"] = "head" if subject.has_head else "encoder"
-    features, labels = subject.features("test", of=output), subject.labels("test")
-    if not subject.is_main:
+    output: Literal["encoder", "head"] = "head" if context.has_head else "encoder"
+    features, labels = context.features("test", of=output), context.labels("test")
+    if not context.is_main:
         return None
     kept = (features != 0).any(dim=1)
     features, labels = features[kept], labels[kept]
     if not kept.all():
-        subject.tell(
+        context.note(
             f"{int((~kept).sum())} of {len(kept)} test images have a zero row, which has no direction: they are left "
             "out of the shares of the gradient."
         )
-    wanted = subject.settings.mining_batch_size
+    wanted = context.settings.mining_batch_size
     batch_size = min(wanted, len(labels))
     if batch_size < wanted:
-        subject.tell(f"Shares of the gradient are from batches of {batch_size} test images, not {wanted}: all of them.")
+        context.note(f"Shares of the gradient are from batches of {batch_size} test images, not {wanted}: all of them.")
     curves = {
         loss: hard_mining_curve(
             features,
@@ -35,8 +33,8 @@ def hard_mining(subject: "Subject") -> dict[str, Any] | None:
             loss=loss,
             bins=BINS,
             batch_size=batch_size,
-            batches=subject.settings.mining_batches,
-            seed=subject.settings.seed,
+            batches=context.settings.mining_batches,
+            seed=context.settings.seed,
         )
         for loss in LOSSES
     }
@@ -45,6 +43,6 @@ def hard_mining(subject: "Subject") -> dict[str, Any] | None:
         "of": output,
         "temperature": TEMPERATURE,
         "margin": MARGIN,
-        "batches": subject.settings.mining_batches,
+        "batches": context.settings.mining_batches,
         "batch_size": batch_size,
     }

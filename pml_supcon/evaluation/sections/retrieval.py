@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_supcon._arrays import count_zero_rows
-from pml_supcon.evaluation.context import Split, Subject
+from pml_supcon.evaluation.context import EvaluationContext, Split
 from pml_supcon.metrics import clustering_metrics, per_class_means, retrieval_scores
 from pml_supcon.metrics.embedding_maps import embedding_map
 from pml_supcon.metrics.gallery import worst_queries
@@ -29,12 +29,12 @@ class Search(NamedTuple):
     own: bool
 
 
-def retrieval(subject: Subject) -> dict[str, Any] | None:
+def retrieval(context: EvaluationContext) -> dict[str, Any] | None:
     """All retrieval metrics of the encoder's features, over all test images and for each class."""
-    search = open_search(subject)
+    search = open_search(context)
     if search is None:
         return None
-    settings, rows = subject.settings, (search.queries, search.wanted, search.references, search.labels)
+    settings, rows = context.settings, (search.queries, search.wanted, search.references, search.labels)
     options: dict[str, Any] = {
         "ref_includes_query": search.own,
         "recall_at": settings.recall_at,
@@ -47,17 +47,17 @@ def retrieval(subject: Subject) -> dict[str, Any] | None:
     metrics = {name: float(np.nanmean(values)) for name, values in scores.items()}
     zeros = count_zero_rows(search.queries) + (0 if search.own else count_zero_rows(search.references))
     if zeros:
-        subject.tell(f"{zeros} embeddings are zero: they have no direction, and their neighbours mean nothing.")
+        context.note(f"{zeros} embeddings are zero: they have no direction, and their neighbours mean nothing.")
     lone = int(np.isnan(scores["precision_at_1"]).sum())
     if lone:
-        subject.tell(f"{lone} of {len(search.wanted)} test images have no image of their class to be found: left out.")
+        context.note(f"{lone} of {len(search.wanted)} test images have no image of their class to be found: left out.")
     available = len(search.labels) - int(search.own)
     if (most := max(*settings.recall_at, settings.knn_k)) > available:
-        subject.tell(f"{most} neighbours were asked for, but there are {available}: all of them count.")
-    names = subject.data.class_names
+        context.note(f"{most} neighbours were asked for, but there are {available}: all of them count.")
+    names = context.data.class_names
     return {
         "metrics": metrics | clustering_metrics(search.queries, search.wanted),
-        "index": _index(subject, search),
+        "index": _index(context, search),
         "queries": len(search.wanted),
         "references": len(search.labels),
         "lone_queries": lone,
@@ -70,9 +70,9 @@ def retrieval(subject: Subject) -> dict[str, Any] | None:
     }
 
 
-def gallery(subject: Subject) -> list[dict[str, Any]] | None:
+def gallery(context: EvaluationContext) -> list[dict[str, Any]] | None:
     """The test images that retrieval serves worst, with their neighbours."""
-    search = open_search(subject)
+    search = open_search(context)
     if search is None:
         return None
     worst = worst_queries(
@@ -80,11 +80,11 @@ def gallery(subject: Subject) -> list[dict[str, Any]] | None:
         search.wanted,
         search.references,
         search.labels,
-        queries=subject.settings.gallery_queries,
-        neighbours=subject.settings.gallery_neighbours,
+        queries=context.settings.gallery_queries,
+        neighbours=context.settings.gallery_neighbours,
         ref_includes_query=search.own,
     )
-    names, wanted, labels = subject.data.class_names, search.wanted.tolist(), search.labels.tolist()
+    names, wanted, labels = context.data.class_names, search.wanted.tolist(), search.labels.tolist()
     return [
         {
             "query": row,
@@ -104,47 +104,47 @@ def gallery(subject: Subject) -> list[dict[str, Any]] | None:
     ]
 
 
-def map_of_embeddings(subject: Subject) -> dict[str, Any] | None:
+def map_of_embeddings(context: EvaluationContext) -> dict[str, Any] | None:
     """The test images on a plane."""
-    features = subject.features("test")
-    if not subject.is_main:
+    features = context.features("test")
+    if not context.is_main:
         return None
-    settings = subject.settings
+    settings = context.settings
     found = embedding_map(
         F.normalize(features), methods=settings.map_methods, max_rows=settings.map_points, seed=settings.seed
     )
     return {
         "methods": {name: points.round(4).tolist() for name, points in found.coordinates.items()},
         "indices": found.rows.tolist(),
-        "labels": subject.labels("test")[found.rows].tolist(),
+        "labels": context.labels("test")[found.rows].tolist(),
     }
 
 
-def gallery_split(subject: Subject) -> Split:
+def gallery_split(context: EvaluationContext) -> Split:
     """What the test images are sought among: as asked, or each other where no class is shared."""
-    shared = torch.isin(subject.labels("test"), subject.labels("train")).any()
-    if subject.settings.among == "train" and not shared:
-        subject.tell(
+    shared = torch.isin(context.labels("test"), context.labels("train")).any()
+    if context.settings.among == "train" and not shared:
+        context.note(
             "No class of the test images is among those of the training images: the test images are sought among each "
             "other (zero-shot retrieval), and there is no classifier to score."
         )
         return "test"
-    return subject.settings.among
+    return context.settings.among
 
 
-def open_search(subject: Subject) -> Search | None:
+def open_search(context: EvaluationContext) -> Search | None:
     """The rows of a search; None on other processes than the main one."""
-    among = gallery_split(subject)
-    queries = F.normalize(subject.features("test"))
-    references = queries if among == "test" else F.normalize(subject.features("train"))
-    if not subject.is_main:
+    among = gallery_split(context)
+    queries = F.normalize(context.features("test"))
+    references = queries if among == "test" else F.normalize(context.features("train"))
+    if not context.is_main:
         return None
-    return Search(queries, subject.labels("test"), references, subject.labels(among), among == "test")
+    return Search(queries, context.labels("test"), references, context.labels(among), among == "test")
 
 
-def _index(subject: Subject, search: Search) -> dict[str, Any]:
+def _index(context: EvaluationContext, search: Search) -> dict[str, Any]:
     """The index, with the share of true neighbours that it finds where it is approximate."""
-    name = subject.settings.index
+    name = context.settings.index
     if name == "exact":
         return {"name": name}
     asked = [k for k in INDEX_RECALL_AT if k <= len(search.labels) - int(search.own)]
@@ -155,7 +155,7 @@ def _index(subject: Subject, search: Search) -> dict[str, Any]:
         index=name,
         k=asked,
         queries=queries,
-        seed=subject.settings.seed,
+        seed=context.settings.seed,
         ref_includes_query=search.own,
     )
     return {"name": name, "recall_at_k": {str(k): value for k, value in recall.items()}, "queries": queries}

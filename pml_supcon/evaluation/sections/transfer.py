@@ -8,28 +8,28 @@ import torch.nn.functional as F
 
 from pml_supcon.data.images import ImageData
 from pml_supcon.data.opening import OpenedData, open_data
-from pml_supcon.evaluation.context import Subject
-from pml_supcon.evaluation.notes import tell_missing_classes, telling_warnings
+from pml_supcon.evaluation.context import EvaluationContext
+from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_scores
 
 
-def transfer(subject: Subject) -> list[dict[str, Any]] | None:
+def transfer(context: EvaluationContext) -> list[dict[str, Any]] | None:
     """Score the frozen encoder on each data set of `settings.transfer`, which has its own classes."""
-    rows = [transfer_to(subject, spec) for spec in subject.settings.transfer]
-    return [row for row in rows if row is not None] if subject.is_main else None
+    rows = [transfer_to(context, spec) for spec in context.settings.transfer]
+    return [row for row in rows if row is not None] if context.is_main else None
 
 
-def transfer_to(subject: Subject, spec: str) -> dict[str, Any] | None:
+def transfer_to(context: EvaluationContext, spec: str) -> dict[str, Any] | None:
     """One data set: the probe, its penalty chosen on held-out training images, and weighted k-NN."""
-    there = replace(subject, data=open_for(subject, spec), fingerprints={}, plain={})
+    there = replace(context, data=open_for(context, spec), fingerprints={}, plain={})
     train, test = there.features("train"), there.features("test")
-    if not subject.is_main:
+    if not context.is_main:
         return None
-    settings, learnt, wanted = subject.settings, there.labels("train"), there.labels("test")
-    with telling_warnings(subject, f"Transfer to {spec}"):
+    settings, learnt, wanted = context.settings, there.labels("train"), there.labels("test")
+    with warnings_as_notes(context, f"Transfer to {spec}"):
         penalty = settings.inverse_l2 or choose_inverse_l2(train, learnt, seed=settings.seed)[0]
-    tell_missing_classes(
+    note_missing_classes(
         there, learnt, wanted, f"in {spec} they count as errors of the probe, and k-NN leaves them out"
     )
     scores = retrieval_scores(
@@ -51,12 +51,12 @@ def transfer_to(subject: Subject, spec: str) -> dict[str, Any] | None:
     }
 
 
-def open_for(subject: Subject, spec: str) -> ImageData:
+def open_for(context: EvaluationContext, spec: str) -> ImageData:
     """A data set at the size and by the normalisation of the encoder; one process downloads it first."""
-    with subject.accelerator.main_process_first():
-        opened = open_images(spec, subject.settings, image_size=subject.data.image_size)
+    with context.accelerator.main_process_first():
+        opened = open_images(spec, context.settings, image_size=context.data.image_size)
         data = opened.decode()
-    return subject.opened.fit(data)
+    return context.loaded.adapt_data(data)
 
 
 def open_images(spec: str, settings: EvaluateSettings, *, image_size: int | None = None) -> OpenedData:

@@ -1,4 +1,4 @@
-"""The encoder that is evaluated, opened from a run, a folder or timm's hub; nothing is ever unpickled."""
+"""Load an encoder for evaluation: from a run, from a folder, or from timm. No file is ever unpickled."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ RUN_DATA = ("data", "image_size", "max_train", "max_test")  # settings of a run 
 
 
 @dataclass(frozen=True)
-class OpenedEncoder:
+class LoadedEncoder:
     """An encoder and what is known of it.
 
     Attributes:
@@ -50,14 +50,14 @@ class OpenedEncoder:
     run: dict[str, Any]
     digest: str
 
-    def to(self, device: torch.device) -> "OpenedEncoder":
+    def to(self, device: torch.device) -> "LoadedEncoder":
         """Move the encoder and its head to a device; returns itself."""
         self.model.to(device)
         if self.head is not None:
             self.head.to(device)
         return self
 
-    def fit(self, data: ImageData) -> ImageData:
+    def adapt_data(self, data: ImageData) -> ImageData:
         """Data as this encoder takes it.
 
         Raises:
@@ -79,7 +79,7 @@ class OpenedEncoder:
         return replace(data, mean=self.mean, std=self.std)
 
 
-def open_encoder(name: str) -> OpenedEncoder:
+def load_trained_encoder(name: str) -> LoadedEncoder:
     """Open an encoder.
 
     Args:
@@ -130,7 +130,7 @@ def _load(folder: Path) -> nn.Module:
     return model
 
 
-def _from_timm(name: str) -> OpenedEncoder:
+def _from_timm(name: str) -> LoadedEncoder:
     if "/" in name or not is_model(split_model_name_tag(name)[0]):
         raise FileNotFoundError(f"Expected a run, an encoder's folder or a name of timm's, but there is no {name}")
     return _describe(name, create_encoder(name, pretrained=True, small_stem=False), None, None, {})
@@ -147,7 +147,7 @@ def _settings_of(config: Path) -> dict[str, Any]:
 
 def _describe(
     name: str, model: Any, head: nn.Module | None, classifier: dict[str, Tensor] | None, run: dict[str, Any]
-) -> OpenedEncoder:
+) -> LoadedEncoder:
     config = timm.data.resolve_model_data_config(model)
     in_chans, side, _ = config["input_size"]
     digest = hashlib.sha256(repr(sorted((k, str(v)) for k, v in config.items())).encode())
@@ -155,7 +155,7 @@ def _describe(
     for key, value in model.state_dict().items():
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return OpenedEncoder(
+    return LoadedEncoder(
         name,
         model.eval().requires_grad_(False),
         None if head is None else head.eval().requires_grad_(False),
