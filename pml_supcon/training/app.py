@@ -1,10 +1,10 @@
 r"""Train an encoder by any method of the paper, then score it: retrieval and a linear classifier.
 
-    accelerate launch recipes/train.py                                        # digits, one process, about a minute
-    accelerate launch recipes/train.py --method triplet --miner batch_hard    # a comparator: one flag differs
-    accelerate launch recipes/train.py --config pml_supcon/configs/cifar10.yaml
-    accelerate launch recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/mine
-    accelerate launch recipes/train.py --output runs/mine --resume            # goes on where it was stopped or killed
+    accelerate launch --quiet recipes/train.py                                      # digits, one process, a minute
+    accelerate launch --quiet recipes/train.py --method triplet --miner batch_hard  # a comparator: one flag differs
+    accelerate launch --quiet recipes/train.py --config pml_supcon/configs/cifar10.yaml
+    accelerate launch --quiet recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/mine
+    accelerate launch --quiet recipes/train.py --output runs/mine --resume          # continue after a stop or kill
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py         # several processes without a GPU
 
 Stage 1 trains the encoder under a projection head with a contrastive loss over V views of each image, under a

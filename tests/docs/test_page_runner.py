@@ -32,7 +32,7 @@ WRONG = {
     "a value of a flag": ("```bash\npython recipes/train.py --miner hard\n```", "Given value: hard"),
     "flags that contradict": ("```bash\npython recipes/train.py --momentum 0.9\n```", "--queue_size"),
     "a flag of evaluate.py": ("```bash\npython recipes/evaluate.py runs/mine --shot 1\n```", "did you mean 'shots'?"),
-    "a run": ("```bash\naccelerate launch recipes/evaluate.py runs/none\n```", "but got 'runs/none'"),
+    "a run": ("```bash\naccelerate launch --quiet recipes/evaluate.py runs/none\n```", "but got 'runs/none'"),
     "a folder of images": ("```bash\npython recipes/train.py --data imagefolder:my/none\n```", "my/none"),
     "more classes in a batch than there are": (
         "```bash\npython recipes/train.py --data imagefolder:my/images --max-per-class 8\n```",
@@ -82,7 +82,7 @@ WRONG = {
     "a data set": ("```bash\npython recipes/train.py --data torchvision:CIFAR11\n```", "torchvision:CIFAR11"),
     "a model": ("```bash\npython recipes/train.py --encoder resnet19\n```", "but got 'resnet19'"),
     "a configuration": ("```bash\npython recipes/train.py --config pml_supcon/configs/none.yaml\n```", "none.yaml"),
-    "a script": ("```bash\naccelerate launch recipes/trian.py\n```", "but got 'recipes/trian.py'"),
+    "a script": ("```bash\naccelerate launch --quiet recipes/trian.py\n```", "but got 'recipes/trian.py'"),
     "a module": ("```bash\npython -m pml_supcon.recipes.trian\n```", "No module named pml_supcon.recipes.trian"),
     "a flag of accelerate": ("```bash\naccelerate launch --multigpu recipes/train.py\n```", "--multigpu"),
     "a flag of torchrun": ("```bash\ntorchrun --nproc_per_nod 2 --machines 3 recipes/train.py\n```", "--machines"),
@@ -129,7 +129,7 @@ x = pathlib.Path("my/settings.yaml").read_text()
 ```
 
 ```bash
-accelerate launch recipes/train.py --config my/settings.yaml --output runs/mine
+accelerate launch --quiet recipes/train.py --config my/settings.yaml --output runs/mine
 ```
 
 ```python
