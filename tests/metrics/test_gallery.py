@@ -1,5 +1,3 @@
-"""The worst queries, against loops."""
-
 import numpy as np
 import pytest
 import torch
@@ -54,16 +52,16 @@ def test_agrees_with_loops(monkeypatch, own, block, kind):
         assert similarities == pytest.approx(expected[row][2], abs=1e-6)
 
 
-def test_of_equal_scores_the_one_with_the_least_similar_right_neighbours_comes_first():
-    reference = np.array([[1.0, 0.0], [-0.6, 0.8]])
-    found = worst_queries(np.eye(2), np.array([0, 0]), reference, np.array([0, 0]), neighbours=1)
-    assert (found.rows.tolist(), found.scores.tolist()) == ([1, 0], [1.0, 1.0])
-
-
-def test_of_equal_scores_the_one_with_the_most_similar_wrong_neighbours_comes_first():
-    reference = np.array([[0.8, 0.6], [0.0, 1.0], [-1.0, -1.0]])
-    found = worst_queries(np.eye(2), np.array([0, 0]), reference, np.array([1, 1, 0]), neighbours=1)
-    assert (found.rows.tolist(), found.scores.tolist()) == ([1, 0], [0.0, 0.0])
+@pytest.mark.parametrize(
+    ("reference", "labels", "score"),
+    [
+        ([[1.0, 0.0], [-0.6, 0.8]], [0, 0], 1.0),  # the least similar right neighbour first
+        ([[0.8, 0.6], [0.0, 1.0], [-1.0, -1.0]], [1, 1, 0], 0.0),  # the most similar wrong neighbour first
+    ],
+)
+def test_similarities_order_queries_of_equal_scores(reference, labels, score):
+    found = worst_queries(np.eye(2), np.array([0, 0]), np.array(reference), np.array(labels), neighbours=1)
+    assert (found.rows.tolist(), found.scores.tolist()) == ([1, 0], [score, score])
 
 
 def test_duplicates_of_the_query_are_neighbours_and_the_query_is_not():
@@ -92,7 +90,6 @@ def test_without_a_relevant_reference_nothing_is_returned(rows, labels, own):
 @pytest.mark.parametrize(("change", "error", "match"), [
     ({"queries": 0}, ValueError, "`queries` to be at least 1"),
     ({"neighbours": 2.0}, TypeError, "`neighbours` to be an integer"),
-    ({"query": np.full((2, 2), np.nan)}, ValueError, "`query` to be finite"),
     ({"query": np.eye(2, 3)}, ValueError, "the same width"),
     ({"query_labels": np.array([1, 1]), "ref_includes_query": True}, ValueError, "`reference_labels` to start with"),
 ])  # fmt: skip

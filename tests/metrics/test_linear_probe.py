@@ -5,22 +5,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.labelled_points import of_any_scale
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from pml_supcon.metrics.linear_probe import fit_linear_probe, linear_probe_metrics, probe_logits, score_linear_probe
 from pml_supcon.metrics.probe_selection import choose_inverse_l2
-
-CPU = torch.device("cpu")
-
-
-def clustered(rows, *, seed, classes=8, width=6, spread=1.5):
-    """Overlapping classes whose features have different scales and means."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, rows)
-    centres = np.random.default_rng(99).normal(size=(classes, width))
-    points = centres[labels] + spread * rng.normal(size=(rows, width))
-    return points * 10.0 ** np.linspace(-2, 2, width) + np.arange(width) * 50, labels
 
 
 def scores_by_definition(train, learnt, test, *, inverse_l2, standardize):
@@ -46,7 +36,7 @@ def scores_by_definition(train, learnt, test, *, inverse_l2, standardize):
 @pytest.mark.parametrize("inverse_l2", [1.0, 0.01])
 @pytest.mark.parametrize("standardize", [True, False])
 def test_agrees_with_the_objective_minimised_elsewhere(inverse_l2, standardize):
-    (train, learnt), (test, wanted) = clustered(300, seed=1), clustered(200, seed=2)
+    (train, learnt), (test, wanted) = of_any_scale(300, seed=1), of_any_scale(200, seed=2)
     if not standardize:  # keep the unscaled problem well conditioned
         train, test = ((x - np.arange(6) * 50) / 10.0 ** np.linspace(-2, 2, 6) for x in (train, test))
     options = {"inverse_l2": inverse_l2, "standardize": standardize}
@@ -58,20 +48,13 @@ def test_agrees_with_the_objective_minimised_elsewhere(inverse_l2, standardize):
     top = {f"top{k}": np.mean([label in row[:k] for label, row in zip(wanted, order, strict=True)]) for k in (1, 5)}
     found = linear_probe_metrics(train, learnt, test, wanted, **options)
     assert found == pytest.approx(top, abs=1.01 / len(test))  # one near-tie may fall otherwise
+    assert found == score_linear_probe(probe, test, wanted)
+    assert found["top1"] == probe.score(test, wanted)
     assert 0.2 < found["top1"] < found["top5"] < 1.0
 
 
-def test_options_matter():
-    (train, learnt), (test, wanted) = clustered(300, seed=1), clustered(200, seed=2)
-    base = linear_probe_metrics(train, learnt, test, wanted)
-    assert linear_probe_metrics(train, learnt, test, wanted, inverse_l2=1e-4) != base
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        assert linear_probe_metrics(train, learnt, test, wanted, standardize=False) != base
-
-
 def test_test_rows_take_the_statistics_of_the_training_rows():
-    train, learnt = clustered(300, seed=1)
+    train, learnt = of_any_scale(300, seed=1)
     probe = fit_linear_probe(train, learnt)
     np.testing.assert_allclose(probe.named_steps["standardize"].mean_, train.mean(axis=0))
     row = train[:1]  # alone, it would standardise to zero
@@ -83,7 +66,7 @@ def test_test_rows_take_the_statistics_of_the_training_rows():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_torch_and_numpy_agree_and_large_labels_are_told_apart(dtype):
-    train, learnt = (torch.from_numpy(x) for x in clustered(100, seed=3, spread=0.3))
+    train, learnt = (torch.from_numpy(x) for x in of_any_scale(100, seed=3, spread=0.3))
     train = train.to(dtype)
     found = linear_probe_metrics(train, learnt + 2**60, train, learnt + 2**60)
     plain = train.float().numpy() if dtype != torch.float64 else train.numpy()
@@ -112,7 +95,7 @@ def test_labels_that_training_lacks_count_as_errors_and_are_told(caplog):
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_softmax_of_logits_is_the_predicted_probability(classes):
-    features, labels = clustered(200, seed=1, classes=classes)
+    features, labels = of_any_scale(200, seed=1, classes=classes)
     probe = fit_linear_probe(features, labels + 3)
     logits = probe_logits(probe, torch.from_numpy(features))
     assert logits.shape == (200, classes)
@@ -124,27 +107,20 @@ def test_softmax_of_logits_is_the_predicted_probability(classes):
         score_linear_probe(probe, features[:, :5], labels)
 
 
-def test_metrics_are_the_score_of_the_fitted_probe():
-    (train, learnt), (test, wanted) = clustered(300, seed=1), clustered(200, seed=2)
-    found = score_linear_probe(fit_linear_probe(train, learnt), test, wanted)
-    assert found == linear_probe_metrics(train, learnt, test, wanted)
-    assert found["top1"] == fit_linear_probe(train, learnt).score(test, wanted)
-
-
 def test_auto_fits_all_rows_with_the_chosen_penalty():
-    (train, learnt), (test, wanted) = clustered(150, seed=1, spread=4), clustered(200, seed=2, spread=4)
-    chosen = choose_inverse_l2(train, learnt, seed=4).inverse_l2
+    (train, learnt), (test, wanted) = of_any_scale(150, seed=1, spread=4), of_any_scale(200, seed=2, spread=4)
+    chosen = choose_inverse_l2(train, learnt, seed=3).inverse_l2
     assert chosen != 1.0
-    auto = fit_linear_probe(train, learnt, inverse_l2="auto", seed=4)
+    auto = fit_linear_probe(train, learnt, inverse_l2="auto", seed=3)
     np.testing.assert_array_equal(
         auto.decision_function(test), fit_linear_probe(train, learnt, inverse_l2=chosen).decision_function(test)
     )
-    found = linear_probe_metrics(train, learnt, test, wanted, inverse_l2="auto", seed=4)
+    found = linear_probe_metrics(train, learnt, test, wanted, inverse_l2="auto", seed=3)
     assert found == linear_probe_metrics(train, learnt, test, wanted, inverse_l2=chosen)
 
 
-def test_no_convergence_is_told_with_what_to_change():
-    train, learnt = clustered(300, seed=1)
+def test_no_convergence_is_a_warning_with_the_options_to_change_and_others_pass_through(monkeypatch):
+    train, learnt = of_any_scale(300, seed=1)
     with pytest.warns(ConvergenceWarning, match=r"within max_iter=2.* Raise max_iter or lower inverse_l2=1.0") as told:
         fit_linear_probe(train, learnt, max_iter=2)
     assert [warning.filename for warning in told] == [__file__]
@@ -153,27 +129,15 @@ def test_no_convergence_is_told_with_what_to_change():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit_linear_probe(train, learnt)
-
-
-def test_other_warnings_pass_through(monkeypatch):
     fit = LogisticRegression.fit
 
-    def warn_and_fit(self, *args, **kwargs):
-        warnings.warn("mind the gap", FutureWarning, stacklevel=1)
-        return fit(self, *args, **kwargs)
+    def warn_and_fit(self, *args):
+        warnings.warn("another", FutureWarning, stacklevel=1)
+        return fit(self, *args)
 
     monkeypatch.setattr(LogisticRegression, "fit", warn_and_fit)
-    with pytest.warns(FutureWarning, match="mind the gap"):
-        fit_linear_probe(*clustered(50, seed=1))
-
-
-def valid():
-    return {
-        "train_features": np.eye(4),
-        "train_labels": np.array([0, 0, 1, 1]),
-        "test_features": np.eye(4),
-        "test_labels": np.array([0, 0, 1, 1]),
-    }
+    with pytest.warns(FutureWarning, match="another"):
+        fit_linear_probe(train, learnt)
 
 
 @pytest.mark.parametrize(
@@ -183,19 +147,17 @@ def valid():
         ({"test_labels": np.zeros(4)}, TypeError, "`test_labels` to be integers, but got float64"),
         ({"train_labels": np.full(4, 3)}, ValueError, "at least two labels, but got only 3"),
         ({"test_features": np.eye(4)[:, :3]}, ValueError, r"same width, but got shapes \(4, 4\) and \(4, 3\)"),
-        ({"test_features": np.ones((4, 2, 2))}, ValueError, r"`test_features` .* got shape \(4, 2, 2\)"),
         ({"train_features": np.full((4, 4), math.inf)}, ValueError, "`train_features` to be finite, .* 4 of 4 rows"),
-        ({"train_features": np.eye(4, dtype=int)}, TypeError, "`train_features` to be floating point"),
         ({"test_features": np.ones((0, 4))}, ValueError, "`test_features` to be a non-empty"),
         ({"inverse_l2": 0.0}, ValueError, "`inverse_l2` to be above 0, but got 0.0"),
         ({"inverse_l2": "best"}, ValueError, "`inverse_l2` to be a number or \"auto\", but got 'best'"),
         ({"inverse_l2": None}, TypeError, "`inverse_l2` to be a number, but got None"),
         ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
-        ({"seed": True}, TypeError, "`seed` to be an integer, but got True"),
         ({"max_iter": 0}, ValueError, "`max_iter` to be at least 1, but got 0"),
-        ({"max_iter": 1.5}, TypeError, "`max_iter` to be an integer, but got 1.5"),
     ],
 )
 def test_errors_say_what_was_expected_and_what_came(change, error, message):
+    valid = {"train_features": np.eye(4), "train_labels": np.array([0, 0, 1, 1])}
+    valid |= {"test_features": np.eye(4), "test_labels": np.array([0, 0, 1, 1])}
     with pytest.raises(error, match=message):
-        linear_probe_metrics(**(valid() | change))
+        linear_probe_metrics(**valid | change)

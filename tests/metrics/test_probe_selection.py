@@ -1,7 +1,9 @@
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
+from helpers.labelled_points import overlapping
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -11,12 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from pml_supcon.metrics.probe_selection import choose_inverse_l2
 from pml_supcon.metrics.strata import draw_rows, hold_out
 
-
-def noisy(rows, *, seed=0, classes=3, width=60):
-    """Labels in few of many features, which a weak penalty overfits."""
-    labels = np.random.default_rng(seed).integers(0, classes, rows)
-    centres = np.random.default_rng(99).normal(size=(classes, width)) * 0.2
-    return centres[labels] + np.random.default_rng(seed + 1).normal(size=(rows, width)), labels + 5
+#: Many features, which a weak penalty overfits.
+noisy = partial(overlapping, seed=0, classes=3, width=60, apart=0.2, first_label=5)
 
 
 def by_hand(features, labels, values, *, held_out, seed):
@@ -32,13 +30,14 @@ def by_hand(features, labels, values, *, held_out, seed):
     return accuracy, loss
 
 
-def test_choice_is_the_likeliest_on_the_held_out_rows():
+def test_choice_is_the_likeliest_on_the_held_out_rows(caplog):
     features, labels = noisy(300)
     accuracy, loss = by_hand(features, labels, (1e-4, 1e-2, 1.0, 100.0), held_out=0.3, seed=2)
     found = choose_inverse_l2(features, labels, candidates=[1.0, 100.0, 1e-4, 1e-2], held_out=0.3, seed=2)
     assert found.tried == pytest.approx(accuracy)
     assert list(found.tried) == sorted(accuracy)
     assert found.inverse_l2 == min(loss, key=loss.get) == 0.01
+    assert not caplog.records  # the choice is not at the edge of the candidates
     assert found.tried != choose_inverse_l2(features, labels, held_out=0.3, seed=3).tried
 
 
@@ -72,19 +71,13 @@ def test_where_likelihoods_are_equal_too_the_stronger_penalty_is_chosen(caplog):
     assert "inverse_l2=0.1 was chosen" in caplog.text
 
 
-def test_a_choice_inside_is_not_told(caplog):
-    with caplog.at_level(logging.WARNING):
-        assert choose_inverse_l2(*noisy(300), candidates=[1e-6, 1e-2, 100.0], held_out=0.3, seed=2).inverse_l2 == 0.01
-    assert not caplog.records
-
-
 def test_no_convergence_is_told_where_it_was_asked_for():
     with pytest.warns(ConvergenceWarning, match="inverse_l2=100") as told:
         choose_inverse_l2(*noisy(100), candidates=[100.0], max_iter=2)
     assert [warning.filename for warning in told] == [__file__]
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("share", [0.1, 0.25])
 def test_held_out_part_has_its_share_of_every_label(share):
     labels = np.random.default_rng(0).permutation(np.repeat([3, 5, 8], [200, 100, 40]))
     fitted, held = hold_out(labels, share, 0)
@@ -120,8 +113,6 @@ def test_drawn_rows_are_any_of_a_label():
         ({"candidates": [1.0, 0]}, ValueError, "`candidates` to be above 0, but got 0"),
         ({"candidates": 1.0}, TypeError, "`candidates` to be a sequence of numbers, but got 1.0"),
         ({"held_out": 1.5}, ValueError, "`held_out` to be in \\(0, 1\\), but got 1.5"),
-        ({"max_iter": 0}, ValueError, "`max_iter` to be at least 1"),
-        ({"seed": -2}, ValueError, "`seed` to be at least 0, but got -2"),
         ({"labels": np.arange(20)}, ValueError, r"0.1 of 20 rows are 2, of 0 that can be held out \(20 labels\)"),
         ({"labels": np.full(20, 4)}, ValueError, "at least two labels, but got only 4"),
     ],

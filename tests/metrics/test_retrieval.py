@@ -18,14 +18,13 @@ from pml_supcon.search import indexes as indexes_module
 from pml_supcon.search.exact import FaissSearcher, StreamedSearcher
 
 PML_METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_average_precision_at_r")
-PML_CLUSTERING = {"nmi": "NMI", "ami": "AMI"}
 CPU = torch.device("cpu")
 CASES = ("separate", "within", "within and more")
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Also after a test that takes more."""
+    """Restore one thread after a test that sets more."""
     yield
     torch.set_num_threads(1)
 
@@ -56,51 +55,34 @@ def pml(arguments, options, *, include=PML_METRICS, k=None):
     return AccuracyCalculator(include=include, device=CPU, k=k).get_accuracy(*arguments, **options)
 
 
-# Against PML: at k=None it ranks all references. It takes labels as float32, hence none above 2**24 here.
+# Against PML: at k=None it ranks all references. It converts labels to float32, hence none above 2**24 here.
 
 
 @pytest.mark.parametrize(
     ("name", "queries", "references"),
-    [("separate", 1000, 1000), ("within", 2000, 0), ("within and more", 1000, 1000), ("within and more", 500, 4500)],
+    [("separate", 1000, 1000), ("within", 2000, 0), ("within and more", 500, 4500)],
 )
 @pytest.mark.parametrize(("classes", "kind"), [(8, StreamedSearcher), (200, FaissSearcher)])
 def test_agrees_with_pml(name, queries, references, classes, kind, searchers_used):
     arguments, options, lone = case(name, queries=queries, references=references, classes=classes, width=16)
     assert (arguments[0][:50] @ arguments[2].T).min() < -0.5  # in all directions
     expected = pml(arguments, options)
-    ours = retrieval_metrics(*arguments, **options)
-    assert [type(searcher) for searcher in searchers_used] == [kind]
+    ours = retrieval_metrics(*arguments, chunk_size=300, **options)
+    assert [type(searcher) for searcher in searchers_used] == [kind]  # one index for all chunks
     assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
     assert ours["lone_queries"] >= lone > 0
     assert 0.05 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95  # the case tells metrics apart
 
 
-@pytest.mark.parametrize("classes", [8, 400])
-def test_agrees_with_pml_within_5000_points(classes):
-    arguments, options, _ = case("within", queries=5000, references=0, classes=classes, width=16)
-    ours = retrieval_metrics(*arguments, **options)
-    # All 4,999 neighbours of each would take it six seconds. So many hold all of a class and the first relevant one of
-    # every query; were ours wrong there, PML would count 0 for it.
-    last = round(1 / np.nanmin(retrieval_scores(*arguments, **options)["mean_reciprocal_rank"]))
-    expected = pml(arguments, options, k=max(last, int(np.unique(arguments[1], return_counts=True)[1].max())))
-    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.parametrize(("queries", "references"), [(2000, 0), (500, 4500)])
+@pytest.mark.parametrize(("name", "queries", "references"), [("within", 2000, 0), ("within and more", 500, 4500)])
 @pytest.mark.parametrize("classes", [8, 40])
-def test_agrees_with_pml_on_exact_ties_and_duplicates(queries, references, classes):
-    # PML has FAISS's order, which is by distance and then by row once all references are ranked (what FAISS keeps of
-    # those that tie at a k-th place is its own affair). With all ranked, PML 2.9 finds each query's own row among its
-    # duplicates, wherever it stands, and leaves out that one.
-    arguments, options, _ = case(
-        "within and more" if references else "within", queries=queries, references=references, make=on_a_grid,
-        classes=classes,
-    )  # fmt: skip
-    _, repeats = np.unique(arguments[2], axis=0, return_counts=True)
-    assert repeats.max() > 3
+def test_agrees_with_pml_on_exact_ties_and_duplicates(name, queries, references, classes):
+    # Where PML ranks all references, FAISS orders them by distance and then by row. PML 2.9 then drops each query's
+    # own row among its duplicates, at any rank.
+    arguments, options, _ = case(name, queries=queries, references=references, make=on_a_grid, classes=classes)
+    assert np.unique(arguments[2], axis=0, return_counts=True)[1].max() > 3
     ours = retrieval_metrics(*arguments, **options)
-    expected = pml(arguments, options)
-    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
+    assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(pml(arguments, options), abs=1e-6)
     assert 0.02 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95
 
 
@@ -109,20 +91,18 @@ def test_agrees_with_pml_on_exact_ties_and_duplicates(queries, references, class
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("knn_temperature", [0.07, math.inf])
-@pytest.mark.parametrize("chunk_size", [None, 1, 64])
-def test_agrees_with_loops_on_directions(name, knn_temperature, chunk_size):
+def test_agrees_with_loops_on_directions(name, knn_temperature):
     arguments, options, _ = case(name, queries=150, references=120)
     options |= {"recall_at": (1, 3, 10), "knn_k": 7, "knn_temperature": knn_temperature}
     expected = by_loops(arguments, options)
-    found = retrieval_scores(*arguments, chunk_size=chunk_size, **options)
+    found = retrieval_scores(*arguments, **options)
     assert found.keys() == expected.keys()
     for metric, values in found.items():
         assert values == pytest.approx(expected[metric], abs=1e-6, nan_ok=True), metric
     means = {metric: np.nanmean(values) for metric, values in expected.items()}
     lone = np.isnan(expected["precision_at_1"]).sum()
-    assert retrieval_metrics(*arguments, chunk_size=chunk_size, **options) == pytest.approx(
-        means | {"lone_queries": lone, "zero_rows": 0}, abs=1e-6
-    )
+    wanted = means | {"lone_queries": lone, "zero_rows": 0}
+    assert retrieval_metrics(*map(torch.from_numpy, arguments), **options) == pytest.approx(wanted, abs=1e-6)
     assert means["precision_at_1"] < means["recall_at_3"] < means["recall_at_10"]
     assert means["knn_accuracy"] != means["precision_at_1"]
 
@@ -165,12 +145,6 @@ def test_a_late_first_hit_is_ranked_among_all():
     expected = by_loops(arguments, options)["mean_reciprocal_rank"]
     assert expected.min() < 1 / 250
     assert retrieval_scores(*arguments, **options)["mean_reciprocal_rank"] == pytest.approx(expected, abs=1e-12)
-
-
-def test_index_is_built_once(searchers_used):
-    arguments, options, _ = case("within", queries=100, references=10)
-    retrieval_metrics(*arguments, chunk_size=10, **options)
-    assert len(searchers_used) == 1
 
 
 def test_a_query_does_not_find_itself_among_duplicates():
@@ -257,16 +231,6 @@ def test_labels_of_any_size_are_told_apart(label):
     assert (found["precision_at_1"], found["recall_at_2"]) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int32, torch.int64])
-def test_torch_and_numpy_agree_in_every_dtype(dtype, label_dtype):
-    query, wanted = (torch.from_numpy(x) for x in clustered(60, seed=3))
-    query, wanted = query.to(dtype), wanted.to(label_dtype)
-    found = retrieval_metrics(query.requires_grad_(), wanted, query, wanted, ref_includes_query=True)
-    points, labels = query.detach().float().numpy(), wanted.numpy()
-    assert found == retrieval_metrics(points, labels, points, labels, ref_includes_query=True)
-
-
 def test_vote_weighs_neighbours_by_distance_and_breaks_ties_by_the_nearest():
     query, wanted = np.array([[1.0]]), np.array([1])
     reference = 1 + np.array([[0.10], [0.11], [0.12], [0.13], [3.0]])
@@ -308,8 +272,6 @@ def test_one_reference_and_one_class():
     found = retrieval_metrics(np.eye(2), np.array([4, 9]), np.eye(2)[:1], np.array([4]), recall_at=(1,), knn_k=1)
     assert set(found.values()) == {1.0, 0.0}
     assert (found["mean_average_precision_at_r"], found["lone_queries"]) == (1.0, 1.0)
-    with pytest.raises(ValueError, match="none of the 2 has one"):
-        retrieval_metrics(np.eye(2), np.array([8, 9]), np.eye(2)[:1], np.array([4]))
 
 
 def test_lone_queries_have_no_score():
@@ -358,28 +320,15 @@ print(measure(15_000, 50), measure(15_000, 1000))
 
 
 def test_memory_is_bounded():
-    """That of torch and FAISS too. All distances at once are 900 MB, all neighbours of a class of 300 about 290 MB."""
+    """The peak of the process. All distances at once are 900 MB, all neighbours of a class of 300 about 290 MB."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pytest.skip("this system does not set a peak back")
+        pytest.skip("this system does not reset the peak of a process")
     done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
     blocks, faiss = map(int, done.stdout.split())
     assert 20e6 < blocks < 200e6
     assert 0 < faiss < 100e6
-
-
-def valid():
-    return {
-        "query": np.eye(3),
-        "query_labels": np.array([0, 0, 1]),
-        "reference": np.eye(3),
-        "reference_labels": np.array([0, 0, 1]),
-    }
-
-
-NAN_ROWS = np.eye(3)
-NAN_ROWS[1:, 0] = math.nan
 
 
 @pytest.mark.parametrize(
@@ -387,34 +336,23 @@ NAN_ROWS[1:, 0] = math.nan
     [
         ({"query_labels": np.array([0, 1])}, ValueError, r"`query_labels` .* shape \(3,\), but got shape \(2,\)"),
         ({"reference_labels": np.zeros((3, 1), int)}, ValueError, r"`reference_labels` .* got shape \(3, 1\)"),
-        ({"query_labels": np.zeros(3)}, TypeError, "`query_labels` to be integers, but got float64"),
-        ({"query_labels": torch.zeros(3, dtype=torch.bool)}, TypeError, "`query_labels` to be integers"),
-        ({"query_labels": [0, 0, 1]}, TypeError, "`query_labels` .* but got list"),
-        ({"query_labels": np.array([0, 1, 2**63], np.uint64)}, ValueError, "int64, but got 9223372036854775808"),
-        ({"query": np.ones(3)}, ValueError, r"`query` to be a non-empty \(N, D\) matrix, but got shape \(3,\)"),
         ({"query": np.eye(3, dtype=int)}, TypeError, "`query` to be floating point, but got int64"),
-        ({"query": [[1.0]]}, TypeError, "`query` to be a torch tensor or a numpy array, but got list"),
-        ({"query": np.ones((0, 3)), "query_labels": np.zeros(0, int)}, ValueError, r"`query` .* got shape \(0, 3\)"),
-        ({"reference": np.ones((0, 3))}, ValueError, r"`reference` to be a non-empty"),
         ({"query": np.eye(3)[:, :2]}, ValueError, r"the same width, but got shapes \(3, 2\) and \(3, 3\)"),
-        ({"query": NAN_ROWS}, ValueError, r"`query` to be finite, .* 2 of 3 rows \(the first is row 1\)"),
         ({"reference": np.eye(3) * 1e300}, ValueError, r"`reference` to be finite, .* infinity in 3 of 3 rows"),
         ({"reference": np.diag([1, 1, 1e30])}, ValueError, "squared distances fit into float32"),
         ({"reference": np.full((3, 3), 0.5)}, ValueError, "`reference` to have rows that differ, but all 3 are"),
         ({"index": 3}, TypeError, "`index` to be a string, but got 3"),
         ({"query_labels": np.array([7, 8, 9])}, ValueError, "none of the 3 has one"),
+        ({"query_labels": np.arange(3), "reference_labels": np.arange(3), "ref_includes_query": True}, ValueError,
+         "none of the 3 has one"),
         ({"ref_includes_query": True, "query": np.eye(3)[::-1]}, ValueError, "`reference` to start with the queries"),
         ({"ref_includes_query": True, "query_labels": np.array([1, 0, 1])}, ValueError, "to start with the queries"),
         ({"ref_includes_query": True, "reference": np.eye(3)[:2], "reference_labels": np.array([0, 0])}, ValueError,
          r"3 queries, 2 references"),
         ({"recall_at": (1, 0)}, ValueError, "`recall_at` to be at least 1, but got 0"),
         ({"recall_at": 5}, TypeError, "`recall_at` to be a sequence of integers, but got 5"),
-        ({"recall_at": (1.0,)}, TypeError, "`recall_at` to be an integer, but got 1.0"),
         ({"knn_k": 0}, ValueError, "`knn_k` to be at least 1, but got 0"),
-        ({"knn_k": True}, TypeError, "`knn_k` to be an integer, but got True"),
         ({"knn_temperature": 0.0}, ValueError, "`knn_temperature` to be above 0, but got 0.0"),
-        ({"knn_temperature": math.nan}, ValueError, "`knn_temperature` to be above 0, but got nan"),
-        ({"knn_temperature": "hot"}, TypeError, "`knn_temperature` to be a number, but got 'hot'"),
         ({"query": np.zeros((3, 3))}, ValueError, "`query` to have a row that is not zero, but all 3 are"),
         ({"reference": np.zeros((3, 3))}, ValueError, "`reference` to have a row that is not zero, but all 3 are"),
         ({"index": "exakt"}, ValueError, r"`index` to be one of exact, ivf, .* got 'exakt' \(did you mean 'exact'\?"),
@@ -422,10 +360,7 @@ NAN_ROWS[1:, 0] = math.nan
     ],
 )  # fmt: skip
 def test_errors_say_what_was_expected_and_what_came(change, error, message):
+    labels = np.array([0, 0, 1])
+    valid = {"query": np.eye(3), "query_labels": labels, "reference": np.eye(3), "reference_labels": labels}
     with pytest.raises(error, match=message):
-        retrieval_metrics(**(valid() | change))
-
-
-def test_all_queries_alone_within_the_reference_is_an_error():
-    with pytest.raises(ValueError, match="none of the 3 has one"):
-        retrieval_metrics(np.eye(3), np.arange(3), np.eye(3), np.arange(3), ref_includes_query=True)
+        retrieval_metrics(**valid | change)

@@ -6,20 +6,20 @@ from pml_supcon.search.distances import squared_lengths, well_conditioned
 
 
 def squared_distances(queries, references):
-    """In float64, from the differences."""
+    """Compute squared distances in float64, from the differences."""
     apart = queries[:, None].astype(np.float64) - references[None].astype(np.float64)
     return np.square(apart).sum(-1)
 
 
 def in_float32(queries, references):
-    """By the formula that loses what both have in common."""
+    """Compute squared distances by the formula that cancels the common digits of both."""
     squares = np.square(references).sum(1), np.square(queries).sum(1)
     return squares[0] + squares[1][:, None] - 2 * queries @ references.T
 
 
-@pytest.mark.parametrize("offset", [0, 3, 100, 1e4, -1e6])
-@pytest.mark.parametrize("size", [1e-25, 1e-12, 1, 1e12, 1e25])
-def test_distances_are_those_of_float64_wherever_rows_lie(offset, size):
+@pytest.mark.parametrize("offset", [0, 3, 1e4, -1e6])
+@pytest.mark.parametrize("size", [1e-25, 1, 1e25])
+def test_distances_agree_with_float64_far_from_the_origin_and_at_any_scale(offset, size):
     queries, references = ((clustered(n, seed=n)[0].astype(np.float64) + offset) * size for n in (30, 200))
     right = squared_distances(queries, references)
     found_queries, found_references, scale = well_conditioned(queries, references)

@@ -38,25 +38,11 @@ def test_a_good_index_is_near_the_exact_search(gallery, index):
     assert index_recall(gallery[0], gallery[2], index=index, k=(1, 20))[20] > (0.5 if "PCA" in index else 0.85)
 
 
-@pytest.mark.parametrize("index", ["Flat", "exact"])
-def test_an_index_of_all_references_is_exact(gallery, index):
-    assert index_recall(gallery[0], gallery[2], index=index) == {1: 1.0, 10: 1.0, 100: 1.0}
+def test_an_index_of_all_references_is_exact(gallery):
+    assert index_recall(gallery[0], gallery[2], index="Flat") == {1: 1.0, 10: 1.0, 100: 1.0}
     options = {"ref_includes_query": True, "recall_at": (1, 5)}
     exact = retrieval_metrics(*gallery, **options)
-    assert retrieval_metrics(*gallery, index=index, **options) == pytest.approx(exact, abs=1e-4)
-
-
-@pytest.mark.parametrize("name", ["PQ2x4", "IVF64,Flat"])
-def test_index_recall_is_the_share_of_the_true_neighbours_found(gallery, name, monkeypatch):
-    queries, _, references, _ = gallery
-    monkeypatch.setattr(indexes_module, "build_index", with_one_list)
-    found = index_recall(queries, references, index=name, k=(1, 7, 30), queries=1000)
-    given = neighbours_of(name, queries, references, 30)[1]  # FAISS looks into one list where nothing else is said
-    true = [order[:30] for order, _ in rankings(queries, references, ref_includes_query=False)]
-    for k, recall in found.items():
-        shares = [len(set(a[:k].tolist()) & set(b[:k].tolist())) / k for a, b in zip(given, true, strict=True)]
-        assert recall == pytest.approx(np.mean(shares), abs=1e-9)
-    assert 0.02 < found[30] < 0.9
+    assert retrieval_metrics(*gallery, index="Flat", **options) == pytest.approx(exact, abs=1e-4)
 
 
 def with_one_list(faiss, references, name):
@@ -95,15 +81,10 @@ def test_metrics_of_a_poor_index_are_those_of_the_neighbours_that_it_gives(galle
 def test_places_left_empty_are_misses(monkeypatch):
     """Two lists far apart, of which one is searched: what lies in the other is not found, at any rank."""
     monkeypatch.setattr(indexes_module, "build_index", with_one_list)
-    points = np.concatenate([np.full((40, 2), -9.0), np.full((40, 2), 9.0)]) + np.random.default_rng(0).normal(
-        size=(80, 2)
-    )
+    points = np.repeat([[-9.0, -9.0], [9.0, 9.0]], 40, axis=0) + np.random.default_rng(0).normal(size=(80, 2))
     labels = np.concatenate([np.zeros(40, int), np.ones(39, int), [0]])  # the last is of the others' class
     options = {"ref_includes_query": True, "recall_at": (1, 50), "index": "IVF2,Flat"}
-    options |= {
-        "knn_k": 79,
-        "knn_temperature": math.inf,
-    }  # 39 found and 40 empty places, which have no vote
+    options |= {"knn_k": 79, "knn_temperature": math.inf}  # 39 found and 40 empty places, which have no vote
     scores = retrieval_scores(points, labels, points, labels, **options)
     assert {name: values[-1] for name, values in scores.items()} == dict.fromkeys(scores, 0.0)
     assert scores["recall_at_50"][:-1].tolist() == scores["knn_accuracy"][:-1].tolist() == [1.0] * 79
@@ -120,19 +101,19 @@ def test_index_recall_draws_its_queries(gallery):
 
 
 @pytest.mark.parametrize("name", ["PQ2x4", "IVF64,Flat", "Flat"])
-def test_queries_among_the_references_do_not_find_themselves(gallery, name, monkeypatch):
+@pytest.mark.parametrize("own", [True, False])
+def test_index_recall_is_the_share_of_the_true_neighbours_found(gallery, name, own, monkeypatch):
     queries, _, references, _ = gallery
     monkeypatch.setattr(indexes_module, "build_index", with_one_list)
-    found = index_recall(queries, references, index=name, k=(1, 7), queries=200, seed=5, ref_includes_query=True)
-    given = neighbours_of(name, queries, references, 8)[1]
-    true = [order[:7].tolist() for order, _ in rankings(queries, references, ref_includes_query=True)]
+    found = index_recall(queries, references, index=name, k=(1, 7, 30), queries=200, seed=5, ref_includes_query=own)
+    given = neighbours_of(name, queries, references, 30 + own)[1]
+    true = [order[:30].tolist() for order, _ in rankings(queries, references, ref_includes_query=own)]
     drawn = np.random.default_rng(5).permutation(300)[:200]
     for k, recall in found.items():
-        others = [[row for row in given[query].tolist() if row != query][:k] for query in drawn]
+        others = [[row for row in given[query].tolist() if not own or row != query][:k] for query in drawn]
         shares = [len(set(near) & set(true[query][:k])) / k for near, query in zip(others, drawn, strict=True)]
         assert recall == pytest.approx(np.mean(shares), abs=1e-9)
-    flattered = index_recall(queries, references, index=name, k=(1,), queries=200, seed=5)
-    assert found[1] == 1 if name == "Flat" else found[1] < flattered[1]
+    assert found[30] == 1 if name == "Flat" else 0.02 < found[30] < 0.9
 
 
 def test_index_recall_far_from_the_origin(gallery):
@@ -143,7 +124,7 @@ def test_index_recall_far_from_the_origin(gallery):
     assert index_recall(far[:300], far, index="PQ2x4", k=(10,)) == pytest.approx(near, abs=0.1)
 
 
-def test_an_hnsw_index_looks_at_no_fewer_than_are_asked_for(gallery):
+def test_an_hnsw_index_searches_at_least_k_candidates(gallery):
     queries, _, references, _ = gallery
     searcher = IndexSearcher(require_faiss(), queries, references, name="hnsw", own=True)
     for k in (1, 500):
@@ -151,7 +132,7 @@ def test_an_hnsw_index_looks_at_no_fewer_than_are_asked_for(gallery):
         assert searcher.index.hnsw.efSearch >= max(k + 1, 64)
 
 
-def test_many_neighbours_of_an_approximate_index_are_told(caplog):
+def test_many_neighbours_of_an_approximate_index_are_a_warning(caplog):
     points = clustered(1500, seed=1)[0]
     labels = np.zeros(1500, int)
     with caplog.at_level(logging.WARNING):
@@ -166,7 +147,9 @@ def test_many_neighbours_of_an_approximate_index_are_told(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["IVF200,Flat", "PQ4", "IVF200,PQ4", "PCA8,IVF200,Flat"])
+@pytest.mark.parametrize(
+    "name", ["PCA8,IVF200,Flat", *(pytest.param(name, marks=pytest.mark.slow) for name in ("PQ4", "IVF200,PQ4"))]
+)
 def test_faiss_does_not_warn_of_few_points(gallery, name, capfd):
     index_recall(gallery[0], gallery[2], index=name, k=(1,))
     assert capfd.readouterr().err == ""
@@ -177,14 +160,8 @@ def test_faiss_does_not_warn_of_few_points(gallery, name, capfd):
     [
         ({"index": 3}, TypeError, "`index` to be a string, but got 3"),
         ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
-        ({"seed": 0.5}, TypeError, "`seed` to be an integer, but got 0.5"),
         ({"k": (1, 2000), "ref_includes_query": True}, ValueError, "at most the 1999 other references, but got 2000"),
-        (
-            {"reference": np.eye(16), "ref_includes_query": True},
-            ValueError,
-            r"to start with the queries, .* got others \(300 queries, 16 references\)",
-        ),
-        ({"reference": np.ones((5, 16))}, ValueError, "`reference` to have rows that differ, but all 5 are identical"),
+        ({"reference": np.eye(16), "ref_includes_query": True}, ValueError, r"others \(300 queries, 16 references\)"),
         ({"index": "ivff"}, ValueError, r"got 'ivff' \(did you mean 'ivf'\?\)"),
         ({"index": "PQ7"}, ValueError, "index_factory that fits a width of 16, but got 'PQ7'"),
         ({"index": "IVF4096,Flat"}, ValueError, r"'IVF4096,Flat' can hold, but got 2000: .*2000.*4096"),
@@ -194,9 +171,7 @@ def test_faiss_does_not_warn_of_few_points(gallery, name, capfd):
         ({"k": 10}, TypeError, "`k` to be a sequence of integers, but got 10"),
         ({"k": ()}, TypeError, r"`k` to be a sequence of integers, but got \(\)"),
         ({"queries": 0}, ValueError, "`queries` to be at least 1, but got 0"),
-        ({"query": np.eye(3)}, ValueError, r"the same width, but got shapes \(3, 3\) and \(2000, 16\)"),
         ({"query": np.full((1, 16), math.nan)}, ValueError, "`query` to be finite"),
-        ({"reference": np.eye(16, dtype=int)}, TypeError, "`reference` to be floating point"),
     ],
 )
 def test_errors_say_what_was_expected_and_what_came(gallery, change, error, message):
@@ -211,8 +186,7 @@ def test_an_index_on_gpus_is_an_error_without_one(gallery, name):
         retrieval_metrics(*gallery, ref_includes_query=True, index=name)
 
 
-@pytest.mark.parametrize(("name", "kind", "shard"), [("gpu_flat", "Flat", False), ("gpu_sharded", "Flat", True),
-                                                     ("gpu_ivf", "IVF2,Flat", False)])  # fmt: skip
+@pytest.mark.parametrize(("name", "kind", "shard"), [("gpu_sharded", "Flat", True), ("gpu_ivf", "IVF2,Flat", False)])
 def test_an_index_goes_to_all_gpus(name, kind, shard):
     """With a stand-in for the part of FAISS that only its build for GPUs has."""
     faiss, moved = require_faiss(), []

@@ -1,27 +1,18 @@
-"""The PML tester of calibration."""
-
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from helpers.labelled_points import data_sets, overlapping
 
 from pml_supcon.metrics.calibrated_probe import calibrated_probe_metrics
 from pml_supcon.testers import CalibrationTester
 
 
-def noisy(rows, *, seed, classes=4, width=40):
-    """Classes that overlap in many features, which a probe is too sure of."""
-    labels = np.random.default_rng(seed).integers(0, classes, rows)
-    centres = np.random.default_rng(99).normal(size=(classes, width)) * 0.3
-    return centres[labels] + np.random.default_rng(seed + 1).normal(size=(rows, width)), labels + 10
-
-
 def test_tester_reports_the_metrics():
-    (train, learnt), (test, wanted) = noisy(200, seed=1), noisy(100, seed=5)
-    data = {
-        name: TensorDataset(torch.from_numpy(rows).float(), torch.from_numpy(labels))
-        for name, rows, labels in (("train", train, learnt), ("test", test, wanted))
-    }
+    (train, learnt), (test, wanted) = (
+        overlapping(rows, seed=seed, classes=4, width=40, apart=0.3, first_label=10)
+        for rows, seed in ((200, 1), (100, 5))
+    )
+    data = data_sets(train=(train, learnt), test=(test, wanted))
     options = {"held_out": 0.3, "bins": 7, "inverse_l2": 5.0, "seed": 3}
     tester = CalibrationTester(**options, dataloader_num_workers=0, data_device="cpu")
     found = tester.test(data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]

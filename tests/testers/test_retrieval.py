@@ -12,7 +12,6 @@ from pytorch_metric_learning.utils import logging_presets
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from torch.utils.data import TensorDataset
 
-from pml_supcon._extras import require_faiss
 from pml_supcon.metrics import retrieval as retrieval_module
 from pml_supcon.metrics import retrieval_metrics
 from pml_supcon.search.exact import split_rows
@@ -20,7 +19,6 @@ from pml_supcon.testers import RetrievalTester
 
 METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_average_precision_at_r")
 CPU = torch.device("cpu")
-EYE, ONE_CLASS = np.eye(3), np.zeros(3, int)
 
 
 def labelled_set(rows, seed, columns=1):
@@ -77,9 +75,7 @@ def test_tester_passes_its_options_on_and_names_its_metrics(monkeypatch, searche
     ("option", "error", "message"),
     [
         ({"knn_k": 0}, ValueError, "`knn_k` to be at least 1"),
-        ({"recall_at": (0,)}, ValueError, "`recall_at` to be at least 1"),
         ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
-        ({"index": None}, TypeError, "`index` to be a string, but got None"),
         ({"index": "hnws"}, ValueError, r"`index` to be one of exact, .* got 'hnws' \(did you mean 'hnsw'\?\)"),
         ({"index": "IVF16,Foo"}, ValueError, "`index` .* got 'IVF16,Foo'"),
     ],
@@ -89,7 +85,7 @@ def test_tester_checks_its_options_when_made(option, error, message):
         RetrievalTester(**option)
 
 
-@pytest.mark.parametrize("index", ["exact", "ivf", "gpu_flat", "OPQ8,IVF4096,PQ8", "IVF16,PQ12", "PCA80,SQ8"])
+@pytest.mark.parametrize("index", ["gpu_flat", "OPQ8,IVF4096,PQ8", "IVF16,PQ12", "PCA80,SQ8"])
 def test_tester_takes_an_index_that_may_fit_a_width_not_known_yet(index):
     RetrievalTester(index=index)
 
@@ -122,26 +118,14 @@ def test_tester_works_in_a_trainer_with_hooks(tmp_path):
         logging_presets.HookContainer(keeper, primary_metric="AMI").end_of_epoch_hook(tester, data, str(tmp_path))
 
 
-# FAISS missing
-
-
-@pytest.mark.parametrize(
-    "construct", [require_faiss, RetrievalTester, lambda: retrieval_metrics(EYE, ONE_CLASS, EYE, ONE_CLASS)]
-)
-def test_missing_faiss_is_told_with_the_command_that_installs_it(monkeypatch, construct):
+def test_missing_faiss_is_an_error_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match=r'pip install "pml-supcon\[cpu\]" .* pip install "pml-supcon\[cuda\]"'):
-        construct()
+    same = np.eye(3), np.zeros(3, int)
+    for construct in (RetrievalTester, lambda: retrieval_metrics(*same, *same)):
+        with pytest.raises(ImportError, match=r'pip install "pml-supcon\[cpu\]" .* "pml-supcon\[cuda\]"'):
+            construct()
 
 
 def test_testers_can_be_imported_without_faiss():
-    code = (
-        "import sys; sys.modules['faiss'] = None\n"
-        "from pml_supcon import testers\n"
-        "from pml_supcon.testers import *\n"  # imports them all
-        "testers.LinearProbeTester()\n"
-        "try: testers.RetrievalTester()\n"
-        "except ImportError: print('told')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "told\n"
+    code = "import sys; sys.modules['faiss'] = None\nfrom pml_supcon.testers import *\nLinearProbeTester()"
+    subprocess.run([sys.executable, "-c", code], check=True)
