@@ -1,13 +1,11 @@
 """The part of each pair in the gradient of its anchor's loss, and its share of the total."""
 
-import math
-from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pml_supcon._checks import check_choice
+from pml_supcon._checks import check_choice, check_number
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.tiled.precision import full_precision
 
@@ -17,15 +15,15 @@ MARGIN = 0.05
 
 
 class GradientShares(NamedTuple):
-    """The pairs of some anchors with all rows, each `(A, N)`: their kind and their gradient.
+    """The pairs of ``A`` anchors with all rows, each attribute ``(A, N)``.
 
     Attributes:
-        cosine: in [-1, 1].
-        positives: bool, the rows of the anchor's label, itself left out.
-        negatives: bool, the rows of another label.
-        magnitudes: >= 0; 0 where a row is neither.
-        shares: in [0, 1]; sum to 1 over an anchor's positives and again over its negatives, or are all 0 there, where
-            no gradient comes from them.
+        cosine: Cosine similarities, in ``[-1, 1]``.
+        positives: Bool mask of the rows with the anchor's label, without the anchor itself.
+        negatives: Bool mask of the rows with another label.
+        magnitudes: Lengths of the gradients, ``>= 0``; 0 where a row is neither.
+        shares: Magnitudes divided by their sum, in ``[0, 1]``: they sum to 1 over an anchor's positives and to 1 over
+            its negatives, or are 0 there if these have no gradient.
     """
 
     cosine: Tensor
@@ -44,44 +42,46 @@ def gradient_shares(
     margin: float = MARGIN,
     anchors: slice | None = None,
 ) -> GradientShares:
-    r"""Split the gradient of every anchor's loss into the parts that its positives and negatives have in it.
+    r"""Split the gradient of every anchor's loss into the contributions of its positives and negatives.
 
     With unit rows :math:`z_i = w_i / \lVert w_i \rVert` and :math:`c_{ij} = z_i \cdot z_j`, the loss of anchor i
-    depends on its row through :math:`c_{ij}` alone, and the part of row j in :math:`\partial L_i / \partial w_i` has
-    the length
+    depends on its row only through :math:`c_{ij}`, and the contribution of row j to
+    :math:`\partial L_i / \partial w_i` has the length
 
     .. math:: m_{ij} = \left| \frac{\partial L_i}{\partial c_{ij}} \right| \frac{\sqrt{1 - c_{ij}^2}}{\lVert w_i \rVert}
 
-    The factor of the loss is, with :math:`P_{ij}` the softmax of :math:`c_{ij} / \tau` over all rows but i,
+    The first factor depends on the loss. With :math:`P_{ij}` the softmax of :math:`c_{ij} / \tau` over all rows but i:
 
-    - "supcon_out": :math:`|P_{ip} - 1 / |P(i)|| / \tau` of a positive, :math:`P_{in} / \tau` of a negative;
+    - "supcon_out": :math:`|P_{ip} - 1 / |P(i)|| / \tau` for a positive, :math:`P_{in} / \tau` for a negative;
     - "supcon_in": :math:`|P_{ip} - X_{ip}| / \tau` with :math:`X_{ip}` the softmax over the positives, and
       :math:`P_{in} / \tau`;
     - "triplet", :math:`L_i = \sum_{p, n} \max(0, d_{ip} - d_{in} + \text{margin})` with
-      :math:`d_{ij} = \lVert z_i - z_j \rVert`: the number of triplets above 0 that the row is in, over :math:`d_{ij}`.
-      As :math:`d^2 = 2 - 2c`, the length is the number times :math:`\sqrt{(1 + c) / 2}`, over that of :math:`w_i`; at
-      :math:`d = 0`, where the distance has no gradient, that is the limit.
+      :math:`d_{ij} = \lVert z_i - z_j \rVert`: the number of the row's triplets with a loss above 0, divided by
+      :math:`d_{ij}`. As :math:`d^2 = 2 - 2c`, the length is this number times
+      :math:`\sqrt{(1 + c) / 2} / \lVert w_i \rVert`; at :math:`d = 0`, where the distance has no gradient, it is the
+      limit.
 
     An anchor without a positive has no loss: all its magnitudes are 0.
 
     Args:
-        embeddings: `(N, D)` floats, normalised inside. Half precision is computed in float32.
-        labels: `(N,)` integers.
+        embeddings: ``(N, D)`` floats, normalised inside. Half precision is computed in float32.
+        labels: ``(N,)`` integers.
         loss: "supcon_out", "supcon_in" or "triplet".
-        temperature: :math:`\tau` > 0 of the supcon losses, whose denominator is that over all rows but the anchor.
-        margin: >= 0, of "triplet" (over all triplets, as PML's `TripletMarginLoss` without `swap`, summed).
-        anchors: the rows that are anchors; None: all. Memory is that of some `(A, N)` matrices.
+        temperature: :math:`\tau > 0` of the supcon losses, whose denominator sums over all rows but the anchor.
+        margin: Margin ``>= 0`` of "triplet" (the sum over all triplets, as PML's ``TripletMarginLoss`` without
+            ``swap``).
+        anchors: Rows that are anchors; None: all. Memory is a few ``(A, N)`` matrices.
 
     Returns:
-        The pairs `(A, N)` of the anchors; see `GradientShares`. No gradient flows through it.
+        The pairs ``(A, N)`` of the anchors, see ``GradientShares``, without a gradient of their own.
 
     Raises:
-        TypeError: If embeddings are not floating point or labels not integers.
-        ValueError: If a shape or an option is wrong, or a row is zero or not finite.
+        TypeError: If embeddings are not floating point, labels are not integers, or an option has the wrong type.
+        ValueError: If a shape or an option is wrong, or if a row is zero or not finite.
 
     Source:
         Khosla et al., *Supervised Contrastive Learning* (NeurIPS 2020), section 3.2.3 and the supplementary derivation
-        of the gradient, which has :math:`w_i` of length 1 and the supcon losses only.
+        of the gradient, which has :math:``w_i`` of length 1 and the supcon losses only.
 
     Examples:
         >>> z = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
@@ -93,50 +93,58 @@ def gradient_shares(
     if not isinstance(anchors, slice | None):
         raise TypeError(f"Expected argument `anchors` to be a slice or None, but got {anchors!r}")
     with torch.no_grad(), full_precision(embeddings.device):
+        # 1. unit rows z = w / |w|, (N, D), in float32 at least, and cosines c_ij of the anchors with all rows, (A, N)
         wide = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
-        # unit rows z = w / |w|, and cosines c_ij of the anchors with all rows, (A, N)
         lengths = wide.norm(dim=1, keepdim=True)
         _check_lengths(lengths)
         z, labels = wide / lengths, labels.long()
         chosen = torch.arange(len(z), device=z.device)[anchors or slice(None)]
-        cosine = (z[chosen] @ z.T).clamp_(-1, 1)  # beyond by rounding alone
+        cosine = (z[chosen] @ z.T).clamp_(-1, 1)  # only rounding exceeds the range
+        # 2. masks of positives and negatives, (A, N)
         positives = labels[chosen, None] == labels
         negatives = ~positives
         positives.scatter_(1, chosen[:, None], False)
-        # |dL_i / dc_ij| sqrt(1 - c_ij^2), (A, N); then over |w_i|
+        # 3. |dL_i / dc_ij| sqrt(1 - c_ij^2), (A, N)
         if loss == "triplet":
-            # the root of 1 - c^2 over the distance, the root of 2 - 2c
+            # count / d * sqrt(1 - c^2) = count * sqrt((1 + c) / 2), as d = sqrt(2 - 2c)
             pulls = _triplet_counts(cosine, positives, negatives, margin) * ((1 + cosine) / 2).sqrt_()
         else:
             weights = _supcon_weights(cosine / temperature, positives, negatives, loss) / temperature
             pulls = weights * (1 - cosine).mul_(1 + cosine).sqrt_()
+        # 4. divide by |w_i|; an anchor without positives has no loss
         magnitudes = pulls.masked_fill_(~positives.any(dim=1, keepdim=True), 0) / lengths[chosen]
         return GradientShares(cosine, positives, negatives, magnitudes, _shares(magnitudes, positives, negatives))
 
 
 def _supcon_weights(s: Tensor, positives: Tensor, negatives: Tensor, loss: str) -> Tensor:
-    """Return `|dL_i / ds_ij|` `(A, N)`, 0 for the anchor itself."""
+    """Return ``|dL_i / ds_ij|`` ``(A, N)``, 0 for the anchor itself."""
+    # P_ij, (A, N): the softmax over all rows but the anchor; 0 without any
     softmax = s.masked_fill(~(positives | negatives), -torch.inf).softmax(dim=1).nan_to_num_(nan=0.0)
+    # out: |P_ip - 1 / |P(i)||, and P_in
     if loss == "supcon_out":
         evenly = positives.to(s.dtype) / positives.sum(dim=1, keepdim=True).clamp(min=1)
         return (softmax - evenly).abs_()
-    # P - X of a positive is minus X times the negatives' part of the softmax: in the product nothing cancels
+    # in: |P_ip - X_ip| = X_ip * (sum over negatives of P_in), a product without cancellation
     among_positives = s.masked_fill(~positives, -torch.inf).softmax(dim=1).nan_to_num_(nan=0.0)
     return torch.where(positives, among_positives * (softmax * negatives).sum(dim=1, keepdim=True), softmax)
 
 
 def _triplet_counts(cosine: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
-    """Return the number of triplets with a loss above 0 that each row is in, by sorting instead of listing them."""
+    """Return the number of each row's triplets with a loss above 0, ``(A, N)``, by sorting instead of listing them."""
+    # d_ij and d_ij + margin, (A, N)
     distance = (2 - 2 * cosine).sqrt_()
     reach = distance + margin
+    # sorted distances of the negatives, and sorted d + margin of the positives; other rows are at the far end
     near = distance.masked_fill(~negatives, torch.inf).sort(dim=1).values
     far = reach.masked_fill(~positives, -torch.inf).sort(dim=1).values
+    # binary search counts the partners of each row in its triplets
     nearer = torch.searchsorted(near, reach)  # negatives with d_in < d_ip + margin
     farther = cosine.shape[1] - torch.searchsorted(far, distance, right=True)  # positives with d_ip + margin > d_in
     return torch.where(positives, nearer, farther * negatives).to(cosine.dtype)
 
 
 def _shares(magnitudes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Return the magnitudes divided by their sum over the positives, and over the negatives, of each anchor."""
     shares = torch.zeros_like(magnitudes)
     for kind in (positives, negatives):
         own = magnitudes * kind
@@ -146,17 +154,16 @@ def _shares(magnitudes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
 
 
 def check_arguments(embeddings: Tensor, labels: Tensor, loss: str, temperature: float, margin: float) -> None:
-    """Raise if the types, shapes or options do not fit `gradient_shares`."""
+    """Raise if the types, shapes or options do not fit ``gradient_shares``."""
     check_choice("loss", loss, LOSSES)
-    for name, value, lowest in (("temperature", temperature, "> 0"), ("margin", margin, ">= 0")):
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf or (lowest == "> 0" and value == 0):
-            raise ValueError(f"Expected argument `{name}` to be a finite number {lowest}, but got {value!r}")
+    check_number("temperature", temperature, above=0)
+    check_number("margin", margin, low=0)
     checks.check_embeddings("embeddings", embeddings, dims=(2,))
     checks.check_labels("labels", labels, len(embeddings), embeddings.device)
 
 
 def _check_lengths(lengths: Tensor) -> None:
+    """Raise if a row has a length of 0 or a length that is not finite."""
     bad = (~(lengths.isfinite() & (lengths > 0))).flatten().nonzero().flatten()
     if len(bad):
         raise ValueError(

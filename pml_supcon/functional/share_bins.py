@@ -5,26 +5,26 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from pml_supcon._checks import check_int
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments, gradient_shares
-from pml_supcon.functional.supcon import checks
 
-CHUNK_BYTES = 16 * 2**20  # of one (A, N) matrix; about ten exist at once
+CHUNK_BYTES = 16 * 2**20  # size of one (A, N) matrix; about ten exist at once
 
 
 @dataclass(frozen=True)
 class ShareBins:
-    """Sums over anchors, by bin of hardness; the sums of two batches add up.
+    """Sums over anchors, by bin of hardness; add the sums of two batches with ``+``.
 
-    Only anchors with a gradient from such pairs (positives, or negatives) are in it.
+    They cover the positives, or the negatives, of the anchors for which these have a gradient.
 
     Attributes:
-        share: `(bins,)` float64, of the anchors' shares.
-        even_share: `(bins,)` float64, of the part of the anchors' pairs that lies in the bin: their share if each
-            pair had the same.
-        count: `(bins,)` int64, pairs.
-        hardness: () float64, of the anchors' mean hardness over their pairs.
-        gradient_hardness: () float64, of the same with each pair weighted by its share.
-        anchors: () int64.
+        share: ``(bins,)`` float64, sums of the anchors' gradient shares.
+        even_share: ``(bins,)`` float64, sums of the fraction of each anchor's pairs in the bin: its share if all pairs
+            had the same gradient.
+        count: ``(bins,)`` int64, numbers of pairs.
+        hardness: ``()`` float64, sum of the anchors' mean hardness over their pairs.
+        gradient_hardness: ``()`` float64, the same sum with each pair weighted by its share.
+        anchors: ``()`` int64, number of anchors.
     """
 
     share: Tensor
@@ -48,27 +48,27 @@ def binned_gradient_shares(
     bins: int = 20,
     chunk_size: int | None = None,
 ) -> tuple[ShareBins, ShareBins]:
-    r"""Sum `gradient_shares` over all anchors by the hardness of the pairs, in memory linear in N.
+    r"""Sum ``gradient_shares`` over all anchors by the hardness of the pairs, in memory linear in N.
 
-    The hardness of a positive is :math:`1 - c_{ip}`, in [0, 2]; that of a negative is :math:`c_{in}`, in [-1, 1]. Both
-    ranges are cut into bins of the same width; a value on an edge belongs to the upper bin, the last has both
-    its edges.
+    The hardness of a positive is :math:`1 - c_{ip}`, in [0, 2], and of a negative :math:`c_{in}`, in [-1, 1]. Both
+    ranges are cut into bins of equal width; a value on an edge belongs to the upper bin, and the last bin includes
+    both its edges.
 
     Args:
-        embeddings: as for `gradient_shares`, as are the next four.
-        labels: see there.
-        loss: see there.
-        temperature: see there.
-        margin: see there.
-        bins: at least 1.
-        chunk_size: anchors at a time, at least 1; None: as many as one matrix of 16 MiB holds.
+        embeddings: ``(N, D)`` floats, as for ``gradient_shares``.
+        labels: ``(N,)`` integers.
+        loss: "supcon_out", "supcon_in" or "triplet".
+        temperature: Temperature ``> 0`` of the supcon losses.
+        margin: Margin ``>= 0`` of "triplet".
+        bins: Number of bins, ``>= 1``.
+        chunk_size: Anchors at a time, ``>= 1``; None: as many as one matrix of 16 MiB holds.
 
     Returns:
         The sums of the positives and of the negatives.
 
     Raises:
-        TypeError: As `gradient_shares`, or if `bins` or `chunk_size` is no integer.
-        ValueError: As `gradient_shares`, or if `bins` or `chunk_size` is below 1.
+        TypeError: If an argument has the wrong type, as for ``gradient_shares``.
+        ValueError: If an argument has a wrong value, as for ``gradient_shares``.
 
     Examples:
         >>> z = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
@@ -76,9 +76,9 @@ def binned_gradient_shares(
         >>> positives.count.tolist(), int(positives.anchors), negatives.count.tolist()
         ([4, 0, 2, 0], 3, [1, 0, 1, 0])
     """
-    _check_count("bins", bins)
+    check_int("bins", bins, low=1)
     if chunk_size is not None:
-        _check_count("chunk_size", chunk_size)
+        check_int("chunk_size", chunk_size, low=1)
     check_arguments(embeddings, labels, loss, temperature, margin)
     rows = len(embeddings)
     size = chunk_size or max(1, CHUNK_BYTES // (max(rows, 1) * max(4, embeddings.element_size())))
@@ -93,10 +93,14 @@ def binned_gradient_shares(
 
 
 def _binned(shares: Tensor, kind: Tensor, hardness: Tensor, low: float, bins: int) -> ShareBins:
+    """Return the sums of one kind of pairs of some anchors, from their shares, mask and hardness, ``(A, N)`` each."""
+    # 1. keep the anchors for which this kind has a gradient, (A', N)
     pulled = (shares * kind).any(dim=1)
     kind = kind[pulled].double()
     shares, hardness = shares[pulled] * kind, hardness[pulled].double()
+    # 2. 1 / (pairs of the anchor) for each pair, (A', N): the weights of its mean
     even = kind / kind.sum(dim=1, keepdim=True)
+    # 3. the bin of each pair, from bins of width 2 / bins; rows of the other kind have weight 0 in every sum
     place = ((hardness - low) * (bins / 2)).long().clamp_(max=bins - 1).flatten()
 
     def by_bin(weights: Tensor) -> Tensor:
@@ -113,12 +117,6 @@ def _binned(shares: Tensor, kind: Tensor, hardness: Tensor, low: float, bins: in
 
 
 def _no_sums(bins: int, device: torch.device) -> ShareBins:
+    """Return sums over no anchors."""
     floats = torch.zeros(bins, dtype=torch.float64, device=device)
     return ShareBins(floats, floats, floats.long(), floats.sum(), floats.sum(), floats.long().sum())
-
-
-def _check_count(name: str, value: int) -> None:
-    if not checks.is_int(value):
-        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}")
-    if value < 1:
-        raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")

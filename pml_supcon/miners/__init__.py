@@ -1,4 +1,4 @@
-"""Hard-pair miners, as baselines: SupCon is claimed not to need them. `MeasuredMiner` reports their cost."""
+"""Hard-pair miners, as baselines: SupCon is claimed not to need them. ``MeasuredMiner`` reports their cost."""
 
 from pml_supcon.miners.capped_positives import CappedPositivesMiner
 from pml_supcon.miners.measured import MeasuredMiner

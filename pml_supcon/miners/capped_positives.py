@@ -6,40 +6,39 @@ import torch
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
-from pml_supcon._checks import check_choice
+from pml_supcon._checks import check_choice, check_int, check_type
 from pml_supcon._pml import miners as _pml
-from pml_supcon.functional.supcon import checks
 
 CHOICES = ("random", "hardest", "easiest")
 
 
 class CappedPositivesMiner(BaseMiner):
-    r"""A miner that returns at most `cap` positives for each anchor, and all negatives.
+    r"""A miner that returns at most ``cap`` positives for each anchor, and all negatives.
 
-    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it gives any PML loss its `indices_tuple`. An
-    anchor with fewer positives keeps them all. Pairs stand in the order of anchor and positive.
+    The call ``miner(embeddings, labels, ref_emb=None, ref_labels=None)`` returns the ``indices_tuple`` of any PML loss.
+    An anchor with fewer positives keeps them all. Pairs are sorted by anchor, then by positive.
 
     Args:
-        cap: positives an anchor, >= 1.
-        choose: which ones: "random" (uniformly, anew at each call), "hardest" (farthest from the anchor by the miner's
-            `distance`) or "easiest" (nearest); of equally far ones those with the lower index.
-        generator: where "random" draws from, on the CPU, so that all devices choose alike; None: torch's global one.
-        **kwargs: PML's own: `distance` (default: Euclidean of normalised rows), `collect_stats`.
+        cap: Most positives of an anchor, ``>= 1``.
+        choose: "random" (uniform, drawn anew at each call), "hardest" (farthest from the anchor by the miner's
+            ``distance``) or "easiest" (nearest); among equal distances the lower index.
+        generator: CPU generator of the "random" draws, so that all devices choose alike. None: PyTorch's global one.
+        **kwargs: PML's own: ``distance`` (default: Euclidean, of normalised rows) and ``collect_stats``.
 
     Shape:
-        - embeddings: `(N, D)`, floating point; half precision is ranked in float32, autocast or not.
-        - labels: `(N,)`.
-        - ref_emb, ref_labels: `(M, D)` and `(M,)`, which positives and negatives then come from.
-        - output: int64 `(a1, p, a2, n)`: positive pairs, negative pairs; empty where there are none.
+        - embeddings: ``(N, D)``, floating point; half precision is ranked in float32, with or without autocast.
+        - labels: ``(N,)``, integers.
+        - ref_emb, ref_labels: ``(M, D)`` and ``(M,)``, the source of positives and negatives if given.
+        - output: int64 ``(a1, p, a2, n)``, positive pairs and negative pairs; empty if there are none.
 
     Raises:
-        ValueError: `cap`, `choose` or the generator's device do not fit.
-        TypeError: `generator` is none.
+        TypeError: If ``cap`` is not an integer, or ``generator`` is not a generator.
+        ValueError: If ``cap`` is below 1, ``choose`` is unknown, or the generator is not on the CPU.
 
     Note:
-        Where references hold the batch itself (PML's `CrossBatchMemory`), an anchor's own row is one of its positives,
-        the easiest; the memory takes it out after the miner has chosen. `SupConLossOut(positives_cap=...)` is a cap
-        without pairs being listed, by order in the batch.
+        If the references contain the batch itself (PML's ``CrossBatchMemory``), an anchor's own row is one of its
+        positives, the easiest; the memory removes it after the miner has chosen. ``SupConLossOut(positives_cap=...)``
+        caps the positives by their order in the batch, without lists of pairs.
 
     Examples:
         >>> import torch
@@ -54,27 +53,24 @@ class CappedPositivesMiner(BaseMiner):
     def __init__(
         self, cap: int, *, choose: str = "random", generator: torch.Generator | None = None, **kwargs: Any
     ) -> None:
-        if not checks.is_int(cap) or cap < 1:
-            raise ValueError(f"Expected argument `cap` to be an integer >= 1, but got {cap!r}")
+        cap = check_int("cap", cap, low=1)
         check_choice("choose", choose, CHOICES)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"Expected argument `generator` to be a torch.Generator or None, but got {type(generator).__name__}"
-            )
+        check_type("generator", generator, (torch.Generator, type(None)), "a torch.Generator or None")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"Expected argument `generator` to be on the CPU, but got one on {generator.device}")
         super().__init__(**kwargs)
-        self.cap = int(cap)
+        self.cap = cap
         self.choose = choose
         self.generator = generator
         self.add_to_recordable_attributes(list_of_names=["cap"], is_stat=False)
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> tuple[Tensor, ...]:
-        """Indices of the chosen pairs; PML calls it without gradient."""
+        """Return the indices of the chosen pairs; PML calls it without gradient."""
         batch = _pml.Batch(embeddings, labels, ref_emb, ref_labels)
         a1, p, a2, n = _pml.all_pairs(labels, ref_labels)
+        # one key for each positive pair, (pairs,): the lowest keys of an anchor win
         if self.choose == "random":
-            # in float64 no two draws are equal, so that none is preferred
+            # in float64 no two draws are equal, so that no pair is preferred
             key = torch.rand(len(a1), generator=self.generator, dtype=torch.float64).to(a1.device)
         else:
             key = _pml.distances(self.distance, batch)[a1, p]
@@ -84,19 +80,21 @@ class CappedPositivesMiner(BaseMiner):
 
 
 def first_of_each(anchors: Tensor, key: Tensor, number: int, rows: int) -> Tensor:
-    """Return the mask of pairs with one of the `number` lowest keys of their anchor (ties by index), bool `(T,)`.
+    """Return the mask of pairs with one of the ``number`` lowest keys of their anchor (ties by index), bool ``(T,)``.
 
     Args:
-        anchors: `(T,)`, in [0, rows), ascending.
-        key: `(T,)`.
-        number: how many an anchor, >= 1.
-        rows: how many anchors there may be.
+        anchors: ``(T,)``, in ``[0, rows)``, ascending.
+        key: ``(T,)``.
+        number: Pairs to keep of each anchor, ``>= 1``.
+        rows: Number of anchors.
     """
+    # (T,): pairs sorted by anchor, then by key; both sorts are stable, so that ties keep their order
     order = key.argsort(stable=True)
-    order = order[anchors[order].argsort(stable=True)]  # by anchor, then by key
+    order = order[anchors[order].argsort(stable=True)]
+    # place of each sorted pair among the pairs of its anchor; `anchors` itself is ascending, as in this order
     count = torch.bincount(anchors, minlength=rows)
     start = count.cumsum(0) - count
-    rank = torch.arange(len(anchors), device=anchors.device) - start[anchors]  # anchors ascend, as in this order
+    rank = torch.arange(len(anchors), device=anchors.device) - start[anchors]
     keep = torch.zeros_like(anchors, dtype=torch.bool)
     keep[order] = rank < number
     return keep

@@ -20,19 +20,20 @@ class MeasuredMiner(BaseMiner):
     """A wrapper around a miner that returns its result unchanged and records time, counts and similarities.
 
     Args:
-        miner: a PML miner, ours or PML's own.
+        miner: Any PML miner, including the miners of this package.
 
     Shape:
-        - input and output: those of the miner inside.
+        - input and output: as the wrapped miner.
 
     Raises:
-        TypeError: `miner` is no PML miner.
+        TypeError: If ``miner`` is not a PML miner.
 
     Note:
-        Only the miner inside is timed: on the clock of the host, or on CUDA by events, which nothing waits for until
-        `report`. To account, a call takes some `(N, M)` matrices and one product of them. The account is in the
-        `state_dict`: a run that goes on from a checkpoint reports all of it. Inside `GlobalBatchLoss` the first process
-        mines for all: it alone has a report. PML's `DistributedMinerWrapper` goes around this miner, not into it.
+        The time is that of the wrapped miner alone, by the host's clock, or on CUDA by events, for which only
+        ``report`` waits. The measurements of a call take a few ``(N, M)`` matrices and one product of them. They are in
+        the ``state_dict``, so that a run resumed from a checkpoint reports all of its calls. Inside ``GlobalBatchLoss``
+        rank 0 mines for all ranks, and it alone has a report. PML's ``DistributedMinerWrapper`` wraps this miner, not
+        the reverse.
 
     Examples:
         >>> import torch
@@ -56,10 +57,10 @@ class MeasuredMiner(BaseMiner):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all calls so far."""
+        """Discard the measurements of all calls so far."""
         self._calls = 0
         self._timer = _Timer()
-        self._counts = {name: [0, 0] for name in COUNTS}  # how many were chosen, in how many calls
+        self._counts = {name: [0, 0] for name in COUNTS}  # number chosen, number of calls
         self._similarities: dict[torch.device, Tensor] = {}
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
@@ -72,22 +73,23 @@ class MeasuredMiner(BaseMiner):
             self._counts[name][0] += number
             self._counts[name][1] += 1
         sums, counts = _similarities(_pml.Batch(embeddings, labels, ref_emb, ref_labels), chosen)
+        # (2, 4): the mean similarity of each kind of pair in this call, and 1 if there were any; a mean of no pairs is
+        # NaN, and must not enter the sum
         present = counts > 0
-        # a mean of no pairs is no value, and must not become one
         values = torch.stack([torch.where(present, sums / counts.clamp(min=1), 0.0), present.to(sums.dtype)])
         so_far = self._similarities.get(values.device)
         self._similarities[values.device] = values if so_far is None else so_far + values
         return chosen
 
     def report(self) -> dict[str, float]:
-        """The means over the calls since the last `reset`; waits for the device.
+        """Return the means over the calls since the last ``reset``; waits for the device.
 
         Returns:
-            `seconds` a call; `positive_pairs` and `negative_pairs` chosen a call, or `triplets`, by what the miner
-            returns; `positive_similarity` and `negative_similarity`, the mean cosine similarity of the pairs chosen
-            (those of triplets: one of each for a triplet), and `positive_similarity_all` and `negative_similarity_all`,
-            that of all pairs of the batch: positives are harder the lower, negatives the higher. A batch counts for a
-            similarity where it has such pairs. What there was nothing of is left out; before any call all is.
+            ``seconds`` per call; the numbers chosen per call, ``positive_pairs`` and ``negative_pairs``, or
+            ``triplets``; ``positive_similarity`` and ``negative_similarity``, the mean cosine similarity of the chosen
+            pairs (a triplet has one of each), and ``positive_similarity_all`` and ``negative_similarity_all`` of all
+            pairs of the batch. Positives are harder the lower their similarity, negatives the higher. A mean covers
+            the calls that had such pairs; a key without any such call is absent.
         """
         report = {}
         if self._calls:
@@ -99,13 +101,13 @@ class MeasuredMiner(BaseMiner):
         return report
 
     def get_extra_state(self) -> Tensor:
-        """The account so far: a tensor, since some formats of checkpoints hold nothing else; waits for the device."""
+        """Return all measurements as one tensor, as some checkpoint formats require; waits for the device."""
         counts = [value for name in COUNTS for value in self._counts[name]]
         so_far = torch.tensor([self._calls, self._timer.seconds(), *counts], dtype=torch.float64)
         return torch.cat([so_far, self._totals().flatten()])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore a state."""
+        """Restore the measurements from ``get_extra_state``."""
         self.reset()
         calls, seconds, *counts = state[: 2 + 2 * len(COUNTS)].tolist()
         self._calls = int(calls)
@@ -115,7 +117,7 @@ class MeasuredMiner(BaseMiner):
         self._similarities = {totals.device: totals}
 
     def _totals(self) -> Tensor:
-        """Sums of the calls' mean similarities, and of how many calls had them, `(2, 4)` float64."""
+        """Return the sums of the calls' mean similarities and the numbers of calls with them, ``(2, 4)`` float64."""
         totals = torch.zeros(2, len(SIMILARITIES), dtype=torch.float64)
         for values in self._similarities.values():
             totals += values.cpu()
@@ -123,18 +125,24 @@ class MeasuredMiner(BaseMiner):
 
 
 def _numbers(chosen: Sequence[Tensor]) -> dict[str, int]:
+    """Return the numbers of chosen pairs or triplets, by ``COUNTS``."""
     if len(chosen) == 3:
         return {"triplets": len(chosen[0])}
     return {"positive_pairs": len(chosen[0]), "negative_pairs": len(chosen[2])}
 
 
 def _similarities(batch: _pml.Batch, chosen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sums of cosine similarities, by `SIMILARITIES`, and of how many pairs each is; without waiting for the device."""
+    """Return the sums of cosine similarities and the numbers of pairs, ``(4,)`` each, by ``SIMILARITIES``.
+
+    Nothing waits for the device.
+    """
+    # cosine similarities (N, M) in full precision, and the masks of all positive and negative pairs
     embeddings, labels, ref_emb, ref_labels = _pml.in_full_precision(batch)
     with torch.autocast(embeddings.device.type, enabled=False):
         similarity = F.normalize(embeddings) @ F.normalize(ref_emb).T
     positive, negative = _pml.matches(labels, ref_labels)
     a1, p, a2, n = chosen if len(chosen) == 4 else (chosen[0], chosen[1], chosen[0], chosen[2])
+    # chosen positives, all positives, chosen negatives, all negatives
     sums = [
         similarity[a1, p].sum(),
         similarity.where(positive, 0.0).sum(),
@@ -143,12 +151,12 @@ def _similarities(batch: _pml.Batch, chosen: Sequence[Tensor]) -> tuple[Tensor, 
     ]
     all_p, all_n = positive.sum(), negative.sum()
     counts = [torch.full_like(all_p, len(a1)), all_p, torch.full_like(all_n, len(a2)), all_n]
-    wide = torch.float32 if similarity.device.type == "mps" else torch.float64  # MPS has none wider
+    wide = torch.float32 if similarity.device.type == "mps" else torch.float64  # MPS has no float64
     return torch.stack(sums).to(wide), torch.stack(counts)
 
 
 class _Timer:
-    """The seconds that calls take, added up."""
+    """The total seconds of all calls."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
@@ -172,7 +180,7 @@ class _Timer:
         return result
 
     def seconds(self) -> float:
-        """All seconds so far, after those that still run."""
+        """Return the seconds of all calls; waits for calls that still run."""
         while self._running:
             self._running[0][1].synchronize()
             self._add(*self._running.popleft())

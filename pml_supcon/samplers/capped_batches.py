@@ -1,7 +1,7 @@
 """Random batches of classes under a cap per class.
 
-A unit is a sample, or a group of `samples_per_class` samples of one class. With `n_c` units of class `c` and a cap of
-`m`, `x` batches can hold `f(x) = sum_c min(n_c, m x)` units in all.
+A unit is a sample, or a group of ``samples_per_class`` samples of one class. With ``n_c`` units of class ``c`` and a
+cap of ``m``, ``x`` batches can hold ``f(x) = sum_c min(n_c, m x)`` units in all.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ def count_batches(units: IntArray, *, size: int, cap: int) -> tuple[int, int]:
     more batch holds more units.
 
     Args:
-        units: int64 `(C,)`, the units of each class, `>= 0`.
-        size: Units in a full batch, `>= 1`.
-        cap: Most units of one class in a batch, `>= 1`.
+        units: int64 ``(C,)``, the units of each class, ``>= 0``.
+        size: Units in a full batch, ``>= 1``.
+        cap: Most units of one class in a batch, ``>= 1``.
 
     Returns:
-        `(full, rest)` with `0 <= rest < size`; `rest` is 0 where there is no smaller batch.
+        ``(full, rest)`` with ``0 <= rest < size``; ``rest`` is 0 where there is no smaller batch.
 
     Examples:
         >>> count_batches(np.array([10, 3, 2]), size=4, cap=2)
@@ -53,13 +53,13 @@ def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generat
     cap, also for classes with few units.
 
     Args:
-        units: int64 `(C,)`, the units of each class; not changed.
+        units: int64 ``(C,)``, the units of each class; not changed.
         size: Units in a full batch.
         cap: Most units of one class in a batch.
         rng: The random generator.
 
     Yields:
-        int64 `(C,)`: the units that the batch takes from each class, each in `[0, cap]`.
+        int64 ``(C,)``: the units that the batch takes from each class, each in ``[0, cap]``.
 
     Examples:
         >>> [int(b.sum()) for b in draw_batches(np.array([10, 3, 2]), size=4, cap=2, rng=np.random.default_rng(0))]
@@ -74,7 +74,7 @@ def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generat
 
 
 def _draw(left: IntArray, size: int, *, cap: int, later: int, rng: np.random.Generator) -> IntArray:
-    """Draw one batch of `size` units from `left`, with `later` full batches still to come after it."""
+    """Draw one batch of ``size`` units from ``left``, with ``later`` full batches still to come after it."""
     # 1. (C,): later batches can hold at most cap * later units of a class, so anything above goes now. With f of
     # `left` these are f(later + 1) - f(later) units. They always fit: f(later) fills the later batches, and f is
     # concave with f(0) = 0, so f(x) fills any x of them.

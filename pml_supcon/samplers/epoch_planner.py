@@ -1,7 +1,6 @@
 """The plan of one epoch: the samples of each batch, and the number of samples left out."""
 
 import hashlib
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pml_supcon._checks import check_int
 from pml_supcon.samplers.capped_batches import IntArray, count_batches, draw_batches
 
 
 class EpochPlanner:
     """Plan epochs of batches that hold a limited, or else a fixed, number of samples of a class.
 
-    The arguments, the modes and the errors are those of `MultiViewBatchSampler`.
+    ``MultiViewBatchSampler`` describes the arguments, the modes and the errors.
 
     Attributes:
         num_samples: Number of labels.
@@ -35,7 +35,7 @@ class EpochPlanner:
         max_per_class: int | None = None,
         samples_per_class: int | None = None,
     ) -> None:
-        batch_size = integer_argument("batch_size", batch_size, low=1)
+        batch_size = check_int("batch_size", batch_size, low=1)
         if max_per_class is not None and samples_per_class is not None:
             raise ValueError(
                 f"Expected at most one of `max_per_class` and `samples_per_class`, "
@@ -44,22 +44,22 @@ class EpochPlanner:
         self._codes = _class_codes(labels)
         self.num_samples = self._codes.size
         self.labels_digest = hashlib.sha256(self._codes.tobytes()).hexdigest()
-        # A unit is a group of `samples_per_class` samples of a class, else a sample.
+        # A unit is a group of `samples_per_class` samples of a class, else a sample; the cap is in units.
         self._unit, self._cap = 1, batch_size
         if samples_per_class is not None:
-            self._unit, self._cap = integer_argument("samples_per_class", samples_per_class, low=1), 1
+            self._unit, self._cap = check_int("samples_per_class", samples_per_class, low=1), 1
             if batch_size % self._unit:
                 raise ValueError(
                     f"Expected argument `batch_size` to be a multiple of samples_per_class={samples_per_class}, "
                     f"but got {batch_size}"
                 )
         elif max_per_class is not None:
-            self._cap = integer_argument("max_per_class", max_per_class, low=1)
+            self._cap = check_int("max_per_class", max_per_class, low=1)
         else:
             self._codes = np.zeros_like(self._codes)  # a plain shuffle: all are one class
         self._size = batch_size // self._unit
-        self._counts = np.bincount(self._codes)
-        self._units = self._counts // self._unit
+        self._counts = np.bincount(self._codes)  # (C,): samples of each class
+        self._units = self._counts // self._unit  # (C,): whole units of each class
         if samples_per_class is not None:
             self._check_limit(batch_size, f"samples_per_class={samples_per_class}")
         elif max_per_class is not None:
@@ -68,19 +68,6 @@ class EpochPlanner:
         self.rest = rest * self._unit
         self.without_group = int((self._counts % self._unit).sum())
         self.above_limit = self.num_samples - self.without_group - self.full * batch_size - self.rest
-
-    def _check_limit(self, batch_size: int, limit: str) -> None:
-        largest = int(np.minimum(self._units, self._cap).sum()) * self._unit
-        if not largest:
-            raise ValueError(
-                f"Expected a class with at least {self._unit} samples, for {limit}, "
-                f"but the largest has {int(self._counts.max())}"
-            )
-        if batch_size > largest:
-            raise ValueError(
-                f"Expected argument `batch_size` to be at most {largest}, the most that {limit} allows with "
-                f"{int((self._units > 0).sum())} classes of {self._unit} samples or more, but got {batch_size}"
-            )
 
     def plan(self, rng: np.random.Generator) -> list[IntArray]:
         """Return the indices of each batch of one epoch: the full batches, then the smaller one, if any."""
@@ -100,22 +87,23 @@ class EpochPlanner:
         # epoch have the same distribution
         return [full[i] for i in rng.permutation(self.full)] + smaller
 
-
-def integer_argument(name: str, value: Any, *, low: int) -> int:
-    """Return `value` as an int, if it is an integer of any library, no bool, and at least `low`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}")
-    if number < low:
-        raise ValueError(f"Expected argument `{name}` to be at least {low}, but got {number}")
-    return number
+    def _check_limit(self, batch_size: int, limit: str) -> None:
+        """Raise unless the limit allows a batch of this size."""
+        largest = int(np.minimum(self._units, self._cap).sum()) * self._unit
+        if not largest:
+            raise ValueError(
+                f"Expected a class with at least {self._unit} samples, for {limit}, "
+                f"but the largest has {int(self._counts.max())}"
+            )
+        if batch_size > largest:
+            raise ValueError(
+                f"Expected argument `batch_size` to be at most {largest}, the most that {limit} allows with "
+                f"{int((self._units > 0).sum())} classes of {self._unit} samples or more, but got {batch_size}"
+            )
 
 
 def _class_codes(labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> IntArray:
-    """Return the labels as int64 codes `0..C-1` in the labels' order."""
+    """Return the labels as int64 codes ``0..C-1``, in the order of the samples."""
     array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"Expected argument `labels` to be 1-D and not empty, but got shape {array.shape}")

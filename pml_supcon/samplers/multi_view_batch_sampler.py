@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import BatchSampler
 
-from pml_supcon.samplers.epoch_planner import EpochPlanner, integer_argument
+from pml_supcon._checks import check_int
+from pml_supcon.samplers.epoch_planner import EpochPlanner
 from pml_supcon.samplers.seeded_batch import SeededBatch
 
 logger = logging.getLogger("pml_supcon")
@@ -18,57 +19,56 @@ logger = logging.getLogger("pml_supcon")
 class MultiViewBatchSampler(BatchSampler):
     """Yield batches of *sample* indices, with a limit on an anchor's positives, P x K, or plainly shuffled.
 
-    Views are made by the transform (`views.MultiView`): it makes the `V` views of each sample, so that a batch of `B`
-    samples becomes `N = V * B` rows. There are three modes:
+    The transform (``views.MultiView``) creates the ``V`` views of each sample, so that a batch of ``B`` samples becomes
+    ``N = V * B`` rows. There are three modes:
 
-    - `max_per_class=m`: no class has more than `m` samples in a batch, so that an anchor has at most
-      `V * m - 1` positives.
-    - `samples_per_class=k`: P x K, `batch_size / k` classes with exactly `k` samples each. Each epoch cuts
-      every class anew into groups of `k`, and a batch has at most one group of a class.
+    - ``max_per_class=m``: no class has more than ``m`` samples in a batch, so that an anchor has at most
+      ``V * m - 1`` positives.
+    - ``samples_per_class=k``: P x K, ``batch_size / k`` classes with exactly ``k`` samples each. Each epoch cuts
+      every class anew into groups of ``k``, and a batch has at most one group of a class.
     - neither: a plain shuffle.
 
-    A batch is drawn uniformly at random from what is left, as far as the limit allows. An epoch uses a sample
-    once at most and leaves out as few as can be, drawn anew each epoch. Its full batches, as many as can be,
-    are followed by one smaller batch unless `drop_last`. There is no `shuffle=False`: under a limit the
-    samples cannot keep their order. Batches are reproducible from `(seed, epoch)`.
+    A batch is drawn uniformly at random from the samples that remain, as far as the limit allows. An epoch uses a
+    sample at most once and leaves out as few as possible, drawn anew each epoch. It has as many full batches as
+    possible, then one smaller batch unless ``drop_last``. There is no ``shuffle=False``: under a limit the samples
+    cannot keep their order.
 
-    All processes therefore plan the same batches without communication (numpy may change its
-    random streams between versions). A batch is a list that also carries a `seed`, by which `views.SeededDataset`
-    makes its views the same whatever came before. The epoch is the one given to `set_epoch`; after a whole epoch the
-    next follows by itself, for trainers that never call `set_epoch`. An interrupted iteration starts
-    again with the same batches: call `set_epoch` where epochs are cut short.
+    Batches depend only on ``(seed, epoch)``, so that all processes plan the same batches without communication (NumPy
+    may change its random streams between versions). A batch is a list with an attribute ``seed``, from which
+    ``views.SeededDataset`` draws its views, independent of all earlier draws. ``set_epoch`` selects the epoch; after a
+    whole epoch the next one follows by itself, for trainers that never call ``set_epoch``. An interrupted iteration
+    starts again with the same batches: call ``set_epoch`` if epochs are cut short.
 
-    Many processes, in one of two ways:
+    There are two ways to use several processes:
 
-    - `num_replicas` and `rank` given here: rank `r` yields `batch[r::num_replicas]` of every global batch.
-      They are not taken from `torch.distributed`: a loader that accelerate shards would then be sharded
-      twice.
-    - `accelerator.prepare(loader)` with `DataLoaderConfiguration(split_batches=True)` and `drop_last=True`
-      here. Without `split_batches` each process has whole batches, so that the limit holds in each, not over
-      all; without `drop_last` accelerate fills its last batch up with samples used before. Its loader sets
-      the epoch to its own count: after `load_state_dict` call `loader.set_epoch(sampler.epoch)`.
+    - With ``num_replicas`` and ``rank``, rank ``r`` yields ``batch[r::num_replicas]`` of every global batch. They do
+      not default to ``torch.distributed``, because a loader that accelerate shards would then be sharded twice.
+    - ``accelerator.prepare(loader)`` with ``DataLoaderConfiguration(split_batches=True)`` and ``drop_last=True``
+      here. Without ``split_batches`` each process has whole batches, so that the limit holds in each, not over
+      all; without ``drop_last`` accelerate fills its last batch with samples used before. Its loader sets
+      the epoch to its own count: after ``load_state_dict`` call ``loader.set_epoch(sampler.epoch)``.
 
     Args:
-        labels: `(n,)` integers of any type, one per sample: sequence, array or tensor.
-        batch_size: Samples in a batch, over all processes, `>= num_replicas`.
-        max_per_class: Most samples of a class in a batch, `>= 1`.
-        samples_per_class: Samples of each class in a batch that has the class, `>= 1`, a divisor of
-            `batch_size`.
-        drop_last: Leave the smaller batch out. One with fewer samples than processes is always left out.
-        seed: `>= 0`.
+        labels: ``(n,)`` integers of any type, one per sample: sequence, array or tensor.
+        batch_size: Samples in a batch, over all processes, ``>= num_replicas``.
+        max_per_class: Most samples of a class in a batch, ``>= 1``.
+        samples_per_class: Samples of each class in a batch that has the class, ``>= 1``, a divisor of
+            ``batch_size``.
+        drop_last: Leave out the smaller batch. A batch with fewer samples than processes is always left out.
+        seed: Seed of all batches, ``>= 0``.
         num_replicas: Number of processes that share each batch.
-        rank: This process, in `[0, num_replicas)`.
+        rank: Rank of this process, in ``[0, num_replicas)``.
 
     Attributes:
-        batch_size: As given.
-        drop_last: As given.
+        batch_size: The argument.
+        drop_last: The argument.
         left_out: Samples that an epoch leaves out because of incomplete groups, the limit or the smaller
-            batch. Where it is not 0, rank 0 logs one warning that gives the reasons (logger `pml_supcon`).
+            batch. Where it is not 0, rank 0 logs one warning that gives the reasons (logger ``pml_supcon``).
 
     Raises:
-        TypeError: If `labels` or a number is not an integer.
+        TypeError: If ``labels`` or a number is not an integer.
         ValueError: If arguments exclude each other, if the limit does not allow a batch as large as
-            `batch_size`, or if there is nothing to yield.
+            ``batch_size``, or if there is nothing to yield.
 
     Examples:
         >>> sampler = MultiViewBatchSampler([0] * 6 + [1] * 3 + [2] * 3, batch_size=4, max_per_class=2)
@@ -96,9 +96,9 @@ class MultiViewBatchSampler(BatchSampler):
             labels, batch_size, max_per_class=max_per_class, samples_per_class=samples_per_class
         )
         self.batch_size, self.drop_last = int(batch_size), drop_last
-        self.seed = integer_argument("seed", seed, low=0)
-        self.num_replicas = integer_argument("num_replicas", num_replicas, low=1)
-        self.rank = integer_argument("rank", rank, low=0)
+        self.seed = check_int("seed", seed, low=0)
+        self.num_replicas = check_int("num_replicas", num_replicas, low=1)
+        self.rank = check_int("rank", rank, low=0)
         if self.rank >= self.num_replicas:
             raise ValueError(f"Expected argument `rank` to be below num_replicas={num_replicas}, but got {rank}")
         if batch_size < self.num_replicas:
@@ -126,6 +126,7 @@ class MultiViewBatchSampler(BatchSampler):
         self._loaded = False
 
     def _count_left_out(self, last: int) -> int:
+        """Return the samples that an epoch leaves out, ``last`` of them in the smaller batch; warn on rank 0."""
         grouped, limited = self._planner.without_group, self._planner.above_limit
         left_out = grouped + limited + last
         if left_out and self.rank == 0:
@@ -137,7 +138,7 @@ class MultiViewBatchSampler(BatchSampler):
         return left_out
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch, on every rank and in every epoch, one that is resumed included."""
+        """Return the batches of a whole epoch: the same number on every rank and in every epoch, also a resumed one."""
         return self._length
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -155,7 +156,7 @@ class MultiViewBatchSampler(BatchSampler):
 
     @property
     def sampler(self) -> "MultiViewBatchSampler":  # type: ignore[override]
-        """This sampler: accelerate's loader sets the epoch of its batch sampler's `sampler`."""
+        """The sampler itself: accelerate's loader sets the epoch of its batch sampler's ``sampler``."""
         return self
 
     @property
@@ -164,8 +165,8 @@ class MultiViewBatchSampler(BatchSampler):
         return self._next[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration yield `epoch`, `>= 0`; a loaded state of this same epoch keeps its place."""
-        epoch = integer_argument("epoch", epoch, low=0)
+        """Let the next iteration yield ``epoch``, ``>= 0``; a loaded state of this same epoch keeps its place."""
+        epoch = check_int("epoch", epoch, low=0)
         if epoch != self.epoch:
             if self._loaded:
                 logger.warning(
@@ -179,21 +180,21 @@ class MultiViewBatchSampler(BatchSampler):
             self._at = self._next
 
     def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
-        """Return the place in the epoch and the settings that it depends on, without `num_replicas` and `rank`.
+        """Return the place in the epoch and the settings that it depends on, without ``num_replicas`` and ``rank``.
 
         Args:
             batches_done: Batches of the running epoch, from its start, that the training has used. By default
-                those that were *yielded*, which is more where they are fetched ahead: by the workers of a
-                `DataLoader`, and by accelerate's loader. Counted are batches of this sampler: under
-                accelerate without `split_batches` each step uses one per process.
+                the batches that were *yielded*, which is more if they are prefetched: by the workers of a
+                ``DataLoader``, and by accelerate's loader. Count the batches of this sampler: under accelerate
+                without ``split_batches`` each step uses one per process.
 
         Raises:
-            TypeError: If `batches_done` is not an integer.
-            ValueError: If `batches_done` is more than was yielded, or negative.
+            TypeError: If ``batches_done`` is not an integer.
+            ValueError: If ``batches_done`` is more than was yielded, or negative.
         """
         epoch, done = self._at
         if batches_done is not None:
-            if integer_argument("batches_done", batches_done, low=0) > done:
+            if check_int("batches_done", batches_done, low=0) > done:
                 raise ValueError(
                     f"Expected argument `batches_done` to be at most {done}, as many as epoch {epoch} has yielded, "
                     f"but got {batches_done}"
@@ -204,12 +205,12 @@ class MultiViewBatchSampler(BatchSampler):
         return {"epoch": epoch, "batches_done": done, "settings": dict(self._settings)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration yield exactly what would have come after `state`.
+        """Let the next iteration yield exactly the batches that follow ``state``.
 
-        `__len__` stays the length of a whole epoch. The number of processes may have changed since.
+        ``__len__`` stays the length of a whole epoch. The number of processes may have changed since.
 
         Raises:
-            ValueError: If `state` is not a state of this class, or one of other settings: says which.
+            ValueError: If ``state`` is not a state of this class, or has other settings, which the error lists.
         """
         if not {"epoch", "batches_done", "settings"} <= set(state):
             raise ValueError(f"Expected a state with epoch, batches_done and settings, but got {sorted(state)}")
@@ -217,8 +218,8 @@ class MultiViewBatchSampler(BatchSampler):
         if other := [name for name, own in self._settings.items() if saved.get(name) != own]:
             differences = ", ".join(f"{name}={saved.get(name)} instead of {self._settings[name]}" for name in other)
             raise ValueError(f"Expected a state of this sampler's settings, but got {differences}")
-        epoch = integer_argument("epoch", state["epoch"], low=0)
-        done = integer_argument("batches_done", state["batches_done"], low=0)
+        epoch = check_int("epoch", state["epoch"], low=0)
+        done = check_int("batches_done", state["batches_done"], low=0)
         if done > self._planner.full:
             raise ValueError(f"Expected batches_done to be at most {self._planner.full}, but got {done}")
         # Where more processes share a batch, the last one of the saved epoch may be left out here.

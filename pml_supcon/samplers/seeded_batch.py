@@ -6,14 +6,14 @@ import numpy as np
 
 
 class SeededBatch(list[int]):
-    """Indices of a batch, with a seed for what is drawn at random when its samples are made.
+    """The indices of a batch, with a seed for the random draws that create its views.
 
     Args:
-        indices: the samples.
-        place: integers >= 0 that identify the batch.
+        indices: Indices of the samples.
+        place: Integers ``>= 0`` that identify the batch.
 
     Attributes:
-        seed: follows from `place` alone, in [0, 2^63).
+        seed: Integer in ``[0, 2^63)`` that depends only on ``place``.
 
     Examples:
         >>> SeededBatch([4, 2], (0, 1)) == [4, 2], SeededBatch([4, 2], (0, 1)).seed == SeededBatch([], (0, 1)).seed
@@ -25,7 +25,7 @@ class SeededBatch(list[int]):
         self.seed = int(np.random.SeedSequence(list(place)).generate_state(1, np.uint64)[0] >> 1)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle for data loader workers; the default of list would call `__init__` without a place."""
+        """Pickle for data loader workers; the default of list would call ``__init__`` without a place."""
         return (_restore, (list(self), self.seed))
 
 

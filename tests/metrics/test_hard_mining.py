@@ -115,8 +115,8 @@ def test_no_triplet_with_a_loss_leaves_an_empty_curve():
         ({"bins": 0}, ValueError, "`bins` to be at least 1"),
         ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
         ({"loss": "npairs"}, ValueError, "`loss` to be one of"),
-        ({"temperature": -1.0}, ValueError, "`temperature` to be a finite number > 0"),
-        ({"margin": math.inf}, ValueError, "`margin` to be a finite number >= 0"),
+        ({"temperature": -1.0}, ValueError, "`temperature` to be above 0"),
+        ({"margin": math.inf}, ValueError, "`margin` to be a finite number"),
         ({"embeddings": np.zeros((4, 2))}, ValueError, "finite and not zero, but got 4 of 4"),
     ],
 )
