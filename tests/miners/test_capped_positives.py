@@ -17,7 +17,7 @@ def by_anchor(pairs):
 
 
 @pytest.mark.parametrize("choose", CHOICES)
-@pytest.mark.parametrize("cap", [1, 2, 5, 1000])
+@pytest.mark.parametrize("cap", [1, 2, 1000])
 @pytest.mark.parametrize("shape", oracle.SHAPES)
 def test_every_anchor_has_as_many_positives_as_there_are_up_to_the_cap(shape, cap, choose):
     rows = oracle.batch(*shape)
@@ -90,23 +90,19 @@ def test_half_precision_is_ranked_in_float32(dtype, references, choose):
 
 
 @pytest.mark.parametrize("choose", CHOICES)
-@pytest.mark.parametrize("labels", [[], [0], [0] * 4, [0, 1, 2, 3]], ids=["empty", "row", "one class", "singletons"])
-def test_batches_without_positives_or_negatives(labels, choose):
-    rows = torch.randn(len(labels), 3), torch.tensor(labels, dtype=torch.int64)
-    assert oracle.as_lists(CappedPositivesMiner(9, choose=choose)(*rows)) == oracle.pairs(rows[1])
-
-
-@pytest.mark.parametrize("choose", CHOICES)
-def test_no_references(choose):
-    assert oracle.as_lists(CappedPositivesMiner(1, choose=choose)(*oracle.batch(3, 2, 2, 0))) == ([], [])
+def test_batches_without_positives_or_negatives(choose):
+    miner = CappedPositivesMiner(9, choose=choose)
+    for labels in ([], [0], [0] * 4, [0, 1, 2, 3]):
+        rows = torch.randn(len(labels), 3), torch.tensor(labels, dtype=torch.int64)
+        assert oracle.as_lists(miner(*rows)) == oracle.pairs(rows[1]), labels
+    assert oracle.as_lists(miner(*oracle.batch(3, 2, 2, 0))) == ([], [])  # no references
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"cap": 0}, ValueError, "`cap` to be an integer >= 1, but got 0"),
-        ({"cap": 1.0}, ValueError, "`cap` to be an integer >= 1, but got 1.0"),
-        ({"cap": True}, ValueError, "`cap` to be an integer >= 1, but got True"),
+        ({"cap": 0}, ValueError, "`cap` to be at least 1, but got 0"),
+        ({"cap": 1.0}, TypeError, "`cap` to be an integer, but got 1.0"),
         ({"cap": 1, "choose": "hard"}, ValueError, "`choose` to be one of .*, but got 'hard'; did you mean 'hardest'"),
         ({"cap": 1, "generator": 3}, TypeError, "`generator` to be a torch.Generator or None, but got int"),
     ],

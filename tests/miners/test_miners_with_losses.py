@@ -24,8 +24,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("measured", [False, True], ids=["alone", "measured"])
-@pytest.mark.parametrize("references", [False, True], ids=["batch", "references"])
+@pytest.mark.parametrize(("measured", "references"), [(False, True), (True, False)], ids=["references", "measured"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("miner", MINERS)
 def test_every_loss_takes_what_every_miner_finds(miner, loss, references, measured):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from pml_supcon.losses import CrossBatchMemory, SupConLossOut
 from pml_supcon.miners import OnlineHardExampleMiner, _ranking, online_hard_example
 
-SHARES = [0.001, 0.07, 0.25, 0.5, 1]
+SHARES = [0.001, 0.25, 1]
 KINDS = ("pairs", "triplets")
 
 
@@ -27,8 +27,7 @@ def distances_of(rows, similarity):
     return [[-x for x in row] for row in matrix] if similarity else matrix
 
 
-@pytest.mark.parametrize("most", [None, 3])
-@pytest.mark.parametrize("similarity", [False, True], ids=["distance", "similarity"])
+@pytest.mark.parametrize(("similarity", "most"), [(False, None), (True, 3)], ids=["distance", "similarity, most"])
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("shape", oracle.SHAPES)
 def test_pairs_are_the_farthest_positives_and_the_nearest_negatives(shape, share, similarity, most):
@@ -42,8 +41,7 @@ def test_pairs_are_the_farthest_positives_and_the_nearest_negatives(shape, share
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("most", [None, 3])
-@pytest.mark.parametrize("similarity", [False, True], ids=["distance", "similarity"])
+@pytest.mark.parametrize(("similarity", "most"), [(False, None), (True, 3)], ids=["distance", "similarity, most"])
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("shape", oracle.SHAPES)
 def test_triplets_violate_most(shape, share, similarity, most):
@@ -124,25 +122,21 @@ def test_pairs_without_a_loss_are_equally_hard():
 def test_triplets_by_a_losss_own_terms(share):
     embeddings, labels = oracle.batch(15, 3, 3, None)
     d, items = oracle.far(embeddings), oracle.triplets(labels)
-    chosen = OnlineHardExampleMiner(share, kind="triplets", loss=pml.TripletMarginLoss(margin=0.1, swap=True))(
-        embeddings, labels
-    )
-    scores = [max(d[a][p] - min(d[a][n], d[p][n]) + 0.1, 0) for a, p, n in items]
-    oracle.assert_hardest(oracle.as_lists(chosen), items, scores, oracle.number_of(share, len(items)))
-    chosen = OnlineHardExampleMiner(share, kind="triplets", loss=pml.MarginLoss(beta=0.7, learn_beta=True))(
-        embeddings, labels
-    )
-    scores = [max(d[a][p] - 0.7 + 0.2, 0) + max(0.7 - d[a][n] + 0.2, 0) for a, p, n in items]
-    oracle.assert_hardest(oracle.as_lists(chosen), items, scores, oracle.number_of(share, len(items)))
+    swapped, margin = pml.TripletMarginLoss(margin=0.1, swap=True), pml.MarginLoss(beta=0.7, learn_beta=True)
+    for loss, term in (
+        (swapped, lambda a, p, n: max(d[a][p] - min(d[a][n], d[p][n]) + 0.1, 0)),
+        (margin, lambda a, p, n: max(d[a][p] - 0.7 + 0.2, 0) + max(0.7 - d[a][n] + 0.2, 0)),
+    ):
+        chosen = OnlineHardExampleMiner(share, kind="triplets", loss=loss)(embeddings, labels)
+        scores = [term(*item) for item in items]
+        oracle.assert_hardest(oracle.as_lists(chosen), items, scores, oracle.number_of(share, len(items)))
 
 
 @pytest.mark.parametrize(
     ("loss", "kind", "came"),
     [
         (SupConLossOut(), "pairs", r"SupConLossOut with already_reduced \(\)"),
-        (pml.SupConLoss(), "pairs", r"SupConLoss with element \(12,\)"),
         (pml.NTXentLoss(), "pairs", r"NTXentLoss with pos_pair"),
-        (pml.TripletMarginLoss(), "pairs", r"TripletMarginLoss with triplet"),
         (pml.ContrastiveLoss(), "triplets", r"ContrastiveLoss with pos_pair \(\d+,\), neg_pair"),
         (pml.MultiSimilarityLoss(), "triplets", r"MultiSimilarityLoss with element \(12, 1\)"),
     ],
@@ -242,21 +236,18 @@ def test_batches_without_positives_or_negatives(labels, loss):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_references(kind):
     chosen = OnlineHardExampleMiner(kind=kind)(*oracle.batch(3, 2, 2, 0))
-    assert [x.tolist() for x in chosen] == [[]] * len(chosen)
-    assert all(x.dtype == torch.int64 for x in chosen)
+    assert [(x.tolist(), x.dtype) for x in chosen] == [([], torch.int64)] * len(chosen)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"share": 0}, ValueError, r"`share` to be a number in \(0, 1\], but got 0"),
-        ({"share": 1.1}, ValueError, r"`share` to be a number in \(0, 1\], but got 1.1"),
-        ({"share": float("nan")}, ValueError, r"`share` to be a number in \(0, 1\], but got nan"),
-        ({"share": "0.5"}, ValueError, r"`share` to be a number in \(0, 1\], but got '0.5'"),
-        ({"share": True}, ValueError, r"`share` to be a number in \(0, 1\], but got True"),
+        ({"share": 0}, ValueError, r"`share` to be in \(0, 1\], but got 0"),
+        ({"share": 1.1}, ValueError, r"`share` to be in \(0, 1\], but got 1.1"),
+        ({"share": "0.5"}, TypeError, "`share` to be a number, but got '0.5'"),
         ({"kind": "pair"}, ValueError, r"`kind` to be one of .*, but got 'pair'; did you mean 'pairs'\?"),
-        ({"most": 0}, ValueError, r"`most` to be an integer >= 1 or None, but got 0"),
-        ({"most": 2.5}, ValueError, r"`most` to be an integer >= 1 or None, but got 2.5"),
+        ({"most": 0}, ValueError, "`most` to be at least 1, but got 0"),
+        ({"most": 2.5}, TypeError, "`most` to be an integer, but got 2.5"),
         ({"loss": torch.nn.Linear(2, 2)}, TypeError, r"`loss` to be a loss of pytorch-metric-learning .*got Linear"),
         ({"loss": CrossBatchMemory(SupConLossOut(), 2)}, TypeError, r"`loss` to be .*but got CrossBatchMemory"),
         (

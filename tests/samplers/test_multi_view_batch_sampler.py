@@ -172,22 +172,23 @@ def test_ranks_share_each_batch(options, batch_size):
             assert all(rank.left_out == whole.left_out + dropped for rank in ranks)
 
 
-def test_a_last_batch_smaller_than_the_processes_is_left_out():
+def test_the_last_batch_is_smaller_or_left_out_if_it_has_fewer_samples_than_processes():
     assert len(MultiViewBatchSampler(range(11), 4, num_replicas=3)) == 3
     sampler = MultiViewBatchSampler(range(11), 4, num_replicas=4, rank=3)
     assert (len(sampler), sampler.left_out) == (2, 3)
     assert [len(batch) for batch in sampler] == [1, 1]
+    (batch,) = MultiViewBatchSampler([0, 1, 2], 8)  # a data set smaller than a batch
+    assert sorted(batch) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("options", MODES)
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_resuming_anywhere_equals_going_on(options, drop_last):
+@pytest.mark.parametrize("options", [*MODES, {"drop_last": True}])
+def test_resuming_anywhere_equals_going_on(options):
     def new():
-        return MultiViewBatchSampler(LONG_TAIL, 24, drop_last=drop_last, seed=1, **options)
+        return MultiViewBatchSampler(LONG_TAIL, 24, seed=1, **options)
 
     straight = new()
     length = len(straight)
-    expected = [(epoch, batch) for epoch in range(3) for batch in straight]
+    expected = [batch for _ in range(3) for batch in straight]
     assert len(expected) == 3 * length
     for stop in range(length + 1):
         first = new()
@@ -199,10 +200,8 @@ def test_resuming_anywhere_equals_going_on(options, drop_last):
         resumed.load_state_dict(state)
         assert len(resumed) == length
         assert resumed.state_dict() == state
-        rest = [(resumed.epoch, batch) for batch in resumed]
-        if stop < length:
-            rest += [(2, batch) for batch in resumed]
-        assert [batch for _, batch in rest] == [batch for _, batch in expected[length + stop :]]
+        rest = list(resumed) + (list(resumed) if stop < length else [])
+        assert rest == expected[length + stop :]
 
 
 def test_resuming_with_another_number_of_processes():
@@ -271,6 +270,8 @@ def test_who_counts_batches_still_gets_the_next_epoch():
 
 def test_an_epoch_set_during_an_iteration_holds_for_the_next():
     sampler = MultiViewBatchSampler(range(20), 4)
+    with pytest.raises(ValueError, match="`epoch` to be at least 0, but got -1"):
+        sampler.set_epoch(-1)
     for done, _ in enumerate(sampler):
         if done == 1:
             sampler.set_epoch(7)
@@ -349,20 +350,11 @@ def test_one_warning_says_what_is_left_out_and_why(caplog):
 
 def test_labels_of_every_kind_give_the_same_batches():
     expected = list(MultiViewBatchSampler(LONG_TAIL.tolist(), 24, max_per_class=3))
-    for labels in (
-        LONG_TAIL,
-        LONG_TAIL.astype(np.uint8),
-        LONG_TAIL.astype(np.uint64),
-        torch.tensor(LONG_TAIL),
-        torch.tensor(LONG_TAIL, dtype=torch.int8),
-        tuple(LONG_TAIL.tolist()),
-    ):
+    for labels in (LONG_TAIL, LONG_TAIL.astype(np.uint64), torch.tensor(LONG_TAIL, dtype=torch.int8)):
         assert list(MultiViewBatchSampler(labels, 24, max_per_class=3)) == expected
 
 
-def test_a_data_set_smaller_than_a_batch_is_one_batch():
-    (batch,) = MultiViewBatchSampler([0, 1, 2], 8)
-    assert sorted(batch) == [0, 1, 2]
+SINGLE = [0] * 9 + [1]
 
 
 @pytest.mark.parametrize(
@@ -372,38 +364,15 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch():
         ([[0, 1]], {}, ValueError, r"1-D and not empty, but got shape \(1, 2\)"),
         ([0.0, 1.0], {}, TypeError, "`labels` to be integers, but got dtype float64"),
         (torch.tensor([True, False]), {}, TypeError, "`labels` to be integers, but got dtype bool"),
-        (["a", "b"], {}, TypeError, "`labels` to be integers, but got dtype <U1"),
         ([0] * 9, {"batch_size": 0}, ValueError, "`batch_size` to be at least 1, but got 0"),
         ([0] * 9, {"batch_size": 2.0}, TypeError, "`batch_size` to be an integer, but got 2.0"),
-        ([0] * 9, {"batch_size": True}, TypeError, "`batch_size` to be an integer, but got True"),
         ([0] * 9, {"max_per_class": 0}, ValueError, "`max_per_class` to be at least 1, but got 0"),
         ([0] * 9, {"samples_per_class": -1}, ValueError, "`samples_per_class` to be at least 1, but got -1"),
         ([0] * 9, {"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
-        (
-            [0] * 9,
-            {"max_per_class": 1, "samples_per_class": 2},
-            ValueError,
-            "at most one of `max_per_class` and `samples_per_class`, but got 1 and 2",
-        ),
-        (
-            [0] * 9,
-            {"samples_per_class": 3},
-            ValueError,
-            "`batch_size` to be a multiple of samples_per_class=3, but got 4",
-        ),
-        (
-            [0] * 9 + [1],
-            {"max_per_class": 2},
-            ValueError,
-            "`batch_size` to be at most 3, the most that max_per_class=2 allows with 2 classes of 1 samples or more, "
-            "but got 4",
-        ),
-        (
-            [0] * 9 + [1],
-            {"samples_per_class": 2},
-            ValueError,
-            "at most 2, the most that samples_per_class=2 allows with 1 classes of 2 samples or more, but got 4",
-        ),
+        ([0] * 9, {"max_per_class": 1, "samples_per_class": 2}, ValueError, "at most one of .*, but got 1 and 2"),
+        ([0] * 9, {"samples_per_class": 3}, ValueError, "to be a multiple of samples_per_class=3, but got 4"),
+        (SINGLE, {"max_per_class": 2}, ValueError, "at most 3, .* max_per_class=2 .* 2 classes of 1 .*, but got 4"),
+        (SINGLE, {"samples_per_class": 2}, ValueError, "at most 2, .* samples_per_class=2 .* 1 classes of 2 .*got 4"),
         ([0] * 9, {"num_replicas": 5}, ValueError, "`batch_size` to be at least num_replicas=5, but got 4"),
         ([0] * 9, {"num_replicas": 2, "rank": 2}, ValueError, "`rank` to be below num_replicas=2, but got 2"),
         ([0] * 9, {"rank": -1}, ValueError, "`rank` to be at least 0, but got -1"),
@@ -411,15 +380,9 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch():
         ([0] * 3, {"num_replicas": 4}, ValueError, "one batch at least, but got 3 labels with batch_size=4"),
     ],
 )
-def test_wrong_arguments_are_refused(labels, arguments, error, message):
+def test_wrong_arguments_raise(labels, arguments, error, message):
     with pytest.raises(error, match=message):
         MultiViewBatchSampler(labels, **{"batch_size": 4, **arguments})
-
-
-def test_epochs_must_not_be_negative():
-    sampler = MultiViewBatchSampler([0] * 9, 4)
-    with pytest.raises(ValueError, match="`epoch` to be at least 0, but got -1"):
-        sampler.set_epoch(-1)
 
 
 def test_the_trainer_of_pytorch_metric_learning_uses_it():

@@ -45,9 +45,7 @@ def test_seeds_are_spread_over_their_range():
     torch.manual_seed(max(seeds))  # which takes them
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.copy, copy.deepcopy, *(lambda b, p=p: pickle.loads(pickle.dumps(b, p)) for p in range(6))]
-)
+@pytest.mark.parametrize("copied", [copy.copy, lambda batch: pickle.loads(pickle.dumps(batch))])
 def test_copies_and_workers_keep_the_seed(copied):
     batch = SeededBatch([4, 2], (0, 1))
     again = copied(batch)
