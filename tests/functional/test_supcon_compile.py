@@ -14,41 +14,40 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-def loss_and_gradients(model, step, *inputs):
-    model.zero_grad()
-    loss = step(*inputs)
-    loss.backward()
-    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+def assert_same(model, step, compiled, *inputs):
+    """Compare loss and gradients of a step and of its compiled form."""
+    found = []
+    for way in (step, compiled):
+        model.zero_grad()
+        loss = way(*inputs)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("options", [{}, {"summation": "in", "denominator": "one_positive"}, {"positives_cap": 2}])
 def test_model_and_functional_compile_whole(options):
     model = torch.nn.Linear(6, 4)
-    rows, labels = torch.randn(40, 6), torch.randint(0, 5, (20,)).repeat(2)
 
     def step(rows, labels):
         return supcon_loss(model(rows), labels, num_views=2, **options).mean()
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    ours, theirs = (loss_and_gradients(model, way, rows, labels) for way in (step, compiled))
-    torch.testing.assert_close(ours, theirs)
+    assert_same(model, step, compiled, torch.randn(40, 6), torch.randint(0, 5, (20,)).repeat(2))
 
 
 @pytest.mark.parametrize("backend", ["tiled", "reference"])
 def test_loss_module_compiles_whole(backend):
     model, loss = torch.nn.Linear(6, 4), losses.SupConLossOut(backend=backend)
-    rows, labels = torch.randn(10, 3, 6), torch.randint(0, 4, (10,))
 
     def step(rows, labels):
         return loss(model(rows), labels)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    ours, theirs = (loss_and_gradients(model, way, rows, labels) for way in (step, compiled))
-    torch.testing.assert_close(ours, theirs)
+    assert_same(model, step, compiled, torch.randn(10, 3, 6), torch.randint(0, 4, (10,)))
 
 
-@pytest.mark.parametrize("backend", ["tiled", "reference"])
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(("backend", "dynamic"), [("tiled", None), ("tiled", True), ("reference", True)])
 def test_a_temperature_that_changes_compiles_whole(backend, dynamic):
     """At its second value the compiler takes a number for a symbol, and with `dynamic=True` sizes too."""
     model = torch.nn.Linear(6, 4)
@@ -57,10 +56,8 @@ def test_a_temperature_that_changes_compiles_whole(backend, dynamic):
         return supcon_loss(model(rows), labels, temperature=temperature, backend=backend).mean()
 
     compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for number, temperature in ((10, 0.1), (10, 0.2), (12, 0.05), (12, 0.01)):  # the last needs a shift
-        inputs = torch.randn(number, 6), torch.randint(0, 3, (number,)), temperature
-        ours, theirs = (loss_and_gradients(model, way, *inputs) for way in (step, compiled))
-        torch.testing.assert_close(ours, theirs)
+    for number, temperature in ((10, 0.1), (10, 0.2), (12, 0.01)):  # the last needs a shift
+        assert_same(model, step, compiled, torch.randn(number, 6), torch.randint(0, 3, (number,)), temperature)
 
 
 def test_operators_keep_their_contract():

@@ -16,11 +16,11 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"
 
 #: Options by name, and numbers of rows.
 CASES = {
-    "rows": ({}, [2048, 4096, 8192]),
+    "rows": ({}, [2048, 8192]),
     "logarithms": ({"temperature": 0.01, "summation": "in", "denominator": "one_positive"}, [2048, 4096]),
     "labels not on the host": ({"hidden": True}, [2048, 4096]),
     "references": ({"references": True, "denominator": "negatives"}, [2048, 4096]),
-    "listed pairs": ({"listed": 4}, [2048, 4096, 8192]),
+    "listed pairs": ({"listed": 4}, [2048, 8192]),
 }
 
 PROBE = """

@@ -90,12 +90,12 @@ def test_all_options(summation, denominator, structure):
     assert_agrees(random_rows(50, 5, dtype=torch.float32), samples.repeat(2), num_views=2, **options)
 
 
-@pytest.mark.parametrize(("number", "width"), [(1, 1), (1, 128), (2, 1), (3, 128), (65, 3), (5, 512), (4, 600)])
+@pytest.mark.parametrize(("number", "width"), [(1, 1), (3, 128), (65, 3), (5, 512), (4, 600)])
 def test_odd_shapes(number, width):
-    for labels in label_kinds(number).values():
-        for summation, denominator in OPTIONS[::2]:
-            given = {"summation": summation, "denominator": denominator}
-            assert_agrees(random_rows(number, width, dtype=torch.float32), labels, **given)
+    options = itertools.islice(itertools.cycle(OPTIONS), width, None)  # other pairs at each shape
+    for labels, (summation, denominator) in zip(label_kinds(number).values(), options, strict=False):
+        given = {"summation": summation, "denominator": denominator}
+        assert_agrees(random_rows(number, width, dtype=torch.float32), labels, **given)
 
 
 @pytest.mark.parametrize("contrast_mode", ["all", "one"])
@@ -115,8 +115,10 @@ def test_many_blocks():
     assert_agrees(random_rows(257, 40, dtype=torch.float32), labels, summation="in", denominator="one_positive")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+@pytest.mark.parametrize(
+    ("dtype", "summation", "denominator"),
+    [(torch.float16, *options) for options in OPTIONS] + [(torch.bfloat16, *options) for options in OPTIONS[::2]],
+)
 def test_half_products(dtype, summation, denominator):
     """Given rows that are of unit length already: what is compared is the kernels, not the rounding of the input."""
     options = {"summation": summation, "denominator": denominator, "normalize": False}
@@ -146,16 +148,14 @@ def test_normalising_half_embeddings(dtype, tolerance):
     assert error < tolerance
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.03, 1.0, 10.0])
+@pytest.mark.parametrize("temperature", [0.01, 0.03, 10.0])
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_other_temperatures(summation, denominator, temperature):
     """Below a temperature of 1/40 exponentials are shifted; here `|s|` is up to 100, and its rounding up to 8e-6."""
-    samples = torch.randint(0, 6, (25,)).repeat(2)
-    options = {"summation": summation, "denominator": denominator, "temperature": temperature}
-    assert_agrees(random_rows(50, 3, dtype=torch.float32), samples, scale=5, **options)
-    assert_agrees(
-        random_rows(50, 3, dtype=torch.float32), samples, num_views=2, contrast_mode="one", scale=5, **options
-    )
+    rows, labels = random_rows(50, 3, dtype=torch.float32), torch.randint(0, 6, (25,)).repeat(2)
+    options = {"summation": summation, "denominator": denominator, "temperature": temperature, "scale": 5}
+    assert_agrees(rows, labels, **options)
+    assert_agrees(rows, labels, num_views=2, contrast_mode="one", **options)
 
 
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
@@ -255,9 +255,11 @@ def problem_in(dtype, device, rows, labels, memory, memory_labels, *, ref_starts
     return dataclasses.replace(problem, anchors=anchors, rows=rows), (anchors, rows)
 
 
-@pytest.mark.parametrize("structure", PARTS)
-@pytest.mark.parametrize(OPTION_NAMES, OPTIONS[::2])
-def test_parts_of_the_anchors_are_the_whole(summation, denominator, structure):
+@pytest.mark.parametrize(
+    ("structure", "summation", "denominator"),
+    [(part, *options) for part, options in zip(PARTS, OPTIONS, strict=False)],  # parts do not depend on the options
+)
+def test_parts_of_the_anchors_are_the_whole(structure, summation, denominator):
     """Parts at the start, in the middle and at the end, and one of no anchors."""
     batch = (
         random_rows(50, 5, dtype=torch.float32), torch.randint(0, 6, (25,)).repeat(2),
