@@ -23,6 +23,7 @@ def register_backward(losses: Any, gradient: Any, *, num_tensors: int, num_stati
         backend: name of the backend, for the error.
     """
 
+    # shapes and dtypes of the outputs, for `torch.compile`
     def fake_losses(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         per_anchor = anchors.new_empty(len(anchors))
         return (
@@ -44,10 +45,12 @@ def register_backward(losses: Any, gradient: Any, *, num_tensors: int, num_stati
         ctx.options = inputs[num_tensors:]
 
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        # the same arguments as forward, in the same order, after the upstream gradient (A,) and the statistics
         valid, statistics, *tensors = ctx.saved_tensors
         for_anchors, for_rows = ctx.needs_input_grad[:2]
         upstream = torch.where(valid, upstream, 0)  # an invalid anchor has no loss, so no gradient
         grads = gradient(upstream, statistics, for_anchors, for_rows, *tensors, *ctx.options)
+        # labels, ids, ranks and options have no gradient
         others = [None] * (len(tensors) + len(ctx.options) - 2)
         return grads[0] if for_anchors else None, grads[1] if for_rows else None, *others
 

@@ -65,19 +65,25 @@ def unique_keys(anchors: Tensor, others: Tensor, num_rows: int) -> Tensor:
 
 def segment_logsumexp(x: Tensor, segment: Tensor, size: int) -> Tensor:
     """Return ``log sum exp(x)`` of each of ``size`` segments, ``(size,)``; minus infinity for an empty one."""
+    # (size,): the largest x of each segment, a constant for the gradient; 0 for an empty segment
     shift = x.detach().new_full((size,), -torch.inf).scatter_reduce(0, segment, x.detach(), "amax")
     shift = shift.masked_fill(shift == -torch.inf, 0)
+    # log sum exp(x - shift) + shift; the inner `where` keeps log(0) out of the gradient
     total = torch.zeros_like(shift).index_add(0, segment, (x - shift[segment]).exp())
     some = total != 0
     return torch.where(some, torch.where(some, total, 1).log() + shift, -torch.inf)
 
 
 class _PairDots(torch.autograd.Function):
-    """Dot products of the rows at two index lists, gathered a chunk at a time."""
+    """Dot products ``anchors[i] . rows[j]`` of two index lists, ``(pairs,)``, gathered a chunk at a time.
+
+    Autograd's own backward of the gathered rows would store ``(pairs, D)`` twice.
+    """
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
         ctx.save_for_backward(anchors, rows, i, j)
+        # each chunk gathers both of its rows, (CHUNK, D), and sums their products over the columns
         dots = anchors.new_empty(len(i))
         for start in range(0, len(i), CHUNK):
             part = slice(start, start + CHUNK)
@@ -100,11 +106,13 @@ class _PairDotsGradient(torch.autograd.Function):
     def forward(
         ctx: Any, upstream: Tensor, anchors: Tensor, rows: Tensor, i: Tensor, j: Tensor, wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
+        # buffers (A, D) and (M, D), only of the requested gradients
         grad_anchors, grad_rows = (
             torch.zeros_like(x) if want else None for x, want in zip((anchors, rows), wanted, strict=True)
         )
         for start in range(0, len(i), CHUNK):
             part = slice(start, start + CHUNK)
+            # of the dot product of pair k: d/d anchor_i = u_k row_j and d/d row_j = u_k anchor_i, (CHUNK, D)
             weight = upstream[part, None]
             if grad_anchors is not None:
                 grad_anchors.index_add_(0, i[part], weight * rows[j[part]])

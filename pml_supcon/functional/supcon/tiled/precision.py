@@ -55,12 +55,14 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        # of y = a b^T: dL/da = U b and dL/db = U^T a, both products again without autocast
         a, b = ctx.saved_tensors
         of_a = products(upstream, b.T) if ctx.needs_input_grad[0] else None
         return of_a, products(upstream.T, a.T) if ctx.needs_input_grad[1] else None
 
     @staticmethod
     def jvp(ctx: Any, tangent_a: Tensor | None, tangent_b: Tensor | None) -> Tensor:
+        # dy = da b^T + a db^T
         a, b = ctx.saved_tensors
         parts = []
         if tangent_a is not None:

@@ -26,11 +26,11 @@ def gradient_kernel(
     y_ids_ptr: tl.tensor,  # (num_y,)
     start_ptr: tl.tensor,  # (num_x,)
     stop_ptr: tl.tensor,  # (num_x,)
-    x_statistics_ptr: tl.tensor,  # (4, num_x) as in `positives_kernel`; with `x_upstream` None without anchors in x
+    x_statistics_ptr: tl.tensor,  # (4, num_x) as in `positives_kernel`; like `x_upstream` None if x has no anchors
     x_upstream_ptr: tl.tensor,  # (num_x,)
-    y_statistics_ptr: tl.tensor,  # (4, num_y); with `y_upstream` None without anchors in y
+    y_statistics_ptr: tl.tensor,  # (4, num_y); like `y_upstream` None if y has no anchors
     y_upstream_ptr: tl.tensor,  # (num_y,)
-    rank_ptr: tl.tensor,  # by id, of contrasted rows; with `limit` None where positives are not capped
+    rank_ptr: tl.tensor,  # by id, of contrasted rows; `rank` and `limit` are None without a cap
     limit_ptr: tl.tensor,  # by id, of anchors
     num_x: int,
     num_y: int,
@@ -46,9 +46,10 @@ def gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """``BLOCK_D`` columns of ``W y / temperature``, with W the gradient of pairs for both of their ends.
+    """Store ``BLOCK_D`` columns of ``W y / temperature``, with W the gradient of the pairs for both of their ends.
 
-    ``W_ij = [x_i an anchor] u_i d l_i / d s_ij + [y_j an anchor] u_j d l_j / d s_ji``, u the upstream gradient.
+    ``W_ij = [x_i is an anchor] u_i d l_i / d s_ij + [y_j is an anchor] u_j d l_j / d s_ji``, with ``u`` the upstream
+    gradient.
     """
     # this program's rows of x, (BLOCK_M,), and its columns of the gradient, from `offset` on
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

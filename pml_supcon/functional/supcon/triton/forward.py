@@ -38,7 +38,7 @@ def negatives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """``log_neg = log sum exp(s)`` over the negatives of anchors; minus infinity for an anchor that has none."""
+    """Store ``log_neg = log sum exp(s)`` over the negatives of each anchor; minus infinity without negatives."""
     # this program's anchors, (BLOCK_M,); the running sum is 2^shift * total
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows < num_x
@@ -52,6 +52,7 @@ def negatives_kernel(
     # 1. tiles without equal labels: every pair is a negative
     for t in range(0, tl.cdiv(num_y, BLOCK_N) - (last - first)):
         columns = tile_outside(t, first, last) * BLOCK_N + tl.arange(0, BLOCK_N)
+        # s log2(e), (BLOCK_M, BLOCK_N), minus infinity beyond the last row of y
         s, _ = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
         s = tl.where((columns < num_y)[None, :], s * scale, float("-inf"))
         shift, total = add_exponentials(s, shift, total, SHIFTED)
@@ -64,6 +65,7 @@ def negatives_kernel(
         column = columns[None, :]
         negative = (column < start) | ((column >= stop) & (column < num_y))
         shift, total = add_exponentials(tl.where(negative, s * scale, float("-inf")), shift, total, SHIFTED)
+    # 3. back to the natural logarithm
     tl.store(statistics_ptr + rows, log_sum(shift, total), mask=inside)
 
 
@@ -79,7 +81,7 @@ def positives_kernel(
     y_ids_ptr: tl.tensor,  # (num_y,)
     start_ptr: tl.tensor,  # (num_x,)
     stop_ptr: tl.tensor,  # (num_x,)
-    rank_ptr: tl.tensor,  # (num_y,) by id; like `limit` None where positives are not capped
+    rank_ptr: tl.tensor,  # (num_y,) by id; `rank` and `limit` are None without a cap
     limit_ptr: tl.tensor,  # (num_x,) by id
     num_x: int,
     num_y: int,
@@ -93,12 +95,13 @@ def positives_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Losses of anchors x against rows y, from ``log_neg`` and sums over the positives P.
+    """Store the losses of anchors x against rows y, from ``log_neg`` and sums over the positives P.
 
-    Of each anchor, ``log_pos = log sum_P exp(t)``, the number of positives, and push, by which a negative has the
-    gradient ``d l / d s_n = exp(s_n - push)``; ``t = s``, or for "one_positive" ``t = log q`` with
-    ``q = exp(s) / (exp(s) + exp(log_neg))``. There the negatives' gradients sum to the mean over P of ``1 - q`` for
-    "out", and to the sum of ``q (1 - q)`` over that of ``q`` for "in"; the logarithm of the first sum is ``log_share``.
+    The other statistics of an anchor are ``log_pos = log sum_P exp(t)``, the number of positives, and ``push``, which
+    defines the gradient of a negative, ``d l / d s_n = exp(s_n - push)``. Here ``t = s``, or for "one_positive"
+    ``t = log q`` with ``q = exp(s) / (exp(s) + exp(log_neg))``. There the gradients of all negatives sum to the
+    mean over P of ``1 - q`` ("out"), or to ``sum q (1 - q) / sum q`` over P ("in"); ``log_share`` is the logarithm of
+    ``sum (1 - q)``, or of ``sum q (1 - q)``.
     """
     # this program's anchors, (BLOCK_M,), and their running sums over P: number, linear, 2^shift * total, and the share
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

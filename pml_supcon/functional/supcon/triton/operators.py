@@ -70,11 +70,11 @@ def triton_losses(
     denominator: str,
     shifted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses ``(A,)`` and their validity ``(A,)``, and the statistics ``(4, A)`` of the sorted anchors.
+    """Return losses ``(A,)``, their validity ``(A,)``, and the statistics ``(4, A)`` of the sorted anchors.
 
-    Anchors ``(A, D)`` and rows ``(M, D)`` are float32 in the caller's order; rows and the next of theirs are None where
-    the anchors are the rows. ``first_anchor`` is that of the ``Problem``, ``dtype`` that of the products; ``shifted``
-    says that similarities may leave the exponent's safe range. For the others see ``Launches``.
+    Anchors ``(A, D)`` and rows ``(M, D)`` are float32 in the caller's order; ``rows`` and all ``row_*`` are None if the
+    anchors are the rows. ``first_anchor`` comes from the ``Problem``, ``dtype`` is the dtype of the products, and
+    ``shifted`` is true if ``exp(s)`` could overflow. ``Side`` and ``Launches`` describe the other arguments.
     """
     return lay_out(
         anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
@@ -107,12 +107,14 @@ def triton_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors ``(A, D)`` and of rows ``(M, D)``, each empty if it is not requested.
 
-    ``upstream`` ``(A,)``, in the caller's order, is 0 for invalid anchors; for the others see ``triton_losses``.
+    ``upstream`` ``(A,)``, in the caller's order, is 0 for invalid anchors. The other arguments are as in
+    ``triton_losses``.
     """
     launches = lay_out(
         anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
         first_anchor, dtype, temperature, summation, denominator, shifted,
     )  # fmt: skip
+    # sort the upstream gradient as the anchors; each side gets a gradient from its pairs with the other
     upstream = upstream.index_select(0, anchor_ids)
     a, r = launches.anchors, launches.rows
     return (
@@ -140,6 +142,7 @@ def lay_out(
     shifted: bool,
 ) -> Launches:
     """Sort both sides by label, from the flat arguments of a custom op."""
+    # rows by label, in the dtype of the products; ids count from the first anchor, so shift them back to gather
     anchor_side = Side(anchors.to(dtype).index_select(0, anchor_ids), anchor_ids, anchor_start, anchor_stop)
     row_side = anchor_side
     if rows is not None and row_ids is not None and row_start is not None and row_stop is not None:

@@ -22,10 +22,12 @@ def load_rows(
     ptr: tl.tensor, index: tl.tensor, number: int, offset: int, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ) -> tl.tensor:
     """Load ``BLOCK`` columns, from ``offset`` on, of the rows ``index``; zeros beyond the last row and column."""
+    # columns (BLOCK,); the column mask is needed only if the width is not a multiple of the block
     d = offset + tl.arange(0, BLOCK)
     mask = (index < number)[:, None]
     if WIDTH % BLOCK != 0:
         mask = mask & (d < WIDTH)[None, :]
+    # int64 offsets: rows times width can exceed 2^31
     return tl.load(ptr + index.to(tl.int64)[:, None] * WIDTH + d[None, :], mask=mask, other=0.0)
 
 
@@ -56,6 +58,7 @@ def dot_products(
 
     If ``BLOCK_K`` spans the width, x stays on the chip for all tiles, and y for a second product.
     """
+    # the first BLOCK_K columns, then the remaining ones block by block: x y^T = sum over blocks of x_k y_k^T
     y = load_rows(y_ptr, columns, num_y, 0, WIDTH, BLOCK_K)
     products = product(x, tl.trans(y), tl.zeros((rows.shape[0], columns.shape[0]), tl.float32), PRECISION)
     for offset in range(BLOCK_K, WIDTH, BLOCK_K):
@@ -70,6 +73,7 @@ def class_tiles(
     start_ptr: tl.tensor, stop_ptr: tl.tensor, num_x: int, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return the range ``[first, last)`` of the tiles of y that can share a label with this program's rows."""
+    # rows are sorted, so the first row has the lowest start and the last row the highest stop
     top = tl.program_id(0) * BLOCK_M
     bottom = tl.minimum(top + BLOCK_M, num_x) - 1
     return tl.load(start_ptr + top) // BLOCK_N, tl.cdiv(tl.load(stop_ptr + bottom), BLOCK_N)
@@ -94,10 +98,12 @@ def class_masks(
     EXCLUDE_SELF: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Return the mask of equal labels, the mask of these that are two different rows, and the ids of y."""
+    # (BLOCK_M, BLOCK_N): y is in the class of x if start <= column < stop; an empty range beyond the last row
     start = tl.load(start_ptr + rows, mask=rows < num_x, other=0)[:, None]
     stop = tl.load(stop_ptr + rows, mask=rows < num_x, other=0)[:, None]
     same = (columns[None, :] >= start) & (columns[None, :] < stop)
     y_ids = tl.load(y_ids_ptr + columns, mask=columns < num_y, other=-1)
+    # an anchor is not its own positive
     mates = same
     if EXCLUDE_SELF:
         mates = same & (x_ids[:, None] != y_ids[None, :])
@@ -109,6 +115,7 @@ def under_cap(
     rank_ptr: tl.tensor, limit_ptr: tl.tensor, ids: tl.tensor, inside: tl.tensor, other_rank: tl.tensor
 ) -> tl.tensor:
     """Return the mask of ranks that the cap keeps for anchors ``ids``, which broadcast against ``other_rank``."""
+    # keep ranks below the anchor's limit, and its own rank
     rank = tl.load(rank_ptr + ids, mask=inside, other=0)
     limit = tl.load(limit_ptr + ids, mask=inside, other=0)
     return (other_rank < limit) | (other_rank == rank)
@@ -139,6 +146,7 @@ def log_sum(shift: tl.tensor, total: tl.tensor) -> tl.tensor:
 @triton.jit
 def log_add(a: tl.tensor, b: tl.tensor) -> tl.tensor:
     """Return ``log(exp(a) + exp(b))``, also of minus infinities."""
+    # m + log(exp(a - m) + exp(b - m)) with m = max(a, b); m = 0 if both are minus infinity
     high = tl.maximum(a, b)
     finite = tl.where(high == float("-inf"), 0.0, high)
     return finite + tl.log(tl.exp(a - finite) + tl.exp(b - finite))

@@ -11,6 +11,7 @@ def load_push(
     statistics_ptr: tl.tensor, upstream_ptr: tl.tensor, index: tl.tensor, number: int
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return upstream gradient and push (base 2) of anchors; 0 and infinity beyond the last, or if none are anchors."""
+    # without anchors, u = 0 and exp(s - infinity) = 0
     upstream = tl.zeros_like(index).to(tl.float32)
     push = upstream + float("inf")
     if statistics_ptr is not None:
@@ -36,9 +37,11 @@ def negative_weights(
     Without ``SHIFTED`` both ends share an exponential, ``exp(s - push) = exp(s) exp(-push)``. With it, ``s = 0`` of y
     beyond the last row could exceed an anchor's push and turn a product with 0 into NaN.
     """
+    # exp(s) (u_i exp(-push_i) + u_j exp(-push_j))
     if not SHIFTED:
         x_weight, y_weight = x_upstream * tl.exp2(-x_push), y_upstream * tl.exp2(-y_push)
         return tl.exp2(s) * (x_weight[:, None] + y_weight[None, :])
+    # u_i exp(s - push_i) + u_j exp(s - push_j)
     weights = tl.zeros_like(s)
     if X_ANCHORS:
         s = tl.where(inside[None, :], s, float("-inf"))
