@@ -1,5 +1,5 @@
 # make train: train and evaluate on the digits     make train ARGS="--data imagefolder:my/images"
-# make test:  lint, type-check and the fast tests     make test-all: slow tests, the site, the wheel (with Chromium: reports)
+# make test:  lint, type-check and the fast tests     make test-all: slow tests, docs, site, wheel, walk (Chromium: reports)
 # FAISS=cuda for an NVIDIA GPU (faiss-gpu in place of faiss-cpu; kept until FAISS=cpu)     PYTHON=python3.13 for another Python
 
 PYTHON ?= python3
@@ -31,11 +31,10 @@ lint: $(DEV)
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
-# all else: the tests of minutes, the site, the wheel, and the commands of the pages
+# the rest: slow tests (with the code blocks of the docs and the strict build of the site), the wheel, the walk
 test-all: $(DEV)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(MAKE) wheel-test
+	$(MAKE) wheel-test walk
 
 # the wheel of the last commit, installed and used outside the checkout (PYTHONPATH: tests/helpers)
 wheel-test: $(DEV)
@@ -51,7 +50,8 @@ reproduce: $(RECIPES)
 notebook: $(DEV)
 	$(BIN)/python docs/notebooks/run.py
 
-# clone the last commit and type what the pages say (half an hour, 5 GB for a while)   make walk ARGS=--skip-tests
+# run the commands of the pages in a clone of the last commit, with the packages of .venv (a few minutes)
+# ARGS=--install: with packages that make installs there, then make test (half an hour, 5 GB for a while)
 walk: $(DEV)
 	PYTHONPATH=tests $(BIN)/python tests/helpers/newcomer.py $(ARGS)
 

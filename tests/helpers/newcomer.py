@@ -1,11 +1,11 @@
-"""A newcomer's walk: clone the repository, and type what the pages say, in the clone and with the clone's own `.venv`.
+"""A newcomer's walk: clone the repository and run the commands of the pages in the clone, with the clone's own `.venv`.
 
-    make walk                                          # half an hour, 5 GB, the network once
-    python tests/helpers/newcomer.py --skip-tests         # without `make test`: a quarter of an hour
-    python tests/helpers/newcomer.py --source URL --python python3.13
+    make walk                    # with the packages of this `.venv`, a few minutes; `make test-all` runs it
+    make walk ARGS=--install     # `make` installs all packages, and `make test` is the last step: half an hour, 5 GB
+    make walk ARGS="--install --source URL --python python3.13"
 
-Each command is searched on the page that has it, as the clone has the page, and the walk breaks where it is gone.
-`SHORTER` is all that is changed in a command. The last line says whether the walk held, and else where it broke.
+Each command is looked up on its page in the clone; the walk fails if the page does not have it. Only `SHORTER` changes
+commands. The last line says that the walk held, or where it broke.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.walk_checks import BrokenError, check_report, check_resumed, check_run, expect, history
-from helpers.walk_pages import MissingError, find_command, find_python
-from helpers.walk_shell import ACTIVATE, Walk
+from helpers.walk_pages import find_command, find_python
+from helpers.walk_shell import ACTIVATE, Walk, borrow_packages
 
 HERE = Path(__file__).resolve().parent
 README, START, OWN = "README.md", "docs/quick_start.md", "docs/guides/own_images.md"
 TRAIN, EVALUATE = "docs/recipes/train.md", "docs/recipes/evaluate.md"
-#: What a page has, and what is run in its place to be done in time: flags of the same page, with other values.
+#: Flags of a page, and the flags in their place that save time.
 SHORTER = {"--epochs 100": "--epochs 8 --image-size 32 --batch-size 32"}
 EPOCHS = 8
 OWN_TRAIN = "accelerate launch --quiet recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/images"
@@ -35,14 +35,14 @@ DIGITS = [str(digit) for digit in range(10)]
 
 @dataclass(frozen=True)
 class Step:
-    """A command of a page, or all of its python blocks, and what must hold afterwards.
+    """A command of a page, or all Python blocks of the page, with a check of the result.
 
     Attributes:
-        page: in the repository.
-        command: as the page has it; "" stands for the python blocks.
-        check: raises where something is missing; what it returns is printed.
-        activated: whether `.venv` is on the path, which the pages ask for once `make` has made it.
-        stopped: Ctrl-C after the first checkpoint of this run.
+        page: The path of the page in the repository.
+        command: The command as the page has it; "" stands for the Python blocks.
+        check: A function that raises if a result is missing; its text is printed.
+        activated: True if `.venv` is activated, as the pages ask after `make` has created it.
+        stopped: A run that gets Ctrl-C after its first checkpoint.
     """
 
     page: str
@@ -53,27 +53,27 @@ class Step:
 
 
 def first_run(walk: Walk) -> None:
-    """`make train` as it stands leaves one run."""
+    """Check that `make train` leaves one run."""
     runs = [path.parent for path in walk.clone.glob("runs/*/metrics.json")]
     expect(len(runs) == 1, f"Expected one run under runs/, but found {len(runs)}")
     check_run(runs[0], at_least=0.95)
 
 
 def digits_run(name: str) -> Callable[[Walk], None]:
-    """A run on the digits."""
+    """Return a check of a run on the digits."""
     return lambda walk: check_run(walk.clone / "runs" / name, at_least=0.95)
 
 
 def was_stopped(walk: Walk) -> None:
-    """The run has said where it stopped, and is not finished."""
+    """Check that the run logged its stop and is not finished."""
     run = walk.clone / "runs/images"
     expect(not (run / "metrics.json").exists(), f"{run} was finished before it could be stopped")
-    expect("stopped by SIGINT" in walk.tail(), f"{run} did not say that it was stopped:\n{walk.tail()}")
+    expect("stopped by SIGINT" in walk.tail(), f"{run} did not log that it was stopped:\n{walk.tail()}")
     walk.before = history(run)
 
 
 def went_on(walk: Walk) -> str:
-    """The same run, to its end."""
+    """Check that the same run continued to its end."""
     run = walk.clone / "runs/images"
     check_resumed(run, walk.before, EPOCHS)
     check_run(run, at_least=0.6)  # four classes, a few seconds of training
@@ -81,12 +81,12 @@ def went_on(walk: Walk) -> str:
 
 
 def report(name: str, classes: list[str], encoders: int = 1) -> Callable[[Walk], str]:
-    """A report under `runs/`."""
+    """Return a check of a report under `runs/`."""
     return lambda walk: check_report(walk.clone / "runs" / name, classes=classes, encoders=encoders)
 
 
 def indexed(walk: Walk) -> None:
-    """The FAISS index of the own images."""
+    """Check the FAISS index of the user's images."""
     expect((walk.clone / "my/images.faiss").stat().st_size > 0, "my/images.faiss is empty")
 
 
@@ -117,14 +117,14 @@ STEPS = (
 
 
 def shorter(command: str) -> str:
-    """The command with what `SHORTER` changes."""
+    """Return the command with the values of `SHORTER`."""
     for said, run in SHORTER.items():
         command = command.replace(said, run)
     return command
 
 
 def take(walk: Walk, step: Step) -> str:
-    """One step; returns what is worth saying about it."""
+    """Take one step and return a remark for the log."""
     if step.command:
         command = shorter(find_command(walk.clone, step.page, step.command))
     else:
@@ -141,14 +141,14 @@ def take(walk: Walk, step: Step) -> str:
 
 
 def prepare(walk: Walk, step: Step) -> None:
-    """The folder of own images, before the first step that needs it."""
+    """Create the folder of images before the first step that needs it."""
     images = walk.clone / "my/images"
     if step.page == OWN and not images.exists():
         walk.type_well(f"python {HERE / 'walk_images.py'} {images}")
 
 
 def walk_all(walk: Walk, steps: tuple[Step, ...]) -> None:
-    """All steps in order, each with its page and its seconds; a `BrokenError` or `MissingError` names its step."""
+    """Take all steps in order and print the page and the seconds of each; a `BrokenError` names its step."""
     for number, step in enumerate(steps, 1):
         started = time.perf_counter()
         name = f"[{number}/{len(steps)}] {step.page}: {shorter(step.command) or 'its python blocks'}"
@@ -156,44 +156,46 @@ def walk_all(walk: Walk, steps: tuple[Step, ...]) -> None:
         try:
             prepare(walk, step)
             said = take(walk, step)
-        except (BrokenError, MissingError, OSError) as error:
+        except (BrokenError, OSError) as error:
             print(f"  BROKE after {time.perf_counter() - started:.0f} s\n{error}")
             raise BrokenError(name) from error
         print(f"  {time.perf_counter() - started:.0f} s{f' ({said})' if said else ''}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Walk; returns the exit status."""
+    """Take the walk and return the exit status."""
     parser = argparse.ArgumentParser(description="A newcomer's walk through README and the pages.")
-    parser.add_argument("--source", default=str(HERE.parents[1]), help="what is cloned; default: this checkout")
-    parser.add_argument("--python", default=sys.executable, help="the interpreter that make makes .venv of")
-    parser.add_argument("--skip-tests", action="store_true", help="leave `make test` out")
+    parser.add_argument("--source", default=str(HERE.parents[1]), help="repository to clone; default: this checkout")
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the clone's .venv")
+    parser.add_argument("--install", action="store_true", help="let make install all packages, and run make test")
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where to walk, kept afterwards; default: a new one, removed but for what was printed where it broke",
+        help="folder of the walk, kept afterwards; default: a temporary folder, of which a broken walk keeps the log",
     )
     given = parser.parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background inherit to ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a handler that ignores Ctrl-C
     folder = given.folder or Path(tempfile.mkdtemp(prefix="walk-"))
     folder.mkdir(parents=True, exist_ok=True)
-    steps = tuple(step for step in STEPS if not (given.skip_tests and step.command == "make test"))
+    steps = tuple(step for step in STEPS if given.install or step.command != "make test")
     started = time.perf_counter()
     for said, run in SHORTER.items():
-        print(f"where a page has {said!r}, this is run: {run!r}")
+        print(f"in place of {said!r} the walk runs {run!r}")
     walk, held = Walk(folder, given.python), False
     try:
         subprocess.run(["git", "clone", "--quiet", given.source, str(walk.clone)], check=True)
+        if not given.install:
+            borrow_packages(walk.clone, given.python)
         walk_all(walk, steps)
         held = True
     except subprocess.CalledProcessError:
         print(f"The walk broke: {given.source} cannot be cloned.")
     except BrokenError as error:
-        print(f"The walk broke at {error}; all that was printed: {walk.log}")
+        print(f"The walk broke at {error}; log: {walk.log}")
     except KeyboardInterrupt:
         print("\nThe walk was stopped.")
     finally:
-        if given.folder is None:  # what was printed stays where the walk broke
+        if given.folder is None:  # a broken walk keeps its log
             shutil.rmtree(folder if held or not walk.log.exists() else walk.clone, ignore_errors=True)
     if not held:
         return 1

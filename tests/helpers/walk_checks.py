@@ -1,4 +1,4 @@
-"""What each step of the walk must leave behind; what is not there is told as a `BrokenError`."""
+"""Checks of the files that each step of the walk must leave; they raise a `BrokenError`."""
 
 import json
 import math
@@ -22,17 +22,17 @@ LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "sourc
 
 
 class BrokenError(Exception):
-    """A step that did not do what the page says."""
+    """The error of a step whose result differs from the page."""
 
 
 def expect(holds: bool, otherwise: str) -> None:
-    """Raise a `BrokenError` unless it holds."""
+    """Raise a `BrokenError` with a text unless a condition holds."""
     if not holds:
         raise BrokenError(otherwise)
 
 
 def check_run(run: Path, *, at_least: float) -> None:
-    """A finished run with all its files, whose retrieval and linear probe reach a value."""
+    """Check that a finished run has all files, and that its retrieval and linear probe reach a value."""
     missing = [name for name in LEFT if not (run / name).exists()]
     expect(not missing, f"{run} lacks {', '.join(missing)}")
     metrics = json.loads((run / "metrics.json").read_text())
@@ -41,24 +41,24 @@ def check_run(run: Path, *, at_least: float) -> None:
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """The rows of steps that a run has written so far."""
+    """Return the rows of the steps in a run's history."""
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     return [row for row in rows if "loss" in row]
 
 
 def check_resumed(run: Path, before: list[dict[str, Any]], epochs: int) -> None:
-    """A run that went on: no step is missing or twice, and those of the last checkpoint are as they were."""
+    """Check that a resumed run has each step once, and the steps before the stop unchanged."""
     after = history(run)
     steps = [row["step"] for row in after]
     expect(steps == list(range(1, len(steps) + 1)), f"{run} has the steps {steps}")
     last = max(row["epoch"] for row in after)
     expect(last == epochs, f"{run} has {last} epochs, expected {epochs}")
     expect(0 < len(before) < len(after), f"{run} had {len(before)} of {len(after)} steps when it was stopped")
-    expect(after[: len(before)] == before, f"{run} did not go on from its {len(before)} steps, but repeated them")
+    expect(after[: len(before)] == before, f"{run} did not continue from its {len(before)} steps, but repeated them")
 
 
 class _Page(HTMLParser):
-    """The parts of a page, what it loads, its text."""
+    """A parser that collects the parts of a page, the addresses that it loads, and its text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Page(HTMLParser):
 
 
 def check_report(folder: Path, *, classes: list[str], encoders: int) -> str:
-    """A report of one encoder or two with all its parts; returns how it was looked at."""
+    """Check that a report of one encoder or two has all its parts, and return how it was displayed."""
     page = _Page()
     page.feed((folder / "report.html").read_text())
     missing = [name for name in PARTS if name not in page.parts]
@@ -97,7 +97,7 @@ def check_report(folder: Path, *, classes: list[str], encoders: int) -> str:
 
 
 def _look_at(report: Path) -> str:
-    """Open it in a headless Chromium at two widths, where there is one."""
+    """Open a report in a headless Chromium, if one is installed, at two widths."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     try:
         import pytest
