@@ -18,13 +18,13 @@ def lint(monkeypatch):
 
 
 def test_unknown_flags_and_missing_paths(lint):
-    tools = {"make ": {"skip_tests"}}
+    tools = {"make ": {"install"}}
     codes = [
         "--max-pre-class 8",
-        "make walk ARGS=--skip-test",
-        "--skip-tests",
+        "make walk ARGS=--instal",
+        "--install",
         "--max_per_class 8",
-        "make --skip-tests",
+        "make --install",
     ]
     assert len(lint.unknown_flags(codes, {"max_per_class"}, tools)) == 3
     assert lint.missing_paths(["recipes/trian.py --epochs 2", "recipes/train.py", "my/tests/none"]) == [

@@ -193,8 +193,6 @@ def try_python(python: Path, wheel: Path, clone: Path, folder: Path, full: bool)
     say(f"installed with [{EXTRAS}]: {run(scripts / 'python', '-c', versions, cwd=place).strip()}")
     check_example(scripts, clone, place)
     check_recipes(scripts, place)
-    measured = run(scripts / "python", clone / "tests/helpers/import_time.py", cwd=place)
-    say(f"import time: {measured.strip()}")
     if full:
         run(*install, f"{wheel}[{TEST_EXTRAS}]", *TEST_PACKAGES, cwd=folder)
         run(*pip, "uninstall", "--yes", "opencv-python", cwd=folder)  # it needs libGL

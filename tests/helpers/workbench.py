@@ -11,7 +11,7 @@ from helpers.stand_ins import COMMANDS
 from pml_supcon.models import create_encoder, save_encoder
 
 CHECKOUT = Path(__file__).parents[2]
-FOLDERS = ("recipes", "benchmarks", "docs", "tests")
+FOLDERS = ("pml_supcon", "recipes", "benchmarks", "docs", "tests")
 FILES = ("Makefile", "pyproject.toml", "mkdocs.yml", "README.md", "CHANGELOG.md", "LICENSE")
 OF_EACH_PAGE = ("my", "runs", "imagenet")  # a page may write there
 #: Pages that say that the reader has two runs; all others make those that they use.
@@ -36,7 +36,6 @@ class Workbench:
             shutil.copytree(CHECKOUT / name, self.home / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         for name in FILES:
             shutil.copy(CHECKOUT / name, self.home)
-        (self.home / "pml_supcon").symlink_to(CHECKOUT / "pml_supcon")
         for place in ("my/images", "my/other", "imagenet/train", "imagenet/val"):
             save_images(self.home / place)
         save_encoder(small_encoder(), self.home / "my" / "encoder")
