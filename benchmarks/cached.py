@@ -1,16 +1,17 @@
-"""Does a step in chunks (cached gradients) give the gradient of the whole batch, in less memory, in how much more time?
+"""Compare a step in chunks (cached gradients) with a step of the whole batch: gradient, memory and time.
 
     python benchmarks/cached.py [--quick]
 
 6,144 images of two views, 3 x 16 x 16, in chunks of 64 through a small convolutional network with GroupNorm and
-dropout; then the loss over all 12,288 rows, forward and backward. Once in one process, once in two (gloo) that share
-the batch and its loss. Memory is that of fresh processes (of two, the larger), time the median of steps in turns. The
-error of a gradient is its distance from that of the whole batch in float64, relative to the length of that: in float32
-both ways round, and the whole batch, whose sums are longer, rounds more. Takes about four minutes on two cores.
+dropout; then the loss over all 12,288 rows, forward and backward; in one process, and in two (gloo) that share the
+batch and its loss. Memory is measured in fresh processes (of two, the larger figure); time is the median of steps in
+turns. The error of a gradient is its distance from the float64 gradient of the whole batch, relative to the norm of
+the latter. In float32 both round; the whole batch has longer sums and rounds more. Takes about four minutes on two
+cores.
 
-Ordinary dropout draws its masks in the order in which it is called, so that no step over the whole batch could have
-those of a step in chunks. Here a mask is a function of the row's number, which travels with the input as a fourth
-channel: the step over the whole batch and the step in chunks then have one gradient, and their difference is rounding.
+Ordinary dropout draws its masks in the order of its calls, so that a whole batch and its chunks have different masks.
+Here a mask is a function of the row's number, which is the fourth channel of the input: both steps then have the same
+gradient up to rounding.
 """
 
 import argparse
@@ -45,7 +46,7 @@ ERROR = "error of the gradient"
 
 
 class Sizes(NamedTuple):
-    """Images of a step and of a chunk, the network's width, and how many steps are timed."""
+    """Images of a step and of a chunk, the width of the network, and the number of timed steps."""
 
     images: int = 6144
     chunk: int = 64
@@ -98,7 +99,7 @@ class Network(nn.Module):
 
 
 def batch(sizes: Sizes, own: slice = slice(None)) -> tuple[Tensor, Tensor]:
-    """Images (B, V, 4, H, W) and labels (B,) of a process; the views of a class resemble each other."""
+    """Return images (B, V, 4, H, W) and labels (B,) of a process; the views of a class resemble each other."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(sizes.images) % CLASSES
     centres = torch.randn(CLASSES, 1, 3, SIDE, SIDE, generator=generator)
@@ -136,12 +137,12 @@ class Training:
         return work.get_future().then(lambda future: future.value()[0])
 
     def gradient(self) -> Tensor:
-        """The last step's gradient of all parameters in one row."""
+        """Return the last step's gradient of all parameters as one vector."""
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]).double()
 
 
 class Found(NamedTuple):
-    """What was measured of one way: seconds of a step, its gradient, and how often gradients were reduced in it."""
+    """The result of one way: seconds of a step, its gradient, and the number of gradient reductions in it."""
 
     seconds: float
     gradient: Tensor
@@ -149,7 +150,7 @@ class Found(NamedTuple):
 
 
 def measured(sizes: Sizes, rank: int | None = None) -> dict[str, Found]:
-    """Step both ways in turns."""
+    """Time steps of both ways in turns."""
     trainings = {way: Training(way, sizes, rank) for way in WAYS}
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for done in range(sizes.steps + 1):
@@ -162,14 +163,14 @@ def measured(sizes: Sizes, rank: int | None = None) -> dict[str, Found]:
 
 
 def peak(way: str, sizes: Sizes, rank: int | None = None) -> float | None:
-    """MB that a step takes above what is in use before it."""
+    """Return the MB of a step above the memory in use before it."""
     run(Training(way, QUICK, rank).step)  # loads all that a first step loads
     extra = peak_extra(Training(way, sizes, rank).step, "cpu")
     return None if extra is None else extra / MB
 
 
 def one_of_two(rank: int, task: Callable[[Sizes, int], Any], sizes: Sizes, folder: str) -> None:
-    """Do a task as one of two processes with a thread each, and leave the result in the folder."""
+    """Run a task as one of two processes with one thread each; write its result into the folder."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(task(sizes, rank), f"{folder}/{rank}.pt")
@@ -178,14 +179,14 @@ def one_of_two(rank: int, task: Callable[[Sizes, int], Any], sizes: Sizes, folde
 
 
 def by_two(task: Callable[[Sizes, int], Any], sizes: Sizes) -> list[Any]:
-    """The results of a task done by two processes."""
+    """Run a task on two processes; return both results."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(one_of_two, args=(task, sizes, folder), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def probe(way: str, sizes: Sizes, processes: int) -> float | None:
-    """The peak of a step in processes of their own (see `memory.MALLOC`), of two the larger."""
+    """Return the peak of a step in fresh processes (see `memory.MALLOC`), of two the larger."""
     asked = json.dumps([way, sizes, processes])
     command = [sys.executable, str(Path(__file__)), "--probe", asked]
     done = subprocess.run(command, env=os.environ | MALLOC, stdout=subprocess.PIPE, text=True, check=True)
@@ -194,14 +195,14 @@ def probe(way: str, sizes: Sizes, processes: int) -> float | None:
 
 
 def probed(asked: str) -> str:
-    """What `probe` runs in its process."""
+    """Measure the peak, as JSON: the work of the process of `probe`."""
     way, sizes, processes = json.loads(asked)
     task = partial(peak, way)
     return json.dumps([task(Sizes(*sizes))] if processes == 1 else by_two(task, Sizes(*sizes)))
 
 
 class Line(NamedTuple):
-    """A line of the table: a figure of the whole batch and of the chunks, and what it should be."""
+    """A row of the table: the figures of the whole batch and of the chunks, and the aim."""
 
     what: str
     whole: float | None
@@ -209,7 +210,7 @@ class Line(NamedTuple):
     aim: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        """The line as text."""
+        """Return the row as text."""
 
         def text(value: float | None) -> str:
             return f"{value:.1e}" if ERROR in self.what and value is not None else shown(value)
@@ -218,7 +219,7 @@ class Line(NamedTuple):
 
 
 def lines(sizes: Sizes, processes: int, exact: Tensor) -> Iterator[Line]:
-    """What one process finds, or two together; `exact` is the gradient that all should have."""
+    """Yield the rows of one or two processes; `exact` is the reference gradient."""
     where = "one process" if processes == 1 else "two processes"
     extra = {way: probe(way, sizes, processes) for way in WAYS}
     found = [measured(sizes)] if processes == 1 else by_two(measured, sizes)
@@ -235,21 +236,21 @@ def lines(sizes: Sizes, processes: int, exact: Tensor) -> Iterator[Line]:
 
 
 def double_gradient(way: str, sizes: Sizes) -> Tensor:
-    """The gradient in float64, by one process."""
+    """Return the gradient in float64 in one process."""
     training = Training(way, sizes, None, torch.float64)
     run(training.step)
     return training.gradient()
 
 
 def error(came: Tensor, exact: Tensor) -> float:
-    """The distance of a gradient from the exact one, relative to the length of that."""
+    """Return the distance of a gradient from the exact one, relative to the norm of the latter."""
     return float((came - exact).norm() / exact.norm())
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
-    """Measure both ways in one process and in two, print the table."""
+    """Measure both ways in one process and in two, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition, only to try the script")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.probe is not None:

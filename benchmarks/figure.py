@@ -15,7 +15,7 @@ OUR_COLOUR = "#4c72b0"
 
 
 def draw_scaling(records: Sequence[Record], ours: str, path: Path) -> None:
-    """Seconds and MB of a step against N, log-log, as an SVG file that depends on the records alone."""
+    """Draw seconds and MB of a step against N, log-log, as an SVG file that depends on the records alone."""
     both = [record for record in records if record.mode == "both"]
     names = [name for name in (ours, *LABELS) if name == FLOOR or any(record.name == name for record in both)]
     sizes = sorted({record.N for record in both})

@@ -1,17 +1,17 @@
-"""What do the fused kernels gain on a GPU? bfloat16, D = 128, forward plus backward.
+"""Measure the gain of the fused kernels on a GPU: bfloat16, D = 128, forward plus backward.
 
     python benchmarks/gpu.py [--quick] [--device cpu]
 
 `triton` against `tiled` and the floor on the same device at N = 16,384 and 65,536, then one step of 1,048,576 rows.
-With `--quick --device cpu` it only shows that the script works: the kernels then count as failed.
+`--quick --device cpu` only tries the script: the kernels then count as failed.
 """
 
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from expected_targets import SHORT, Target, at_least, at_most
 from harness import Entry, Run
-from must_show import SHORT, Promise, at_least, at_most
 from records import Record
 from tables import exponent, find, floor_seconds, markdown, measurements, megabytes, ratio, seconds, shown
 
@@ -19,7 +19,7 @@ FUSED, PLAIN = "pml_supcon/triton", "pml_supcon/tiled"
 
 
 class Sizes(NamedTuple):
-    """The numbers of rows that the promises speak of."""
+    """The numbers of rows of the targets."""
 
     compared: tuple[int, int] = (16384, 65536)
     large: int = 1048576
@@ -29,7 +29,7 @@ QUICK = Sizes(compared=(256, 512), large=1024)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
-    """Measure, print the measurements and the promises."""
+    """Measure, then print the measurements and the targets."""
     run = Run.of("gpu", __doc__, ["--device", "cuda", *(sys.argv[1:] if arguments is None else arguments)])
     sizes = QUICK if run.quick else Sizes()
     made = []
@@ -47,12 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
 
 
 def table(records: Sequence[Record], sizes: Sizes) -> str:
-    """The promises as a Markdown table."""
-    return markdown(["", "at least", "measured", ""], promises(records, sizes), text_columns=2)
+    """Return the targets as a Markdown table."""
+    return markdown(["", "at least", "measured", ""], targets(records, sizes), text_columns=2)
 
 
-def promises(records: Sequence[Record], sizes: Sizes) -> list[Promise]:
-    """Each promise with its figure from the records of one run."""
+def targets(records: Sequence[Record], sizes: Sizes) -> list[Target]:
+    """Return each target with its figure from the records of one run."""
     made = []
     for N in sizes.compared:
         time = seconds(records, FUSED, N=N, option="L_out")
@@ -60,8 +60,8 @@ def promises(records: Sequence[Record], sizes: Sizes) -> list[Promise]:
         share = ratio(floor_seconds(records, N=N), time)
         percent = "-" if share is None else f"{share:.0%}"
         made += [
-            Promise(f"time of `tiled` over `triton`, N = {N:,}", "3", shown(faster), at_least(faster, 3)),
-            Promise(f"time of the floor over `triton`, N = {N:,}", "40%", percent, at_least(share, 0.4)),
+            Target(f"time of `tiled` over `triton`, N = {N:,}", "3", shown(faster), at_least(faster, 3)),
+            Target(f"time of the floor over `triton`, N = {N:,}", "40%", percent, at_least(share, 0.4)),
         ]
     large = find(records, FUSED, N=sizes.large)
     if large is None or large.p50 is None:
@@ -71,7 +71,7 @@ def promises(records: Sequence[Record], sizes: Sizes) -> list[Promise]:
         grows = exponent((N, megabytes(records, FUSED, N=N, option="L_out")) for N in spanned)
         figure = f"{shown(large.p50, 1, ' s')}, {shown(large.peak_extra_mb, 0, ' MB')}, N to the {shown(grows)}"
         verdict = at_most(grows, 1.1)
-    return [*made, Promise(f"N = {sizes.large:,} in one step", "finishes, in linear memory", figure, verdict)]
+    return [*made, Target(f"N = {sizes.large:,} in one step", "finishes, in linear memory", figure, verdict)]
 
 
 if __name__ == "__main__":

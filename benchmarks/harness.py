@@ -1,7 +1,7 @@
-"""How the benchmarks measure: providers timed in turns, memory apart from time, every outcome a record.
+"""The harness of the benchmarks: times providers in turns, measures memory apart, records every outcome.
 
-A script names its entries (a provider on a case) and calls `Run.measure`. Steps are timed round by round, each round
-in another order, so that the noise of the machine and what the step before left in the caches hit all alike.
+A script lists its entries (a provider on a case) and calls `Run.measure`. Steps are timed in rounds, each in another
+order, so that the noise of the machine and the cache contents of the previous step affect all alike.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from memory import Peak, probe
 from providers import Case, Step, make_step
 from records import OK, RESULTS, Record, append, environment
 
-LIMIT_S = 180.0  # of one step, its compilation included
-LONG_S = 5.0  # a first step that takes longer is as good as a later one, and counts
+LIMIT_S = 180.0  # of one step, with its compilation
+LONG_S = 5.0  # a first step that takes longer counts as a measurement: its warm-up is a small share
 QUANTILES = (0.2, 0.5, 0.8)
 MODES = ("forward", "backward", "both")
 
@@ -29,7 +29,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Entry(NamedTuple):
-    """A provider (see `providers.make_step`) on a case; `memory`: whether to measure that too."""
+    """A provider (see `providers.make_step`) on a case; with `memory` the peak memory is measured too."""
 
     provider: str
     case: Case
@@ -38,13 +38,13 @@ class Entry(NamedTuple):
 
 @dataclass
 class Timing:
-    """Seconds forward and backward of each timed step (backward None: the step is one piece), or why there are none."""
+    """The status, and the seconds forward and backward of each timed step; backward is None for a step in one piece."""
 
     status: str = OK
     samples: list[tuple[float, float | None]] = field(default_factory=list)
 
     def quantiles(self, mode: str) -> tuple[float, ...] | None:
-        """The quantiles of a mode; None where the step has no such part."""
+        """Return the quantiles of a mode, None where the step has no such part."""
         pick: dict[str, Callable[[float, float | None], float | None]] = {
             "forward": lambda forward, backward: None if backward is None else forward,
             "backward": lambda forward, backward: backward,
@@ -56,7 +56,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one script: what it asks, where, and where its records go."""
+    """One run of a script: its name (`question`), device, environment, and the CSV of its records."""
 
     question: str
     quick: bool
@@ -66,41 +66,41 @@ class Run:
 
     @staticmethod
     def of(question: str, description: str | None, arguments: Sequence[str] | None) -> "Run":
-        """The run that a command line asks for."""
+        """Return the run of a command line."""
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-        parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition, to see that it works")
+        parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition, only to try the script")
         parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
         parser.add_argument("--output", type=Path, help=f"CSV to append to (default: {RESULTS}; with --quick: none)")
         asked = parser.parse_args(arguments)
         if asked.device == "cuda" and not torch.cuda.is_available():
-            parser.error("--device cuda: there is no CUDA device here")
+            parser.error("--device cuda: this machine has no CUDA device")
         output = asked.output or (None if asked.quick else RESULTS)
         return Run(question, asked.quick, asked.device, output, environment(asked.device))
 
     @property
     def ours(self) -> list[str]:
-        """Our backends worth timing on the device, the first the one that "auto" is to take."""
+        """Our backends for the device; "auto" should select the first."""
         return ["pml_supcon/triton", "pml_supcon/tiled"] if self.device == "cuda" else ["pml_supcon/auto"]
 
     @property
     def floors(self) -> list[str]:
-        """The floor in the tile sizes that may be its fastest on the device."""
+        """The floor in the tile sizes that may be the fastest on the device."""
         return [f"floor/{tile}" for tile in ((2048, 4096, 8192) if self.device == "cuda" else (512, 1024))]
 
     def case(self, N: int, *, quick_N: int = 256, **options: Any) -> Case:
-        """A case of `N` rows on the device of the run, of `quick_N` in a quick run."""
+        """Return a case of `N` rows on the device of the run; a quick run has `quick_N` rows."""
         return Case(quick_N if self.quick else N, device=self.device, **options)
 
     def measure(
         self, entries: Sequence[Entry], *, seconds: float = 45.0, least: int = 3, most: int = 50
     ) -> list[Record]:
-        """Peaks, then times of all entries in turns; the records are appended to the CSV and returned.
+        """Measure the peaks, then the times of all entries in turns; append the records to the CSV and return them.
 
         Args:
-            entries: what to measure, each once.
-            seconds: how long the timing may take, an equal share for each entry.
-            least: steps of an entry at least, whatever its share; a quick run makes one.
-            most: steps of an entry at most.
+            entries: distinct entries.
+            seconds: duration of the timing, shared equally by the entries.
+            least: minimum number of steps of an entry; a quick run has one.
+            most: maximum number of steps of an entry.
         """
         peaks = {e: probe(e.provider, e.case, limit_s=LIMIT_S) if e.memory else Peak(OK, None) for e in entries}
         makers = {e: partial(make_step, e.provider, e.case) for e in entries if peaks[e].status == OK}
@@ -134,7 +134,7 @@ class Run:
 def time_in_turns(
     makers: Mapping[K, Callable[[], Step]], device: str, *, seconds: float, least: int, most: int
 ) -> dict[K, Timing]:
-    """Time steps in turns (see `Run.measure`); one that raises is out, and its timing says why."""
+    """Time steps in turns (see `Run.measure`); drop one that raises, with the reason in its status."""
     timings: dict[K, Timing] = {key: Timing() for key in makers}
     steps: dict[K, Step] = {}
 
@@ -167,7 +167,7 @@ def time_in_turns(
     }
     for turns in spread(wanted):
         gc.collect()
-        gc.disable()  # as `timeit` does: a collection would hit whoever's turn it is
+        gc.disable()  # as `timeit` does: a collection would lengthen one step at random
         try:
             for key in turns:
                 if key in steps:
@@ -178,7 +178,7 @@ def time_in_turns(
 
 
 def spread(wanted: Mapping[K, int]) -> Iterator[list[K]]:
-    """Rounds in which each key has its turn as often as wanted, evenly over all rounds and in changing order."""
+    """Yield rounds: each key occurs as often as wanted, evenly over all rounds, in an order that changes."""
     rounds = max(wanted.values(), default=0)
     order = random.Random(0)
     for done in range(rounds):
@@ -188,7 +188,7 @@ def spread(wanted: Mapping[K, int]) -> Iterator[list[K]]:
 
 
 def time_step(step: Step, device: str) -> tuple[float, float | None]:
-    """Seconds forward and backward of one step, on the device's own clock where it has one."""
+    """Return the seconds forward and backward of one step, on CUDA by the device's clock."""
     if device == "cuda":
         events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
         torch.cuda.synchronize()
@@ -209,12 +209,12 @@ def time_step(step: Step, device: str) -> tuple[float, float | None]:
 
 
 def quantiles(times: Sequence[float]) -> tuple[float, ...]:
-    """The quantiles `QUANTILES` of a sample, linear between its members."""
+    """Return the quantiles `QUANTILES` of a sample, with linear interpolation."""
     return tuple(torch.tensor(times, dtype=torch.float64).quantile(q).item() for q in QUANTILES)
 
 
 def describe(record: Record) -> str:
-    """A record as a line to read while the script runs."""
+    """Return a record as a line of the script's output."""
     where = f"N={record.N} D={record.D} {record.dtype} {record.option}: {record.name}"
     if record.status != OK or record.p50 is None:
         return f"{where}: {record.status}"

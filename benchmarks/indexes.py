@@ -1,9 +1,9 @@
-"""How many of the true neighbours do approximate indexes find, and how fast are they?
+"""Measure the recall and the speed of approximate nearest-neighbour indexes.
 
     python benchmarks/indexes.py [--quick]
 
 100,000 references and 1,000 queries, 128 wide, around 1,000 centres; the 100 nearest of every query. Recall@k is the
-share of the k nearest that the index has among its first k (`index_recall`). The exact search is timed beside.
+share of the k nearest that are among the first k of the index (`index_recall`). The exact search is timed too.
 Takes about three minutes.
 """
 
@@ -27,9 +27,9 @@ INDEXES = ("exact", "ivf", "hnsw", "IVF1024,PQ16", "IVF1024,PQ32", "IVF4096,PQ16
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Measure every index, print the table, keep the record."""
+    """Measure every index, print the table, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2,000 references, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="2,000 references, only to try the script")
     quick = parser.parse_args(arguments).quick
     points = Points(2000, 50, queries=50) if quick else Points(100_000, 1000, queries=1000, scale=0.5)
     rows = measure(points, INDEXES[:3] if quick else INDEXES)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def measure(points: Points, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Seconds and recall of each index; the first is the exact one."""
+    """Return seconds and recall of each index; the first must be the exact one."""
     (queries, _, references, _), _ = points.arguments()
     rows, exact = [], None
     for name in names:

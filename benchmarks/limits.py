@@ -1,4 +1,4 @@
-"""Limits on the time and memory of what is measured, and what a record says when one is reached."""
+"""Limits on the time and memory of a measurement, and the status of a record when one is exceeded."""
 
 import resource
 import signal
@@ -16,7 +16,7 @@ SHARE_OF_MEMORY = 0.8  # of what is free: beyond it an allocation fails, before 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block when it takes longer, as soon as Python gets a turn; in the main thread only."""
+    """Raise TimeoutError in a block that takes longer, at the next Python instruction; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -35,7 +35,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def bounded_memory(device: str) -> Iterator[None]:
-    """Let allocations fail before the machine runs out of memory. On CUDA the allocator does so by itself."""
+    """Bound the memory of this process, so that an allocation fails before the machine runs out of memory.
+
+    On CUDA the allocator fails by itself.
+    """
     try:
         available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
         used = process_bytes("VmData")
@@ -54,7 +57,7 @@ def bounded_memory(device: str) -> Iterator[None]:
 
 
 def process_bytes(field: str) -> int:
-    """A size from `/proc/self/status`, in bytes; OSError where the system does not tell."""
+    """Return a size from `/proc/self/status` in bytes; raise OSError where the system has none."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -62,12 +65,12 @@ def process_bytes(field: str) -> int:
 
 
 def over(seconds: float) -> str:
-    """The status of what took longer."""
+    """Return the status of a step that exceeded the time limit."""
     return f"over {seconds:g} s"
 
 
 def status_of(error: Exception) -> str:
-    """The status of a step that raised."""
+    """Return the status of a step that raised."""
     if isinstance(error, SkippedError):
         return f"skipped: {error}"
     if isinstance(error, TimeoutError):

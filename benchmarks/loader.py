@@ -1,17 +1,17 @@
-"""How many views a second come out of the loader, beside the usual pipeline, and is the loss a small part of a step?
+"""Compare the views per second of our loader with the usual pipeline; measure the share of the loss in a step.
 
     python benchmarks/loader.py [--quick] [--data FOLDER]
 
-CIFAR-10's images in batches of 512 with two views each, SimCLR's augmentation. Ours is the loader of the recipe:
-`MultiViewTensorDataset` with a seed for each batch, which makes the views of a batch at once from images held in
-memory. The usual one makes a PIL image of each array held in memory, twice calls torchvision's transforms on it and
-collates tensors. Both have the same number of workers, each of which computes on one thread; so does the main process
-in all that is timed here: on a machine with other work, waiting for threads would hide all else. An epoch is timed from
-its first batch asked for to its last one got, the workers at work already; the figure is the median of epochs in turns.
+CIFAR-10 in batches of 512 images with two views each, SimCLR's augmentation. Ours is the loader of the recipe:
+`MultiViewTensorDataset` with a seed for each batch, which creates the views of a whole batch at once from images in
+memory. The usual one converts each array in memory to a PIL image, applies torchvision's transforms to it twice and
+collates tensors. Both have the same number of workers with one thread each; the main process has one thread too, since
+on a busy machine the wait for threads would dominate. An epoch is timed from the request for its first batch to the
+arrival of its last, with running workers; the figure is the median of epochs in turns.
 
-The step of training is that of the recipe's default encoder, a narrow resnet10t, with a projection head, on a batch of
-512 images with two views: forward, `SupConLossOut`, backward, SGD. The loss's part is its forward and its own
-backward. Takes about three minutes on two quiet cores.
+The training step has the recipe's default encoder, a narrow resnet10t, and a projection head, on a batch of 512 images
+with two views: forward, `SupConLossOut`, backward, SGD. The share of the loss is its own forward and backward pass.
+Takes about three minutes on two idle cores.
 """
 
 import argparse
@@ -58,7 +58,7 @@ QUICK = Sizes(images=96, batch=32, epochs=1, steps=1, calls=1)
 
 
 class PilViews(Dataset[tuple[list[Tensor], int]]):
-    """The usual way: a PIL image per item, as torchvision's `CIFAR10` gives it, and transforms called once per view."""
+    """The usual data set: a PIL image per item, as of torchvision's `CIFAR10`, and a call of the transform per view."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Any], Tensor]) -> None:
         self.arrays, self.labels = images.permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist()
@@ -73,7 +73,7 @@ class PilViews(Dataset[tuple[list[Tensor], int]]):
 
 
 def usual_loader(data: ImageData, images: Tensor, labels: Tensor, batch: int, workers: int) -> DataLoader[Any]:
-    """PIL images through torchvision's transforms."""
+    """Return a loader of PIL images with torchvision's transforms."""
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(data.image_size, scale=(0.2, 1.0)),
@@ -90,7 +90,7 @@ def usual_loader(data: ImageData, images: Tensor, labels: Tensor, batch: int, wo
 
 
 def our_loader(data: ImageData, images: Tensor, labels: Tensor, batch: int, workers: int) -> DataLoader[Any]:
-    """Views of a whole batch at once, as the recipe loads them."""
+    """Return the recipe's loader, which creates the views of a whole batch at once."""
     transform = augmentation("simclr", data.image_size, mean=data.mean, std=data.std)
     views: Any = SeededDataset(MultiViewTensorDataset(images, labels, transform, VIEWS))
     return DataLoader(
@@ -103,7 +103,7 @@ def our_loader(data: ImageData, images: Tensor, labels: Tensor, batch: int, work
 
 
 def epoch_seconds(loader: DataLoader[Any], images: int) -> float:
-    """How long an epoch takes; it must have all images."""
+    """Return the seconds of an epoch; raise unless it has all images."""
     started = time.perf_counter()
     came = sum(len(labels) for _, labels in loader)
     seconds = time.perf_counter() - started
@@ -114,7 +114,7 @@ def epoch_seconds(loader: DataLoader[Any], images: int) -> float:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute as in a worker of a loader."""
+    """Compute on one thread, as a worker of a loader does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -124,7 +124,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Line(NamedTuple):
-    """A line of the table: our figure, the usual one's where there is one, and the aim."""
+    """A row of the table: our figure, the figure of the usual loader if it has one, and the aim."""
 
     what: str
     ours: float
@@ -132,14 +132,14 @@ class Line(NamedTuple):
     aim: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        """The line as text."""
+        """Return the row as text."""
         if "%" in self.what:
             return self.what, shown(self.ours, 1), "-", "-", self.aim
         return self.what, shown(self.ours, 0), shown(self.usual, 0), shown(ratio(self.ours, self.usual), 1), self.aim
 
 
 def loader_lines(data: ImageData, images: Tensor, labels: Tensor, sizes: Sizes) -> Iterator[Line]:
-    """Views a second of both loaders, for each number of workers."""
+    """Yield the views per second of both loaders for each number of workers."""
     makers = {"ours": our_loader, "usual": usual_loader}
     for workers in WORKERS:
         loaders = {who: make(data, images, labels, sizes.batch, workers) for who, make in makers.items()}
@@ -165,7 +165,7 @@ class Training:
         self.loss = SupConLossOut()
 
     def step(self, views: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Seconds of a step, and of the loss in it; views (B, V, C, H, W)."""
+        """Return the seconds of a step and of its loss; views (B, V, C, H, W)."""
         self.optimizer.zero_grad()
         marks = [time.perf_counter()]
         embeddings = self.model(flatten_views(views))
@@ -180,7 +180,7 @@ class Training:
 
 
 def loss_line(data: ImageData, images: Tensor, labels: Tensor, sizes: Sizes) -> Line:
-    """The loss's part of a step."""
+    """Return the share of the loss in a training step."""
     training = Training(data)
     views, labels = next(iter(our_loader(data, images, labels, sizes.batch, 0)))
     steps = [training.step(views, labels) for _ in range(sizes.steps + 1)][1:]
@@ -189,7 +189,7 @@ def loss_line(data: ImageData, images: Tensor, labels: Tensor, sizes: Sizes) -> 
 
 
 def augmentation_lines(data: ImageData, images: Tensor, sizes: Sizes) -> Iterator[Line]:
-    """Views a second of each augmentation by itself, on the rows of a batch, in turns."""
+    """Yield the views per second of each augmentation alone, on the rows of a batch, in turns."""
     rows = images[: sizes.batch].repeat(VIEWS, 1, 1, 1)
     made = {name: augmentation(name, data.image_size, mean=data.mean, std=data.std) for name in AUGMENTATIONS}
     times: dict[str, list[float]] = {name: [] for name in made}
@@ -204,9 +204,9 @@ def augmentation_lines(data: ImageData, images: Tensor, sizes: Sizes) -> Iterato
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
-    """Measure, print the table, keep the record."""
+    """Measure, print the table, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="96 images, one repetition, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="96 images, one repetition, only to try the script")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with CIFAR-10 as Parquet files (%(default)s)")
     asked = parser.parse_args(arguments)
     if not any(asked.data.glob("*.parquet")):

@@ -1,6 +1,6 @@
 """Write the benchmarks' page and its figures from the records: `python benchmarks/make_page.py`.
 
-The same records give the same files, byte by byte (with the same matplotlib).
+The same records give the same files byte by byte, with the same version of matplotlib.
 """
 
 import argparse
@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import expected_targets
 import gpu
-import must_show
 import options
 import scaling
+from expected_targets import SHORT
 from figure import draw_scaling
-from must_show import SHORT
 from records import RESULTS, Record, last_run, latest, read
 from tables import measurements
 
@@ -21,9 +21,9 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 PLACES = {"cpu": "On the CPU", "cuda": "On a GPU"}
 OURS = {"cpu": "pml_supcon/auto", "cuda": "pml_supcon/triton"}
 WAITING = {
-    "cpu": "No records yet: `python benchmarks/must_show.py` and the scripts beside it make them.",
-    "cuda": "No records yet: no GPU was at hand. `python benchmarks/gpu.py --device cuda` makes those of the kernels, "
-    "the other scripts with `--device cuda` the rest; until then their speed is not shown.",
+    "cpu": "No records yet: `python benchmarks/expected_targets.py` and the other scripts write them.",
+    "cuda": "No records yet, as no GPU was available. `python benchmarks/gpu.py --device cuda` measures the kernels, "
+    "the other scripts with `--device cuda` the rest.",
 }
 
 HEAD = """\
@@ -33,16 +33,16 @@ HEAD = """\
 
 A step is the forward and the backward pass of one loss on normal random embeddings, 100 classes of equal size, two
 views, temperature 0.1. Providers take turns in one process, each round in another order; times are medians with the
-20% and 80% quantiles. Memory is the peak of one step above its inputs, in 10^6 bytes, taken in a process of its own.
+20% and 80% quantiles. Memory is the peak of one step above its inputs in 10^6 bytes, measured in a separate process.
 
 - `pml_supcon/auto`, `/tiled`, `/triton`, `/reference`: `SupConLossOut` by backend; `reference` is the dense definition.
 - `pml`: `SupConLoss` of pytorch-metric-learning.
-- `dense/compiled`: L_out as a dense cross entropy of some ten lines under `torch.compile`.
-- `lightly`: its `NTXentLoss`, where there are no labels.
-- `floor/512` and so on: what the method cannot avoid, alone: one `Z Z^T`, one `exp` per pair and one `W Z`, in plain
-  torch, in square tiles of that side, with every result in a buffer that is there already.
+- `dense/compiled`: L_out as a dense cross entropy under `torch.compile`.
+- `lightly`: `NTXentLoss` of lightly, without labels.
+- `floor/512` and so on: only the operations that the method cannot avoid: one `Z Z^T`, one `exp` per pair and one
+  `W Z`, in plain torch, in square tiles of that side, with preallocated buffers.
 
-`make bench` runs all of this; each script takes `--quick` to see that it works, and `--device cuda`.
+`make bench` runs all scripts on the CPU. Each of these takes `--quick`, which only tries it, and `--device cuda`.
 """
 
 
@@ -60,18 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def device_parts(records: Sequence[Record], device: str, docs: Path) -> list[str]:
-    """The sections of one device, in Markdown."""
+    """Return the Markdown sections of one device."""
     title = f"## {PLACES[device]}\n"
     if not records:
         return [title, f"{WAITING[device]}\n"]
     parts = [title]
     if device == "cuda":
         run = last_run(records, "gpu")
-        parts += section(run, "gpu", device, "What the kernels must show", lambda run: gpu.table(run, gpu.Sizes()))
+        parts += section(run, "gpu", device, "Targets of the kernels", lambda run: gpu.table(run, gpu.Sizes()))
         parts += section(run, "gpu", device, "The measurements", measurements)
     else:
-        run = last_run(records, "must_show")
-        parts += section(run, "must_show", device, "What the losses must show", promised)
+        run = last_run(records, "expected_targets")
+        parts += section(run, "expected_targets", device, "Targets of the losses", target_table)
     found = latest(records)
     parts += section(found, "scaling", device, "Against the number of rows", lambda run: grown(run, device, docs))
     parts += section(found, "peers", device, "Against the peers", measurements)
@@ -83,18 +83,18 @@ def device_parts(records: Sequence[Record], device: str, docs: Path) -> list[str
 def section(
     records: Sequence[Record], question: str, device: str, title: str, body: Callable[[list[Record]], str]
 ) -> list[str]:
-    """The answer to one question, with the command that gave it and where; nothing where it was not asked."""
+    """Return the section of one script with its command and machine, or nothing where it has no records."""
     asked = [record for record in records if record.question == question]
     return [f"### {title}\n", body(asked) + "\n", source(asked, command(question, device)) + "\n"] if asked else []
 
 
 def command(question: str, device: str) -> str:
-    """What to type to measure it."""
+    """Return the command of a script."""
     return f"python benchmarks/{question}.py" + (" --device cuda" if device == "cuda" else "")
 
 
 def source(records: Sequence[Record], typed: str) -> str:
-    """Where records come from: the command, the dates, the machine, the versions."""
+    """Return the source of records: the command, the dates, the machine, the versions."""
 
     def each(form: Callable[[Record], str]) -> str:
         return "; ".join(dict.fromkeys(map(form, records)))
@@ -104,16 +104,17 @@ def source(records: Sequence[Record], typed: str) -> str:
     return f"`{typed}`, {each(lambda r: f'{r.date[:10]} at commit {r.commit}')}; {machine}; {versions}."
 
 
-def promised(run: list[Record]) -> str:
-    """The table of promises, and how many are kept."""
-    lines = must_show.promises(run, must_show.Sizes(), OURS["cpu"])
+def target_table(run: list[Record]) -> str:
+    """Return the table of targets and the number of missed ones."""
+    lines = expected_targets.targets(run, expected_targets.Sizes(), OURS["cpu"])
     short = sum(line.verdict == SHORT for line in lines)
     kept = "All are met." if not short else f"{short} of {len(lines)} fall short."
-    return must_show.table(run, must_show.Sizes(), OURS["cpu"]) + f"\n\nFloat32, D = 128 where not said. {kept}"
+    table = expected_targets.table(run, expected_targets.Sizes(), OURS["cpu"])
+    return f"{table}\n\nFloat32; D = 128 unless the row has another. {kept}"
 
 
 def grown(run: list[Record], device: str, docs: Path) -> str:
-    """The figure of time and memory against N, the exponents, all measurements."""
+    """Draw time and memory against N; return the picture, the exponents and all measurements as Markdown."""
     path = Path("figures") / f"scaling-{device}.svg"
     (docs / path).parent.mkdir(parents=True, exist_ok=True)
     draw_scaling([record for record in run if record.D != scaling.WIDE], OURS[device], docs / path)
@@ -122,12 +123,12 @@ def grown(run: list[Record], device: str, docs: Path) -> str:
 
 
 def optional(run: list[Record]) -> str:
-    """The options with what they cost over L_out, and what the script says of them."""
+    """Return the options with their time relative to L_out, and the last paragraph of the script's docstring."""
     return f"{measurements(run, against='L_out')}\n\n{said(options.__doc__)}"
 
 
 def said(docstring: str | None) -> str:
-    """The last paragraph of a script's docstring."""
+    """Return the last paragraph of a docstring."""
     return (docstring or "").strip().split("\n\n")[-1]
 
 

@@ -1,7 +1,7 @@
-"""Peak memory of one step, apart from its time: a fresh process for each provider and case.
+"""Peak memory of one step, measured apart from its time in a fresh process for each provider and case.
 
-On Linux the kernel keeps each process's highest resident size (`VmHWM`) and sets it back on request (5 written to
-`/proc/self/clear_refs`), so that nothing is sampled and no peak is missed. On CUDA the caching allocator counts.
+On Linux the kernel records the peak resident size of each process (`VmHWM`), and resets it when 5 is written to
+`/proc/self/clear_refs`: nothing is sampled and no peak is missed. On CUDA the caching allocator counts.
 """
 
 import json
@@ -17,25 +17,25 @@ from limits import bounded_memory, over, process_bytes, status_of, time_limit
 from providers import Case, Step, make_step
 from records import MB, OK
 
-#: glibc keeps freed blocks for later, and learns to serve ever larger ones from its heap: a step could reuse what the
-#: setting-up left behind, and its memory would not show. With these, each larger block is a mapping of its own,
-#: returned when freed: what is resident is what is in use. They slow a step down, hence apart from time.
+#: glibc keeps freed blocks and serves ever larger ones from its heap: a step could reuse blocks of the set-up, which
+#: would hide its memory. With these variables each larger block is a mapping of its own and is returned when freed: the
+#: resident memory is the memory in use. They slow a step down, so that time is measured without them.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 WARM_UP_ROWS = 256
 
 
 class Peak(NamedTuple):
-    """What a step took above its inputs, in MB; None where it failed or the system does not tell."""
+    """The peak memory of a step above its inputs in MB; None where it failed or the system has no figure."""
 
     status: str
     extra_mb: float | None
 
 
 def probe(name: str, case: Case, *, limit_s: float) -> Peak:
-    """The peak of a provider's step, run in a process of its own; never raises for what happens there."""
+    """Return the peak of a provider's step from a separate process; never raise for an error there."""
     command = [sys.executable, __file__, name, json.dumps(asdict(case)), str(limit_s)]
     environment = os.environ | MALLOC
-    try:  # the process watches the time itself, but a single long operation keeps it from doing so
+    try:  # the process limits its time itself, but cannot interrupt a single long operation
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s + 60)
     except subprocess.TimeoutExpired:
         return Peak(over(limit_s), None)
@@ -48,10 +48,10 @@ def probe(name: str, case: Case, *, limit_s: float) -> Peak:
 
 
 def probed(name: str, case: Case, limit_s: float) -> Peak:
-    """What `probe` runs in its process: set up, touch all that a first step loads, then measure one step."""
+    """Warm up, then measure one step: the work of the process of `probe`."""
     try:
         with bounded_memory(case.device), time_limit(limit_s):
-            # A compiled step is compiled for its shape; the others load all they need on a small one.
+            # A compiled step needs its own shape to warm up; for the others a small one is enough.
             small = case if name.startswith("dense/") else replace(case, N=min(case.N, WARM_UP_ROWS))
             run(make_step(name, small))
             step = make_step(name, case)
@@ -64,7 +64,7 @@ def probed(name: str, case: Case, limit_s: float) -> Peak:
 
 
 def peak_extra(step: Step, device: str) -> int | None:
-    """Bytes that one step takes above what is in use before it; None where the system does not tell."""
+    """Return the bytes of one step above the memory in use before it; None where the system has no figure."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -83,7 +83,7 @@ def peak_extra(step: Step, device: str) -> int | None:
 
 
 def run(step: Step) -> None:
-    """Forward, and backward where there is one; the loss and the gradients are held to the end, as in training."""
+    """Run forward, and backward if there is one; hold the loss and the gradients to the end, as in training."""
     loss = step.forward()
     _gradients = step.backward(loss) if step.backward else None
 

@@ -1,9 +1,9 @@
-"""What does each option of the loss cost, against L_out without a cap?
+"""Measure the cost of each option of the loss relative to L_out without a cap.
 
     python benchmarks/options.py [--quick] [--device cuda]
 
-N = 8,192. The first view alone as anchors has half the pairs. With `ref_emb` (8,192 further rows, without a gradient)
-each pair is met once and not, as among the rows themselves, from both ends: twice the products.
+N = 8,192. "first view" takes only the first views as anchors, half of the pairs. `ref_emb` adds 8,192 rows without a
+gradient; a pair of rows of the batch serves both of its rows, a pair with `ref_emb` only one: twice the products.
 """
 
 import sys
@@ -18,7 +18,7 @@ SIZE = 8192
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
-    """Measure all options in turns, print the table."""
+    """Measure all options in turns, then print the table."""
     run = Run.of("options", __doc__, arguments)
     entries = [Entry(name, run.case(SIZE, option=option)) for name in run.ours for option in OPTIONS]
     made = run.measure(entries, seconds=45, least=3)

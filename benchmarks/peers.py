@@ -1,9 +1,9 @@
-"""How do time and memory compare with the peers', and with the work that cannot be avoided?
+"""Compare time and memory with other libraries, and with the operations that no implementation can avoid.
 
     python benchmarks/peers.py [--quick] [--device cuda]
 
-Ours, our dense definition, PML's `SupConLoss`, the dense cross-entropy form under `torch.compile`, and the floor; for
-labels left out, ours and lightly's NT-Xent. All compute the same loss, but for the floor, which computes none.
+`SupConLossOut`, its dense definition, PML's `SupConLoss`, the dense cross-entropy form under `torch.compile`, and the
+floor; without labels, `SupConLossOut` and lightly's NT-Xent. All compute the same loss except the floor, which is none.
 """
 
 import sys
@@ -18,7 +18,7 @@ SIZES = (512, 2048, 8192)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
-    """Measure size by size, print the table."""
+    """Measure size by size, then print the table."""
     run = Run.of("peers", __doc__, arguments)
     made = []
     for N in SIZES[:1] if run.quick else SIZES:

@@ -1,17 +1,17 @@
-"""What does a global batch cost each of W processes, in products, memory and time, and is its gradient right?
+"""Measure the cost of a global batch for each of W processes (products, memory, time) and the error of its gradient.
 
     python benchmarks/processes.py [--quick]
 
-A batch of N = 8,192 rows (D = 128, 100 classes, two views, float32) lies in equal shares on 1, 2 and 4 processes with
-one thread each: ours under `GlobalBatchLoss`, PML's `SupConLoss` under its `DistributedLossWrapper` in both modes. A
+A batch of N = 8,192 rows (D = 128, 100 classes, two views, float32) is split equally over 1, 2 and 4 processes with one
+thread each: ours under `GlobalBatchLoss`, PML's `SupConLoss` under its `DistributedLossWrapper` in both modes. A
 step is the forward and the backward pass of the loss, from embeddings to their gradient.
 
 - products: multiply-adds of all matrix products of a process, counted by torch's profiler, in units of `N^2 D`;
 - memory: the highest peak of a process above its share of the rows;
-- time: the median of the slowest process. More processes than cores share these: the time does not show `1/W` then;
-- loss: the reported value over that of one process with the whole batch;
+- time: the median of the slowest process; with more processes than cores it does not fall as `1/W`;
+- loss: the reported value, relative to the loss of one process with the whole batch;
 - gradient error: the largest error of a process's gradient, averaged over processes as DDP does it, over the largest
-  entry; the right one is that of `reference` formulas in float64, in tiles.
+  entry; the exact gradient is computed in float64, in tiles.
 """
 
 import argparse
@@ -47,7 +47,7 @@ LIMIT_S = 600
 
 
 def make_loss(provider: str) -> Any:
-    """The loss over all processes' rows."""
+    """Create the loss over the rows of all processes."""
     if provider == "pml_supcon":
         return GlobalBatchLoss(SupConLossOut(temperature=TEMPERATURE), num_views=2)
     return DistributedLossWrapper(pml.SupConLoss(temperature=TEMPERATURE), efficient=provider == "pml/efficient")
@@ -61,7 +61,7 @@ PROVIDERS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Measure every provider on every number of processes, print the table, keep the record."""
+    """Measure every provider on every number of processes, print the table, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="256 rows, one and two processes, one repetition")
     quick = parser.parse_args(arguments).quick
@@ -78,22 +78,22 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def measure(provider: str, processes: int, case: Case, repetitions: int) -> dict[str, Any]:
-    """A row of the table; memory is measured apart, in processes that return what they free."""
-    told = launch("time", provider, processes, case, repetitions)
+    """Measure a row of the table; memory apart, in processes that return freed memory to the system."""
+    found = launch("time", provider, processes, case, repetitions)
     peaks = launch("memory", provider, processes, case, 1)
     return {
         "provider": provider,
         "processes": processes,
-        "products": max(one["products"] for one in told) / (case.N**2 * case.D),
+        "products": max(one["products"] for one in found) / (case.N**2 * case.D),
         "memory_mb": max(one["memory_mb"] for one in peaks),
-        "seconds": max(one["seconds"] for one in told),
-        "loss": max(one["loss"] for one in told),
-        "gradient_error": max(one["gradient_error"] for one in told),
+        "seconds": max(one["seconds"] for one in found),
+        "loss": max(one["loss"] for one in found),
+        "gradient_error": max(one["gradient_error"] for one in found),
     }
 
 
 def launch(what: str, provider: str, processes: int, case: Case, repetitions: int) -> list[dict[str, Any]]:
-    """What each process tells."""
+    """Run the processes; return the result of each."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
@@ -112,7 +112,7 @@ def launch(what: str, provider: str, processes: int, case: Case, repetitions: in
 
 
 def process(arguments: Sequence[str]) -> None:
-    """One of the processes; prints what it measured as JSON."""
+    """Measure as one of the processes; print the result as JSON."""
     what, provider = arguments[:2]
     number, port, N, D, classes, repetitions, rank = map(int, arguments[2:])
     torch.set_num_threads(1)
@@ -124,17 +124,17 @@ def process(arguments: Sequence[str]) -> None:
     if what == "memory":
         dist.barrier()
         peak = peak_extra(step, "cpu")
-        told = {"memory_mb": 0.0 if peak is None else peak / MB}
+        found = {"memory_mb": 0.0 if peak is None else peak / MB}
     else:
         seconds = [timed(step) for _ in range(repetitions)]
-        told = {"seconds": statistics.median(seconds), **counted(step), **compared(step, own, case, rank, number)}
+        found = {"seconds": statistics.median(seconds), **counted(step), **compared(step, own, case, rank, number)}
     dist.barrier()
     dist.destroy_process_group()
-    print(json.dumps(told))
+    print(json.dumps(found))
 
 
 def make_step(provider: str, case: Case, rank: int, number: int) -> tuple[Step, Tensor]:
-    """A step on this process's share, view-major rows, and the share."""
+    """Create a step on this process's share of the rows; return it with the share."""
     embeddings, labels = share(*case.rows(), rank, number)
     embeddings = embeddings.contiguous().requires_grad_()
     loss = make_loss(provider)
@@ -142,20 +142,20 @@ def make_step(provider: str, case: Case, rank: int, number: int) -> tuple[Step, 
 
 
 def share(embeddings: Tensor, labels: Tensor, rank: int, number: int) -> tuple[Tensor, Tensor]:
-    """A process's rows of a view-major batch, view-major, and their labels."""
-    mine = [part.unflatten(0, (2, -1)).chunk(number, dim=1)[rank].flatten(0, 1) for part in (embeddings, labels)]
-    return mine[0], mine[1]
+    """Return a process's rows of a view-major batch, again view-major, and their labels."""
+    own = [part.unflatten(0, (2, -1)).chunk(number, dim=1)[rank].flatten(0, 1) for part in (embeddings, labels)]
+    return own[0], own[1]
 
 
 def run(step: Step) -> tuple[Tensor, Any]:
-    """Forward and backward."""
+    """Run forward and backward."""
     assert step.backward is not None
     loss = step.forward()
     return loss, step.backward(loss)
 
 
 def timed(step: Step) -> float:
-    """Seconds of a step that all processes begin together."""
+    """Return the seconds of a step that all processes start together."""
     dist.barrier()
     started = time.perf_counter()
     run(step)
@@ -163,7 +163,7 @@ def timed(step: Step) -> float:
 
 
 def counted(step: Step) -> dict[str, float]:
-    """The multiply-adds of the matrix products of a step."""
+    """Count the multiply-adds of all matrix products of a step."""
     with profile(record_shapes=True) as profiled:
         run(step)
     total = 0
@@ -175,7 +175,7 @@ def counted(step: Step) -> dict[str, float]:
 
 
 def compared(step: Step, own: Tensor, case: Case, rank: int, number: int) -> dict[str, float]:
-    """The reported loss and this process's gradient, against one process with the whole batch in float64."""
+    """Compare the loss and this process's gradient with one process that has the whole batch in float64."""
     loss, (gradient,) = run(step)
     embeddings, labels = case.rows()
     whole = embeddings.double().requires_grad_()
@@ -187,7 +187,7 @@ def compared(step: Step, own: Tensor, case: Case, rank: int, number: int) -> dic
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The rows of the table."""
+    """Return the rows of the table."""
     return [
         [
             PROVIDERS[row["provider"]],

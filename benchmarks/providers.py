@@ -1,4 +1,4 @@
-"""What is measured: for every provider, how to make a step (forward, then backward) of a case."""
+"""The providers of the benchmarks: each creates a step (forward, then backward) of a case."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from pml_supcon import losses
 TEMPERATURE = 0.1
 LABEL_FREE = "no labels"
 
-#: The variants of the loss, as options of ours; peers have the first only.
+#: The variants of the loss as options of our losses; the other libraries have only the first.
 OPTIONS: dict[str, dict[str, Any]] = {
     "L_out": {},
     "L_in": {},
@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     LABEL_FREE: {"num_views": 2},
 }
 
-#: Who mines the pairs, from the shortest lists to the longest: pairs with each row, shares of all pairs.
+#: The miners, from the shortest list of pairs to the longest.
 MINERS: dict[str, Callable[[], Any]] = {
     "batch hard": miners.BatchHardMiner,
     "hardest 1%": partial(miners.HDCMiner, filter_percentage=0.01),
@@ -41,7 +41,7 @@ MINERS: dict[str, Callable[[], Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A problem to solve; see `records.Record` for the fields."""
+    """The input of a measurement; see `records.Record` for the fields."""
 
     N: int
     D: int = 128
@@ -52,7 +52,7 @@ class Case:
     device: str = "cpu"
 
     def rows(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Embeddings `(N, D)` and labels `(N,)`, view-major, classes of equal size in random order."""
+        """Return embeddings `(N, D)` and labels `(N,)`, view-major, classes of equal size in random order."""
         generator = torch.Generator().manual_seed(seed)
         samples = self.N // self.views
         order = torch.randperm(samples, generator=generator)
@@ -62,43 +62,43 @@ class Case:
 
 
 class Step(NamedTuple):
-    """A training step in two halves; without the second, the first does the work of both."""
+    """A training step in two halves; where `backward` is None, `forward` does the whole work."""
 
     forward: Callable[[], Tensor]
     backward: Callable[[Tensor], object] | None
 
 
 class SkippedError(Exception):
-    """A provider is not installed here, or has no such option."""
+    """A provider that is not installed or lacks the option."""
 
 
 def make_step(name: str, case: Case) -> Step:
-    """The step of a provider, named "provider" or "provider/backend".
+    """Create the step of a provider, named "provider" or "provider/backend".
 
     Raises:
-        SkippedError: it is not installed, or does not have the option.
-        KeyError: there is no such provider.
+        SkippedError: If the provider is not installed or lacks the option.
+        KeyError: If there is no such provider.
     """
     provider, _, backend = name.partition("/")
     return MAKERS[provider](case, backend)
 
 
 def ours(case: Case, backend: str) -> Step:
-    """The losses of this package."""
+    """Create a step of the losses of this package."""
     loss_class = losses.SupConLossIn if case.option == "L_in" else losses.SupConLossOut
     loss: Any = loss_class(**{"temperature": TEMPERATURE, "backend": backend or "auto", **OPTIONS.get(case.option, {})})
     embeddings, labels = case.rows()
     embeddings.requires_grad_()
     if case.option == LABEL_FREE:
         return of_loss(partial(loss, embeddings), [embeddings])
-    if case.option == "ref_emb":  # as a memory of past embeddings: without a gradient of its own
+    if case.option == "ref_emb":  # like a memory of past embeddings: without a gradient
         references, reference_labels = case.rows(seed=1)
         return of_loss(partial(loss, embeddings, labels, None, references, reference_labels), [embeddings])
     return of_loss(partial(loss, embeddings, labels, mined_pairs(case, embeddings, labels)), [embeddings])
 
 
 def pml(case: Case, backend: str) -> Step:
-    """`SupConLoss` of pytorch-metric-learning."""
+    """Create a step of `SupConLoss` of pytorch-metric-learning."""
     if case.option != "L_out" and case.option not in MINERS:
         raise SkippedError(f"pytorch-metric-learning's SupConLoss has no option {case.option!r}")
     loss = pml_losses.SupConLoss(temperature=TEMPERATURE)
@@ -108,7 +108,7 @@ def pml(case: Case, backend: str) -> Step:
 
 
 def compiled(case: Case, backend: str) -> Step:
-    """The dense definition as one would write it by hand, with `torch.compile`."""
+    """Create a step of the dense cross entropy under `torch.compile`."""
     if case.option != "L_out":
         raise SkippedError(f"the dense form has no option {case.option!r}")
     embeddings, labels = case.rows()
@@ -118,7 +118,7 @@ def compiled(case: Case, backend: str) -> Step:
 
 
 def dense_cross_entropy(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """L_out as a cross entropy over the `(N, N)` matrix; the mean over anchors with a positive."""
+    """Return L_out as a cross entropy over the `(N, N)` matrix, the mean over anchors with a positive."""
     z = F.normalize(embeddings, dim=1)
     s = z @ z.T / TEMPERATURE
     self_pairs = torch.eye(len(s), dtype=torch.bool, device=s.device)
@@ -130,7 +130,7 @@ def dense_cross_entropy(embeddings: Tensor, labels: Tensor) -> Tensor:
 
 
 def lightly(case: Case, backend: str) -> Step:
-    """NT-Xent of lightly: two views, no labels."""
+    """Create a step of lightly's NT-Xent: two views, no labels."""
     if case.option != LABEL_FREE:
         raise SkippedError("lightly's NT-Xent takes no labels")
     try:
@@ -142,9 +142,9 @@ def lightly(case: Case, backend: str) -> Step:
 
 
 def floor(case: Case, tile: str) -> Step:
-    """The work that the method cannot avoid, alone: one `Z Z^T`, one `exp` per pair, one `W Z`, in square tiles.
+    """Create a step of only the operations that the method cannot avoid, in square tiles.
 
-    Without labels, sums, normalisation or a loss; every product goes to a buffer that is there already.
+    One `Z Z^T`, one `exp` per pair, one `W Z`, into preallocated buffers; no labels, sums, normalisation or loss.
     """
     z = F.normalize(case.rows()[0], dim=1) / math.sqrt(TEMPERATURE)
     size = min(int(tile), len(z))
@@ -165,12 +165,12 @@ def floor(case: Case, tile: str) -> Step:
 
 
 def of_loss(loss: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Step:
-    """A step from a function that gives a scalar loss, and the tensors whose gradient is wanted."""
+    """Create a step from a function that returns a scalar loss, and the tensors that need a gradient."""
     return Step(loss, lambda value: torch.autograd.grad(value, leaves))
 
 
 def mined_pairs(case: Case, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, ...] | None:
-    """What the miner that the case names finds, or None."""
+    """Return the pairs of the case's miner, None where it has no miner."""
     if case.option not in MINERS:
         return None
     pairs: tuple[Tensor, ...] = MINERS[case.option]()(embeddings.detach(), labels)

@@ -1,4 +1,4 @@
-"""The records of the benchmarks: one CSV, append-only, and what a record says of where it was taken."""
+"""The records of the benchmarks: an append-only CSV with the environment of every measurement."""
 
 import csv
 import json
@@ -23,21 +23,21 @@ KEY = ("question", "provider", "backend", "N", "D", "classes", "views", "dtype",
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One line of the CSV: a provider on a case, in one mode.
+    """One row of the CSV: a provider on a case, in one mode.
 
     Attributes:
-        question: the script that asked.
-        provider: whose loss; `backend`: which of its ways, where it has several.
-        N: rows; `D`: their width; `classes`, `views`: what the labels are like.
+        question: the script.
+        provider: the library of the loss; `backend`: its implementation, where it has several.
+        N: rows; `D`: their width; `classes`, `views`: the structure of the labels.
         option: the variant of the loss, or the miner.
         mode: "forward", "backward" or "both".
-        status: "ok", or why there is no figure: "out of memory", "over 180 s", "skipped: ...", "failed: ...".
-        repetitions: how many steps the quantiles are of.
-        p20: seconds of a step, with `p50` and `p80` its quantiles.
-        peak_extra_mb: memory above the inputs at the peak of a whole step, in 10^6 bytes; in the mode "both" only.
+        status: "ok", or the reason of a missing figure: "out of memory", "over 180 s", "skipped: ...", "failed: ...".
+        repetitions: number of timed steps.
+        p20: with `p50` and `p80` the quantiles of a step's seconds.
+        peak_extra_mb: peak memory of a whole step above its inputs, in 10^6 bytes; only in the mode "both".
         device: "cpu" or "cuda"; `hardware`: its name.
-        commit: of this package, with "+" where files differ from it.
-        date: UTC, the same for all records of one run.
+        commit: the commit of this package, with "+" where files differ from it.
+        date: in UTC, the same for all records of one run.
     """
 
     question: str
@@ -69,7 +69,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """Provider and backend in one, as the harness names them."""
+        """The provider with its backend, "provider/backend"."""
         return f"{self.provider}/{self.backend}" if self.backend else self.provider
 
 
@@ -77,10 +77,10 @@ COLUMNS = [field.name for field in fields(Record)]
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Add records to a CSV, which is made where there is none; what it holds is never touched.
+    """Append records to a CSV; create it where it is missing. Existing rows never change.
 
     Raises:
-        ValueError: the file has other columns.
+        ValueError: If the file has other columns.
     """
     new = not path.exists() or path.stat().st_size == 0
     if not new:
@@ -95,10 +95,10 @@ def append(path: Path, records: Iterable[Record]) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """All records of a CSV in their order; none where there is no file.
+    """Return all records of a CSV in order, an empty list where there is no file.
 
     Raises:
-        ValueError: the file has other columns.
+        ValueError: If the file has other columns.
     """
     if not path.exists():
         return []
@@ -122,19 +122,19 @@ def _check_columns(path: Path) -> None:
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """Of each measurement its last record, in the order in which the measurements first came."""
+    """Return the last record of each measurement, in the order of the first records."""
     found = {tuple(getattr(record, name) for name in KEY): record for record in records}
     return list(found.values())
 
 
 def last_run(records: Sequence[Record], question: str) -> list[Record]:
-    """The records of the last run of one script."""
+    """Return the records of the last run of one script."""
     asked = [record for record in records if record.question == question]
     return [record for record in asked if record.date == asked[-1].date]
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a figure depends on besides the case: machine, threads, versions, commit; and the time."""
+    """Return the environment of a measurement: machine, threads, versions, commit and time."""
     return {
         "device": device,
         "hardware": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
@@ -159,7 +159,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with "+" where files other than the results differ from it."""
+    """Return the commit of this checkout, with "+" where files other than the results differ from it."""
     here = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
@@ -175,6 +175,6 @@ def _commit() -> str:
 
 
 def keep_table(name: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Record a table whose columns are not those of the CSV, for `docs/make_tables.py` to put on its page."""
+    """Write a table with columns of its own as JSON; `docs/make_tables.py` puts it on its page."""
     record = {"environment": environment("cpu"), "header": list(header), "rows": [list(row) for row in rows]}
     (TABLES / f"benchmark-{name}.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -1,17 +1,17 @@
-"""What do all metrics of retrieval and clustering cost, beside PML's `AccuracyCalculator`, and are they the same?
+"""Compare all metrics of retrieval and clustering with PML's `AccuracyCalculator`: time, memory and values.
 
     python benchmarks/retrieval.py [--quick]
 
-Unit vectors, 128 wide, each measured in a process of its own: seconds of all metrics, extra memory (the peak of the
-process over what it holds once data and imports are there) and, where both have the same points, the largest
-difference of the six metrics that both have. Per pair: of a query and a reference.
+Unit vectors, 128 wide, one process for each measurement: seconds of all metrics, extra memory (the peak above the
+memory after imports and data) and, for equal points, the largest difference of the six metrics that both have. A pair
+is a query and a reference.
 
-- PML's ranks all references of every query unless told otherwise, which its reciprocal rank needs;
-  `k="max_bin_count"` ranks as many as the largest class has, and takes 0 for what it does not find there.
-- Ours has recall@k and k-NN accuracy beside, and the reciprocal rank over all references.
-- In the gallery of 1,000,000, 10,000 classes of 100, the queries are points of their own; nothing is clustered.
+- By default PML ranks all references of every query, which its reciprocal rank needs; `k="max_bin_count"` ranks as many
+  as the largest class has, and takes 0 for a positive beyond them.
+- Ours also has recall@k and k-NN accuracy, and the reciprocal rank over all references.
+- The gallery has 1,000,000 references in 10,000 classes of 100, with separate queries and without clustering.
 
-Takes about five minutes and 7 GB, which PML's takes.
+Takes about five minutes and 7 GB, the memory of PML's.
 """
 
 import argparse
@@ -44,7 +44,7 @@ HEADER = [
     "extra memory, MB",
     "largest difference from PML's",
 ]
-#: PML's names of the metrics that both have, and ours.
+#: The metrics that both have: PML's name and ours.
 COMMON = {
     "precision_at_1": "precision_at_1",
     "mean_reciprocal_rank": "mean_reciprocal_rank",
@@ -55,12 +55,12 @@ COMMON = {
 }
 WIDTH = 128
 LIMIT_S = 1800
-WARM_UP = 500  # fifty a class, so that FAISS does not warn of few
+WARM_UP = 500  # fifty per class: FAISS warns of fewer
 
 
 @dataclass(frozen=True)
 class Points:
-    """Queries and references around the centres of classes; `queries` 0: the references are the queries too."""
+    """Queries and references around the centres of classes; with `queries` 0 the references are the queries too."""
 
     references: int
     classes: int
@@ -69,11 +69,11 @@ class Points:
 
     @property
     def pairs(self) -> int:
-        """Of a query and a reference."""
+        """The number of pairs of a query and a reference."""
         return (self.queries or self.references) * self.references
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, bool]]:
-        """Positional arguments and options of `retrieval_metrics` and `AccuracyCalculator.get_accuracy`."""
+        """Return positional arguments and options of `retrieval_metrics` and `AccuracyCalculator.get_accuracy`."""
         centres = np.random.default_rng(0).standard_normal((self.classes, WIDTH), dtype=np.float32) * self.scale
         reference, labels = self.drawn(self.references, centres, seed=1)
         if not self.queries:
@@ -83,11 +83,11 @@ class Points:
     def drawn(
         self, rows: int, centres: npt.NDArray[np.float32], *, seed: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Rows `(N, 128)` of classes of equal size, in random order, and their labels."""
+        """Return rows `(N, 128)` of classes of equal size in random order, and their labels."""
         rng = np.random.default_rng(seed)
         labels = rng.permutation(np.arange(rows) % self.classes)
         points = rng.standard_normal((rows, WIDTH), dtype=np.float32)
-        for start in range(0, rows, 10_000):  # in parts, so that no second copy is there
+        for start in range(0, rows, 10_000):  # in parts, without a second copy in memory
             part = slice(start, start + 10_000)
             points[part] += centres[labels[part]]
             points[part] /= np.linalg.norm(points[part], axis=1, keepdims=True)
@@ -95,7 +95,7 @@ class Points:
 
 
 def with_pml(k: str | None) -> Callable[..., dict[str, float]]:
-    """PML's metrics, by our names."""
+    """Return a function that computes PML's metrics, under our names."""
 
     def compute(*arguments: Any, **options: Any) -> dict[str, float]:
         calculator = AccuracyCalculator(include=tuple(COMMON), k=k, device=torch.device("cpu"))
@@ -106,7 +106,7 @@ def with_pml(k: str | None) -> Callable[..., dict[str, float]]:
 
 
 def with_ours(query: Any, query_labels: Any, *others: Any, **options: Any) -> dict[str, float]:
-    """All of our metrics."""
+    """Compute all of our metrics."""
     found = retrieval_metrics(query, query_labels, *others, **options)
     return found | (clustering_metrics(query, query_labels) if options["ref_includes_query"] else {})
 
@@ -120,9 +120,9 @@ PML, PML_BINS, OURS = PROVIDERS
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Measure every line, print the table, keep the record."""
+    """Measure every row, print the table, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="some hundred points, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="some hundred points, only to try the script")
     quick = parser.parse_args(arguments).quick
     small, large = (Points(600, 10), Points(1200, 10)) if quick else (Points(10_000, 10), Points(50_000, 10))
     gallery = Points(2000, 20, queries=100) if quick else Points(1_000_000, 10_000, queries=10_000, scale=0.5)
@@ -138,17 +138,17 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def measure(provider: str, points: Points) -> dict[str, Any]:
-    """A line of the table, measured in a process of its own."""
+    """Measure a row of the table in a separate process."""
     command = [sys.executable, __file__, "--process", provider, json.dumps(asdict(points))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     if done.returncode:
         raise RuntimeError(f"{provider} on {points}: {done.stderr[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"provider": provider, "points": points, **told}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"provider": provider, "points": points, **result}
 
 
 def process(provider: str, points: Points) -> dict[str, Any]:
-    """What a process tells: the metrics, their seconds and memory; the first, small call loads all that is needed."""
+    """Return the metrics, their seconds and memory, after a small call that loads all modules."""
     compute = PROVIDERS[provider]
     small = replace(points, references=WARM_UP, classes=min(points.classes, WARM_UP // 10))
     arguments, options = small.arguments()
@@ -163,7 +163,7 @@ def process(provider: str, points: Points) -> dict[str, Any]:
 
 
 def reset_peak() -> int | None:
-    """Let the peak of this process begin anew; the bytes that it holds, None where the system does not tell."""
+    """Reset the peak of this process; return its bytes in use, None where the system has no figure."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return process_bytes("VmRSS")
@@ -172,7 +172,7 @@ def reset_peak() -> int | None:
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The rows of the table, the first of which is PML's."""
+    """Return the rows of the table; the first must be PML's."""
     made = []
     for row in rows:
         points = row["points"]
@@ -193,7 +193,7 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def largest_difference(found: dict[str, float], right: dict[str, float]) -> float:
-    """Of the metrics that both have."""
+    """Return the largest difference of the metrics that both have."""
     return max(abs(found[name] - right[name]) for name in COMMON.values())
 
 

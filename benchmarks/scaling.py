@@ -1,4 +1,4 @@
-"""How do time and memory grow with the number of rows, and what does a wide embedding cost?
+"""Measure the growth of time and memory with the number of rows, and the cost of a wide embedding.
 
     python benchmarks/scaling.py [--quick] [--device cuda]
 
@@ -21,7 +21,7 @@ WIDE, WIDE_SIZE = 2048, 8192
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
-    """Measure size by size, print the table and the exponents."""
+    """Measure size by size, then print the table and the exponents."""
     run = Run.of("scaling", __doc__, arguments)
     made: list[Record] = []
     floors = run.floors
@@ -43,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
 
 
 def fastest(records: Sequence[Record], names: Sequence[str]) -> str:
-    """The provider of the least time at the last size measured."""
+    """Return the provider with the least time at the last measured size."""
     last = records[-1].N if records else None
     return min(names, key=lambda name: seconds(records, name, N=last) or math.inf)
 
 
 def growth(records: Sequence[Record]) -> str:
-    """The exponents of N in time and memory, as a table."""
+    """Return a table of the exponents of N in time and memory."""
     narrow = [record for record in records if record.mode == "both" and record.D != WIDE]
     rows = []
     for name in dict.fromkeys(record.name for record in narrow):

@@ -1,4 +1,4 @@
-"""Figures from records, and tables of them; the scripts print these, and the page shows them."""
+"""Figures and tables of records, for the scripts' output and the page."""
 
 import math
 import statistics
@@ -9,7 +9,7 @@ from records import OK, Record
 
 
 def find(records: Iterable[Record], name: str, *, mode: str = "both", **fields: Any) -> Record | None:
-    """The record of a provider, named as in the harness, with these fields; the first where there are several."""
+    """Return the first record of a provider ("provider/backend") with these fields, or None."""
     for record in records:
         if (record.name, record.mode) == (name, mode) and all(getattr(record, k) == v for k, v in fields.items()):
             return record
@@ -17,51 +17,51 @@ def find(records: Iterable[Record], name: str, *, mode: str = "both", **fields: 
 
 
 def seconds(records: Iterable[Record], name: str, **fields: Any) -> float | None:
-    """The median of a provider's step, None where it was not measured."""
+    """Return the median seconds of a provider's step, None where it was not measured."""
     found = find(records, name, **fields)
     return found.p50 if found is not None else None
 
 
 def megabytes(records: Iterable[Record], name: str, **fields: Any) -> float | None:
-    """The peak of a provider's step above its inputs, None where it was not measured."""
+    """Return the peak memory of a provider's step above its inputs, None where it was not measured."""
     found = find(records, name, **fields)
     return found.peak_extra_mb if found is not None else None
 
 
 def floor_seconds(records: Iterable[Record], **fields: Any) -> float | None:
-    """The floor in the tile size in which it was fastest."""
+    """Return the seconds of the floor in its fastest tile size, None where it was not measured."""
     matching = [r for r in records if r.provider == "floor" and all(getattr(r, k) == v for k, v in fields.items())]
     return min((record.p50 for record in matching if record.p50 is not None), default=None)
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
-    """The quotient, None where either is missing."""
+    """Return the quotient, None where either is missing."""
     return numerator / denominator if numerator is not None and denominator else None
 
 
 def exponent(points: Iterable[tuple[float, float | None]]) -> float | None:
-    """The slope of a straight line through points in log-log scale, None for fewer than two."""
+    """Return the slope of a straight line through points in log-log scale, None for fewer than two."""
     logs = [(math.log(x), math.log(y)) for x, y in points if y]
     return statistics.linear_regression(*zip(*logs, strict=True)).slope if len(logs) > 1 else None
 
 
 def shown(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A number with its unit, or a dash."""
+    """Format a number with its unit, None as a dash."""
     return "-" if value is None else f"{value:,.{digits}f}{unit}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
-    """A Markdown table whose columns after the first `text_columns` hold numbers."""
+    """Return a Markdown table; all columns after the first `text_columns` are numbers, aligned right."""
     ruler = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *rows))
 
 
 def measurements(records: Sequence[Record], *, against: str | None = None) -> str:
-    """All measurements of some records: one row each, with the times of a step and the memory above its inputs.
+    """Return a Markdown table of measurements: the times of a step and its memory above the inputs.
 
     Args:
-        records: what to show, in this order.
-        against: an option; a column then has the time over that of the same provider under this option.
+        records: the measurements, in the order of the rows.
+        against: an option. With it, the last column is the time relative to the same provider under this option.
     """
     header = ["provider", "option", "N", "D", "forward, ms", "backward, ms", "both, ms", "20% to 80%", "extra, MB"]
     header += [f"over {against}"] if against else []
@@ -83,5 +83,5 @@ def measurements(records: Sequence[Record], *, against: str | None = None) -> st
 
 
 def milliseconds(value: float | None) -> str:
-    """Seconds as milliseconds, to about three digits."""
+    """Format seconds as milliseconds, with about three digits."""
     return "-" if value is None else shown(value * 1e3, 2 if value < 0.1 else 0)

@@ -4,7 +4,7 @@
 #
 #     benchmarks/two_machines.sh --epochs 5 --output runs/two-machines
 #
-# What it types in each is what one types on two real machines, with the address of the first.
+# Each namespace runs the command of a real machine, with the address of the first machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -12,7 +12,7 @@ name=supcon$$
 
 log=$(mktemp)
 
-cleanup() { # also where a run has failed on one machine, and goes on or waits on the other
+cleanup() { # also after a failure on one machine, while the other still runs or waits
     for machine in 0 1; do
         { ip netns pids "$name$machine" | xargs -r kill -KILL; } 2>/dev/null || true
     done
@@ -42,10 +42,10 @@ train() { # on machine $1
 }
 train 0 "$@" &
 train 1 "$@" >"$log" 2>&1 &
-for _ in 0 1; do # whichever ends first: if it fails, so does the run, and the other is ended
+for _ in 0 1; do # the first to end: if it fails, the run fails and the trap ends the other
     wait -n || {
         status=$?
-        echo "The run failed with exit status $status. Machine 1 said:"
+        echo "The run failed with exit status $status. Log of machine 1:"
         cat "$log"
         exit "$status"
     } >&2

@@ -1,15 +1,10 @@
 """The benchmark of cached gradients: its dropout, its probe, and a quick run in one process and in two."""
 
 import json
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import cached
+import pytest
+import torch
 
 
 @pytest.fixture

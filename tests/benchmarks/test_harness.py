@@ -1,18 +1,13 @@
 """The benchmarks' harness on tiny sizes: turns, quantiles, limits, failures, and the CSV that it appends to."""
 
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import harness
 import providers
+import pytest
 import records
+import torch
 from harness import Entry, Run, Timing
 from memory import Peak
 from providers import Case, Step
@@ -49,12 +44,6 @@ class clock:  # noqa: N801 - stands in for the module `time`
 def own_clock(monkeypatch):
     monkeypatch.setattr(harness, "time", clock)
     clock.now = 0.0
-
-
-@pytest.fixture
-def no_probe(monkeypatch):
-    """Peaks without processes: 64 bytes for each pair."""
-    monkeypatch.setattr(harness, "probe", lambda name, case, limit_s: Peak("ok", 64 * case.N**2 / MB))
 
 
 @pytest.fixture

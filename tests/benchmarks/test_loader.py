@@ -1,17 +1,12 @@
 """The benchmark of loaders: both give the same kind of batch, the loss's part is timed, a quick run, missing data."""
 
-import sys
 import time
-from pathlib import Path
-
-import pytest
-import torch
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import loader
+import pytest
+import torch
 from loader import Line
+from PIL import Image
 
 from pml_supcon.data.opening import load_data
 

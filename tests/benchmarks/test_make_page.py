@@ -1,23 +1,18 @@
 """The benchmarks' page from a made-up CSV: figures, verdicts, commands; the same records give the same files."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu
 import make_page
-import must_show
+import pytest
 import scaling
 import tables
+from expected_targets import SHORT, Sizes, targets
 from records import Record, append
 
 OURS = "pml_supcon/auto"
 ANY = Record(
-    question="must_show", provider="pml", backend="", N=8192, D=128, classes=100, views=2, dtype="float32",
+    question="expected_targets", provider="pml", backend="", N=8192, D=128, classes=100, views=2, dtype="float32",
     option="L_out", mode="both", status="ok", repetitions=5, p20=0.9, p50=1.0, p80=1.2, peak_extra_mb=None,
     device="cpu", hardware="A Machine", cpus=2, threads=2, torch="2.99", python="3.11.0", pml="2.9.0",
     pml_supcon="0.1.0", commit="0123456789ab", date="2026-11-21T10:00:00Z",
@@ -30,8 +25,8 @@ def record(name, p50, mb=None, **changes):
     return replace(ANY, provider=provider, backend=backend, peak_extra_mb=mb, **times, **changes)
 
 
-def promised_records(ours=0.5, large_mb=600.0):
-    """A run in which everything holds: N=8,192 takes 0.5 s."""
+def met_records(ours=0.5, large_mb=600.0):
+    """A run that meets all targets: N = 8,192 takes 0.5 s."""
     return [
         record(OURS, ours, 100.0),
         record("pml", 9.0, 3000.0),
@@ -69,12 +64,12 @@ def page(tmp_path, made):
 
 
 def verdicts(made):
-    lines = must_show.promises(made, must_show.Sizes(), OURS)
+    lines = targets(made, Sizes(), OURS)
     return [(line.figure, line.verdict) for line in lines]
 
 
-def test_promises_that_are_kept():
-    assert verdicts(promised_records()) == [
+def test_targets_that_are_met():
+    assert verdicts(met_records()) == [
         ("18.00", "pass"),
         ("30.00", "pass"),
         ("1.25", "pass, aim met"),
@@ -86,31 +81,35 @@ def test_promises_that_are_kept():
     ]
 
 
-def test_promises_that_are_not_kept():
-    slow = dict(enumerate(verdicts(promised_records(ours=0.8, large_mb=900.0))))
-    assert slow[0] == ("11.25", must_show.SHORT)
-    assert slow[2] == ("2.00", must_show.SHORT)
-    assert slow[3] == ("32.0 s, 900 MB", must_show.SHORT)
-    assert verdicts(promised_records(ours=0.45))[0] == ("20.00", "pass, aim met")
-    made = promised_records()
+def test_targets_that_are_missed():
+    slow = dict(enumerate(verdicts(met_records(ours=0.8, large_mb=900.0))))
+    assert slow[0] == ("11.25", SHORT)
+    assert slow[2] == ("2.00", SHORT)
+    assert slow[3] == ("32.0 s, 900 MB", SHORT)
+    assert verdicts(met_records(ours=0.45))[0] == ("20.00", "pass, aim met")
+    made = met_records()
     made[5] = record(OURS, 0.75, option="cap 4")
     made[7] = record("pml", 0.003, N=512)
     made[10] = record("floor/1024", 4.0, D=2048)
     found = verdicts(made)
-    assert found[4:7] == [("1.20, 1.50", must_show.SHORT), ("1.33", must_show.SHORT), ("2.25", must_show.SHORT)]
+    assert found[4:7] == [
+        ("1.20, 1.50", SHORT),
+        ("1.33", SHORT),
+        ("2.25", SHORT),
+    ]
     made[-1] = record(OURS, 64.0, 1200.0, N=65536)
-    assert verdicts(made)[-1] == ("2.22, 1.07", must_show.SHORT)
+    assert verdicts(made)[-1] == ("2.22, 1.07", SHORT)
     made[-1] = record(OURS, 32.0, 2400.0, N=65536)
-    assert verdicts(made)[-1] == ("2.01, 1.29", must_show.SHORT)
+    assert verdicts(made)[-1] == ("2.01, 1.29", SHORT)
 
 
 def test_what_was_not_measured_falls_short():
-    assert {verdict for _, verdict in verdicts([])} == {must_show.SHORT}
+    assert {verdict for _, verdict in verdicts([])} == {SHORT}
     failed = replace(record(OURS, None, N=65536), status="out of memory")
-    assert verdicts([*promised_records()[:-1], failed])[3] == ("out of memory", must_show.SHORT)
+    assert verdicts([*met_records()[:-1], failed])[3] == ("out of memory", SHORT)
 
 
-def test_gpu_promises():
+def test_gpu_targets():
     fast = [
         record(name, seconds, mb, N=N, question="gpu", device="cuda")
         for N, factor in ((16384, 1), (65536, 16))
@@ -122,21 +121,21 @@ def test_gpu_promises():
         )
     ]
     fast.append(record(gpu.FUSED, 40.0, 2.0 * 1048.576, N=1048576, question="gpu", device="cuda"))
-    lines = gpu.promises(fast, gpu.Sizes())
+    lines = gpu.targets(fast, gpu.Sizes())
     assert [line.figure for line in lines] == ["4.00", "50%", "4.00", "50%", "40.0 s, 2,097 MB, N to the 1.00"]
     assert {line.verdict for line in lines} == {"pass"}
     slow = [replace(r, p50=r.p50 * 2) if r.name == gpu.FUSED else r for r in fast[:-1]]
-    assert {line.verdict for line in gpu.promises(slow, gpu.Sizes())} == {must_show.SHORT}
+    assert {line.verdict for line in gpu.targets(slow, gpu.Sizes())} == {SHORT}
 
 
-def test_page_has_the_last_run_of_the_promises(tmp_path):
-    later = [replace(r, date="2026-11-22T10:00:00Z") for r in promised_records(ours=0.8)]
-    text, _ = page(tmp_path, [*promised_records(), *later])
+def test_page_has_the_last_run_of_the_targets(tmp_path):
+    later = [replace(r, date="2026-11-22T10:00:00Z") for r in met_records(ours=0.8)]
+    text, _ = page(tmp_path, [*met_records(), *later])
     assert "| 11.25 | **falls short** |" in text
     assert "| 18.00 |" not in text
     assert "2 of 8 fall short." in text
-    assert "`python benchmarks/must_show.py`, 2026-11-22 at commit 0123456789ab; A Machine, 2 CPU cores" in text
-    assert "All are met." in page(tmp_path, promised_records())[0]
+    assert "`python benchmarks/expected_targets.py`, 2026-11-22 at commit 0123456789ab; A Machine, 2 CPU cores" in text
+    assert "All are met." in page(tmp_path, met_records())[0]
 
 
 def test_page_shows_the_latest_of_each_measurement(tmp_path):
@@ -172,19 +171,19 @@ def test_figure_and_exponents(tmp_path):
 
 
 def test_the_same_records_give_the_same_files(tmp_path):
-    made = [*promised_records(), *scaling_records()]
+    made = [*met_records(), *scaling_records()]
     assert page(tmp_path, made) == page(tmp_path, made)
     assert page(tmp_path, made) != page(tmp_path, made[:-1])
 
 
-def test_page_without_records_says_what_waits(tmp_path):
+def test_page_without_records_says_which_command_writes_them(tmp_path):
     text, files = page(tmp_path, [])
     assert not files
-    assert "No records yet: `python benchmarks/must_show.py`" in text
-    assert "No records yet: no GPU was at hand. `python benchmarks/gpu.py --device cuda`" in text
-    text, _ = page(tmp_path, promised_records())
+    assert "No records yet: `python benchmarks/expected_targets.py`" in text
+    assert "No records yet, as no GPU was available. `python benchmarks/gpu.py --device cuda`" in text
+    text, _ = page(tmp_path, met_records())
     assert text.count("No records yet") == 1
-    assert "no GPU was at hand" in text
+    assert "no GPU was available" in text
 
 
 def test_numbers_of_tables():

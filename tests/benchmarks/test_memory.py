@@ -1,20 +1,18 @@
 """The benchmarks' memory: a known allocation, a process of its own, the bound, and what is said of failures."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import limits
 import memory
 import providers
+import pytest
+import torch
 from memory import Peak
-from providers import Case, Step
+from providers import Case
 
 MB = 10**6
 CASE = Case(64, D=8, classes=5)
@@ -43,29 +41,28 @@ def test_status_says_what_happened(error, status):
     assert limits.status_of(error) == status
 
 
+KNOWN_ALLOCATIONS = """
+import torch, memory
+from providers import Step
+MB = 10**6
 def holding(mb):
-    return Step(lambda: torch.ones(int(mb * MB / 4)).sum(), None)
+    return Step(lambda: torch.ones(mb * MB // 4).sum(), None)
+memory.run(holding(1))
+print([memory.peak_extra(holding(mb), "cpu") / MB for mb in (64, 16, 200, 16)])
+torch.ones(30 * MB // 4).sum()  # in the set-up: freed before the step
+held = Step(lambda: torch.ones(20 * MB // 4), lambda _: torch.ones(40 * MB // 4))  # 20 MB kept for the backward pass
+print(memory.peak_extra(held, "cpu") / MB)
+"""
 
 
 def test_peak_of_a_known_allocation():
-    # in a process of its own, as the harness has it: this one holds freed blocks of the tests before
-    code = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
-        "from test_memory import *\n"
-        "memory.run(holding(1))\n"
-        "print([memory.peak_extra(holding(mb), 'cpu') / MB for mb in (64, 16, 200, 16)])\n"
-        "print(memory.peak_extra(make_held(), 'cpu') / MB)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=memory.os.environ | memory.MALLOC, capture_output=True)
+    # in a separate process, as in the harness: this one holds freed blocks of other tests
+    environment = os.environ | memory.MALLOC | {"PYTHONPATH": str(Path(memory.__file__).parent)}
+    command = [sys.executable, "-c", KNOWN_ALLOCATIONS]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     peaks, held = map(json.loads, done.stdout.splitlines())
-    assert peaks == pytest.approx([64, 16, 200, 16], abs=1)  # each its own: the peak is set back
-    assert held == pytest.approx(60, abs=1)  # what the forward pass keeps counts in the backward pass
-
-
-def make_held():
-    """Keeps 20 MB to the backward pass, which takes 40 MB more; 30 MB in the set-up are gone by then."""
-    torch.ones(30 * MB // 4).sum()
-    return Step(lambda: torch.ones(20 * MB // 4), lambda _: torch.ones(40 * MB // 4))
+    assert peaks == pytest.approx([64, 16, 200, 16], abs=1)  # the peak is reset before each
+    assert held == pytest.approx(60, abs=1)
 
 
 def test_probe_runs_a_step_apart():

@@ -1,13 +1,7 @@
 """The benchmark of global batches: what a process's share of the work comes to."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import processes
+import pytest
 from providers import Case
 
 

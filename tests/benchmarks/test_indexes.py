@@ -1,13 +1,7 @@
 """The benchmark of indexes: a quick run, and that a poor index shows."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import indexes
+import pytest
 from retrieval import Points
 
 

@@ -1,13 +1,7 @@
 """The benchmark of retrieval: both measure the same, a quick run, the table."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import retrieval
 from retrieval import OURS, PML, PML_BINS, Points
 
