@@ -1,9 +1,9 @@
-"""Cached gradients: a batch of any size through an encoder in chunks, with the gradient of the whole batch at once.
+"""Cached gradients: encode a batch of any size in chunks, with the gradient of the whole batch.
 
-A contrastive loss needs the embeddings of the whole batch, but not the activations that led to them. Gao et al.
+A contrastive loss needs the embeddings of the whole batch, but not the activations of the encoder. Gao et al.
 (2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup") therefore encode chunk by chunk
-without keeping activations, take the gradient of the loss with respect to the embeddings, and encode each chunk again
-to carry it on to the parameters. Here `torch.utils.checkpoint` does the second pass, within the one `backward()`.
+without storing activations, compute the gradient of the loss with respect to the embeddings, and encode each chunk
+again to propagate it to the parameters. Here ``torch.utils.checkpoint`` does the second pass within one ``backward()``.
 """
 
 from collections.abc import Iterator
@@ -15,37 +15,38 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+from pml_supcon._checks import check_int, check_type
+
 
 class ChunkedEncoder(nn.Module):
-    """An encoder whose training step holds the activations of one chunk at a time; value and gradient stay the same.
+    """An encoder that stores the activations of one chunk at a time; value and gradient stay the same.
 
-    The forward pass splits its input along B into the fewest chunks of at most `chunk_size`, of sizes that differ by
-    at most one, and joins their embeddings. While training, a chunk's activations are dropped after its forward pass
-    and made again in the backward pass: a third more work, since forward, forward and backward stand where forward and
-    backward stood. Whatever loss follows sees all embeddings at once, and the gradient is that of the whole batch, up
-    to rounding. In evaluation mode, or without gradients, chunks simply follow each other.
+    The forward pass splits its input along B into the fewest chunks of at most ``chunk_size``, of sizes that differ by
+    at most one, and concatenates their embeddings. In training, the activations of a chunk are freed after its forward
+    pass and recomputed in the backward pass: about a third more work, as a second forward pass comes on top of a
+    forward and a backward pass. Any loss may follow, as it gets all embeddings at once; the gradient equals the
+    gradient of the whole batch up to rounding. In evaluation mode, or without gradients, each chunk is encoded once.
 
-    - Random states and autocast are those of the first pass when a chunk is encoded again: dropout draws the same
-      masks. Under autocast each chunk casts the weights for itself, so that the gradients of the chunks are summed in
-      the weights' precision and not in half precision.
-    - Batch statistics are those of a chunk. With BatchNorm the result is therefore not that of the whole batch but
-      that of BatchNorm on small batches, and SyncBatchNorm joins the processes but not the chunks; it needs equally
-      many chunks on every process. Running statistics count each chunk once. For equality use a norm without batch
-      statistics (GroupNorm, LayerNorm).
-    - Layers must give the same output when they are run again. One that draws on what its forward pass changed (the
-      power iteration of spectral norm) does not.
-    - In data-parallel training this module goes inside, `DistributedDataParallel(ChunkedEncoder(encoder))`: gradients
-      are then reduced once per step.
-    - The parameters are those of `encoder`, an attribute; in this module's `state_dict` their names begin with
-      "encoder.". Save and load `chunked.encoder.state_dict()` and checkpoints fit the plain encoder.
+    - The second pass restores the random state and autocast of the first: dropout draws the same masks. Under autocast
+      each chunk casts the weights separately, so that the gradients of the chunks are summed in the precision of the
+      weights, not in half precision.
+    - Batch statistics are computed per chunk: BatchNorm acts as on small batches, not as on the whole batch.
+      SyncBatchNorm combines the processes but not the chunks; it needs equally many chunks on every process. Running
+      statistics count each chunk once. For equality use a norm without batch statistics (GroupNorm, LayerNorm).
+    - Layers must return the same output in the second pass. A layer that depends on state which its forward pass
+      changes (the power iteration of spectral norm) does not.
+    - In data-parallel training, wrap this module: ``DistributedDataParallel(ChunkedEncoder(encoder))`` reduces
+      gradients once per step.
+    - In the ``state_dict`` of this module all names begin with "encoder.". Save and load
+      ``chunked.encoder.state_dict()``, whose checkpoints fit the plain encoder.
 
     Args:
-        encoder: takes a tensor (B, ...) and returns one with a row for each of the B, such as (B, D).
-        chunk_size: rows of a chunk at most, >= 1. For views (B, V, C, H, W) a row is an image with all its views.
+        encoder: maps a tensor (B, ...) to a tensor with B rows, such as (B, D).
+        chunk_size: maximum rows of a chunk, >= 1. For views (B, V, C, H, W) a row is an image with all its views.
 
     Raises:
-        TypeError: where `encoder` is not a module or `chunk_size` not an integer.
-        ValueError: where `chunk_size` is below 1.
+        TypeError: If ``encoder`` is not a module or ``chunk_size`` not an integer.
+        ValueError: If ``chunk_size`` is below 1.
 
     Examples:
         >>> encoder = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Dropout(0.1), nn.Linear(16, 4))
@@ -55,30 +56,25 @@ class ChunkedEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, chunk_size: int) -> None:
         super().__init__()
-        if not isinstance(encoder, nn.Module):
-            raise TypeError(f"Expected argument `encoder` to be a torch.nn.Module, but got {type(encoder).__name__}")
-        if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
-            raise TypeError(f"Expected argument `chunk_size` to be an integer, but got {chunk_size!r}")
-        if chunk_size < 1:
-            raise ValueError(f"Expected argument `chunk_size` to be at least 1, but got {chunk_size}")
+        check_type("encoder", encoder, nn.Module, "a torch.nn.Module")
+        self.chunk_size = check_int("chunk_size", chunk_size, low=1)
         self.encoder = encoder
-        self.chunk_size = chunk_size
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode (B, ...) chunk by chunk.
 
-        A batch without rows passes through the encoder once, so that a process without rows still has all parameters
-        in its graph, with gradients of zero; it leaves running statistics alone.
+        An empty batch passes through the encoder once, so that a process without rows has all parameters in its graph,
+        with gradients of zero; running statistics do not change.
 
         Args:
-            x: (B, ...), any dtype that the encoder takes, B >= 0.
+            x: (B, ...), any dtype that the encoder accepts, B >= 0.
 
         Returns:
-            What the encoder returns for the whole of `x`, such as (B, D).
+            The output of the encoder for ``x``, such as (B, D).
 
         Raises:
-            TypeError: where the encoder returns something other than a tensor.
-            ValueError: where `x` has no dimension B, or the encoder's output not one row for each of its input.
+            TypeError: If the encoder does not return a tensor.
+            ValueError: If ``x`` has no dimension B, or the encoder does not return B rows.
         """
         if x.ndim < 1:
             raise ValueError("Expected argument `x` to have shape (B, ...), but got a tensor without dimensions")
@@ -119,11 +115,11 @@ class ChunkedEncoder(nn.Module):
 
 @contextmanager
 def _stand_in_statistics(encoder: nn.Module) -> Iterator[None]:
-    """Let batch and instance norms write their running statistics into copies, which are thrown away.
+    """Let batch and instance norms update copies of their running statistics, and discard the copies.
 
-    Not `track_running_stats = False`: without running statistics a norm saves two tensors fewer for its backward pass,
-    and the checkpoint, which hands saved tensors over by their number, refuses that. Nor are the statistics written
-    back afterwards: the buffers themselves are never touched.
+    ``track_running_stats = False`` does not work: without running statistics a norm saves two tensors fewer for its
+    backward pass, and the checkpoint, which matches saved tensors by their number, raises. Restoring old values does
+    not work either for code that holds the buffers: they must never change.
     """
     kept = [
         (module, name, buffer)
@@ -135,16 +131,16 @@ def _stand_in_statistics(encoder: nn.Module) -> Iterator[None]:
         for module, name, buffer in kept:
             setattr(module, name, buffer.clone())
         yield
-    finally:  # also when the checkpoint stops early, by an exception, once it has all that it needs
+    finally:  # the checkpoint stops early by an exception once it has all tensors
         for module, name, buffer in kept:
             setattr(module, name, buffer)
 
 
 @contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Let each chunk cast the weights for itself.
+    """Let each chunk cast the weights separately.
 
-    From one cast shared by all chunks the gradients of all chunks would come back, and be summed, in half precision.
+    Through one cast that all chunks share, their gradients would be summed in half precision.
     """
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)

@@ -1,6 +1,5 @@
-"""`create_encoder`: any timm model as a feature extractor, with a stem that fits small images."""
+"""Any timm model as a feature extractor, with a stem for small images."""
 
-import difflib
 import json
 import warnings
 from pathlib import Path
@@ -11,11 +10,12 @@ import torch
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, load_state_dict, split_model_name_tag
 from torch import nn
 
-from pml_supcon.models.stems import shrink_stem, stem_obstacle
+from pml_supcon._checks import check_choice, check_int, did_you_mean
+from pml_supcon.models.stems import _stem_obstacle, shrink_stem
 from pml_supcon.models.storage import BuildRecord, weights_file
 
 _WEIGHT_SOURCES = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-_SMALL_IMAGE = 64  # pixels a side: up to here "auto" makes the stem small
+_SMALL_IMAGE = 64  # pixels a side: "auto" shrinks the stem up to this size
 
 
 def create_encoder(
@@ -28,29 +28,30 @@ def create_encoder(
     checkpoint: str | Path | None = None,
     **timm_kwargs: Any,
 ) -> nn.Module:
-    """Make a timm model that maps images (N, in_chans, H, W) to pooled features (N, feature_width(encoder)).
+    """Create a timm model that maps images (N, in_chans, H, W) to pooled features (N, feature_width(encoder)).
 
     Args:
-        name: a name of `timm.list_models()`, with or without a weight tag (`resnet18`, `resnet18.a1_in1k`).
+        name: a name of ``timm.list_models()``, with or without a weight tag (``resnet18``, ``resnet18.a1_in1k``).
         in_chans: channels of the images, >= 1.
-        image_size: side of the square images in pixels, or None where it is not known. Where given, models with
-            positions for one size (vision transformers) are built for it, and one blank image is passed through to
-            check that the model takes this size.
-        small_stem: True makes the stem small (see `shrink_stem`); "auto" does so where `image_size` is at most 64 and
-            the model's stem allows it; False leaves the stem.
+        image_size: side of the square images in pixels, None if unknown. With a size, models with positions for one
+            size (vision transformers) are built for it, and a blank image checks that the model accepts it.
+        small_stem: True shrinks the stem (see ``shrink_stem``); "auto" shrinks it where ``image_size`` is at most 64
+            and the model's stem allows it; False keeps the stem.
         pretrained: start from timm's weights for this name (downloaded on first use). A first convolution that becomes
-            3 x 3 starts anew, with a warning; one that is 3 x 3 already keeps its pretrained weights.
-        checkpoint: a weights file (.safetensors, .pt, .pth) or a folder of `save_encoder`, loaded into the finished
-            model, small stem included. The classifier's weights are left out; all others must fit.
-        **timm_kwargs: further arguments of the model, plain values (`drop_path_rate=0.1`, `patch_size=4`).
+            3 x 3 gets new weights, with a warning; one that is 3 x 3 already keeps its pretrained weights.
+        checkpoint: a weights file (.safetensors, .pt, .pth) or a folder of ``save_encoder``, loaded into the finished
+            model with its small stem. Weights of the classifier are ignored; all others must fit.
+        **timm_kwargs: further arguments of the model, values that JSON can store (``drop_path_rate=0.1``,
+            ``patch_size=4``).
 
     Returns:
         The encoder, in training mode and without a classifier.
 
     Raises:
-        ValueError: for an unknown name (with the nearest valid ones), a stem that cannot be made small, an image size
-            that the model cannot take, weights that do not exist or do not fit.
-        FileNotFoundError: where `checkpoint` does not exist.
+        TypeError: If ``in_chans`` or ``image_size`` is not an integer.
+        ValueError: If the name is unknown (the error lists the nearest), the stem cannot be made small, the model does
+            not accept the image size, or weights are missing or do not fit.
+        FileNotFoundError: If ``checkpoint`` does not exist.
 
     Examples:
         >>> encoder = create_encoder("resnet18", image_size=32)
@@ -69,19 +70,19 @@ def create_encoder(
         encoder: Any = timm.create_model(name, pretrained=pretrained, **arguments)
     except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"timm could not build {name} with {arguments}, pretrained={pretrained}: {error}") from error
-    except OSError as error:  # no such file in the cache, no connection
+    except OSError as error:  # the file is not in the cache, and there is no connection
         raise OSError(
             f"The pretrained weights of {name} could not be fetched (`checkpoint` takes a local file): {error}"
         ) from error
 
     if small_stem is True or (small_stem == "auto" and image_size is not None and image_size <= _SMALL_IMAGE):
-        obstacle = stem_obstacle(encoder)
+        obstacle = _stem_obstacle(encoder)
         if obstacle is None:
             resized = shrink_stem(encoder)
             architecture, arguments = "small_stem", {"base": architecture, **arguments}
             if resized and pretrained:
                 warnings.warn(
-                    f"The first convolution of {name} became 3 x 3: it starts from new weights, not from the "
+                    f"The first convolution of {name} became 3 x 3: it has new weights instead of the "
                     "pretrained ones (`small_stem=False` keeps them)",
                     stacklevel=2,
                 )
@@ -98,10 +99,10 @@ def create_encoder(
 
 
 def feature_width(encoder: nn.Module) -> int:
-    """Return the width of the pooled features of `encoder`.
+    """Return the width of the pooled features of ``encoder``.
 
-    That is timm's `num_features`, except in the families whose pooled features pass one more layer (MobileNetV3,
-    EfficientViT, ...), where it is `head_hidden_size`.
+    That is timm's ``num_features``, except in the families whose pooled features pass one more layer (MobileNetV3,
+    EfficientViT, ...), where it is ``head_hidden_size``.
 
     Examples:
         >>> feature_width(create_encoder("mobilenetv3_small_050"))
@@ -112,7 +113,7 @@ def feature_width(encoder: nn.Module) -> int:
 
 
 def check_encoder_name(name: str) -> None:
-    """Raise unless timm has a model of this name; the error lists the nearest names.
+    """Raise unless timm has a model with this name; the error lists the nearest names.
 
     Raises:
         ValueError: If there is no such model.
@@ -123,8 +124,7 @@ def check_encoder_name(name: str) -> None:
             "`load_encoder`, other sources by `timm.create_model`"
         )
     if not is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
-        hint = f"; the nearest names are {', '.join(near)}" if near else ""
+        hint = did_you_mean(name, timm.list_models(), number=5, cutoff=0.5)
         raise ValueError(f"Expected `name` to be a name of timm.list_models(), but got {name!r}{hint}")
 
 
@@ -138,14 +138,13 @@ def _check_arguments(
     timm_kwargs: dict[str, Any],
 ) -> None:
     check_encoder_name(name)
-    if small_stem not in (True, False, "auto"):
-        raise ValueError(f"Expected `small_stem` to be True, False or 'auto', but got {small_stem!r}")
-    for argument, value in (("in_chans", in_chans), ("image_size", image_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"Expected `{argument}` to be at least 1, but got {value}")
+    check_choice("small_stem", small_stem, (True, False, "auto"))
+    check_int("in_chans", in_chans, low=1)
+    if image_size is not None:
+        check_int("image_size", image_size, low=1)
     if pretrained and checkpoint is not None:
         raise ValueError(
-            "Expected one of `pretrained` and `checkpoint`, but got both: the checkpoint replaces all weights"
+            "Expected one of `pretrained` and `checkpoint`, but got both: a checkpoint replaces all weights"
         )
     if pretrained and not is_model_pretrained(name):
         raise ValueError(f"Expected a model with pretrained weights, but timm has none for {name!r}")
@@ -168,7 +167,7 @@ def _check_image_size(encoder: nn.Module, name: str, in_chans: int, image_size: 
     if isinstance(patch, tuple) and not getattr(embedding, "dynamic_img_pad", False) and image_size % max(patch):
         raise ValueError(
             f"Expected `image_size` to be a multiple of the patch size {max(patch)} of {name}, but got {image_size}: "
-            "the rest of the image would not be seen (some models take a smaller `patch_size`)"
+            "the model would ignore the rest of the image (some models accept a smaller `patch_size`)"
         )
     weight = next(encoder.parameters())
     blank = weight.new_zeros(1, in_chans, image_size, image_size)
@@ -177,16 +176,16 @@ def _check_image_size(encoder: nn.Module, name: str, in_chans: int, image_size: 
         with torch.no_grad():
             features = encoder.eval()(blank)
     except (AssertionError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{name} cannot take images of {image_size} x {image_size}: {error}") from error
+        raise ValueError(f"{name} does not accept images of {image_size} x {image_size}: {error}") from error
     finally:
         encoder.train(training)
     shape, expected = tuple(features.shape), (1, feature_width(encoder))
     if shape != expected:
-        raise ValueError(f"Expected {name} to give pooled features of shape {expected}, but got {shape}")
+        raise ValueError(f"Expected {name} to return pooled features of shape {expected}, but got {shape}")
 
 
 def _load_checkpoint(encoder: nn.Module, name: str, checkpoint: Path) -> None:
-    """Load every weight of the encoder from a file; only classifier weights may be left over."""
+    """Load every weight of the encoder from a file; only classifier weights may remain unused."""
     model: Any = encoder
     stored = load_state_dict(str(weights_file(checkpoint)))
     heads = model.default_cfg.get("classifier") or ()

@@ -1,4 +1,4 @@
-"""Projection heads on disk: one safetensors file, with the head's layout in its metadata."""
+"""Projection heads on disk: one safetensors file with the head's layout in its metadata."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from pml_supcon._checks import check_type
 from pml_supcon._files import write_atomic
 from pml_supcon.models.heads import ProjectionHead
 
@@ -19,15 +20,15 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
     """Write a projection head; an interrupted save leaves no half-written file.
 
     Args:
-        head: any `ProjectionHead`, on any device and of any dtypes, which are kept.
-        file: the path, with the suffix `.safetensors`; its folder is created where needed.
+        head: any ``ProjectionHead``, on any device and of any dtypes, which are kept.
+        file: the path, with the suffix ``.safetensors``; its folder is created if missing.
 
     Returns:
         The path.
 
     Raises:
-        TypeError: where the head is not a `ProjectionHead` (a `SyncBatchNorm` in it is written as what it stands for).
-        ValueError: where the path has another suffix.
+        TypeError: If the head is not a ``ProjectionHead``. (A ``SyncBatchNorm`` in it is written as a ``BatchNorm1d``.)
+        ValueError: If the path has another suffix.
 
     Examples:
         >>> import tempfile
@@ -35,9 +36,8 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
         >>> [type(layer).__name__ for layer in load_head(file)]
         ['Linear', 'BatchNorm1d', 'ReLU', 'Linear']
     """
-    if not isinstance(head, ProjectionHead):
-        raise TypeError(f"Expected argument `head` to be a ProjectionHead, but got {type(head).__name__}")
-    target = _checked(file)
+    check_type("head", head, ProjectionHead, "a ProjectionHead")
+    target = _check_suffix(file)
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
     layout = {
         "in_features": linear[0].in_features,
@@ -54,32 +54,32 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
 
 
 def load_head(file: str | Path) -> ProjectionHead:
-    """Open a file of `save_head`; the head is on the CPU, in the dtypes it was saved in, and in training mode.
+    """Load a head from a file of ``save_head``: on the CPU, in the saved dtypes and in training mode.
 
     Args:
-        file: the path, with the suffix `.safetensors`.
+        file: the path, with the suffix ``.safetensors``.
 
     Returns:
-        The head. Nothing is built, and the random state left alone, before names and shapes in the file are found to
-        be those of the head that its metadata describes.
+        The head. Names and shapes of the tensors are compared with the metadata before memory is allocated; the random
+        state does not change.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: where it is not one of `save_head`, or the path has another suffix.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not a file of ``save_head``, or the path has another suffix.
     """
-    path = _checked(file)
+    path = _check_suffix(file)
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file of `save_head`, but there is no {path}")
     try:
         with safe_open(path, "pt") as opened:
             names = list(opened.keys())
-            head = _without_memory((opened.metadata() or {})[_LAYOUT], most_layers=len(names))
+            head = _build_on_meta((opened.metadata() or {})[_LAYOUT], most_layers=len(names))
             wanted = head.state_dict()
             shapes = {name: list(value.shape) for name, value in wanted.items()}
             found = {name: opened.get_slice(name).get_shape() for name in names}
             if found != shapes:
                 raise ValueError(f"its tensors are {found}, but its metadata says {shapes}")
-            weights = {name: opened.get_tensor(name).clone() for name in names}  # a clone: not a view of the file
+            weights = {name: opened.get_tensor(name).clone() for name in names}  # a clone, not a view of the file
         for name, value in weights.items():
             if value.is_floating_point() != wanted[name].is_floating_point():
                 raise ValueError(f"{name} is {value.dtype}")
@@ -89,18 +89,18 @@ def load_head(file: str | Path) -> ProjectionHead:
     return head
 
 
-def _without_memory(metadata: str, *, most_layers: int) -> ProjectionHead:
-    """The head that the metadata describes, on the meta device."""
+def _build_on_meta(metadata: str, *, most_layers: int) -> ProjectionHead:
+    """Build the head of the metadata on the meta device, without memory."""
     layout: Any = json.loads(metadata)
     if not isinstance(layout, dict):
-        raise ValueError(f"its metadata is no mapping but {layout!r}")
-    if not 1 <= layout["num_layers"] <= most_layers:  # each has a weight at least
+        raise ValueError(f"its metadata is not a mapping but {layout!r}")
+    if not 1 <= layout["num_layers"] <= most_layers:  # each layer has at least a weight
         raise ValueError(f"its metadata says {layout['num_layers']} layers, but it has {most_layers} tensors")
     with torch.device("meta"):
         return ProjectionHead(layout.pop("in_features"), layout.pop("out_features"), **layout)
 
 
-def _checked(file: str | Path) -> Path:
+def _check_suffix(file: str | Path) -> Path:
     path = Path(file)
     if path.suffix != _SUFFIX:
         raise ValueError(f"Expected argument `file` to have the suffix {_SUFFIX}, but got {str(path)!r}")

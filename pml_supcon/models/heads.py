@@ -2,24 +2,27 @@
 
 from torch import nn
 
+from pml_supcon._checks import check_int
+
 
 class ProjectionHead(nn.Sequential):
     """A multi-layer perceptron from features (N, in_features) to embeddings (N, out_features).
 
-    Linear layers with ReLU between them and none after the last. The output is not normalised: the losses do that.
-    Khosla et al. (2020, section 3.1 and appendix) use two layers, 2,048 hidden units and 128 outputs, and throw the
-    head away after training.
+    Linear layers with ReLU between them and none after the last. The output is not normalised: the losses normalise it.
+    Khosla et al. (2020, section 3.1 and appendix) use two layers, 2,048 hidden units and 128 outputs, and discard the
+    head after training.
 
     Args:
-        in_features: width of the encoder's features, >= 1 (see `feature_width`).
+        in_features: width of the encoder's features, >= 1 (see ``feature_width``).
         out_features: width D of the embeddings, >= 1.
-        hidden_features: width of the hidden layers, >= 1; None means `in_features`. Unused by one layer.
+        hidden_features: width of the hidden layers, >= 1; None means ``in_features``. Unused with one layer.
         num_layers: number of linear layers, >= 1; 1 is a linear head.
-        batch_norm: put a BatchNorm1d (and no bias) between each hidden linear layer and its ReLU. In training mode it
-            needs at least two rows, as every batch norm does.
+        batch_norm: insert a BatchNorm1d (and no bias) between each hidden linear layer and its ReLU. In training mode
+            it needs at least two rows, as every batch norm does.
 
     Raises:
-        ValueError: where a width or `num_layers` is below 1.
+        TypeError: If a width or ``num_layers`` is not an integer.
+        ValueError: If a width or ``num_layers`` is below 1.
 
     Examples:
         >>> import torch
@@ -44,8 +47,7 @@ class ProjectionHead(nn.Sequential):
             "num_layers": num_layers,
         }
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")
+            check_int(name, value, low=1)
         layers: list[nn.Module] = []
         width = in_features
         for _ in range(num_layers - 1):

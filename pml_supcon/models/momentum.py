@@ -1,6 +1,5 @@
-"""The momentum encoder: a slow copy of the encoder in training, for a queue's keys (MoCo: He et al., CVPR 2020)."""
+"""The momentum encoder: a slow copy of the trained encoder, for the keys of a queue (MoCo: He et al., CVPR 2020)."""
 
-import numbers
 from copy import deepcopy
 from typing import Any
 
@@ -9,28 +8,30 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pml_supcon._checks import check_fraction, check_type
+
 
 class MomentumEncoder(nn.Module):
-    r"""A copy of an encoder whose weights follow those of the encoder in training, step by step.
+    r"""A copy of an encoder whose weights are a moving average of the trained weights.
 
         w <- momentum * w + (1 - momentum) * w_online
 
-    It starts as a copy and gives embeddings without gradient. Call `update_parameters(online)` after each step of the
-    optimiser. Parameters are averaged; buffers (running statistics of BatchNorm) are copied from the online encoder at
-    each update. The copy is in training or evaluation mode as the encoder was, and is switched by `train()` and
-    `eval()`, apart from the online encoder.
+    The online encoder is the trained one. The copy starts with its weights and returns embeddings without gradient.
+    Call ``update_parameters(online)`` after each step of the optimiser: it averages parameters and copies buffers
+    (running statistics of BatchNorm). The copy starts in the mode of the encoder, training or evaluation; afterwards
+    ``train()`` and ``eval()`` of the two are independent.
 
     Args:
-        encoder: the online encoder, also inside `DistributedDataParallel`; it is copied.
-        momentum: in [0, 1); 0 makes each update a copy of the online encoder. May be set anew between updates.
+        encoder: the online encoder, plain or in ``DistributedDataParallel``; it is copied.
+        momentum: in [0, 1); 0 makes each update a copy of the online encoder. May change between updates.
 
     Raises:
-        TypeError: `encoder` is no module.
-        ValueError: a momentum outside [0, 1), or an online encoder with other parameters.
+        TypeError: If ``encoder`` is not a module, or the momentum not a number.
+        ValueError: If the momentum is outside [0, 1), or an online encoder has other parameters.
 
     Note:
-        `state_dict` holds the copy's weights, by the encoder's names after "encoder.". Weights of half precision are
-        too coarse to be averaged at a momentum near 1: keep float32 weights under autocast.
+        ``state_dict`` has the weights of the copy; their names begin with "encoder.". Half precision is too coarse for
+        an average with a momentum near 1: keep float32 weights under autocast.
 
     Examples:
         >>> online = nn.Linear(4, 2)
@@ -43,8 +44,7 @@ class MomentumEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, momentum: float = 0.999) -> None:
         super().__init__()
-        if not isinstance(encoder, nn.Module):
-            raise TypeError(f"Expected argument `encoder` to be a torch.nn.Module, but got {type(encoder).__name__}")
+        check_type("encoder", encoder, nn.Module, "a torch.nn.Module")
         self.momentum = momentum
         self.encoder = deepcopy(_unwrap(encoder)).requires_grad_(False)
 
@@ -55,13 +55,7 @@ class MomentumEncoder(nn.Module):
 
     @momentum.setter
     def momentum(self, momentum: float) -> None:
-        number = isinstance(momentum, numbers.Real) and not isinstance(momentum, bool)
-        if not number or not 0 <= momentum < 1:
-            raise ValueError(
-                f"Expected argument `momentum` to be in [0, 1), where 1 would keep the first copy for ever, "
-                f"but got {momentum!r}"
-            )
-        self._momentum = float(momentum)
+        self._momentum = check_fraction("momentum", momentum, zero=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the copy, without gradient."""
@@ -71,16 +65,16 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def update_parameters(self, online: nn.Module) -> None:
         """Move the copy's weights towards those of the online encoder, and copy its buffers."""
-        # Not torch's AveragedModel: its first update only copies, and each reads its counter from the device (a sync).
-        # timm's ModelEmaV3, which averages weights for evaluation, sets its copy to evaluation mode; keys need the mode
-        # of training.
+        # AveragedModel of torch only copies in its first update, and every update branches on a counter tensor, a
+        # synchronisation where it is on a GPU. ModelEmaV3 of timm sets its copy to evaluation mode and averages buffers
+        # by default; keys need the mode of training and current buffers.
         online = _unwrap(online)
         pairs = []
         for what in ("parameters", "buffers"):
             own, theirs = list(getattr(self.encoder, what)()), list(getattr(online, what)())
             if [x.shape for x in own] != [x.shape for x in theirs]:
                 raise ValueError(
-                    f"Expected an online encoder with the {what} of the one copied, {len(own)} tensors, but got "
+                    f"Expected an online encoder with the {what} of the copied one, {len(own)} tensors, but got "
                     f"{len(theirs)}" + (" of other shapes" if len(own) == len(theirs) else "")
                 )
             pairs.append((own, theirs))

@@ -1,8 +1,8 @@
-"""Stems for small images: the stride and the max-pool before the first block are taken out.
+"""Stems for small images, without the stride and the max-pool before the first block.
 
-A network made for 224 x 224 images shrinks its input four times before its first block. At 32 x 32 that leaves 8 x 8
-positions, so the CIFAR literature (Khosla et al. 2020; Chen et al. 2020, appendix B.9) starts with a 3 x 3
-convolution of stride 1 and no pooling.
+A network for 224 x 224 images reduces the side of its input to a quarter before its first block. 8 x 8 positions would
+remain of 32 x 32 pixels, so the CIFAR literature (Khosla et al. 2020; Chen et al. 2020, appendix B.9) starts with a 3 x
+3 convolution of stride 1 and no pooling.
 """
 
 import warnings
@@ -13,27 +13,27 @@ from timm.layers import Conv2dSame, StdConv2d, StdConv2dSame
 from timm.models import load_pretrained, register_model
 from torch import nn
 
-__all__ = ["stem_obstacle", "shrink_stem", "small_stem"]  # noqa: RUF022 - flow order
+__all__ = ["shrink_stem", "small_stem"]
 
-# Where timm's families keep the pooling of their stem. `maxpool` (ResNets) may also hold strided convolutions.
+# The paths of the stem's pooling in timm's families. `maxpool` (ResNets) may also hold strided convolutions.
 _STEM_POOLS = ("maxpool", "stem.pool", "pool0", "features.pool0", "features.conv1_pool")
 _KERNEL = 3
 
 
-def stem_obstacle(encoder: nn.Module) -> str | None:
-    """Say why the stem of `encoder` cannot be made small, or return None where it can.
+def _stem_obstacle(encoder: nn.Module) -> str | None:
+    """Return the reason why ``shrink_stem`` does not apply to ``encoder``, or None where it applies.
 
-    It can where timm names one first convolution (`first_conv`) of stride 2 that is not a patch embedding, and where
-    nothing later is tied to the size of the feature map.
+    It applies where timm names one first convolution (``first_conv``) of stride 2 that is not a patch embedding, and
+    where no later layer depends on the size of the feature map.
 
     Args:
-        encoder: a model made by timm.
+        encoder: a model of timm.
 
     Returns:
         A phrase that follows "this model ...", or None.
 
     Examples:
-        >>> stem_obstacle(timm.create_model("vit_tiny_patch16_224", num_classes=0))
+        >>> _stem_obstacle(timm.create_model("vit_tiny_patch16_224", num_classes=0))
         'cuts the image into patches of 16 x 16'
     """
     config: dict[str, Any] = getattr(encoder, "default_cfg", {})
@@ -58,34 +58,34 @@ def stem_obstacle(encoder: nn.Module) -> str | None:
 
 
 def shrink_stem(encoder: nn.Module) -> bool:
-    """Make the stem small in place: first convolution 3 x 3 with stride 1, the stem's max-pool an identity.
+    """Shrink the stem in place: the first convolution becomes 3 x 3 with stride 1, the max-pool an identity.
 
     A first convolution that is 3 x 3 already (deep stems such as resnet18d's, EfficientNets) keeps its weights and
     only loses its stride. A larger one gets new weights (He initialisation): pretrained ones do not fit.
 
     Args:
-        encoder: a model made by timm.
+        encoder: a model of timm.
 
     Returns:
-        True where the first convolution got new weights, False where it kept them.
+        True if the first convolution got new weights, False if it kept them.
 
     Raises:
-        ValueError: where the stem cannot be made small; the message names the reason.
+        ValueError: If the stem cannot be made small; the message has the reason.
     """
-    obstacle = stem_obstacle(encoder)
+    obstacle = _stem_obstacle(encoder)
     if obstacle is not None:
         raise ValueError(f"Expected a model with a strided stem that can be made small, but this model {obstacle}")
     model: Any = encoder
     conv: Any = encoder.get_submodule(model.default_cfg["first_conv"])
     resized = bool(conv.kernel_size != (_KERNEL, _KERNEL))
-    # Changed in place, so that the subclasses of timm (weight standardisation, "same" padding) stay what they are.
+    # In place: the layer keeps its class, which may add weight standardisation or "same" padding (timm).
     conv.stride = (1, 1)
     if resized:
         shape = (conv.out_channels, conv.in_channels // conv.groups, _KERNEL, _KERNEL)
         conv.weight = nn.Parameter(conv.weight.new_empty(shape))
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         conv.kernel_size = (_KERNEL, _KERNEL)
-        if conv.padding != (0, 0):  # (0, 0) is "valid" or padded at run time: both hold for any kernel
+        if conv.padding != (0, 0):  # (0, 0) is "valid" or is padded at run time: both fit any kernel
             conv.padding = (_KERNEL // 2, _KERNEL // 2)
     _remove_stem_pool(encoder)
     return resized
@@ -101,7 +101,7 @@ def _remove_stem_pool(encoder: nn.Module) -> None:
             parent, _, name = path.rpartition(".")
             stem = encoder.get_submodule(parent)
             setattr(stem, name, nn.Identity())
-            if parent and isinstance(getattr(stem, "pad", None), nn.ConstantPad2d):  # BiT pads for its pool alone
+            if parent and isinstance(getattr(stem, "pad", None), nn.ConstantPad2d):  # BiT pads only for its pool
                 stem.pad = nn.Identity()
             return
 
@@ -116,30 +116,30 @@ def small_stem(
     pretrained_model_args: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a model with a small stem for timm, which calls this for `create_model("small_stem", base=...)`.
+    """Build a model with a small stem; timm calls this for ``create_model("small_stem", base=...)``.
 
     Args:
-        pretrained: with a `pretrained_cfg` that says where they are (`local-dir:`, `hf-hub:`), load weights of this
-            very architecture; else load the base's own and give the first convolution new weights where it changes.
-        base: name of the timm model whose stem is made small.
+        pretrained: with a ``pretrained_cfg`` that has a source (``local-dir:``, ``hf-hub:``), load weights of the
+            small-stem model; else load the weights of the base, and give a resized first convolution new ones.
+        base: name of the timm model that gets the small stem.
         pretrained_cfg: timm's description of the weights.
         pretrained_cfg_overlay: entries that replace those of the description.
         cache_dir: folder for downloads.
-        pretrained_model_args: timm's record of how the saved weights were built; not needed here.
-        **kwargs: arguments of the base (`in_chans`, `num_classes`, ...).
+        pretrained_model_args: timm's record of the saved model's arguments; unused.
+        **kwargs: arguments of the base (``in_chans``, ``num_classes``, ...).
 
     Returns:
-        The model; its `default_cfg` names the architecture `small_stem`.
+        The model; its ``default_cfg`` names the architecture ``small_stem``.
 
     Raises:
-        ValueError: where the base's stem cannot be made small.
+        ValueError: If the stem of the base cannot be made small.
     """
     stored = isinstance(pretrained_cfg, dict) and pretrained
     weights = {} if stored else {"pretrained": pretrained, "pretrained_cfg_overlay": pretrained_cfg_overlay}
     model: Any = timm.create_model(base, cache_dir=cache_dir, **weights, **kwargs)
     if shrink_stem(model) and pretrained and not stored:
         warnings.warn(
-            f"The first convolution of {base} became 3 x 3: it starts from new weights, not from the pretrained ones",
+            f"The first convolution of {base} became 3 x 3: it has new weights instead of the pretrained ones",
             stacklevel=2,
         )
     given = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}

@@ -1,4 +1,4 @@
-"""Encoders on disk, in the layout of timm's `local-dir:` folders: `config.json` and `model.safetensors`."""
+"""Encoders on disk, in the layout of timm's ``local-dir:`` folders: ``config.json`` and ``model.safetensors``."""
 
 import json
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from pml_supcon._files import write_atomic
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _RECORD = "build_record"
-# Entries of timm's description that say where weights came from: the folder itself is the source now.
+# The entries of timm's description with the source of weights; the folder becomes the source.
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load", "label_offset")
 
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """How an encoder was built: what timm needs, besides the weights, to build it again."""
+    """The arguments that built an encoder, from which timm can rebuild it."""
 
     architecture: str
     arguments: dict[str, Any]
     image_size: int | None = None
 
     def attach(self, encoder: nn.Module) -> None:
-        """Note the record on the encoder; copies and pickles keep it."""
+        """Attach the record to the encoder; copies and pickles keep it."""
         encoder.__dict__[_RECORD] = self
 
 
@@ -38,27 +38,26 @@ def save_encoder(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Path:
-    """Write the encoder, without any head, as a folder that timm opens.
+    """Write the encoder, without any head, as a folder that timm can open.
 
-    `timm.create_model(f"local-dir:{folder}", pretrained=True)` gives it back with equal outputs. That needs this
-    package only where the stem was made small: import `pml_supcon.models` first, which registers `small_stem`.
-    Rates of dropout and stochastic depth are kept. Both files are written aside and then moved into place, so that an
-    interrupted save leaves no half-written file.
+    ``timm.create_model(f"local-dir:{folder}", pretrained=True)`` loads it with equal outputs. A small stem needs this
+    package: import ``pml_supcon.models`` first, which registers ``small_stem``. Rates of dropout and stochastic depth
+    are kept. An interrupted save leaves no half-written file.
 
     Args:
-        encoder: made by `create_encoder` or `load_encoder`, not wrapped (data parallel, compiled).
-        folder: created where needed; the two files in it are replaced.
-        mean: channel means that the images were normalised with, length `in_chans`, in [0, 1]. With `std` they are
-            written into the config, from which `timm.data` makes the matching transform (`evaluation_transform`'s:
-            no margin cropped away). None leaves timm's own values for the model.
-        std: channel deviations, length `in_chans`, > 0; given with `mean` or not at all.
+        encoder: from ``create_encoder`` or ``load_encoder``, without a wrapper (data parallel, compiled).
+        folder: created if missing; its two files are replaced.
+        mean: channel means of the normalisation, length ``in_chans``, in [0, 1]. The config stores them with ``std``;
+            ``timm.data`` creates the matching transform from it (as ``evaluation_transform``, without a cropped
+            margin). None keeps timm's values for the model.
+        std: channel deviations, length ``in_chans``, > 0; required with ``mean``.
 
     Returns:
         The folder.
 
     Raises:
-        TypeError: where the encoder does not come from this package or is wrapped.
-        ValueError: where only one of `mean` and `std` is given, or their length is not `in_chans`.
+        TypeError: If the encoder is not from this package or is wrapped.
+        ValueError: If only one of ``mean`` and ``std`` is given, or their length is not ``in_chans``.
     """
     record = vars(encoder).get(_RECORD)
     if not isinstance(record, BuildRecord):
@@ -67,7 +66,7 @@ def save_encoder(
             f"of a data-parallel model, the `._orig_mod` of a compiled one), but got {type(encoder).__name__}"
         )
     text = json.dumps(_config(encoder, record, mean, std), indent=2) + "\n"
-    # Copies: a view or a tensor that is shared would be refused by safetensors.
+    # Copies: safetensors rejects views and shared tensors.
     weights = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in encoder.state_dict().items()}
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -77,10 +76,10 @@ def save_encoder(
 
 
 def load_encoder(folder: str | Path) -> nn.Module:
-    """Open a folder of `save_encoder`; the encoder is on the CPU, in float32 and in training mode.
+    """Load an encoder from a folder of ``save_encoder``: on the CPU, in float32 and in training mode.
 
     Raises:
-        FileNotFoundError: where the folder or one of its two files is missing.
+        FileNotFoundError: If the folder or one of its two files is missing.
     """
     source = Path(folder)
     weights_file(source)
@@ -93,10 +92,10 @@ def load_encoder(folder: str | Path) -> nn.Module:
 
 
 def weights_file(path: Path) -> Path:
-    """Return the weights that `path` stands for: itself, or `model.safetensors` in a folder.
+    """Return the weights file: ``path`` itself, or ``model.safetensors`` in the folder ``path``.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: If it does not exist.
     """
     file = path / _WEIGHTS if path.is_dir() else path
     if not file.is_file():

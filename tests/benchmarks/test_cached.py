@@ -29,6 +29,7 @@ def test_the_mask_is_a_function_of_the_row():
     assert drop.eval()(x, rows) is x
 
 
+@pytest.mark.slow
 def test_one_process_and_two(no_probe, capsys):
     found = {line.what: line for line in cached.main(["--quick"])}
     assert 0 < found["one process: error of the gradient, float64"].chunks < 1e-12

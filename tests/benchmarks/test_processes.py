@@ -5,6 +5,7 @@ import pytest
 from providers import Case
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_products():
     alone, shared = (processes.measure("pml_supcon", number, Case(2048, D=16, classes=40), 1) for number in (1, 2))
     assert 2 <= alone["products"] < 2.5
@@ -15,6 +16,7 @@ def test_two_processes_share_the_products():
         assert row["memory_mb"] > 0
 
 
+@pytest.mark.slow
 def test_the_efficient_mode_of_pml_is_shown_as_it_is():
     row = processes.measure("pml/efficient", 2, Case(256, D=16, classes=10), 1)
     assert row["loss"] == pytest.approx(2, rel=0.1)

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from pml_supcon.models import create_encoder, feature_width, save_encoder, shrink_stem, stem_obstacle
+from pml_supcon.models import create_encoder, feature_width, save_encoder, shrink_stem
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,6 @@ def test_a_three_by_three_stem_keeps_its_weights():
 def test_stems_that_cannot_be_small(name, reason):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
-    assert reason in stem_obstacle(model)
     with pytest.raises(ValueError, match=reason):
         shrink_stem(model)
 
@@ -146,9 +145,9 @@ def test_checking_the_size_leaves_no_trace():
     ("name", "size", "message"),
     [
         ("test_vit", 8, "multiple of the patch size 16 of test_vit, but got 8"),
-        ("test_vit", 40, "multiple of the patch size 16 of test_vit, but got 40: the rest of the image"),
-        ("vgg11", 8, "vgg11 cannot take images of 8 x 8: .*too small"),
-        ("test_convnext", 4, "test_convnext cannot take images of 4 x 4"),
+        ("test_vit", 40, "multiple of the patch size 16 of test_vit, but got 40: the model would ignore the rest"),
+        ("vgg11", 8, "vgg11 does not accept images of 8 x 8: .*too small"),
+        ("test_convnext", 4, "test_convnext does not accept images of 4 x 4"),
     ],
 )
 def test_sizes_that_the_model_cannot_take(name, size, message):
@@ -159,17 +158,17 @@ def test_sizes_that_the_model_cannot_take(name, size, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "resnt18"}, "but got 'resnt18'; the nearest names are .*resnet18"),
+        ({"name": "resnt18"}, "but got 'resnt18'; did you mean .*'resnet18'"),
         ({"name": "?"}, r"timm.list_models\(\), but got '\?'$"),
         ({"name": "local-dir:x"}, "folders are opened by `load_encoder`"),
         ({"name": "resnet18.no_such_tag"}, "timm could not build .* Invalid pretrained tag"),
         ({"in_chans": 0}, "`in_chans` to be at least 1, but got 0"),
         ({"image_size": 0}, "`image_size` to be at least 1, but got 0"),
-        ({"small_stem": "yes"}, "True, False or 'auto', but got 'yes'"),
+        ({"small_stem": "yes"}, r"one of \[True, False, 'auto'\], but got 'yes'"),
         ({"num_classes": 10}, "no argument `num_classes`"),
         ({"norm_layer": nn.BatchNorm2d}, "`norm_layer` to be a plain value .* but got type"),
         ({"pretrained": True, "checkpoint": "x"}, "one of `pretrained` and `checkpoint`"),
-        ({"name": "resnet10t_no", "pretrained": True}, "nearest names are"),
+        ({"name": "resnet10t_no", "pretrained": True}, "did you mean"),
         ({"name": "regnetz_005", "pretrained": True}, "timm has none for 'regnetz_005'"),
         ({"name": "test_resnet", "image_size": 32, "global_pool": ""}, r"pooled features of shape \(1, 96\), but got"),
     ],
@@ -193,7 +192,7 @@ def imagenet(tmp_path):
 
 def test_pretrained_weights_stay_but_for_a_resized_convolution(imagenet, tmp_path):
     model, source = imagenet("resnet18")
-    with pytest.warns(UserWarning, match="first convolution of resnet18 became 3 x 3: it starts from new weights"):
+    with pytest.warns(UserWarning, match="first convolution of resnet18 became 3 x 3: it has new weights"):
         encoder = create_encoder("resnet18", image_size=32, pretrained=True, pretrained_cfg_overlay=source)
     own, given = encoder.state_dict(), model.state_dict()
     assert all(torch.equal(own[key], given[key]) for key in own if key != "conv1.weight")

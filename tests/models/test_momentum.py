@@ -109,9 +109,9 @@ def test_around_chunks():
     assert torch.allclose(slow(torch.ones(5, 3)), online(torch.ones(5, 3)))
 
 
-@pytest.mark.parametrize("momentum", [1, 1.0, -0.1, 2, float("nan"), "0.9", None, True])
-def test_a_momentum_out_of_range(momentum):
-    with pytest.raises(ValueError, match=r"`momentum` to be in \[0, 1\), where 1 would keep .* but got"):
+@pytest.mark.parametrize(("momentum", "error"), [(1.0, ValueError), (-0.1, ValueError), ("0.9", TypeError)])
+def test_a_momentum_out_of_range(momentum, error):
+    with pytest.raises(error, match=r"`momentum` to be (in \[0, 1\)|a number), but got"):
         MomentumEncoder(nn.Linear(2, 2), momentum)
 
 
@@ -120,11 +120,11 @@ def test_encoders_that_do_not_fit():
         MomentumEncoder("resnet18")
     slow = MomentumEncoder(nn.Linear(2, 2))
     before = slow.encoder.weight.clone()
-    with pytest.raises(ValueError, match="parameters of the one copied, 2 tensors, but got 2 of other shapes"):
+    with pytest.raises(ValueError, match="parameters of the copied one, 2 tensors, but got 2 of other shapes"):
         slow.update_parameters(nn.Linear(3, 2))
     with pytest.raises(ValueError, match="2 tensors, but got 4"):
         slow.update_parameters(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match="buffers of the one copied, 0 tensors, but got 3"):
+    with pytest.raises(ValueError, match="buffers of the copied one, 0 tensors, but got 3"):
         slow.update_parameters(with_buffers())
     assert torch.equal(slow.encoder.weight, before)
 
