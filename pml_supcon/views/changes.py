@@ -40,7 +40,7 @@ class Change(Protocol):
 
 @dataclass(frozen=True)
 class Grey:
-    r"""A change to grey: :math:`0.2989 R + 0.587 G + 0.114 B` (ITU-R 601, rounded down) in all three channels.
+    r"""A change to grey: :math:``0.2989 R + 0.587 G + 0.114 B`` (ITU-R 601, rounded down) in all three channels.
 
     An image with one channel stays as it is. This is torchvision's ``rgb_to_grayscale``.
 
@@ -108,9 +108,9 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Sobel:
-    r"""The edges of an image: the magnitude of the Sobel gradient in each channel, :math:`\sqrt{g_x^2 + g_y^2}`.
+    r"""The edges of an image: the magnitude of the Sobel gradient in each channel, :math:``\sqrt{g_x^2 + g_y^2}``.
 
-    The magnitude is divided by :math:`\sqrt{20}`, its maximum for values in [0, 1], and rounded: it uses the
+    The magnitude is divided by :math:``\sqrt{20}``, its maximum for values in [0, 1], and rounded: it uses the
     whole range 0..255 without clipping. Borders are replicated.
 
     Raises:
@@ -141,12 +141,12 @@ class Sobel:
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    r"""Additive Gaussian noise: :math:`x + 255 \sigma n`, n standard normal, rounded and clipped to 0..255.
+    r"""Additive Gaussian noise: :math:``x + 255 \sigma n``, n standard normal, rounded and clipped to 0..255.
 
     The noise of an image comes from numpy's ``default_rng((seed, index))``.
 
     Args:
-        std: :math:`\sigma` as a share of the range of values, finite and above 0.
+        std: :math:``\sigma`` as a share of the range of values, finite and above 0.
         seed: At least 0.
 
     Raises:

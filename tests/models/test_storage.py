@@ -22,15 +22,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _small():
-    torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make(case):
     options = CASES[case]
     encoder = create_encoder(**options)
@@ -197,9 +188,6 @@ def test_what_cannot_be_loaded(tmp_path):
         load_encoder(tmp_path)
 
 
-def test_the_config_is_plain_json(tmp_path):
+def test_rates_of_stochastic_depth_are_kept(tmp_path):
     save_encoder(make("vit")[0], tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["architecture"] == "test_vit"
-    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 0
-    assert config["model_args"]["drop_path_rate"] == 0.1
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["drop_path_rate"] == 0.1

@@ -165,6 +165,7 @@ def test_pil_modes_follow_the_number_of_channels():
     [
         ({"crop_scale": (0.5, 0.2)}, "Expected `crop_scale` to be an increasing pair in"),
         ({"crop_scale": (0.0, 1.0)}, "Expected `crop_scale` to be an increasing pair in"),
+        ({"crop_scale": (0.5, 1.5)}, "Expected `crop_scale` to be an increasing pair in"),
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "the last at most 0.5"),
         ({"jitter_probability": 1.5}, "`jitter_probability` to be in"),
         ({"mean": [0.5], "std": [0.5, 0.5]}, "one entry per channel, but got 1 and 2"),

@@ -109,8 +109,9 @@ def test_a_copy_for_another_process_gives_the_same_images(change):
     ],
 )
 def test_other_images_are_refused(image, error, text):
-    with pytest.raises(error, match=text):
-        ChangedDataset([(image, 0)], None)[0]
+    for change in (None, GaussianNoise()):
+        with pytest.raises(error, match=text):
+            ChangedDataset([(image, 0)], change)[0]
 
 
 def test_options_are_checked():
