@@ -1,4 +1,4 @@
-"""The 15 corruptions of ImageNet-C at five severities, drawn for every image by itself."""
+"""The 15 corruptions of ImageNet-C at five severities, drawn separately for every image."""
 
 from pml_supcon.corruptions.corruption import CORRUPTIONS, Corruption, strengths_for
 

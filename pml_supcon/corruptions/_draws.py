@@ -35,7 +35,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def draw_words(seed: int, place: int, severity: int, index: int) -> Words:
-    """Return four 32-bit words that seed the draws of one image; ``place`` is the corruption's index in CORRUPTIONS."""
+    """Return four 32-bit words that seed the draws of one image; ``place`` is the index of the name in CORRUPTIONS."""
     return np.random.SeedSequence((seed, place, severity, index)).generate_state(4).astype(np.uint32)
 
 
@@ -43,8 +43,8 @@ def draw_words(seed: int, place: int, severity: int, index: int) -> Words:
 def seeded_numpy(words: Words) -> Iterator[None]:
     """Seed numpy's global generator, which the library draws from, and restore its state afterwards.
 
-    One thread at a time enters. A thread that draws from numpy's global generator elsewhere at the same time changes
-    these draws, and its own are changed: no lock can prevent that.
+    Only one thread enters at a time. A thread that draws from numpy's global generator elsewhere at the same time
+    disturbs these draws and its own; no lock here can prevent that.
     """
     with _ONE_AT_A_TIME:
         before = np.random.get_state(legacy=False)

@@ -1,9 +1,9 @@
-"""CIFAR-10-C's strengths, for images of about 32 pixels.
+"""The corruptions with the strengths of CIFAR-10-C, for images of about 32 pixels.
 
-The constants are those that CIFAR-10-C was made with (Hendrycks & Dietterich, ICLR 2019; repository
-hendrycks/robustness, ``ImageNet-C/create_c/make_cifar_c.py``). The fractal, the disk, the motion blur, the zoom, the
-shuffle and the pictures of frost are those of the library. Every function takes a uint8 image ``(H, W, 3)``, the noises
-``(H, W)`` too, and returns the same shape in [0, 255], not yet cut to whole numbers.
+The constants are from the script of CIFAR-10-C (Hendrycks & Dietterich, ICLR 2019; repository hendrycks/robustness,
+``ImageNet-C/create_c/make_cifar_c.py``). The fractal, the disk, the motion blur, the zoom, the shuffle and the pictures
+of frost are from the library imagecorruptions. Every function takes a uint8 image ``(H, W, 3)``, or ``(H, W)`` for the
+noises, and returns the same shape in [0, 255], not yet truncated to whole numbers.
 """
 
 from collections.abc import Callable
@@ -29,16 +29,16 @@ _FROST_SCALE = 0.2
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, words: Words) -> Values:
-    """Corrupt one image, inside `seeded_numpy`: the library's fractal draws from numpy's global generator.
+    """Corrupt one image; call it inside ``seeded_numpy``, as the library's fractal draws from numpy's global generator.
 
     Args:
         pixels: ``(H, W, 3)``; the noises take ``(H, W)`` too.
-        name: one of `CORRUPTIONS`.
+        name: one of ``CORRUPTIONS``.
         severity: 1 to 5.
-        words: from `draw_words`.
+        words: from ``draw_words``.
 
     Returns:
-        The same shape, in [0, 255], not yet cut to whole numbers.
+        The same shape, in [0, 255], not yet truncated to whole numbers.
     """
     function, strengths = _TABLE[name]
     return function(pixels, np.random.default_rng(words), *strengths[severity - 1])
@@ -70,7 +70,7 @@ def _glass_blur(pixels: Pixels, rng: Generator, sigma: float, distance: int, rou
 
 
 def _motion_blur(pixels: Pixels, rng: Generator, radius: int, sigma: float) -> Values:
-    # CIFAR-10-C had ImageMagick's: the same kernel (one side of a Gaussian), there between pixels, here on them.
+    # CIFAR-10-C used ImageMagick: the same kernel, one side of a Gaussian, sampled between pixels; here on pixels.
     return np.asarray(_library()._motion_blur(pixels, radius, sigma, rng.uniform(-45, 45)))
 
 
@@ -94,7 +94,7 @@ def _snow(
 ) -> Values:
     flakes = _zoomed(rng.normal(mean, deviation, size=(*pixels.shape[:2], 1)), zoom)[..., 0]
     flakes = np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)
-    flakes = np.floor(flakes * 255)  # it was a picture of whole numbers before the blur, and after it
+    flakes = np.floor(flakes * 255)  # CIFAR-10-C stored the flakes as whole numbers before and after the blur
     flakes = np.round(_library()._motion_blur(flakes, radius, sigma, rng.uniform(-135, -45)))[..., np.newaxis] / 255
     image = pixels / 255
     brightness = image @ (0.299, 0.587, 0.114)
@@ -122,7 +122,7 @@ def _fog(pixels: Pixels, rng: Generator, added: float, decay: float) -> Values:
 
 def _brightness(pixels: Pixels, rng: Generator, added: float) -> Values:
     image = pixels / 255
-    value = image.max(axis=-1, keepdims=True)  # V of HSV: raised, with hue and saturation as they are
+    value = image.max(axis=-1, keepdims=True)  # V of HSV is raised; hue and saturation stay
     raised = np.clip(value + added, 0, 1)
     return _scaled(np.where(value > 0, image * raised / np.where(value > 0, value, 1), raised))
 
@@ -183,7 +183,7 @@ _TABLE: dict[str, tuple[Callable[..., Values], tuple[tuple[float, ...], ...]]] =
     "fog": (_fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
     "brightness": (_brightness, ((0.05,), (0.1,), (0.15,), (0.2,), (0.3,))),
     "contrast": (_contrast, ((0.75,), (0.5,), (0.4,), (0.3,), (0.15,))),
-    "elastic_transform": (  # in sides of the image
+    "elastic_transform": (  # lengths as fractions of the image's side
         _elastic_transform,
         ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
     ),
@@ -197,12 +197,12 @@ def _library() -> Any:
 
 
 def _scaled(image: Values) -> Values:
-    """From [0, 1], clipped, to [0, 255]."""
+    """Clip an image to [0, 1] and scale it to [0, 255]."""
     return np.asarray(255 * np.clip(image, 0, 1))
 
 
 def _zoomed(image: Values, zoom: float) -> Values:
-    """The middle of an image ``(H, W, C)``, made larger to at least its size and cut at the middle."""
+    """Enlarge the middle of an image ``(H, W, C)`` and crop it centrally to the image's size."""
     larger = _library().clipped_zoom(image, zoom)
     top, left = ((larger.shape[axis] - image.shape[axis]) // 2 for axis in (0, 1))
     return np.asarray(larger[top : top + image.shape[0], left : left + image.shape[1]])
@@ -210,7 +210,7 @@ def _zoomed(image: Values, zoom: float) -> Values:
 
 @lru_cache(maxsize=4)
 def _frost_pictures(height: int, width: int) -> tuple[Pixels, ...]:
-    """The pictures of frost in RGB, read once: a fifth of their size, or what an image of this size needs."""
+    """Return the pictures of frost in RGB, at a fifth of their size or larger if the image needs it; read once."""
     cv2, folder = _library().cv2, files("imagecorruptions") / "frost"
     pictures = []
     for name in _FROST:

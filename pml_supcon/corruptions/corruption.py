@@ -1,8 +1,6 @@
-"""`Corruption`: one of the 15 corruptions of ImageNet-C, at one severity, as a change of image batches."""
+"""A corruption of ImageNet-C at one severity, as a change of image batches."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
-from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pml_supcon._checks import check_choice, check_int, check_type
 from pml_supcon._extras import require_imagecorruptions
 from pml_supcon.corruptions import cifar_c, imagenet_c
 from pml_supcon.corruptions._draws import draw_words, seeded_numpy
@@ -26,24 +25,24 @@ CORRUPTIONS = (
 )
 SEVERITIES = (1, 2, 3, 4, 5)
 
-_SMALL_IMAGE = 64  # "auto" takes the strengths of 32 pixels up to here
+_SMALL_IMAGE = 64  # pixels a side: "auto" selects "32" up to this size
 _NOISES = ("gaussian_noise", "shot_noise", "impulse_noise")
-_LEAST_SIDE = 32  # what kernels, fractals and the library are made for
-_LEAST_SIDES = {  # these know no lengths in pixels; a quarter of 4 pixels is one
+_LEAST_SIDE = 32  # kernels, fractals and the library need this side
+_LEAST_SIDES = {  # these have no lengths in pixels; pixelation needs 4 pixels, since it divides the side
     **dict.fromkeys((*_NOISES, "brightness", "contrast", "jpeg_compression"), 1),
     "pixelate": 4,
 }
 
 
 def strengths_for(height: int, width: int) -> Literal["32", "224"]:
-    """Which strengths "auto" takes for images of this size.
+    """Return the strengths that "auto" selects for images of this size.
 
     Args:
         height: in pixels.
         width: in pixels.
 
     Returns:
-        "32" where no side is above 64, else "224".
+        "32" if no side is above 64, else "224".
 
     Examples:
         >>> strengths_for(32, 32), strengths_for(224, 224)
@@ -53,41 +52,41 @@ def strengths_for(height: int, width: int) -> Literal["32", "224"]:
 
 
 class Corruption:
-    r"""One corruption of ImageNet-C at one severity, drawn for every image by itself.
+    r"""A corruption of ImageNet-C at one severity, drawn separately for every image.
 
-    The draws of an image follow from
+    The random draws of an image depend only on the seed
 
-    .. math:: \text{SeedSequence}(\text{seed}, \text{place of name in CORRUPTIONS}, \text{severity}, \text{index})
+    .. math:: \text{SeedSequence}(\text{seed}, \text{index of name in CORRUPTIONS}, \text{severity}, \text{index})
 
-    alone: not from the batch it comes in, its neighbours or the process. numpy's global generator, which the library
-    draws from, is put back as it was, also after an error; threads that corrupt take turns.
+    and not on its batch or the process. The library draws from numpy's global generator, whose state is restored
+    afterwards, also after an error; threads take turns.
 
     Args:
-        name: one of `CORRUPTIONS`.
+        name: one of ``CORRUPTIONS``.
         severity: 1 (weak) to 5.
-        strengths: "32": those of CIFAR-10-C, for images of about 32 pixels; "224": those of ImageNet-C; "auto": "32"
-            where no side is above 64 pixels, else "224".
-        seed: not negative.
+        strengths: "32" for the strengths of CIFAR-10-C, made for 32 pixels; "224" for the strengths of ImageNet-C;
+            "auto" for "32" where no side is above 64 pixels, else "224".
+        seed: >= 0.
 
     Attributes:
-        key: text that names the corruption with all its options.
+        key: a text with the corruption's name and all options, for the names of cached files.
 
-    Called with images, uint8 ``(N, C, H, W)`` on the CPU with C = 1 or 3, and indices, integers ``(N,)`` from 0, which
-    are the images' places in their data set. It returns new images of the same shape and dtype. Values are cut, not
-    rounded, to whole numbers, as both benchmarks do.
+    A call takes images, uint8 ``(N, C, H, W)`` on the CPU with C = 1 or 3, and their indices in the data set, integers
+    ``(N,)`` from 0. It returns new images of the same shape and dtype. Values are truncated to whole numbers, not
+    rounded, as in both benchmarks.
 
-    Grey images (C = 1) stay grey: noise is drawn for the one channel; for all others the image is given three equal
-    channels and the result is turned to luminance (ITU-R 601).
+    Grey images (C = 1) stay grey: noise is drawn for one channel; the other corruptions act on three equal channels,
+    and the result is converted to luminance (ITU-R 601).
 
-    Images with a side under 32 pixels keep their size under noise, brightness, contrast, pixelation (from 4 pixels) and
-    JPEG, which know no lengths. For the others, whose lengths mean nothing on 8 x 8 pixels, every pixel is repeated
-    until no side is under 32, and afterwards those pixels are averaged again and rounded: what the corruption leaves
-    alone comes back exactly, and a corruption is as strong as it would be in an image of 32 pixels.
+    Noise, brightness, contrast, pixelation (from 4 pixels) and JPEG have no lengths in pixels and take images of any
+    size. The other corruptions have lengths that do not fit images under 32 pixels: there every pixel is repeated until
+    no side is under 32, and the repeated pixels are averaged afterwards and rounded. Unchanged pixels are then returned
+    exactly, and the corruption is as strong as in an image of 32 pixels.
 
-    Severities rise in the root mean square distance to the clean images, but for the constants of the benchmarks
-    themselves: glass blur and frost at both strengths; at 32 pixels the elastic transform, which falls, and motion blur
-    between 3 and 4, which is level; at 224 snow between 2 and 3 and fog between 3 and 4, which are about level (and
-    fall in mean absolute distance).
+    The root mean square distance to the clean images rises with the severity. The benchmarks' own constants have
+    exceptions: glass blur and frost at both strengths; at "32" the elastic transform, which falls, and motion blur from
+    3 to 4, which is constant; at "224" snow from 2 to 3 and fog from 3 to 4, which are about constant (and fall in mean
+    absolute distance).
 
     Raises:
         ImportError: If the library is not installed.
@@ -97,8 +96,8 @@ class Corruption:
     Source:
         Hendrycks & Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR
         2019, section 4. "224" calls imagecorruptions-imaug. "32" has the constants of CIFAR-10-C, with these
-        differences: motion blur (and that of snow) is the library's, not ImageMagick's; other lengths of the elastic
-        transform follow the image's side; the draws are others.
+        differences: motion blur (also in snow) is the library's, not ImageMagick's; the lengths of the elastic
+        transform are fractions of the image's side; the random draws differ.
 
     Examples:
         >>> images = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8)
@@ -111,27 +110,21 @@ class Corruption:
     """
 
     def __init__(self, name: str, severity: int, *, strengths: Strengths = "auto", seed: int = 0) -> None:
-        _check_name(name)
-        _check_whole(severity, "severity")
-        if severity not in SEVERITIES:
-            raise ValueError(f"Expected argument `severity` to be between 1 and 5, but got {severity}.")
-        if strengths not in get_args(Strengths):
-            raise ValueError(
-                f"Expected argument `strengths` to be one of {get_args(Strengths)}, but got {strengths!r}."
-            )
-        _check_whole(seed, "seed")
-        if seed < 0:
-            raise ValueError(f"Expected argument `seed` to be at least 0, but got {seed}.")
+        check_type("name", name, str, "a string")
+        check_choice("name", name, CORRUPTIONS)
+        check_choice("strengths", strengths, get_args(Strengths))
+        self.name, self.strengths = name, strengths
+        self.severity = check_int("severity", severity, low=SEVERITIES[0], high=SEVERITIES[-1])
+        self.seed = check_int("seed", seed, low=0)
         require_imagecorruptions()
-        self.name, self.severity, self.strengths, self.seed = name, int(severity), strengths, int(seed)
         self.key = f"corruption-{name}-severity{self.severity}-strengths_{strengths}-seed{self.seed}"
 
     def __call__(self, images: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
-        """Corrupt the images (N, C, H, W), whose places in their data set are `indices` (N,)."""
+        """Corrupt the images (N, C, H, W) with the indices (N,) in their data set."""
         _check_images(images)
-        places = _as_places(indices, len(images))
+        numbers = _as_indices(indices, len(images))
         corrupted = torch.empty_like(images, memory_format=torch.contiguous_format)
-        for image, index, made in zip(images, places, corrupted, strict=True):
+        for image, index, made in zip(images, numbers, corrupted, strict=True):
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
             made.copy_(torch.from_numpy(self._corrupt(pixels, index)).permute(2, 0, 1))
         return corrupted
@@ -140,7 +133,8 @@ class Corruption:
         return f"Corruption({self.name!r}, {self.severity}, strengths={self.strengths!r}, seed={self.seed})"
 
     def _corrupt(self, pixels: Pixels, index: int) -> Pixels:
-        """One image (H, W, C)."""
+        """Corrupt one image (H, W, C)."""
+        # Repeat the pixels of an image that is too small: factor 1 keeps it.
         factor = -(-_LEAST_SIDES.get(self.name, _LEAST_SIDE) // min(pixels.shape[:2]))
         strengths = strengths_for(*pixels.shape[:2]) if self.strengths == "auto" else self.strengths
         large = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -157,7 +151,7 @@ class Corruption:
 
 
 def _averaged(pixels: Pixels, factor: int) -> Pixels:
-    """Squares of `factor` x `factor` pixels as one, rounded."""
+    """Average squares of ``factor`` x ``factor`` pixels, rounded."""
     if factor == 1:
         return pixels
     height, width, channels = pixels.shape
@@ -166,42 +160,27 @@ def _averaged(pixels: Pixels, factor: int) -> Pixels:
     return means
 
 
-def _check_name(name: object) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"Expected argument `name` to be a string, but got {name!r}.")
-    if name not in CORRUPTIONS:
-        near = get_close_matches(name.lower().replace(" ", "_").replace("-", "_"), CORRUPTIONS, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Expected argument `name` to be one of {', '.join(CORRUPTIONS)}, but got {name!r}.{hint}")
-
-
-def _check_whole(value: object, name: str) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}.")
-
-
 def _check_images(images: Any) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(f"Expected argument `images` to be a torch tensor, but got {type(images).__name__}.")
+    check_type("images", images, Tensor, "a torch.Tensor")
     if images.dtype != torch.uint8:
-        raise TypeError(f"Expected argument `images` to be uint8, but got {images.dtype}.")
+        raise TypeError(f"Expected argument `images` to be uint8, but got {images.dtype}")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(
-            f"Expected argument `images` to be (N, C, H, W) with C = 1 or 3, but got shape {tuple(images.shape)}."
+            f"Expected argument `images` to be (N, C, H, W) with C = 1 or 3, but got shape {tuple(images.shape)}"
         )
     if images.device.type != "cpu":
-        raise ValueError(f"Expected argument `images` to be on the CPU, but got {images.device}.")
+        raise ValueError(f"Expected argument `images` to be on the CPU, but got {images.device}")
 
 
-def _as_places(indices: Tensor | Sequence[int], rows: int) -> list[int]:
-    places = torch.as_tensor(indices)
-    if rows and (places.is_floating_point() or places.is_complex() or places.dtype == torch.bool):
-        raise TypeError(f"Expected argument `indices` to be integers, but got {places.dtype}.")
-    if places.shape != (rows,):
+def _as_indices(indices: Tensor | Sequence[int], rows: int) -> list[int]:
+    numbers = torch.as_tensor(indices)
+    if rows and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
+        raise TypeError(f"Expected argument `indices` to be integers, but got {numbers.dtype}")
+    if numbers.shape != (rows,):
         raise ValueError(
-            f"Expected argument `indices` to be one per image, shape ({rows},), but got shape {tuple(places.shape)}."
+            f"Expected argument `indices` to be one per image, shape ({rows},), but got shape {tuple(numbers.shape)}"
         )
-    if (places < 0).any():
-        raise ValueError(f"Expected argument `indices` to be at least 0, but got {int(places.min())}.")
-    found: list[int] = places.tolist()
+    if (numbers < 0).any():
+        raise ValueError(f"Expected argument `indices` to be at least 0, but got {int(numbers.min())}")
+    found: list[int] = numbers.tolist()
     return found

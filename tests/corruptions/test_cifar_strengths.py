@@ -156,7 +156,7 @@ def test_frost_adds_a_part_of_a_picture(severity, added):
     assert (more - 40 * kept).abs().max() <= 1
 
 
-@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("severity", [1, 5])
 def test_fog_has_the_clouds_of_its_decay(severity):
     added, decay = CONSTANTS["fog"][severity - 1]
     image = colour_batch(1)
@@ -188,7 +188,7 @@ def roughness(images):
     return [float(images.double().diff(dim=axis).square().mean()) for axis in (2, 3)]
 
 
-@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("severity", [1, 5])
 def test_snow_falls_and_motion_goes_sideways(severity):
     """Flakes fly at 45 to 135 degrees, and are smooth along their way; motion blur goes at most 45 off the level."""
     above, beside = roughness(corrupted("snow", severity, flat(60, 64)))
@@ -198,17 +198,15 @@ def test_snow_falls_and_motion_goes_sideways(severity):
     assert beside < 0.7 * above
 
 
-@pytest.mark.parametrize("name", ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "contrast"])
-@pytest.mark.parametrize("level", [0, 77, 255])
-def test_blurs_leave_a_flat_image_alone(name, level):
-    for severity in range(1, 6):
-        assert (corrupted(name, severity, flat(level, 2)).int() - level).abs().max() <= 1
+FLAT = ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "contrast"]
+FLAT += ["elastic_transform", "pixelate", "jpeg_compression"]
 
 
-@pytest.mark.parametrize("name", ["elastic_transform", "pixelate", "jpeg_compression"])
-def test_geometry_leaves_a_flat_image_alone(name):
-    for severity in range(1, 6):
-        assert (corrupted(name, severity, flat(77, 2)).int() - 77).abs().max() <= 1
+@pytest.mark.parametrize("name", FLAT)
+def test_a_flat_image_stays(name):
+    for severity in (1, 5):
+        for level in (0, 77, 255) if name in FLAT[:5] else (77,):
+            assert (corrupted(name, severity, flat(level, 2)).int() - level).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("severity", "most"), [(1, 0.08), (5, 0.03)])
@@ -241,7 +239,7 @@ def test_glass_blur_only_moves_pixels_at_severity_1():
         assert sum(int(place) <= 2 for place in places) > 0.9 * len(places)
 
 
-@pytest.mark.parametrize("severity", [1, 3, 5])
+@pytest.mark.parametrize("severity", [1, 5])
 def test_snow_whitens_and_falls(severity):
     kept = [0.95, 0.9, 0.9, 0.85, 0.8][severity - 1]
     found = corrupted("snow", severity, flat(60, 16)).double()

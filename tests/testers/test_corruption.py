@@ -96,7 +96,7 @@ def test_levels_of_labels_and_an_unknown_label(caplog):
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"corruptions": ["fogg"]}, ValueError, "Did you mean 'fog'"),
+        ({"corruptions": ["fogg"]}, ValueError, "did you mean 'fog'"),
         ({"corruptions": "fog"}, TypeError, "`corruptions` to be a sequence of names, but got 'fog'"),
         ({"corruptions": []}, ValueError, "`corruptions` to hold at least one"),
         ({"severities": [1, 1]}, ValueError, r"none twice, but got \(1, 1\)"),

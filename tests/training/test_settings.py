@@ -86,7 +86,7 @@ CONTRADICTIONS = {
     "--stage2-optimizer sdg": "--stage2_optimizer to be one of timm's optimizers",
     "--optimizer-args.momentun 0.9": "sgd could not be built with {'momentun': 0.9}",
     "--stage2-optimizer lars --stage2-optimizer-args.trust 1": "lars could not be built with {'trust': 1}",
-    "--encoder resnet1": "the nearest names are",
+    "--encoder resnet1": "did you mean",
     "--encoder-weights /no/such/file": "--encoder_weights to be a file or a folder, but got /no/such/file",
     "--sync-batch-norm": "Expected GPUs with --sync_batch_norm",
     "--tracker abacus": "--tracker to be one that is installed",
