@@ -15,7 +15,7 @@ import pml_supcon
 from pml_supcon import cli
 from pml_supcon.training import run_folder
 
-RECIPES = ("train", "evaluate", "reproduce")
+RECIPES = {"train": "training", "evaluate": "evaluation", "reproduce": "experiments"}  # with their packages
 INSTALLED = Path(pml_supcon.__file__).resolve().parent
 
 
@@ -63,7 +63,7 @@ def test_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_get_the_arguments(name, monkeypatch):
     got = []
-    monkeypatch.setattr(import_module(f"pml_supcon.recipes.{name}"), "main", got.append)
+    monkeypatch.setattr(import_module(f"pml_supcon.{RECIPES[name]}.app"), "main", got.append)
     cli.main([name, "--help", "runs/mine", "--", "--version"])
     assert got == [["--help", "runs/mine", "--", "--version"]]
 
@@ -99,7 +99,7 @@ def test_a_mistake_of_the_package_is_not_laid_to_the_extra(monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr("pml_supcon._extras.import_module", broken)
-    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'pml_supcon\.recipes\.train'$"):
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'pml_supcon\.training\.app'$"):
         cli.main(["train"])
 
 
@@ -110,7 +110,7 @@ def test_an_unknown_command_names_those_that_are_known(capsys):
 
 
 def test_configs_lists_every_file_and_finds_each_by_name(capsys):
-    files = {path for folder in ("configs", "launch") for path in (INSTALLED / folder).iterdir()}
+    files = set((INSTALLED / "configs").rglob("*.yaml"))
     assert len(files) == len({path.stem for path in files}) > 8  # so that a name is that of one file
     cli.main(["configs"])
     listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
