@@ -12,8 +12,12 @@ from torch.distributed import ProcessGroup
 from pml_supcon._checks import check_int
 from pml_supcon._layouts import view_major_rows
 from pml_supcon._pml import losses as _pml
-from pml_supcon.functional.supcon import checks, group_supcon_loss, supcon_loss
+from pml_supcon.distributed.shards import LossInputs
+from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.backends import solve
+from pml_supcon.functional.supcon.global_batch.group import group_anchor_losses
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
+from pml_supcon.functional.supcon.problem import build_problem
 
 
 def _option(name: str) -> Any:
@@ -119,12 +123,13 @@ class BaseSupConLoss(BaseMetricLossFunction):
             ref_emb, ref_labels = None, None
         _pml.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
         rows: dict[str, Any] = {"ref_emb": ref_emb, "ref_labels": ref_labels, "num_views": num_views}
-        rows |= {"ref_starts_with_batch": ref_starts_with_batch, "indices_tuple": indices_tuple}
+        pairing: dict[str, Any] = {"ref_starts_with_batch": ref_starts_with_batch, "indices_tuple": indices_tuple}
         options = self._options_of_call()
         if self.group is None:
-            terms = supcon_loss(embeddings, labels, **rows, options=options)
+            terms = solve(build_problem(embeddings, labels, **rows, **pairing, options=options))
         else:
-            terms = group_supcon_loss(embeddings, labels, group=self.group, replicated=True, **rows, options=options)
+            inputs = LossInputs(embeddings, labels, **rows)
+            terms = group_anchor_losses(inputs, self.group, lambda: options, replicated=True, **pairing)
         return _pml.loss_dict(terms, self.reducer)
 
     def loss_of_group(
@@ -140,8 +145,9 @@ class BaseSupConLoss(BaseMetricLossFunction):
         """
         self.reset_stats()
         num_views = self.num_views if num_views is None else num_views
-        terms = group_supcon_loss(embeddings, labels, group=group, num_views=num_views, options=self._options_of_call())
-        return terms.mean()
+        inputs = LossInputs(embeddings, labels, None, None, num_views)
+        options = self._options_of_call()
+        return group_anchor_losses(inputs, group, lambda: options).mean()
 
     def needs_all_rows(self) -> bool:
         """Whether it is more than a mean over dot products: with a distance, reducer or regulariser of PML's."""

@@ -4,12 +4,11 @@
 `triton` does so in fused CUDA kernels.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from pml_supcon.functional.supcon.backends import BACKENDS, choose_backend
+from pml_supcon.functional.supcon.backends import BACKENDS, solve
 from pml_supcon.functional.supcon.global_batch.group import group_supcon_loss
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import AnchorLosses, build_problem
@@ -26,7 +25,15 @@ def supcon_loss(
     ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None = None,
     num_views: int | None = None,
-    **options: Any,
+    temperature: float = 0.1,
+    summation: str = "out",
+    denominator: str = "all",
+    contrast_mode: str = "all",
+    positives_cap: int | None = None,
+    scale_by_temperature: bool = False,
+    normalize: bool = True,
+    similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
+    backend: str = "auto",
 ) -> AnchorLosses:
     r"""Return the supervised contrastive loss of every anchor.
 
@@ -50,9 +57,8 @@ def supcon_loss(
         indices_tuple: pairs `(a1, p, a2, n)` or triplets `(a, p, n)` of row indices, as PML's miners give them. `P(i)`
             and `N(i)` are then exactly these sets (a pair may be in both), and labels are not needed.
         num_views: V of an `(N, D)` input; needed there by `contrast_mode="one"`, `positives_cap` and missing labels.
-        **options: the fields of `SupConOptions` by keyword, as follow here, or `options=`, a `SupConOptions`.
-        temperature: `tau > 0`; default 0.1.
-        summation: "out" (the default, the paper's recommendation) or "in".
+        temperature: `tau > 0`.
+        summation: "out" (the paper's recommendation) or "in".
         denominator: `D_ip` is the sum of `exp(s_ia)` over `P(i)` and `N(i)` for "all" (the paper), over `p` and `N(i)`
             for "one_positive" (NT-Xent's), over `N(i)` for "negatives" (the loss can then be negative).
         contrast_mode: "all": every row is an anchor; "one": the first view's rows are. All rows are contrasted.
@@ -87,6 +93,17 @@ def supcon_loss(
         >>> print(f"{supcon_loss(z, labels, temperature=0.5).mean():.9f}")
         2.359539547
     """
+    options = SupConOptions(
+        temperature=temperature,
+        summation=summation,
+        denominator=denominator,
+        contrast_mode=contrast_mode,
+        positives_cap=positives_cap,
+        scale_by_temperature=scale_by_temperature,
+        normalize=normalize,
+        similarity=similarity,
+        backend=backend,
+    )
     problem = build_problem(
         embeddings,
         labels,
@@ -95,7 +112,6 @@ def supcon_loss(
         ref_starts_with_batch=ref_starts_with_batch,
         indices_tuple=indices_tuple,
         num_views=num_views,
-        options=SupConOptions.of(options),
+        options=options,
     )
-    terms: AnchorLosses = choose_backend(problem).anchor_losses(problem)
-    return terms.scaled(problem)
+    return solve(problem)

@@ -4,10 +4,16 @@ from types import ModuleType
 
 from pml_supcon.functional.supcon import reference, tiled, triton
 from pml_supcon.functional.supcon.options import BACKEND_NAMES
-from pml_supcon.functional.supcon.problem import Problem
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
 #: Every backend by name; "auto" takes the first that can do what is asked.
 BACKENDS: dict[str, ModuleType] = dict(zip(BACKEND_NAMES, (triton, tiled, reference), strict=True))
+
+
+def solve(problem: Problem) -> AnchorLosses:
+    """Return the losses of a problem, scaled as its options say, from the backend that they choose."""
+    terms: AnchorLosses = choose_backend(problem).anchor_losses(problem)
+    return terms.scaled(problem)
 
 
 def choose_backend(problem: Problem) -> ModuleType:

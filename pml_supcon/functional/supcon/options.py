@@ -1,8 +1,7 @@
 """The options of the loss, created and checked once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -33,12 +32,6 @@ class SupConOptions:
     normalize: bool = True
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None
     backend: str = "auto"
-
-    @classmethod
-    def of(cls, keywords: Mapping[str, Any]) -> "SupConOptions":
-        """Return the options from their fields as keywords, or the one checked object under the keyword ``options``."""
-        options: SupConOptions = keywords["options"] if keywords.keys() == {"options"} else cls(**keywords)
-        return options
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, above=0)

@@ -1,6 +1,6 @@
 """The loss of a batch that is sharded over several processes, which divide its work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -30,7 +30,15 @@ def group_supcon_loss(
     ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None = None,
     num_views: int | None = None,
-    **options: Any,
+    temperature: float = 0.1,
+    summation: str = "out",
+    denominator: str = "all",
+    contrast_mode: str = "all",
+    positives_cap: int | None = None,
+    scale_by_temperature: bool = False,
+    normalize: bool = True,
+    similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
+    backend: str = "auto",
 ) -> AnchorLosses:
     """Return `supcon_loss` of a batch that is sharded over the processes of a group, which divide its work.
 
@@ -49,8 +57,15 @@ def group_supcon_loss(
         ref_starts_with_batch: see `supcon_loss`; only with `replicated`.
         indices_tuple: see `supcon_loss`; only with `replicated`, and every process then computes all pairs.
         num_views: V of an `(N, D)` input.
-        **options: the fields of `SupConOptions` by keyword, or `options=`, one object, as in `supcon_loss`; the same
-            on all processes. A `positives_cap` counts in the order of the whole batch.
+        temperature: `tau > 0`. See `supcon_loss` for this and all further options; they are the same on all processes.
+        summation: "out" or "in".
+        denominator: "all", "one_positive" or "negatives".
+        contrast_mode: "all" or "one".
+        positives_cap: the largest number of other positive rows; it counts in the order of the whole batch.
+        scale_by_temperature: multiply the loss by `temperature`.
+        normalize: divide rows by their L2 norm first.
+        similarity: a function that replaces the dot product, or None.
+        backend: "auto", or one of `BACKENDS` by name.
 
     Returns:
         `AnchorLosses(losses, valid)` of all anchors of the batch.
@@ -65,9 +80,46 @@ def group_supcon_loss(
         have the same batch, every process has all rows and takes its part of the anchors.
     """
     inputs = LossInputs(embeddings, labels, ref_emb, ref_labels, num_views)
-    checked = partial(checked_problem, indices_tuple=indices_tuple, options=options)
+    create_options = partial(
+        SupConOptions,
+        temperature=temperature,
+        summation=summation,
+        denominator=denominator,
+        contrast_mode=contrast_mode,
+        positives_cap=positives_cap,
+        scale_by_temperature=scale_by_temperature,
+        normalize=normalize,
+        similarity=similarity,
+        backend=backend,
+    )
+    return group_anchor_losses(
+        inputs,
+        group,
+        create_options,
+        replicated=replicated,
+        ref_starts_with_batch=ref_starts_with_batch,
+        indices_tuple=indices_tuple,
+    )
+
+
+def group_anchor_losses(
+    inputs: LossInputs,
+    group: ProcessGroup,
+    create_options: Callable[[], SupConOptions],
+    *,
+    replicated: bool = False,
+    ref_starts_with_batch: bool = False,
+    indices_tuple: Sequence[Tensor] | None = None,
+) -> AnchorLosses:
+    """Return the losses of `group_supcon_loss`.
+
+    `create_options` returns the options. It is called here because an option that is wrong on one process is an error
+    on all of them.
+    """
     if replicated:
-        whole = checked(inputs, ref_starts_with_batch=ref_starts_with_batch)
+        whole = checked_problem(
+            inputs, create_options(), ref_starts_with_batch=ref_starts_with_batch, indices_tuple=indices_tuple
+        )
         return divide_anchors(whole, group).scaled(whole)
 
     # Each process checks its own shard. An error is raised on all: a process that left alone would block the others.
@@ -79,7 +131,7 @@ def group_supcon_loss(
                 "Expected neither `indices_tuple` nor `ref_starts_with_batch` with a batch sharded over processes: "
                 "they refer to the rows of one process"
             )
-        problem = checked(inputs)
+        problem = checked_problem(inputs, create_options())
         backend = choose_backend(problem)
     except Exception as local:
         error = local
@@ -91,19 +143,19 @@ def group_supcon_loss(
     sizes = agree_on_shards(inputs, same, error, group)
     assert problem is not None  # for the type checker: processes have agreed, so there was no error
 
-    if backend is tiled and ref_emb is None:  # the rows stay on their processes
+    if backend is tiled and inputs.ref_emb is None:  # the rows stay on their processes
         class_ids = sizes.labels_or_numbers(inputs, group)
         plan = ShardPlan.of(problem, class_ids, sizes.samples, inputs.views, group)
         return ring.anchor_losses(problem, plan).scaled(problem)
-    return divide_anchors(checked(sizes.gather(inputs, group)), group).scaled(problem)
+    return divide_anchors(checked_problem(sizes.gather(inputs, group), problem.options), group).scaled(problem)
 
 
 def checked_problem(
     inputs: LossInputs,
+    options: SupConOptions,
     *,
-    indices_tuple: Sequence[Tensor] | None,
-    options: Mapping[str, Any],
     ref_starts_with_batch: bool = False,
+    indices_tuple: Sequence[Tensor] | None = None,
 ) -> Problem:
     """Return the inputs of a loss and its options as a checked problem."""
     return build_problem(
@@ -114,7 +166,7 @@ def checked_problem(
         ref_starts_with_batch=ref_starts_with_batch,
         indices_tuple=indices_tuple,
         num_views=inputs.num_views,
-        options=SupConOptions.of(options),
+        options=options,
     )
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from pml_supcon.distributed import collectives
+from pml_supcon.distributed.lost_ranks import collective_errors
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 
 
@@ -60,13 +60,13 @@ class P2PTransfer:
             operations.append(dist.P2POp(dist.isend, sent, dist.get_global_rank(group, receiver), group))
         if len(taken):
             operations.append(dist.P2POp(dist.irecv, taken, dist.get_global_rank(group, sender), group))
-        with collectives.collective_errors(group):
+        with collective_errors(group):
             requests = dist.batch_isend_irecv(operations) if operations else []
         return P2PTransfer(requests, sent, taken, group)
 
     def wait(self) -> Tensor:
         """Wait for both blocks and return the received one."""
-        with collectives.collective_errors(self.group):
+        with collective_errors(self.group):
             for request in self.requests:
                 request.wait()
         return self.taken
