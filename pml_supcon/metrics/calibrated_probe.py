@@ -1,6 +1,6 @@
 """Calibration of a linear probe before and after temperature scaling."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 from sklearn.pipeline import Pipeline
@@ -12,6 +12,7 @@ from pml_supcon.metrics.logistic import (
     INVERSE_L2,
     MAX_ITER,
     InverseL2,
+    ProbeKeywords,
     ProbeOptions,
     as_splits,
     log_unseen_labels,
@@ -45,8 +46,8 @@ def fit_calibrated_probe(
 ) -> CalibratedProbe:
     """Fit a linear probe on a part of the rows, and its temperature on the other rows.
 
-    Pass features of images that the encoder was not trained on. Of its own training images nearly all are classified
-    right, even those that the probe was not fitted on, and the temperature is then too small.
+    Pass features of images that the encoder was not trained on. Nearly all of its training images are classified
+    right, even images that the probe was not fitted on, and the temperature is then too small.
 
     Args:
         features: ``(N, D)`` floats.
@@ -90,14 +91,11 @@ def calibrated_probe_metrics(
     *,
     held_out: float = HELD_OUT,
     bins: int = BINS,
-    inverse_l2: InverseL2 = INVERSE_L2,
-    max_iter: int = MAX_ITER,
-    standardize: bool = True,
-    seed: int = 0,
+    **options: Unpack[ProbeKeywords],
 ) -> dict[str, float]:
     """Fit a linear probe and its temperature on the training rows (`fit_calibrated_probe`); score the test rows.
 
-    The encoder must not have been trained on the images of either set; `fit_calibrated_probe` says why.
+    The encoder must not have been trained on the images of either set; `fit_calibrated_probe` gives the reason.
 
     Args:
         train_features: ``(N, D)`` floats.
@@ -105,12 +103,9 @@ def calibrated_probe_metrics(
         test_features: ``(M, D)`` floats of rows that are not among the training rows.
         test_labels: ``(M,)`` integers. A label that training lacks has no probability: its rows are left out of all
             scores, and a warning is logged with their number.
-        held_out: As for `fit_calibrated_probe`.
+        held_out: Share of the training rows that the temperature is fitted to, between 0 and 1.
         bins: Number of bins of confidence, at least 1.
-        inverse_l2: As for `fit_calibrated_probe`.
-        max_iter: As for `fit_calibrated_probe`.
-        standardize: As for `fit_calibrated_probe`.
-        seed: As for `fit_calibrated_probe`.
+        **options: ``inverse_l2``, ``max_iter``, ``standardize`` and ``seed`` of `fit_calibrated_probe`.
 
     Returns:
         ``ece``, ``classwise_ece``, ``nll`` and ``brier`` of the test rows (see `calibration_metrics`), the
@@ -133,7 +128,7 @@ def calibrated_probe_metrics(
         >>> found["temperature"] > 1, found["scaled_ece"] < found["ece"], found["scaled_nll"] < found["nll"]
         (True, True, True)
     """
-    options = ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed)
+    checked = ProbeOptions(**options)
     check_fraction("held_out", held_out)
     check_int("bins", bins, low=1)
     train, learnt, test, wanted = as_splits(train_features, train_labels, test_features, test_labels)
@@ -141,7 +136,7 @@ def calibrated_probe_metrics(
     if not known.any():
         raise ValueError("Expected argument `test_labels` to have a label of `train_labels`, but got none")
     log_unseen_labels(wanted, np.unique(learnt), "they are left out, for they have no probability")
-    probe, temperature = _fit(train, learnt, held_out, options)
+    probe, temperature = _fit(train, learnt, held_out, checked)
     logits, columns = logits_of(probe, test[known]), np.searchsorted(probe.classes_, wanted[known])
     before = calibration_metrics(logits, columns, bins=bins)
     after = calibration_metrics(logits, columns, temperature=temperature, bins=bins)

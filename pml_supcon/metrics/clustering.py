@@ -8,24 +8,24 @@ from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_s
 from pml_supcon._arrays import Array, as_embeddings, as_labels
 from pml_supcon._extras import require_faiss
 
-KMEANS_STEPS = 20  # as many as PML's `AccuracyCalculator` takes
+KMEANS_STEPS = 20  # the number of PML's `AccuracyCalculator`
 
 
 def clustering_metrics(embeddings: Array, labels: Array) -> dict[str, float]:
     r"""Cluster embeddings by k-means with as many clusters as there are classes, and compare the two partitions.
 
     With :math:`I` the mutual information of clusters and classes and :math:`H` their entropies,
-    :math:`NMI = 2 I / (H_{clusters} + H_{classes})`; AMI takes off what chance gives (Vinh et al., JMLR 2010). They are
-    PML's "NMI" and "AMI", by its k-means (FAISS, 20 iterations from one seed; of more than 256 rows per cluster so many
-    are drawn) and scikit-learn's formulas.
+    :math:`NMI = 2 I / (H_{clusters} + H_{classes})`; AMI subtracts the mutual information expected by chance (Vinh et
+    al., JMLR 2010). They equal PML's "NMI" and "AMI": PML's k-means (FAISS, 20 iterations from a fixed seed, on at most
+    256 rows per cluster, drawn at random) and scikit-learn's formulas.
 
     Args:
         embeddings: ``(N, D)`` floats, computed with in float32.
         labels: ``(N,)`` integers.
 
     Returns:
-        ``nmi`` in [0, 1] and ``ami``, at most 1 and about 0 for a partition by chance. Both are 1 where all rows have
-        one label.
+        ``nmi`` in [0, 1], and ``ami``, at most 1 and about 0 for a random partition. Both are 1 where all rows have the
+        same label.
 
     Raises:
         ImportError: If FAISS is not installed.
@@ -40,7 +40,7 @@ def clustering_metrics(embeddings: Array, labels: Array) -> dict[str, float]:
     require_faiss()
     rows = as_embeddings(embeddings, "embeddings", dtype=np.float32)
     classes = as_labels(labels, "labels", len(rows))
-    # FAISS would warn on stderr of few rows in a cluster; the classes say how many there are.
+    # min_points_per_centroid=1: the number of clusters is given, so FAISS shall not warn on stderr of small ones.
     kmeans = FaissKMeans(niter=KMEANS_STEPS, min_points_per_centroid=1)
     clusters = kmeans(torch.from_numpy(np.ascontiguousarray(rows)), len(np.unique(classes))).numpy()
     return {

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from sklearn.pipeline import Pipeline
 
 from pml_supcon._arrays import Array, as_embeddings, as_labels
+from pml_supcon._checks import check_fraction
 from pml_supcon.corruptions import CORRUPTIONS
 from pml_supcon.corruptions.corruption import SEVERITIES
 from pml_supcon.metrics.calibration import BINS, expected_calibration_error
@@ -26,9 +27,9 @@ def probe_scores(probe: Pipeline, features: Array, labels: Array, *, bins: int =
     """Compute the accuracy and the calibration of a fitted probe on features.
 
     Args:
-        probe: from `fit_linear_probe`, or another classifier with ``predict_proba`` and ``classes_``.
+        probe: A probe of `fit_linear_probe`, or another classifier with ``predict_proba`` and ``classes_``.
         features: ``(N, D)`` floats.
-        labels: ``(N,)`` integers. One that the probe was not fitted on counts as an error.
+        labels: ``(N,)`` integers. A label that the probe was not fitted on counts as an error.
         bins: Number of bins of confidence, at least 1.
 
     Returns:
@@ -62,13 +63,13 @@ def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Sc
     """Average accuracy and calibration error over the corruptions, for each severity.
 
     Args:
-        scores: of every pair (corruption, severity): a full grid of any corruptions and severities.
+        scores: The scores of every pair (corruption, severity): a full grid of any corruptions and severities.
 
     Returns:
         ``{severity: {"accuracy", "ece"}}`` in rising order, all in [0, 1].
 
     Raises:
-        ValueError: If there is nothing, or a pair of the grid is missing, which is named.
+        ValueError: If the grid is empty or lacks a pair, which the error names.
 
     Examples:
         >>> cells = {("fog", 1): Scores(accuracy=0.75, ece=0.5), ("snow", 1): Scores(accuracy=0.25, ece=0.5)}
@@ -98,7 +99,7 @@ def corruption_metrics(scores: Mapping[tuple[str, int], Scores]) -> dict[str, fl
     """Flatten a full grid of corruptions and severities into named metrics.
 
     Args:
-        scores: As for `scores_by_severity`.
+        scores: A full grid, as in `scores_by_severity`.
 
     Returns:
         ``accuracy_fog_3`` and ``ece_fog_3`` of each pair, ``accuracy_severity_3`` and ``ece_severity_3`` of each
@@ -124,7 +125,7 @@ def corruption_errors(scores: Mapping[tuple[str, int], Scores]) -> dict[str, lis
     """Return the errors of each corruption in the order of severity, for `mean_corruption_error`.
 
     Args:
-        scores: As for `scores_by_severity`.
+        scores: A full grid, as in `scores_by_severity`.
 
     Returns:
         ``{name: [1 - accuracy, ...]}``.
@@ -151,16 +152,16 @@ def mean_corruption_error(errors: Errors, baseline: Errors) -> float:
     Hendrycks & Dietterich (ICLR 2019), section 3, with AlexNet as the baseline on ImageNet-C; they print 100 times it.
 
     Args:
-        errors: for each of the 15 `CORRUPTIONS` the errors at severities 1 to 5, in [0, 1].
-        baseline: the same of the baseline.
+        errors: For each of the 15 `CORRUPTIONS` the errors at severities 1 to 5, in [0, 1].
+        baseline: The errors of the baseline, in the same form.
 
     Returns:
         At least 0; 1 for the baseline itself, smaller is better.
 
     Raises:
-        TypeError: If an argument is no mapping, or an error no number.
-        ValueError: If a corruption is missing or unknown, has not five errors in [0, 1], or the baseline makes no
-            error under one, which is named.
+        TypeError: If an argument is not a mapping, or an error is not a number.
+        ValueError: If a corruption is missing or unknown or does not have five errors in [0, 1], or the baseline has
+            no error under a corruption, which the error names.
 
     Examples:
         >>> baseline = {name: [0.2, 0.4, 0.5, 0.6, 0.8] for name in CORRUPTIONS}
@@ -181,18 +182,18 @@ def relative_mean_corruption_error(
     Hendrycks & Dietterich (ICLR 2019), section 3.
 
     Args:
-        errors: As for `mean_corruption_error`.
-        baseline: As for `mean_corruption_error`.
-        clean_error: the error on clean images, in [0, 1].
-        baseline_clean_error: the same of the baseline.
+        errors: The errors under corruption, as in `mean_corruption_error`.
+        baseline: The errors of the baseline, as in `mean_corruption_error`.
+        clean_error: The error on clean images, in [0, 1].
+        baseline_clean_error: The error of the baseline on clean images, in [0, 1].
 
     Returns:
-        1 for the baseline itself; 0 where corruption costs nothing; below that where errors fall under corruption.
+        1 for the baseline itself; 0 where corruption adds no error; negative where errors fall under corruption.
 
     Raises:
         TypeError: As `mean_corruption_error`.
-        ValueError: As `mean_corruption_error`, or if the baseline's error does not rise under a corruption, which is
-            named.
+        ValueError: As `mean_corruption_error`, or if the baseline's error does not rise under a corruption, which the
+            error names.
 
     Examples:
         >>> baseline = {name: [0.5] * 5 for name in CORRUPTIONS}
@@ -200,14 +201,14 @@ def relative_mean_corruption_error(
         >>> relative_mean_corruption_error(errors, baseline, clean_error=0.125, baseline_clean_error=0.25)
         0.5
     """
-    _check_rates([clean_error], "clean_error")
-    _check_rates([baseline_clean_error], "baseline_clean_error")
+    check_fraction("clean_error", clean_error, zero=True, one=True)
+    check_fraction("baseline_clean_error", baseline_clean_error, zero=True, one=True)
     rise = _error_sums(errors, "errors") - len(SEVERITIES) * clean_error
     return _mean_ratio(rise, _error_sums(baseline, "baseline") - len(SEVERITIES) * baseline_clean_error, "no rise")
 
 
 def _mean_ratio(sums: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64], nothing: str) -> float:
-    # What is left of a difference of five errors that are equal is rounding.
+    # A difference of five equal errors is 0 up to rounding.
     low = [name for name, value in zip(CORRUPTIONS, baseline, strict=True) if value <= 1e-12]
     if low:
         raise ValueError(
@@ -233,13 +234,6 @@ def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
                 f"Expected argument `{name}` to have an error for each of severities 1 to 5, but got "
                 f"{len(errors[corruption])} under {corruption}"
             )
-        _check_rates(errors[corruption], name)
+        for error in errors[corruption]:
+            check_fraction(name, error, zero=True, one=True)
     return np.array([sum(errors[corruption]) for corruption in CORRUPTIONS], dtype=np.float64)
-
-
-def _check_rates(values: Sequence[float], name: str) -> None:
-    for value in values:
-        if not isinstance(value, int | float | np.number) or isinstance(value, bool):
-            raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}")
-        if not 0 <= value <= 1:
-            raise ValueError(f"Expected argument `{name}` to be in [0, 1], but got {value!r}")

@@ -57,8 +57,7 @@ def embedding_map(
         (array([1, 2, 3]), (3, 2))
     """
     check_int("max_rows", max_rows, low=1)
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-        raise TypeError(f"Expected argument `seed` to be an integer, but got {seed!r}")
+    check_int("seed", seed)
     if isinstance(methods, str) or not methods or len(set(methods)) < len(methods) or set(methods) - set(METHODS):
         raise ValueError(f"Expected argument `methods` to be some of {list(METHODS)}, each once, but got {methods!r}")
     if "umap" in methods:

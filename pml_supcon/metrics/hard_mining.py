@@ -28,41 +28,39 @@ def hard_mining_curve(
 ) -> dict[str, Any]:
     r"""Measure the share of the gradient that positives and negatives receive against their hardness.
 
-    For each anchor the gradient of its loss is split over its positives, and over its negatives (see
-    `functional.gradient_shares`), into shares that sum to 1. A bin's ``share`` is the sum of an anchor's shares in the
-    bin, its ``even_share`` the part of the anchor's pairs that lies in the bin, both as means over anchors: every
-    anchor counts the same, and the shares of all bins sum to 1. Their ratio is above 1 where pairs receive more than
-    they would if all had the same: the loss mines these by itself.
+    The gradient of each anchor's loss is split over its positives, and over its negatives, into shares that sum to 1
+    (see `functional.gradient_shares`). For each bin of hardness, ``share`` is the sum of an anchor's shares in the bin,
+    and ``even_share`` is the fraction of the anchor's pairs in the bin; both are means over anchors, and each sums to 1
+    over the bins. Their ratio exceeds 1 where pairs receive more gradient than under equal weights.
 
     Hardness is :math:`1 - \cos` for positives, in [0, 2], and :math:`\cos` for negatives, in [-1, 1].
 
-    An anchor counts where some gradient comes to it from its pairs of the kind: with "triplet" those count that are in
-    a triplet with a loss above 0.
+    An anchor counts if its pairs of the kind have a gradient: with "triplet", if it has a triplet with a loss above 0.
 
-    Time is quadratic in the rows without ``batch_size``, memory is not.
+    Without ``batch_size``, time is quadratic in the number of rows, and memory is not.
 
     Args:
         embeddings: ``(N, D)`` floats without a zero row, normalised inside and computed with in float64.
         labels: ``(N,)`` integers.
         loss: "supcon_out", "supcon_in" or "triplet".
-        temperature: Of the supcon losses, above 0.
-        margin: Of "triplet", at least 0.
-        bins: At least 1, of equal width.
-        batch_size: None: all rows are one batch. Else pairs are those within batches of so many rows, drawn without
-            repetition from all rows; between 2 and N.
-        batches: Batches drawn, at least 1, whose anchors count together; of no matter without ``batch_size``.
-        seed: Of the draws, an integer of at least 0.
+        temperature: Temperature of the supcon losses, above 0.
+        margin: Margin of "triplet", at least 0.
+        bins: Number of bins of equal width, at least 1.
+        batch_size: Rows of a batch, between 2 and N, drawn without repetition; only pairs within a batch count. None
+            takes all rows as one batch.
+        batches: Number of batches drawn, at least 1; has no effect without ``batch_size``.
+        seed: Seed of the draws, at least 0.
 
     Returns:
         For "positives" and "negatives" a list of bins with ``hardness`` (the bin's centre), ``share``, ``even_share``,
-        ``ratio`` (None in a bin without pairs) and ``count`` (pairs of the anchors that count). "summary" has for both
-        ``anchors`` (how many count), ``mean_hardness`` (of pairs) and ``gradient_hardness`` (the same, weighted by
-        share). Where no anchor counts, shares are 0, ratios and both means None.
+        ``ratio`` (None in a bin without pairs) and ``count`` (the pairs of counted anchors). "summary" has for both
+        ``anchors`` (the number of counted anchors), ``mean_hardness`` (of their pairs) and ``gradient_hardness`` (the
+        mean weighted by share). Without a counted anchor, shares are 0, and ratios and both means are None.
 
     Raises:
         TypeError: If embeddings are not floating point, or labels, counts or ``seed`` not integers.
-        ValueError: If a shape or an option is wrong, a row is zero or not finite, or no row has a positive (in any of
-            the batches).
+        ValueError: If a shape or an option is wrong, a row is zero or not finite, or no row has a positive in any
+            batch.
 
     Examples:
         >>> z = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]])
@@ -83,7 +81,7 @@ def hard_mining_curve(
     sums: tuple[ShareBins, ShareBins] | None = None
     for rows in _draw(len(matrix), batch_size, batches, seed):
         if len(ids[rows].unique()) == len(rows):
-            continue  # no positives: no anchor has a loss
+            continue  # no positives, so no anchor has a loss
         found = binned_gradient_shares(
             matrix[rows], ids[rows], loss=loss, temperature=temperature, margin=margin, bins=bins
         )

@@ -1,5 +1,7 @@
 """Linear-probe accuracy of frozen features."""
 
+from typing import Unpack
+
 from sklearn.pipeline import Pipeline
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels
@@ -7,6 +9,7 @@ from pml_supcon.metrics.logistic import (
     INVERSE_L2,
     MAX_ITER,
     InverseL2,
+    ProbeKeywords,
     ProbeOptions,
     as_splits,
     log_unseen_labels,
@@ -119,11 +122,7 @@ def linear_probe_metrics(
     train_labels: Array,
     test_features: Array,
     test_labels: Array,
-    *,
-    inverse_l2: InverseL2 = INVERSE_L2,
-    max_iter: int = MAX_ITER,
-    standardize: bool = True,
-    seed: int = 0,
+    **options: Unpack[ProbeKeywords],
 ) -> dict[str, float]:
     """Fit a linear probe (see `fit_linear_probe`) on the training rows and score it on the test rows.
 
@@ -132,20 +131,18 @@ def linear_probe_metrics(
         train_labels: ``(N,)`` integers of at least two values.
         test_features: ``(M, D)`` floats of rows that are not among the training rows.
         test_labels: ``(M,)`` integers, as ``labels`` of `score_linear_probe`.
-        inverse_l2: As for `fit_linear_probe`.
-        max_iter: As for `fit_linear_probe`.
-        standardize: As for `fit_linear_probe`; test rows take the statistics of the training rows.
-        seed: As for `fit_linear_probe`.
+        **options: ``inverse_l2``, ``max_iter``, ``standardize`` and ``seed`` of `fit_linear_probe`. Test rows are
+            standardised by the statistics of the training rows.
 
     Returns:
         ``top1`` and ``top5`` of `score_linear_probe`.
 
     Raises:
-        TypeError: As `fit_linear_probe`, for either set.
-        ValueError: As `fit_linear_probe`, for either set, or if their widths differ.
+        TypeError: If `fit_linear_probe` rejects the type of an argument of either set.
+        ValueError: If `fit_linear_probe` rejects an argument of either set, or their widths differ.
 
     Warns:
-        ConvergenceWarning: As `fit_linear_probe`.
+        ConvergenceWarning: If L-BFGS stopped before the optimum.
 
     Examples:
         >>> import torch
@@ -154,9 +151,9 @@ def linear_probe_metrics(
         >>> linear_probe_metrics(train, torch.tensor([3, 3, 7, 7]), test, torch.tensor([3, 7, 7, 7]))
         {'top1': 0.75, 'top5': 1.0}
     """
-    options = ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize, seed=seed)
+    checked = ProbeOptions(**options)
     train, learnt, test, wanted = as_splits(train_features, train_labels, test_features, test_labels)
-    return _score(fit_with_chosen_penalty(train, learnt, options), test, wanted)
+    return _score(fit_with_chosen_penalty(train, learnt, checked), test, wanted)
 
 
 def _score(probe: Pipeline, features: Floats, labels: Labels) -> dict[str, float]:

@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -24,9 +24,18 @@ MAX_ITER = 1000
 UNSEEN = np.iinfo(np.int64).max  # the rank of a label that training lacks
 
 
+class ProbeKeywords(TypedDict, total=False):
+    """The options of `fit_linear_probe`, which describes them, as keywords."""
+
+    inverse_l2: InverseL2
+    max_iter: int
+    standardize: bool
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
-    """The checked options of a linear probe; `fit_linear_probe` describes them."""
+    """The checked `ProbeKeywords`."""
 
     inverse_l2: InverseL2 = INVERSE_L2
     max_iter: int = MAX_ITER

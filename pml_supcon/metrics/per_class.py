@@ -1,4 +1,4 @@
-"""Scores of queries, averaged class by class."""
+"""Mean scores of the queries of each class."""
 
 import math
 from collections.abc import Mapping
@@ -10,19 +10,20 @@ from pml_supcon._arrays import Array, Floats, as_labels
 
 
 def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dict[str, float]]:
-    """Average scores of queries by their class.
+    """Average the scores of the queries of each class.
 
     Args:
-        scores: Of `retrieval_scores`: ``(N,)`` arrays or tensors, NaN where a query has none.
+        scores: The scores of `retrieval_scores`: ``(N,)`` arrays or tensors, NaN for a query without a score.
         labels: ``(N,)`` integers.
 
     Returns:
-        For each label, in rising order, the mean of each metric over its queries that have a score (NaN where none
-        has), and ``queries``, the number of those with a score in any metric.
+        For each label, in rising order: the mean of each metric over the queries with a score (NaN if there are none),
+        and ``queries``, the number of queries with a score in any metric.
 
     Raises:
-        TypeError: If labels are not integers, or scores neither arrays nor tensors.
-        ValueError: If there is no metric, their numbers of scores differ, or there is not one label per query.
+        TypeError: If labels are not integers, or scores are neither arrays nor tensors.
+        ValueError: If there is no metric, the metrics have different numbers of scores, or there is not one label per
+            query.
 
     Examples:
         >>> scores = {"precision_at_1": np.array([1.0, 0.0, 1.0, math.nan])}

@@ -2,18 +2,12 @@
 
 import logging
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
 
-from pml_supcon._arrays import (
-    Array,
-    Floats,
-    Labels,
-    as_labels,
-    check_sequence,
-    count_zero_rows,
-)
+from pml_supcon._arrays import Array, Floats, Labels, as_labels, check_sequence, count_zero_rows
 from pml_supcon._checks import check_int, check_number
 from pml_supcon._extras import require_faiss
 from pml_supcon.metrics._ranking import knn_vote, ranking_scores
@@ -29,8 +23,20 @@ KNN_K = 20
 KNN_TEMPERATURE = 0.07
 
 BYTES_PER_NEIGHBOUR = 64  # distance, row, class, hit, precision and their temporaries
-# A label that no reference has, and the class of a place that an index left empty: not equal, and neither is a class.
+# The class of a label that no reference has, and of a place that an index left empty: two numbers that are no class.
 NO_CLASS, NO_NEIGHBOUR = -1, -2
+
+
+class RetrievalOptions(TypedDict, total=False):
+    """The options of `retrieval_scores`, which describes them."""
+
+    ref_includes_query: bool
+    recall_at: Sequence[int]
+    knn_k: int
+    knn_temperature: float
+    at_r: bool
+    index: str
+    chunk_size: int | None
 
 
 def retrieval_scores(
@@ -49,8 +55,8 @@ def retrieval_scores(
 ) -> dict[str, Floats]:
     r"""Rank the references of every query by L2 distance, and score each ranking.
 
-    Let :math:`R_q` be the number of references with the label of query :math:`q` (itself not counted), and
-    :math:`h_{qi} \in \{0, 1\}` whether its i-th nearest reference is one of them. Per query,
+    Let :math:`R_q` be the number of references with the label of query :math:`q` (itself not counted), and let
+    :math:`h_{qi}` be 1 if its i-th nearest reference is one of them, else 0. Per query,
 
     - ``precision_at_1``: :math:`h_{q1}`;
     - ``recall_at_k``: 1 when any of the k nearest is relevant, :math:`\max_{i \le k} h_{qi}`;
@@ -59,16 +65,16 @@ def retrieval_scores(
     - ``mean_average_precision_at_r``:
       :math:`\frac{1}{R_q} \sum_{i \le R_q} h_{qi} \frac{1}{i} \sum_{j \le i} h_{qj}` (MAP@R of Musgrave et
       al., *A Metric Learning Reality Check*, ECCV 2020);
-    - ``knn_accuracy``: whether the vote of the ``knn_k`` nearest names the label of the query. A neighbour at
-      distance d votes for its label with weight :math:`\exp(-d^2 / 2\tau)`. For normalised embeddings that is
+    - ``knn_accuracy``: 1 when the vote of the ``knn_k`` nearest elects the label of the query. A neighbour at
+      distance d votes for its label with weight :math:`\exp(-d^2 / 2\tau)`. For normalised embeddings the weight is
       proportional to :math:`\exp(\cos / \tau)`, the weighted k-NN of Wu et al. (CVPR 2018, section 3.4).
       Among labels with the same sum of weights, the one with the nearest neighbour wins.
 
-    All references are ranked, in float32, whatever their number: queries go through in chunks, and beside the
-    embeddings memory holds (chunk x references) distances and (chunk x k) neighbours only, with k the largest of all
-    :math:`R_q`, ``recall_at`` and ``knn_k``. Where k is small FAISS searches, which is faster; CUDA references are
-    ranked on their GPU. References at the same distance are ranked by their rows. Rows far from the origin are moved
-    to it, and very long or short ones scaled, all alike, so that float32 tells their distances apart.
+    All references are ranked, in float32. The queries are searched in chunks: beside the embeddings, memory holds
+    (chunk x references) distances and (chunk x k) neighbours, with k the largest of all :math:`R_q`, ``recall_at`` and
+    ``knn_k``. For small k FAISS searches, which is faster; CUDA references are ranked on their GPU. References at the
+    same distance are ranked by their rows. Rows far from the origin are shifted to it, and very long or short rows
+    are scaled by a common factor, so that float32 resolves their distances.
 
     Args:
         query: ``(N, D)`` floats, computed with in float32. Normalise them for cosine similarity, as PML's
@@ -84,9 +90,8 @@ def retrieval_scores(
         at_r: False leaves out ``r_precision`` and ``mean_average_precision_at_r``, so that k is small for classes of
             any size.
         index: ``"exact"``, or an approximate index or one on GPUs by name (`INDEXES`) or by a string of FAISS's
-            ``index_factory``. The metrics are then those of the neighbours that it finds, and do not say what it
-            misses: `index_recall` measures that. A reciprocal rank is 0 where no relevant reference is among the k
-            found.
+            ``index_factory``. The metrics then score the neighbours that it finds; `index_recall` measures the share
+            that it misses. A reciprocal rank is 0 where no relevant reference is among the k found.
         chunk_size: Queries searched at a time; None chooses it so that a chunk stays below about 64 MiB.
 
     Returns:
@@ -153,35 +158,22 @@ def retrieval_metrics(
     query_labels: Array,
     reference: Array,
     reference_labels: Array,
-    *,
-    ref_includes_query: bool = False,
-    recall_at: Sequence[int] = RECALL_AT,
-    knn_k: int = KNN_K,
-    knn_temperature: float = KNN_TEMPERATURE,
-    at_r: bool = True,
-    index: str = "exact",
-    chunk_size: int | None = None,
+    **options: Unpack[RetrievalOptions],
 ) -> dict[str, float]:
-    """Average `retrieval_scores`, which has the definitions, over the queries.
+    """Average `retrieval_scores` over the queries.
 
-    Each metric is the mean over the queries that have a relevant reference, as in PML's ``AccuracyCalculator``, with
-    which ``precision_at_1``, ``mean_reciprocal_rank``, ``r_precision`` and ``mean_average_precision_at_r`` agree. The
-    other queries are left out and counted. Zero rows, which have no direction and are as far from every unit vector as
-    from any other, are counted too, and a warning says so. With an approximate index they are the metrics of what it
-    finds: `index_recall` measures what it misses.
+    Each metric is the mean over the queries that have a relevant reference, as in PML's ``AccuracyCalculator``;
+    ``precision_at_1``, ``mean_reciprocal_rank``, ``r_precision`` and ``mean_average_precision_at_r`` equal PML's. The
+    other queries are left out and counted. Zero rows, which have no direction and the same distance from every unit
+    vector, are counted too, and a warning is logged.
 
     Args:
-        query: As for `retrieval_scores`.
-        query_labels: As for `retrieval_scores`.
-        reference: As for `retrieval_scores`.
-        reference_labels: As for `retrieval_scores`.
-        ref_includes_query: As for `retrieval_scores`.
-        recall_at: As for `retrieval_scores`.
-        knn_k: As for `retrieval_scores`.
-        knn_temperature: As for `retrieval_scores`.
-        at_r: As for `retrieval_scores`.
-        index: As for `retrieval_scores`.
-        chunk_size: As for `retrieval_scores`.
+        query: ``(N, D)`` floats.
+        query_labels: ``(N,)`` integers.
+        reference: ``(M, D)`` floats.
+        reference_labels: ``(M,)`` integers.
+        **options: ``ref_includes_query``, ``recall_at``, ``knn_k``, ``knn_temperature``, ``at_r``, ``index`` and
+            ``chunk_size`` of `retrieval_scores`.
 
     Returns:
         ``precision_at_1``, ``recall_at_k`` for each k, ``mean_reciprocal_rank``, ``r_precision``,
@@ -189,9 +181,9 @@ def retrieval_metrics(
         ``zero_rows``.
 
     Raises:
-        ImportError: As `retrieval_scores`.
-        TypeError: As `retrieval_scores`.
-        ValueError: As `retrieval_scores`.
+        ImportError: If FAISS is not installed.
+        TypeError: If an argument has the wrong type.
+        ValueError: If `retrieval_scores` rejects an argument.
 
     Examples:
         >>> points = np.array([[0.1], [0.2], [1.0], [1.3], [5.0]])
@@ -208,20 +200,8 @@ def retrieval_metrics(
         lone_queries 2.0
         zero_rows 0.0
     """
-    scores = retrieval_scores(
-        query,
-        query_labels,
-        reference,
-        reference_labels,
-        ref_includes_query=ref_includes_query,
-        recall_at=recall_at,
-        knn_k=knn_k,
-        knn_temperature=knn_temperature,
-        at_r=at_r,
-        index=index,
-        chunk_size=chunk_size,
-    )
-    zeros = count_zero_rows(reference) + (0 if ref_includes_query else count_zero_rows(query))
+    scores = retrieval_scores(query, query_labels, reference, reference_labels, **options)
+    zeros = count_zero_rows(reference) + (0 if options.get("ref_includes_query") else count_zero_rows(query))
     if zeros:
         logger.warning("%d rows are zero: they have no direction, and their nearest neighbours mean nothing.", zeros)
     lone = int(np.isnan(scores["precision_at_1"]).sum())
@@ -265,7 +245,7 @@ def _check_starts_with_queries(queries: Floats, wanted: Labels, references: Floa
         raise ValueError(
             "Expected argument `reference` to start with the queries, and `reference_labels` with their "
             "labels, since `ref_includes_query` is set, but got others "
-            f"({len(queries)} queries, {len(references)} references)."
+            f"({len(queries)} queries, {len(references)} references)"
         )
 
 

@@ -1,4 +1,4 @@
-"""The temperature of a classifier's logits, fitted to rows outside the training of classifier and encoder."""
+"""Temperature scaling of a classifier's logits."""
 
 import logging
 import math
@@ -19,21 +19,20 @@ NONE = 1.0  # leaves the logits as they are
 def fit_temperature(logits: Array, labels: Array) -> float:
     r"""Choose T, between 0.01 and 100, such that :math:`\mathrm{softmax}(z / T)` has the least negative log-likelihood.
 
-    It is convex in :math:`\beta = 1 / T`; at the optimum its derivative, the mean over rows of
+    The likelihood is convex in :math:`\beta = 1 / T`; at the optimum its derivative, the mean over rows of
     :math:`\sum_c p_c z_c - z_y`, is 0 (Guo et al., ICML 2017, section 4.2, temperature scaling).
 
-    Neither the classifier nor the encoder may have been trained on these rows: an encoder classifies nearly all of its
-    training images right, and T is then too small.
+    Neither the classifier nor the encoder may have been trained on these rows: nearly all training images of an encoder
+    are classified right, and T is then too small.
 
     Args:
-        logits: ``(N, C)`` finite floats, at least two columns, of rows that neither the classifier nor the encoder was
-            trained on. Computed in float64.
+        logits: ``(N, C)`` finite floats, at least two columns, of held-out rows. Computed in float64.
         labels: ``(N,)`` integers, the right columns, from 0 to C - 1.
 
     Returns:
-        The temperature. 1, with the reason logged as a warning, where there is no optimum between the bounds: every row
-        is right (the optimum is T = 0) or all logits of a row are the same (any T is as good), or the logits are larger
-        where they are wrong, or extremely small or large.
+        The temperature. It is 1, and the reason is a warning, if there is no optimum between the bounds: every
+        row is right (the optimum is T = 0), all logits of each row are equal (every T has the same likelihood), the
+        logits are larger for wrong columns, or they are extremely small or large.
 
     Raises:
         TypeError: If logits are not floating point, or labels not integers.
@@ -46,7 +45,7 @@ def fit_temperature(logits: Array, labels: Array) -> float:
         (1.8205, 0.75)
     """
     rows, wanted = as_logits(logits, labels)
-    above = rows - rows[np.arange(len(rows)), wanted][:, None]  # of the right column's: a right row has none above 0
+    above = rows - rows[np.arange(len(rows)), wanted][:, None]  # logits minus the right column's, (N, C)
 
     def slope(log_beta: float) -> float:
         """Derivative of the negative log-likelihood in beta, which rises with it."""

@@ -44,7 +44,7 @@ def well_conditioned(queries: Floats, references: Floats) -> tuple[Floats, Float
     if len(above_zero) and np.median(above_zero) * scale**2 < SMALLEST_SQUARE:
         raise ValueError(
             f"Expected embeddings whose squared distances fit into float32, but got lengths of {reach:.1e} beside "
-            f"{math.sqrt(np.median(above_zero)):.1e}, that of most references."
+            f"{math.sqrt(np.median(above_zero)):.1e}, the median of the references"
         )
     return moved(queries, shift, scale), moved(references, shift, scale), scale
 

@@ -1,6 +1,5 @@
 """FAISS indexes by name, approximate or on GPUs, and the share of true neighbours that an index finds."""
 
-import difflib
 import logging
 import math
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from pml_supcon._arrays import Array, Floats, Labels
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_int, did_you_mean
 from pml_supcon._extras import require_faiss
 from pml_supcon.search.distances import well_conditioned
 from pml_supcon.search.exact import FAISS_MAX_K, FaissSearcher, Searcher, StreamedSearcher, without_own
@@ -110,11 +109,9 @@ def check_index(name: str) -> None:
 
 def expected_index(name: str, which: str = "") -> str:
     """Return the error text for an unknown name."""
-    near = difflib.get_close_matches(name, INDEXES, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     return (
         f"Expected argument `index` to be one of {', '.join(INDEXES)} or a string of FAISS's index_factory{which}, but "
-        f"got {name!r}{hint}."
+        f"got {name!r}{did_you_mean(name, INDEXES)}"
     )
 
 
@@ -191,7 +188,7 @@ def index_recall(
     if own and not starts_with(references, rows):
         raise ValueError(
             "Expected argument `reference` to start with the queries, since `ref_includes_query` is set, but got "
-            f"others ({len(rows)} queries, {len(references)} references)."
+            f"others ({len(rows)} queries, {len(references)} references)"
         )
     available = len(references) - int(own)
     for wanted in k:

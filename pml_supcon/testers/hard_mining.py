@@ -1,4 +1,4 @@
-"""The PML tester HardMiningTester."""
+"""The PML tester of the hardness of pairs."""
 
 import math
 from functools import partial

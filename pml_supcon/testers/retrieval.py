@@ -57,19 +57,11 @@ class RetrievalTester(GlobalEmbeddingSpaceTester):
         **tester_kwargs: Any,
     ) -> None:
         check_retrieval_options(recall_at, knn_k, knn_temperature, chunk_size, index)
+        options: dict[str, Any] = {"recall_at": tuple(recall_at), "knn_k": knn_k, "knn_temperature": knn_temperature}
+        options |= {"at_r": at_r, "index": index, "chunk_size": chunk_size}
 
         def compute(query: torch.Tensor, query_labels: torch.Tensor, **others: Any) -> dict[str, float]:
-            metrics = retrieval_metrics(
-                query,
-                query_labels,
-                **others,
-                recall_at=tuple(recall_at),
-                knn_k=knn_k,
-                knn_temperature=knn_temperature,
-                at_r=at_r,
-                index=index,
-                chunk_size=chunk_size,
-            )
+            metrics = retrieval_metrics(query, query_labels, **others, **options)
             return metrics | (clustering_metrics(query, query_labels) if clustering else {})
 
         names = [*metric_names(recall_at, at_r), "lone_queries", "zero_rows", *(["nmi", "ami"] if clustering else [])]

@@ -355,7 +355,7 @@ def test_memory_is_bounded():
         ({"knn_temperature": 0.0}, ValueError, "`knn_temperature` to be above 0, but got 0.0"),
         ({"query": np.zeros((3, 3))}, ValueError, "`query` to have a row that is not zero, but all 3 are"),
         ({"reference": np.zeros((3, 3))}, ValueError, "`reference` to have a row that is not zero, but all 3 are"),
-        ({"index": "exakt"}, ValueError, r"`index` to be one of exact, ivf, .* got 'exakt' \(did you mean 'exact'\?"),
+        ({"index": "exakt"}, ValueError, r"`index` to be one of exact, ivf, .* got 'exakt'; did you mean 'exact'"),
         ({"chunk_size": 0}, ValueError, "`chunk_size` to be at least 1, but got 0"),
     ],
 )  # fmt: skip

@@ -162,7 +162,7 @@ def test_faiss_does_not_warn_of_few_points(gallery, name, capfd):
         ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
         ({"k": (1, 2000), "ref_includes_query": True}, ValueError, "at most the 1999 other references, but got 2000"),
         ({"reference": np.eye(16), "ref_includes_query": True}, ValueError, r"others \(300 queries, 16 references\)"),
-        ({"index": "ivff"}, ValueError, r"got 'ivff' \(did you mean 'ivf'\?\)"),
+        ({"index": "ivff"}, ValueError, r"got 'ivff'; did you mean 'ivf'"),
         ({"index": "PQ7"}, ValueError, "index_factory that fits a width of 16, but got 'PQ7'"),
         ({"index": "IVF4096,Flat"}, ValueError, r"'IVF4096,Flat' can hold, but got 2000: .*2000.*4096"),
         ({"index": "IDMap,Flat"}, ValueError, "'IDMap,Flat' can hold, but got 2000: .*add_with_ids"),

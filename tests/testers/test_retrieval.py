@@ -76,7 +76,7 @@ def test_tester_passes_its_options_on_and_names_its_metrics(monkeypatch, searche
     [
         ({"knn_k": 0}, ValueError, "`knn_k` to be at least 1"),
         ({"accuracy_calculator": None}, TypeError, "accuracy_calculator"),
-        ({"index": "hnws"}, ValueError, r"`index` to be one of exact, .* got 'hnws' \(did you mean 'hnsw'\?\)"),
+        ({"index": "hnws"}, ValueError, r"`index` to be one of exact, .* got 'hnws'; did you mean 'hnsw'"),
         ({"index": "IVF16,Foo"}, ValueError, "`index` .* got 'IVF16,Foo'"),
     ],
 )
