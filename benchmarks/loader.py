@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from pml_supcon.data.images import ImageData, MemoryImages
-from pml_supcon.data.opening import load_data
+from pml_supcon.data.load import load_data
 from pml_supcon.losses import SupConLossOut
 from pml_supcon.models import ProjectionHead, create_encoder, feature_width
 from pml_supcon.samplers import MultiViewBatchSampler

@@ -1,14 +1,231 @@
-"""A data set as the recipe uses it: images with labels, in memory or decoded when read."""
+"""Images with labels: pools that decode when read, and data sets in memory or lazy."""
 
 import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from pml_supcon.data.pool import Images, Pool, read_image
+GREY_MODES = frozenset({"1", "L", "LA"})
+_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+_NAMED = 5  # so many broken images are named in an error
+
+
+class Images(Protocol):
+    """A sequence of images that can say where each one lies."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> Image.Image | Tensor:
+        """Return a PIL image, not necessarily decoded, or a uint8 tensor (C, H, W)."""
+        ...
+
+    def where(self, index: int) -> str:
+        """Name the image for an error message: its path, or its row."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What changes when the images do, told without decoding them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images and their labels, an int64 tensor (n,) that is known without decoding."""
+
+    images: Images
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Sequence[int]) -> "Pool":
+        """Return the pool of these images, in this order."""
+        return Pool(_Selected(self.images, list(indices)), self.labels[torch.as_tensor(indices, dtype=torch.long)])
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened data set: its splits and what the loader must know about them.
+
+    Attributes:
+        train: the training images.
+        test: the test images, or None where the set has none and the training images are to be split.
+        class_names: the name of each label 0..C-1.
+        symbols: the images are digits or letters, which must not be mirrored.
+        shuffled: the rows are said to be in random order, so that the first n of them are a fair subset.
+    """
+
+    train: Pool
+    test: Pool | None
+    class_names: tuple[str, ...]
+    symbols: bool = False
+    shuffled: bool = False
+
+
+@dataclass(frozen=True)
+class _Selected:
+    images: Images
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Image.Image | Tensor:
+        return self.images[self.indices[index]]
+
+    def where(self, index: int) -> str:
+        return self.images.where(self.indices[index])
+
+    def fingerprint(self) -> str:
+        return digest_of(self.images.fingerprint(), *map(str, self.indices))
+
+
+def digest_of(*parts: str) -> str:
+    """Return a digest of strings in their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)} {part}".encode())
+    return digest.hexdigest()
+
+
+def stamps(paths: Iterable[str]) -> Iterator[str]:
+    """Yield the path, size and time of the last change of each file."""
+    for path in paths:
+        state = os.stat(path)
+        yield f"{path} {state.st_size} {state.st_mtime_ns}"
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most `most` indices spread evenly over `range(count)`.
+
+    Examples:
+        >>> evenly(10, 3)
+        [0, 3, 6]
+    """
+    return [index * count // min(count, most) for index in range(min(count, most))]
+
+
+def shape_of(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
+    """Return whether an image is grey, and its (height, width), from its header alone.
+
+    Raises:
+        ValueError: where the header cannot be read, or the pixels have more than 8 bits.
+    """
+    image = _open(images, index)
+    if isinstance(image, Tensor):
+        return image.shape[0] == 1, (image.shape[1], image.shape[2])
+    return image.mode in GREY_MODES, (image.height, image.width)
+
+
+def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tensor:
+    """Return one decoded image: a PIL image of mode "L" or "RGB", or a tensor where the source holds tensors.
+
+    Transparency is dropped.
+
+    Raises:
+        ValueError: naming the image, where it cannot be decoded, has more than 8 bits, or is in colour and
+            `in_chans` is 1.
+    """
+    image = _open(images, index)
+    if isinstance(image, Tensor):
+        return image
+    if in_chans == 1 and image.mode not in GREY_MODES:
+        raise ValueError(f"Expected grey images, as the others are, but {images.where(index)} has mode {image.mode!r}")
+    try:
+        return image.convert("L" if in_chans == 1 else "RGB")
+    except Exception as error:  # PIL raises many kinds, down to struct.error
+        raise ValueError(f"{images.where(index)} is not a readable image: {error}") from error
+
+
+def as_tensor(image: Image.Image | Tensor) -> Tensor:
+    """Return a decoded image as uint8 (C, H, W)."""
+    if isinstance(image, Tensor):
+        return image
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def for_each(
+    images: Images, indices: Iterable[int], in_chans: int, visit: Callable[[int, Tensor], None], title: str
+) -> None:
+    """Decode images in a pool of threads, with a progress bar, and hand each to `visit(index, pixels)`.
+
+    Raises:
+        ValueError: after all have been tried, naming those that cannot be decoded.
+    """
+
+    def work(index: int) -> str | None:
+        try:
+            visit(index, as_tensor(read_image(images, index, in_chans)))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    wanted = list(indices)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        results = tqdm(threads.map(work, wanted), total=len(wanted), desc=title, disable=None, leave=False)
+        broken = [message for message in results if message is not None]
+    raise_broken(broken)
+
+
+def raise_broken(messages: Sequence[str]) -> None:
+    """Raise ValueError with the first of the messages and the number of the others, if there are any."""
+    if messages:
+        more = f"\nand {len(messages) - _NAMED} more" if len(messages) > _NAMED else ""
+        raise ValueError("\n".join(messages[:_NAMED]) + more)
+
+
+class Moments:
+    """Mean and deviation per channel over many images, each counting the same; values are scaled to [0, 1]."""
+
+    def __init__(self, in_chans: int) -> None:
+        self._in_chans = in_chans
+        self._first: dict[int, Tensor] = {}
+        self._second: dict[int, Tensor] = {}
+
+    def add(self, index: int, pixels: Tensor) -> None:
+        """Take in image `index`, uint8 (C, H, W); safe from several threads."""
+        values = pixels.double().flatten(1) / 255
+        self._first[index], self._second[index] = values.mean(1), values.square().mean(1)
+
+    def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return (mean, std), one entry per channel; a channel that never changes has std 1: nothing to scale.
+
+        Raises:
+            ValueError: where no channel changes.
+        """
+        order = sorted(self._first)  # threads finish in any order; the sum must not depend on it
+        mean = torch.stack([self._first[index] for index in order]).mean(0)
+        square = torch.stack([self._second[index] for index in order]).mean(0)
+        variance = (square - mean.square()).tolist()
+        if max(variance) < 1e-10:
+            raise ValueError("Expected images that differ, but all pixels of the train images have the same value")
+        return tuple(mean.tolist()), tuple(math.sqrt(value) if value >= 1e-10 else 1.0 for value in variance)
+
+
+def _open(images: Images, index: int) -> Image.Image | Tensor:
+    try:
+        image = images[index]
+    except Exception as error:  # see `read_image`
+        raise ValueError(f"{images.where(index)} is not a readable image: {error}") from error
+    if not isinstance(image, Tensor) and image.mode not in GREY_MODES | _COLOUR_MODES:
+        raise ValueError(
+            f"Expected 8-bit images, but {images.where(index)} has mode {image.mode!r}: convert it first, "
+            "as cutting its values off would lose what it shows"
+        )
+    return image
 
 
 class MemoryImages(Dataset[tuple[Tensor, int]]):

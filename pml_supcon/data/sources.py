@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pml_supcon.data.class_selection import with_classes
-from pml_supcon.data.pool import Pool, Source, digest_of, stamps
+from pml_supcon.data.images import Pool, Source, digest_of, stamps
+from pml_supcon.data.splits import with_classes
 from pml_supcon.data.torchvision_source import open_torchvision
 
 FORMS = "digits, torchvision:NAME, imagefolder:PATH, hf:PATH_OR_ID"

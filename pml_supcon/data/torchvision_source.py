@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pml_supcon.data.pool import Pool, Source, digest_of, stamps
+from pml_supcon.data.images import Pool, Source, digest_of, stamps
 
 ROOT_VARIABLE = "PML_SUPCON_DATA"  # the folder that holds or gets the files; default: data
 _SYMBOLS = ("MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "Omniglot")

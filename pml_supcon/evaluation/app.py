@@ -14,18 +14,17 @@ them. `--help` lists the settings; the page of the docs says how to read the rep
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 
 from pml_supcon._extras import require_faiss, require_umap
-from pml_supcon.data.images import ImageData
-from pml_supcon.data.opening import open_data
-from pml_supcon.data.pool import as_tensor
+from pml_supcon._files import write_atomic
+from pml_supcon.data.images import ImageData, as_tensor
+from pml_supcon.data.load import open_data
 from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.evaluation.context import EvaluationContext
 from pml_supcon.evaluation.loading import LoadedEncoder, load_trained_encoder
@@ -34,14 +33,13 @@ from pml_supcon.evaluation.sections import choose_sections, run_sections
 from pml_supcon.evaluation.sections.retrieval import gallery_split
 from pml_supcon.evaluation.sections.transfer import open_images as open_transfer
 from pml_supcon.evaluation.settings import EvaluateSettings, parse_settings
-from pml_supcon.training.ending import fail
-from pml_supcon.training.job import check_processes
+from pml_supcon.training.environment import environment
+from pml_supcon.training.launch import GROUP_TIMEOUT, make_accelerator
 from pml_supcon.training.pictures import summary_table
-from pml_supcon.training.run_folder import check_writable, environment, replace_text
-from pml_supcon.training.stopping import Stopped
+from pml_supcon.training.run import check_writable
+from pml_supcon.training.signals import Stopped, exit_with_error
 
 REPORT, FIGURES, COMPARED = "report.html", "evaluation.json", "evaluation-compared.json"
-PATIENCE = timedelta(days=1)  # processes wait while the main one scores
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         require_faiss()
         # in float32 whatever the launcher says: figures of two evaluations are to be compared
-        patient = InitProcessGroupKwargs(timeout=PATIENCE)
-        accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[patient])
-        check_processes(accelerator)
+        accelerator = make_accelerator("no", GROUP_TIMEOUT)
         if "umap" in settings.map_methods:
             require_umap()
         for spec in settings.transfer:  # what is wrong with them shows before the long work
@@ -67,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = [(context, evaluate(context)) for context in contexts]
         write(output, [(context, content) for context, content in found if content is not None])
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        fail("evaluate.py", error)
+        exit_with_error("evaluate.py", error)
     except Stopped as stopped:
-        fail("evaluate.py", stopped, status=128 + stopped.number)
+        exit_with_error("evaluate.py", stopped, status=128 + stopped.number)
     accelerator.state.destroy_process_group()
 
 
@@ -160,7 +156,7 @@ def write(output: Path, found: Sequence[tuple[EvaluationContext, dict[str, Any]]
     output.mkdir(parents=True, exist_ok=True)
     (output / COMPARED).unlink(missing_ok=True)  # of an earlier evaluation
     for name, (_, content) in zip((FIGURES, COMPARED), found, strict=False):  # first: the report is made of them
-        replace_text(output / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_atomic(output / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
     write_report(
         output / REPORT, [Evaluation(content, pictures(context, content["sections"])) for context, content in found]
     )

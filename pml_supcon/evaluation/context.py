@@ -8,8 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from pml_supcon.data.images import ImageData
-from pml_supcon.data.pool import evenly
+from pml_supcon.data.images import ImageData, evenly
 from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.evaluation.loading import LoadedEncoder
 from pml_supcon.evaluation.settings import EvaluateSettings

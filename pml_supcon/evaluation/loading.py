@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pml_supcon.data.images import ImageData
 from pml_supcon.models import create_encoder, load_encoder, load_head
 from pml_supcon.models.storage import weights_file
-from pml_supcon.training.run_folder import CLASSIFIER, CONFIG, ENCODER, HEAD
+from pml_supcon.training.run import CLASSIFIER, CONFIG, ENCODER, HEAD
 
 RUN_DATA = ("data", "image_size", "max_train", "max_test")  # settings of a run that say what its images are
 

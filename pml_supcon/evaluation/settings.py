@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_origin, get_type_hints
 
 from pml_supcon.corruptions import CORRUPTIONS
-from pml_supcon.training.config.command_line import OneLineParser, normalised
+from pml_supcon.training.config.parser import OneLineParser, normalised
 from pml_supcon.training.optimization import check_optimizer
 
 Section = Literal[

@@ -10,14 +10,14 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from pml_supcon.data.division import divide
+from pml_supcon._files import write_atomic
+from pml_supcon.data.splits import split_training_set
 from pml_supcon.evaluation.context import EvaluationContext, FeaturesError
 from pml_supcon.evaluation.loading import load_trained_encoder
 from pml_supcon.evaluation.sections import run_sections
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.job import open_images
-from pml_supcon.training.run_folder import replace_text
+from pml_supcon.training.run import open_images
 
 HARDEST = (1, 5, 10, 25, 50, 100)  # per cent of the pairs
 
@@ -47,7 +47,7 @@ def evaluate_run(
             context.note(f"{', '.join(settings.sections)}: {error}")
         if accelerator.is_main_process:
             content = {"sections": results, "notes": context.notes, "seconds": seconds}
-            replace_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
+            write_atomic(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
     read = json.loads(file.read_text()) if accelerator.is_main_process else None
     evaluation: dict[str, Any] = broadcast_object_list([read])[0]
     return evaluation
@@ -58,8 +58,8 @@ def _context(
 ) -> EvaluationContext:
     loaded = load_trained_encoder(str(path)).to(accelerator.device)
     data = open_images(trained, accelerator).decode()
-    division = divide(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
-    data = replace(data, train=division.training_images(data))
+    split = split_training_set(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
+    data = replace(data, train=split.training_images(data))
     return EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache=None)
 
 

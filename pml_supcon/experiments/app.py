@@ -16,13 +16,13 @@ import json
 import os
 import signal
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
+from accelerate import PartialState
 
 from pml_supcon._extras import require_imagecorruptions
+from pml_supcon._files import write_atomic
 from pml_supcon.experiments.experiment import Experiment
 from pml_supcon.experiments.plot import plot
 from pml_supcon.experiments.record import with_text
@@ -30,12 +30,11 @@ from pml_supcon.experiments.registry import EXPERIMENTS
 from pml_supcon.experiments.runner import TrainingRunner, run_experiment
 from pml_supcon.experiments.settings import ReproduceSettings, parse
 from pml_supcon.experiments.tables import tables_of
-from pml_supcon.training.ending import fail
-from pml_supcon.training.job import check_processes
-from pml_supcon.training.run_folder import check_writable, commit, replace_text
-from pml_supcon.training.stopping import Stopped
+from pml_supcon.training.environment import commit
+from pml_supcon.training.launch import GROUP_TIMEOUT, make_accelerator
+from pml_supcon.training.run import check_writable
+from pml_supcon.training.signals import Stopped, exit_with_error
 
-TIMEOUT = timedelta(days=1)  # the other processes wait while the main one scores
 AGAIN = "the same command continues from here"
 
 
@@ -46,10 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_writable(settings.results, "--results")
         check_writable(settings.runs, "--runs")
         commit()  # cached now, because files may change during the run
-        patient = InitProcessGroupKwargs(timeout=TIMEOUT)
         precision = settings.scale.settings.get("mixed_precision")
-        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patient])
-        check_processes(accelerator)
+        accelerator = make_accelerator(precision, GROUP_TIMEOUT)
         runner = TrainingRunner(settings.runs, accelerator)
         experiments = [EXPERIMENTS[name](settings.scale) for name in settings.experiments]
         if any("corruption" in options["sections"] for each in experiments for options in each.evaluations):
@@ -59,17 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if accelerator.is_main_process:
                 write(settings, experiment, {**record, "given": settings.given})
     except (ValueError, TypeError, OSError, ImportError) as error:
-        fail("reproduce.py", error)
+        exit_with_error("reproduce.py", error)
     except torch.OutOfMemoryError as error:
-        fail("reproduce.py", f"{str(error).splitlines()[0]}; --chunk-size 64 needs less memory and starts new runs")
+        exit_with_error(
+            "reproduce.py", f"{str(error).splitlines()[0]}; --chunk-size 64 needs less memory and starts new runs"
+        )
     except Stopped as stopped:
-        fail(
+        exit_with_error(
             "reproduce.py",
             f"stopped by {signal.Signals(stopped.number).name} {stopped}; {AGAIN}",
             status=128 + stopped.number,
         )
     except KeyboardInterrupt:
-        fail("reproduce.py", f"stopped; {AGAIN}", status=128 + signal.SIGINT)
+        exit_with_error("reproduce.py", f"stopped; {AGAIN}", status=128 + signal.SIGINT)
     accelerator.state.destroy_process_group()
 
 
@@ -83,9 +82,9 @@ def write(settings: ReproduceSettings, experiment: Experiment, record: dict[str,
     """Write the record, the table and the plot of an experiment, and print the table."""
     name, described = experiment.name, with_text(record, experiment)
     settings.results.mkdir(parents=True, exist_ok=True)
-    replace_text(settings.results / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_atomic(settings.results / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     table = tables_of(described)
-    replace_text(settings.results / f"{name}.md", table)
+    write_atomic(settings.results / f"{name}.md", table)
     partial = settings.results / f".{name}.partial.svg"
     plot(described, partial)
     os.replace(partial, settings.results / f"{name}.svg")

@@ -10,7 +10,7 @@ from pml_supcon.experiments.experiment import Comparison, Experiment, Scores
 from pml_supcon.experiments.scales import Scale
 from pml_supcon.experiments.statistics import interval_of, judge, margin_of
 from pml_supcon.experiments.tuning import Choice
-from pml_supcon.training.run_folder import environment
+from pml_supcon.training.environment import environment
 
 
 @dataclass

@@ -12,16 +12,17 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from pml_supcon._files import write_atomic
 from pml_supcon.experiments.analysis import evaluate_run, scores_in
 from pml_supcon.experiments.costs import milliseconds_of
 from pml_supcon.experiments.experiment import TOP1, Experiment, Training
 from pml_supcon.experiments.record import Outcome, record_of
 from pml_supcon.experiments.scales import Scale
 from pml_supcon.experiments.tuning import Choice, candidates, choose, settings_of
-from pml_supcon.training.app import complete, prepare
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.job import open_run
-from pml_supcon.training.run_folder import computed, environment, replace_text
+from pml_supcon.training.environment import environment
+from pml_supcon.training.run import computed, open_run
+from pml_supcon.training.train import load_run, train_and_score
 
 DIVERGED = "diverged.json"
 RECORDED = ("linear_probe/", "retrieval/", "train/", "miner/", "seconds/")
@@ -125,11 +126,11 @@ class TrainingRunner:
         if not broadcast_object_list([diverged.exists()])[0]:  # the main process decides
             run = open_run(replace(self.resolved(settings), output=path, resume=True), self.accelerator)
             if not run.finished:
-                prepared = prepare(run, self.accelerator)
+                prepared = load_run(run, self.accelerator)
                 try:
-                    complete(prepared, started)
+                    train_and_score(prepared, started)
                 except FloatingPointError as error:
-                    self._record_divergence(diverged, str(error), 1 / prepared.job.data.num_classes, started)
+                    self._record_divergence(diverged, str(error), 1 / prepared.context.data.num_classes, started)
                 self.accelerator.free_memory()
         if self.accelerator.is_main_process:
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
@@ -158,4 +159,4 @@ class TrainingRunner:
             record = {"diverged": message, TOP1: chance, "seconds/total": round(time.perf_counter() - started, 1)}
             record |= {"processes": self.accelerator.num_processes, "precision": self.accelerator.mixed_precision}
             record |= environment(self.accelerator.device)
-            replace_text(file, json.dumps(record, indent=2) + "\n")
+            write_atomic(file, json.dumps(record, indent=2) + "\n")

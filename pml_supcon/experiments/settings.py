@@ -13,8 +13,7 @@ import yaml
 
 from pml_supcon.experiments.registry import EXPERIMENTS
 from pml_supcon.experiments.scales import SCALES, Scale
-from pml_supcon.training.config.command_line import normalised
-from pml_supcon.training.config.parser import SWITCHES, parse_settings
+from pml_supcon.training.config.parser import SWITCHES, normalised, parse_settings
 
 RESERVED = ("output", "resume", "seed", "config", "scored", "method")  # flags of `train.py` that the experiments set
 KNOWN = (*EXPERIMENTS, "all")

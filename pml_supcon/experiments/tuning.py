@@ -7,7 +7,7 @@ from typing import Any
 from pml_supcon.experiments.experiment import Training
 from pml_supcon.experiments.scales import Scale
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.config.fitting import DEFAULTS, fitted
+from pml_supcon.training.config.parser import DEFAULTS, drop_inapplicable
 
 TUNING_SEED = 0
 
@@ -66,5 +66,5 @@ def settings_of(common: Mapping[str, Any], own: Mapping[str, Any]) -> TrainSetti
         ValueError: If two settings of `own` contradict each other.
         TypeError: If there is no such setting.
     """
-    values, _ = fitted({**DEFAULTS, **common, **own}, set(own))
+    values, _ = drop_inapplicable({**DEFAULTS, **common, **own}, set(own))
     return TrainSettings(**values)

@@ -1,114 +1,132 @@
-"""The training loop of a stage."""
+"""The training loop of a stage: the step first, then the epochs around it."""
 
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pml_supcon.training.history import History, Row
-from pml_supcon.training.recent import RecentSteps
+from pml_supcon.training.callbacks import Callback
+from pml_supcon.training.monitoring import EpochTimer, History, Row, StepLogger, alignment_and_uniformity
+from pml_supcon.training.signals import SignalHandler, Stopped
 from pml_supcon.training.stage import Stage
-from pml_supcon.training.stopping import Stopped, StopRequest
-from pml_supcon.training.watch import Stopwatch, spread_of
 
 
-class Keeper(Protocol):
-    """What the loop asks of the run that it is part of."""
+def take_step(
+    stage: Stage, views: Tensor, labels: Tensor, step: int, logger: StepLogger, accelerator: Accelerator
+) -> Tensor:
+    """Take one optimizer step.
 
-    def is_due(self, stage: Stage, step: int) -> bool:
-        """Whether a checkpoint is to be written after a step."""
-        ...
+    Args:
+        stage: The stage.
+        views: This process's part of the batch, ``(B, V, C, H, W)``.
+        labels: Its labels, ``(B,)``.
+        step: The number of steps that the run has taken before.
+        logger: Keeps loss, gradient norm and learning rate on the device.
+        accelerator: The processes.
 
-    def save(self, stage: Stage, step: int) -> None:
-        """Write a checkpoint; all processes call it."""
-        ...
+    Returns:
+        The network's outputs ``(B, V, D)``, detached.
+    """
+    # 1. The learning rate of this step.
+    stage.schedule.step_update(step - stage.first_step)
+    rate = stage.optimizer.param_groups[0]["lr"]
+    views = views.to(accelerator.device, non_blocking=True)
+    labels = labels.to(accelerator.device, non_blocking=True)
+    # 2. Forward: keys of the momentum encoder (without gradient), outputs (B, V, D), the scalar loss.
+    with accelerator.autocast():  # the precision of the prepared network
+        keys = None if stage.key_encoder is None else stage.key_encoder(views)
+    outputs: Tensor = stage.network(views)
+    loss = stage.criterion(outputs, labels, keys)
+    # 3. Backward, clipping, update.
+    accelerator.backward(loss)
+    norm = clip_gradients(stage, accelerator)
+    stage.optimizer.step()
+    stage.optimizer.zero_grad()
+    # 4. Moving averages of the weights: the momentum encoder, and the model that is scored.
+    if stage.key_encoder is not None:
+        stage.key_encoder.update_parameters(stage.network)
+    if stage.ema is not None:
+        stage.ema.update(stage.model, step=step - stage.first_step + 1)
+    logger.add(loss, norm, rate)
+    return outputs.detach()
 
-    def look(self, stage: Stage, epoch: int) -> Row:
-        """What else is to be seen after an epoch."""
-        ...
+
+def clip_gradients(stage: Stage, accelerator: Accelerator) -> Tensor:
+    """Clip the gradients if the plan has a limit; return their total norm before clipping."""
+    accelerator.unscale_gradients(stage.optimizer)
+    parameters = [parameter for parameter in stage.model.parameters() if parameter.grad is not None]
+    limit = stage.plan.clip_gradient_norm
+    if limit is not None:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def run_stage(stage: Stage, start: int, keeper: Keeper, history: History, accelerator: Accelerator) -> None:
+def run_stage(
+    stage: Stage,
+    start: int,
+    accelerator: Accelerator,
+    *,
+    history: History | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
     """Train from a step of the run to the end of the stage.
 
+    Args:
+        stage: The stage.
+        start: The number of steps that the run has taken before.
+        accelerator: The processes.
+        history: Receives a row for each step and epoch.
+        callbacks: Save checkpoints and add metrics at the end of an epoch.
+
     Raises:
-        FloatingPointError: the loss, its gradient or the weights became infinite or NaN.
-        Stopped: a signal came; a checkpoint was written first.
-        OSError: a checkpoint could not be written; those before it are as they were.
+        FloatingPointError: If the loss, its gradient or a saved weight is infinite or NaN.
+        Stopped: If a signal arrived; the callbacks have saved a checkpoint.
+        OSError: If a checkpoint cannot be written; earlier checkpoints are unchanged.
     """
-    step, recent = start, RecentSteps(stage, history, accelerator)
+    step, logger = start, StepLogger(stage, history, accelerator)
     progress = tqdm(
         total=stage.last_step - stage.first_step,
         initial=start - stage.first_step,
         desc=f"stage {stage.number}",
         unit="step",
-        disable=None if accelerator.is_main_process else True,  # None: where nobody looks, as in a log
+        disable=None if accelerator.is_main_process else True,  # None: off where the output is no terminal
     )
-    with StopRequest() as stop, progress:
+    with SignalHandler() as signals, progress:
         while step < stage.last_step:
+            # One epoch, or the rest of one after a resume: the sampler continues at its batch.
             stage.network.train()
             stage.sampler.set_epoch(stage.epoch_of(step + 1) - 1)
-            watch, images = Stopwatch(), 0
-            for views, labels in watch.waiting_for(stage.loader):
-                outputs = take_step(stage, views, labels, step, recent, accelerator)
+            timer, images = EpochTimer(), 0
+            for views, labels in timer.timed(stage.loader):
+                outputs = take_step(stage, views, labels, step, logger, accelerator)
                 step, images = step + 1, images + len(labels) * accelerator.num_processes
                 progress.update()
-                signal = stop.agreed()
-                save = signal or keeper.is_due(stage, step) or step == stage.last_step
-                if recent.due or save or stage.ends_epoch(step):
-                    recent.settle(step)
-                    progress.set_postfix(epoch=stage.epoch_of(step), loss=f"{recent.last:.3f}")
-                if stage.ends_epoch(step):  # before a checkpoint: a run that goes on from it has seen this epoch
-                    seen = watch.seen(images) | seen_of_batch(stage, outputs, labels)
-                    seen |= keeper.look(stage, stage.epoch_of(step))
-                    history.add([{"stage": stage.number, "epoch": stage.epoch_of(step), "step": step, **seen}])
+                signal = signals.should_stop()
+                save = signal or step == stage.last_step or any(each.is_due(stage, step) for each in callbacks)
+                if logger.due or save or stage.ends_epoch(step):
+                    logger.flush(step)
+                    progress.set_postfix(epoch=stage.epoch_of(step), loss=f"{logger.last:.3f}")
+                if stage.ends_epoch(step):  # before the checkpoint, so that a resumed run has this epoch's metrics
+                    row = {"stage": stage.number, "epoch": stage.epoch_of(step), "step": step}
+                    row |= timer.throughput(images) | batch_metrics(stage, outputs, labels)
+                    for callback in callbacks:
+                        row |= callback.epoch_metrics(stage, stage.epoch_of(step))
+                    if history is not None:
+                        history.add([row])
                 if save:
-                    keeper.save(stage, step)
+                    for callback in callbacks:
+                        callback.save(stage, step)
                 if signal:
                     raise Stopped(signal, f"after step {step} of {stage.last_step}")
 
 
-def take_step(
-    stage: Stage, views: Tensor, labels: Tensor, step: int, recent: RecentSteps, accelerator: Accelerator
-) -> Tensor:
-    """One step of the optimizer, after `step` others; returns the network's outputs `(B, V, D)`."""
-    stage.schedule.step_update(step - stage.first_step)
-    rate = stage.optimizer.param_groups[0]["lr"]
-    views = views.to(accelerator.device, non_blocking=True)
-    labels = labels.to(accelerator.device, non_blocking=True)
-    with accelerator.autocast():  # as the model that accelerate has prepared
-        keys = None if stage.key_encoder is None else stage.key_encoder(views)
-    outputs: Tensor = stage.network(views)
-    loss = stage.criterion(outputs, labels, keys)
-    accelerator.backward(loss)
-    norm = limit_gradients(stage, accelerator)
-    stage.optimizer.step()
-    stage.optimizer.zero_grad()
-    if stage.key_encoder is not None:
-        stage.key_encoder.update_parameters(stage.network)
-    if stage.ema is not None:
-        stage.ema.update(stage.model, step=step - stage.first_step + 1)
-    recent.add(loss, norm, rate)
-    return outputs.detach()
-
-
-def limit_gradients(stage: Stage, accelerator: Accelerator) -> Tensor:
-    """Clip the gradients where that is asked for; returns the norm of all of them before."""
-    accelerator.unscale_gradients(stage.optimizer)
-    parameters = [parameter for parameter in stage.model.parameters() if parameter.grad is not None]
-    most = stage.plan.clip_gradient_norm
-    if most is not None:
-        return torch.nn.utils.clip_grad_norm_(parameters, most)
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-
-
-def seen_of_batch(stage: Stage, outputs: Tensor, labels: Tensor) -> Row:
-    """What the last batch of an epoch shows, and what the miner did in the epoch."""
-    seen: Row = spread_of(stage.criterion.embeddings(outputs), labels.to(outputs.device))
+def batch_metrics(stage: Stage, outputs: Tensor, labels: Tensor) -> Row:
+    """Return alignment and uniformity of the epoch's last batch, and the miner's statistics of the epoch."""
+    metrics: Row = alignment_and_uniformity(stage.criterion.embeddings(outputs), labels.to(outputs.device))
     miner = stage.criterion.miner
     if miner is not None:
-        seen |= {f"miner/{name}": value for name, value in miner.report().items()}
+        metrics |= {f"miner/{name}": value for name, value in miner.report().items()}
         miner.reset()
-    return seen
+    return metrics

@@ -9,14 +9,13 @@ from accelerate.utils import broadcast_object_list
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from pml_supcon.data.images import LazyImages, MemoryImages
-from pml_supcon.data.pool import evenly
+from pml_supcon.data.images import LazyImages, MemoryImages, evenly
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_metrics, retrieval_scores
 from pml_supcon.metrics.probe_selection import HELD_OUT
 from pml_supcon.training import pictures as report
 from pml_supcon.training.features import ImagesToEmbed
 from pml_supcon.training.features import embed as compute_features
-from pml_supcon.training.job import Job
+from pml_supcon.training.run import RunContext
 
 KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # images at most: it is looked at in the middle of training
 BATCH = 256
@@ -32,25 +31,27 @@ class Embedded(NamedTuple):
     labels: Tensor
 
 
-def embed(images: MemoryImages | LazyImages, labels: Tensor, job: Job, encoder: nn.Module) -> Embedded | None:
+def embed(
+    images: MemoryImages | LazyImages, labels: Tensor, context: RunContext, encoder: nn.Module
+) -> Embedded | None:
     """The features of images under an encoder, by all processes; None on all but the main one.
 
     Raises:
         FloatingPointError: they are not finite, or the same for all images: the last steps broke the weights.
     """
-    data = job.data
+    data = context.data
     prepared = ImagesToEmbed(images, image_size=data.image_size, mean=data.mean, std=data.std)
-    workers = job.settings.workers if isinstance(images, LazyImages) else 0
+    workers = context.settings.workers if isinstance(images, LazyImages) else 0
     features = compute_features(
-        encoder, prepared, range(len(images)), job.accelerator, batch_size=BATCH, workers=workers
+        encoder, prepared, range(len(images)), context.accelerator, batch_size=BATCH, workers=workers
     )
-    [broken] = broadcast_object_list([None if features is None else what_is_broken(features)])
+    [broken] = broadcast_object_list([None if features is None else describe_defect(features)])
     if broken:  # on all processes, which would wait for each other else
         raise FloatingPointError(f"the encoder's features are {broken} after the last step")
     return None if features is None else Embedded(features, F.normalize(features), labels)
 
 
-def what_is_broken(features: Tensor) -> str | None:
+def describe_defect(features: Tensor) -> str | None:
     """What makes features useless, in words; None where they are not."""
     if not features.isfinite().all():
         return "not finite"
@@ -58,17 +59,17 @@ def what_is_broken(features: Tensor) -> str | None:
     return "the same for all images" if len(rows) > 1 and bool((rows == rows[0]).all()) else None
 
 
-def scored_images(job: Job) -> tuple[MemoryImages | LazyImages, Tensor]:
+def scored_images(context: RunContext) -> tuple[MemoryImages | LazyImages, Tensor]:
     """The images that the encoder is scored on, with their labels."""
-    if job.settings.scored == "held_out":
-        return job.held_out, job.division.held_out_labels
-    return job.data.test, job.data.test_labels
+    if context.settings.scored == "held_out":
+        return context.held_out, context.split.held_out_labels
+    return context.data.test, context.data.test_labels
 
 
-def embed_splits(job: Job, encoder: nn.Module) -> dict[str, Embedded] | None:
+def embed_splits(context: RunContext, encoder: nn.Module) -> dict[str, Embedded] | None:
     """The features of the images that were trained on, with their true labels, and of those that are scored."""
-    train = embed(job.images, job.division.true_labels, job, encoder)
-    test = embed(*scored_images(job), job, encoder)
+    train = embed(context.images, context.split.true_labels, context, encoder)
+    test = embed(*scored_images(context), context, encoder)
     return None if train is None or test is None else {"train": train, "test": test}
 
 
@@ -85,7 +86,7 @@ def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear |
         seed: of that tenth.
     """
     train, test = embedded["train"], embedded["test"]
-    own = are_new(embedded)
+    own = has_new_classes(embedded)
     among = test if own else train
     retrieval = retrieval_metrics(test.rows, test.labels, among.rows, among.labels, ref_includes_query=own)
     scores = {f"retrieval/{name}": value for name, value in retrieval.items()}
@@ -109,7 +110,7 @@ def probe_metrics(train: Embedded, test: Embedded, learnt: Tensor, seed: int) ->
     return metrics | {"inverse_l2": chosen}
 
 
-def are_new(embedded: dict[str, Embedded]) -> bool:
+def has_new_classes(embedded: dict[str, Embedded]) -> bool:
     """Whether test has none of train's classes: zero-shot retrieval is what it is for."""
     return not bool(torch.isin(embedded["test"].labels, embedded["train"].labels).any())
 
@@ -122,18 +123,18 @@ def classifier_metrics(classifier: nn.Linear, features: Tensor, labels: Tensor) 
     return {"top1": float(found[:, 0].float().mean()), "top5": float(found.any(1).float().mean())}
 
 
-def knn_accuracy(job: Job, encoder: nn.Module) -> dict[str, float]:
+def knn_accuracy(context: RunContext, encoder: nn.Module) -> dict[str, float]:
     """The k-NN accuracy of (some) held-out images among (some) images that are trained on, all with true labels.
 
     All processes call it; empty on all but the main one.
     """
     parts = []
     for images, labels, most in (
-        (job.images, job.division.true_labels, KNN_REFERENCES),
-        (job.held_out, job.division.held_out_labels, KNN_QUERIES),
+        (context.images, context.split.true_labels, KNN_REFERENCES),
+        (context.held_out, context.split.held_out_labels, KNN_QUERIES),
     ):
         some = torch.tensor(evenly(len(images), most))
-        parts.append(embed(images.select(some, labels[some]), labels[some], job, encoder))
+        parts.append(embed(images.select(some, labels[some]), labels[some], context, encoder))
     references, queries = parts
     if references is None or queries is None:
         return {}
@@ -141,10 +142,15 @@ def knn_accuracy(job: Job, encoder: nn.Module) -> dict[str, float]:
     return {"knn_accuracy": float(found["knn_accuracy"].mean())}
 
 
-def draw(job: Job, embedded: dict[str, Embedded]) -> None:
+def draw(context: RunContext, embedded: dict[str, Embedded]) -> None:
     """The map of the scored embeddings and the gallery of scored images with their nearest training images."""
-    data, path, test, train = job.data, job.run.path, embedded["test"], embedded["train"]
-    report.draw_embedding_map(test.rows, test.labels, data.class_names, path / "embedding_map.png", job.settings.seed)
-    queries, references = (scored_images(job)[0], test.rows, test.labels), (job.images, train.rows, train.labels)
-    own = are_new(embedded)
+    data, path, test, train = context.data, context.run.path, embedded["test"], embedded["train"]
+    report.draw_embedding_map(
+        test.rows, test.labels, data.class_names, path / "embedding_map.png", context.settings.seed
+    )
+    queries, references = (
+        (scored_images(context)[0], test.rows, test.labels),
+        (context.images, train.rows, train.labels),
+    )
+    own = has_new_classes(embedded)
     report.draw_gallery(queries, queries if own else references, data.class_names, path / "gallery.png", own=own)

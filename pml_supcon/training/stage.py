@@ -1,17 +1,26 @@
-"""One stage of a run: what is trained, by which loss, on what, for how long."""
+"""The two training stages: their parts, and how the settings build them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import timm.layers
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pml_supcon.models import MomentumEncoder
+from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
+from pml_supcon.models import ChunkedEncoder, MomentumEncoder, create_encoder, feature_width
 from pml_supcon.samplers import MultiViewBatchSampler
 from pml_supcon.training.config import Plan
-from pml_supcon.training.methods import Criterion
+from pml_supcon.training.config.settings import DEFAULT_ENCODER
+from pml_supcon.training.dataloaders import build_loader, build_plain_sampler
+from pml_supcon.training.methods import Classification, Criterion, EncoderWithTop, build_criterion, build_top
+from pml_supcon.training.optimization import build_optimizer, build_schedule
+from pml_supcon.training.run import RunContext
 
 
 @dataclass(frozen=True)
@@ -67,3 +76,136 @@ class Stage:
     def scored(self) -> Any:
         """The model that is scored: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
+
+
+def build_stage1(context: RunContext) -> Stage:
+    """The encoder under what the method puts on it, and the method's loss."""
+    settings, device = context.settings, context.accelerator.device
+    set_seed(settings.seed)
+    model = build_model(context)
+    network = model if settings.chunk_size is None else ChunkedEncoder(model, settings.chunk_size)
+    ema = None if settings.ema is None else ModelEmaV3(model, settings.ema, use_warmup=True).to(device)
+    key_encoder = None if settings.momentum is None else MomentumEncoder(network, settings.momentum).to(device)
+    if settings.compile:
+        model.compile()
+    criterion = build_criterion(settings).to(device)  # a queue lies with the embeddings
+    plan, sampler = settings.stage1(), context.sampler
+    optimizer, schedule, prepared = _prepare(plan, model, network, len(sampler), context.accelerator)
+    loader = build_loader(
+        context.data,
+        context.images,
+        sampler,
+        device,
+        augment=settings.augment,
+        num_views=settings.views,
+        workers=settings.workers,
+        data_on_device=settings.data_on_device,
+    )
+    stage = Stage(1, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema)
+    set_seed(settings.seed, device_specific=True)  # processes draw different masks of dropout
+    return stage
+
+
+def build_stage2(context: RunContext, first: Stage) -> Stage | None:
+    """A classifier on the encoder of stage 1, which stays as it is; None where no optimizer trains one."""
+    settings, plan = context.settings, context.settings.stage2()
+    if plan is None:
+        return None
+    return build_classifier_stage(
+        first.scored().encoder,
+        context.data,
+        context.images,
+        context.accelerator,
+        plan,
+        batch_size=settings.stage2_batch_size or settings.batch_size,
+        augment=settings.stage2_augment or settings.augment,
+        seed=settings.seed,
+        label_smoothing=settings.stage2_label_smoothing,
+        channels_last=settings.channels_last,
+        workers=settings.workers,
+        data_on_device=settings.data_on_device,
+        first_step=first.last_step,
+    )
+
+
+def build_classifier_stage(
+    encoder: nn.Module,
+    data: ImageData,
+    images: MemoryImages | LazyImages,
+    accelerator: Accelerator,
+    plan: Plan,
+    *,
+    batch_size: int,
+    augment: str,
+    seed: int,
+    label_smoothing: float = 0.0,
+    channels_last: bool = False,
+    workers: int = 0,
+    data_on_device: Literal["auto"] | bool = "auto",
+    first_step: int = 0,
+) -> Stage:
+    """A linear classifier on any encoder, which is frozen, over augmented images with their labels."""
+    set_seed(seed)
+    model = FrozenEncoderWithClassifier(encoder, data.num_classes, channels_last=channels_last)
+    sampler = build_plain_sampler(images.labels, batch_size, accelerator, seed=seed)
+    optimizer, schedule, prepared = _prepare(plan, model, model, len(sampler), accelerator)
+    loader = build_loader(
+        data,
+        images,
+        sampler,
+        accelerator.device,
+        augment=augment,
+        num_views=1,
+        workers=workers,
+        data_on_device=data_on_device,
+    )
+    criterion = Classification(label_smoothing)
+    return Stage(2, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, first_step=first_step)
+
+
+def _prepare(
+    plan: Plan, model: nn.Module, network: nn.Module, steps_per_epoch: int, accelerator: Accelerator
+) -> tuple[Any, Scheduler, nn.Module]:
+    """The optimizer, its schedule, and the network as accelerate makes it data-parallel."""
+    optimizer = build_optimizer(plan, model)
+    schedule = build_schedule(plan, optimizer, steps_per_epoch)
+    prepared, optimizer = accelerator.prepare(network, optimizer)
+    return optimizer, schedule, prepared
+
+
+def build_model(context: RunContext) -> EncoderWithTop:
+    """The encoder with what the method puts on it."""
+    settings, data = context.settings, context.data
+    encoder = create_encoder(
+        settings.encoder or DEFAULT_ENCODER,
+        in_chans=data.in_chans,
+        image_size=data.image_size,
+        small_stem=settings.small_stem,
+        pretrained=settings.pretrained,
+        checkpoint=settings.encoder_weights,
+        **settings.encoder_args,
+    )
+    top = build_top(settings, feature_width(encoder), data.num_classes)
+    if settings.sync_batch_norm:
+        encoder = timm.layers.convert_sync_batchnorm(encoder)
+        top = nn.SyncBatchNorm.convert_sync_batchnorm(top)
+    return EncoderWithTop(encoder, top, channels_last=settings.channels_last)
+
+
+class FrozenEncoderWithClassifier(EncoderWithTop):
+    """An encoder that stays as it is, BatchNorm's statistics included, under a linear classifier that is trained."""
+
+    def __init__(self, encoder: nn.Module, num_classes: int, *, channels_last: bool = False) -> None:
+        super().__init__(encoder, nn.Linear(feature_width(encoder), num_classes), channels_last=channels_last)
+        encoder.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "FrozenEncoderWithClassifier":
+        """Put the classifier alone into training mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the encoder gives, without a graph."""
+        with torch.no_grad():
+            return super().features(images)

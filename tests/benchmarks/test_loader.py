@@ -8,7 +8,7 @@ import torch
 from loader import Line
 from PIL import Image
 
-from pml_supcon.data.opening import load_data
+from pml_supcon.data.load import load_data
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pml_supcon.data.opening import load_data, open_data
+from pml_supcon.data.load import load_data, open_data
 
 
 def images_of(data, split, name):

@@ -9,11 +9,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from pml_supcon.data import opening as data_module
-from pml_supcon.data.images import LazyImages, MemoryImages
-from pml_supcon.data.opening import load_data
-from pml_supcon.data.pool import evenly
-from pml_supcon.data.subsets import stratified_subset
+from pml_supcon.data import load as data_module
+from pml_supcon.data.images import LazyImages, MemoryImages, evenly
+from pml_supcon.data.load import load_data
+from pml_supcon.data.splits import stratified_subset
 
 COLOURS = {"blue": (0, 0, 200), "green": (0, 200, 0), "red": (200, 0, 0)}
 

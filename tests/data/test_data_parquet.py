@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pml_supcon.data.opening import load_data
+from pml_supcon.data.load import load_data
 
 CIFAR10 = Path(__file__).parents[2] / "../shared/data/cifar10"
 

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from pml_supcon.data.opening import load_data
+from pml_supcon.data.load import load_data
 
 
 def write_mnist(root, train, test):

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances
 from sklearn.preprocessing import StandardScaler
 
-from pml_supcon.data.opening import load_data
+from pml_supcon.data.load import load_data
 from pml_supcon.evaluation import context
 from pml_supcon.evaluation.app import main
 from pml_supcon.models import create_encoder, load_encoder, save_encoder
@@ -492,7 +492,7 @@ def test_more_neighbours_than_images_are_told(a_run, tmp_path, caplog):
 
 
 def test_embed_gives_rows_in_order(a_run):
-    """Batches of a size that does not divide, of some images in an order of their own."""
+    """Batches of a size that does not split_training_set, of some images in an order of their own."""
     from accelerate import Accelerator
 
     encoder, data = load_encoder(a_run / "encoder"), load_data("digits", max_train=300, max_test=101)

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from pml_supcon.data.opening import load_data
+from pml_supcon.data.load import load_data
 from pml_supcon.evaluation.sections.augmented_probe import train_augmented_probe
 from pml_supcon.evaluation.sections.calibration import calibration
 from pml_supcon.evaluation.sections.linear_probe import linear_probe

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.summary_encoder import Summaries, labelled_images, to_float
 
-from pml_supcon.data.pool import evenly
+from pml_supcon.data.images import evenly
 from pml_supcon.evaluation.sections.projection_head import projection_head
 from pml_supcon.metrics import linear_probe_metrics
 from pml_supcon.metrics.head_probe import transformation_probe_metrics

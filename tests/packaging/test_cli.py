@@ -13,9 +13,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 import pml_supcon
 from pml_supcon import cli
-from pml_supcon.training import run_folder
+from pml_supcon._extras import ENGINES
+from pml_supcon.training import environment
 
-RECIPES = {"train": "training", "evaluate": "evaluation", "reproduce": "experiments"}  # with their packages
+RECIPES = ("train", "evaluate", "reproduce")
 INSTALLED = Path(pml_supcon.__file__).resolve().parent
 
 
@@ -63,7 +64,7 @@ def test_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_get_the_arguments(name, monkeypatch):
     got = []
-    monkeypatch.setattr(import_module(f"pml_supcon.{RECIPES[name]}.app"), "main", got.append)
+    monkeypatch.setattr(import_module(f"pml_supcon.{ENGINES[name]}.app"), "main", got.append)
     cli.main([name, "--help", "runs/mine", "--", "--version"])
     assert got == [["--help", "runs/mine", "--", "--version"]]
 
@@ -140,9 +141,9 @@ def test_the_commit_of_another_repository_is_not_the_packages(monkeypatch, tmp_p
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "theirs"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    (tmp_path / "run_folder.py").touch()
-    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
-    commit = run_folder.commit.__wrapped__  # without what was found when the program started
+    (tmp_path / "environment.py").touch()
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    commit = environment.commit.__wrapped__  # without what was found when the program started
     assert commit() is None
-    subprocess.run(["git", "add", "run_folder.py"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "environment.py"], cwd=tmp_path, check=True)
     assert commit().endswith("+")

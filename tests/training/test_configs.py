@@ -8,11 +8,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from pml_supcon.training.config.parser import parse_settings
-from pml_supcon.training.history import History
-from pml_supcon.training.job import open_job, open_run
 from pml_supcon.training.loop import take_step
-from pml_supcon.training.recent import RecentSteps
-from pml_supcon.training.stages import build_stage1, build_stage2
+from pml_supcon.training.monitoring import History, StepLogger
+from pml_supcon.training.run import build_context, open_run
+from pml_supcon.training.stage import build_stage1, build_stage2
 
 CONFIGS = Path(__file__).parent.parent.parent / "pml_supcon" / "configs"
 SIZES = {"cifar10": (32, 10), "cifar100": (32, 100), "imagenet_resnet50": (256, 4), "imagenet_resnet200": (256, 4)}
@@ -49,16 +48,16 @@ def test_configuration_takes_a_step(name, tmp_path):
     if "chunk_size" in (CONFIGS / f"{name}.yaml").read_text():
         arguments += ["--chunk-size", "2"]
     settings, accelerator = parse_settings(arguments), Accelerator(cpu=True)
-    job = open_job(settings, open_run(settings, accelerator), accelerator)
-    stage1 = build_stage1(job)
-    for stage in filter(None, [stage1, build_stage2(job, stage1)]):
+    context = build_context(settings, open_run(settings, accelerator), accelerator)
+    stage1 = build_stage1(context)
+    for stage in filter(None, [stage1, build_stage2(context, stage1)]):
         stage.network.train()
         trained = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
         before = [parameter.detach().clone() for parameter in trained]
         views, labels = next(iter(stage.loader))
         side = settings.image_size or size
-        assert views.shape == (4, settings.views if stage.number == 1 else 1, job.data.in_chans, side, side)
-        recent = RecentSteps(stage, History(tmp_path / "history.jsonl", accelerator), accelerator)
+        assert views.shape == (4, settings.views if stage.number == 1 else 1, context.data.in_chans, side, side)
+        recent = StepLogger(stage, History(tmp_path / "history.jsonl", accelerator), accelerator)
         take_step(stage, views, labels, stage.first_step, recent, accelerator)
-        recent.settle(stage.first_step + 1)  # refuses a loss or a gradient that is not finite
+        recent.flush(stage.first_step + 1)  # refuses a loss or a gradient that is not finite
         assert any((old != new).any() for old, new in zip(before, trained, strict=True))

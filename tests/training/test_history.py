@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pml_supcon.training.history import History
+from pml_supcon.training.monitoring import History
 
 STEPS = [{"stage": 1, "epoch": 1 + step // 3, "step": step, "loss": 1 / step} for step in (1, 2, 3, 4)]
 EPOCH = {"stage": 1, "epoch": 1, "step": 3, "images_per_second": 10.0, "data_wait": 0.5}

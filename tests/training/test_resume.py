@@ -15,7 +15,8 @@ from helpers.run_processes import Run, assert_same, kill_ten_times, results_of, 
 from safetensors.torch import load_file
 
 from pml_supcon.training import app as train
-from pml_supcon.training import checkpoints
+from pml_supcon.training import checkpoint as checkpoints
+from pml_supcon.training import train as engine
 from pml_supcon.training.app import main
 
 TINY = ["--max-train", "120", "--max-test", "60", "--batch-size", "30", "--epochs", "12", "--encoder-args.channels"]
@@ -105,7 +106,7 @@ def stopped(tmp_path_factory):
 
 
 def die_before_metrics():
-    train.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+    engine.score_and_save = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def files_of(folder):
@@ -231,11 +232,11 @@ def test_a_run_belongs_to_one_process(copied, capsys):
 
 
 def wait_in_finish():
-    def wait(job, *more):
-        (job.run.path / "waiting").touch()
+    def wait(context, *more):
+        (context.run.path / "waiting").touch()
         time.sleep(600)
 
-    train.finish = wait
+    engine.score_and_save = wait
 
 
 def test_ctrl_c_while_it_is_scored_says_how_to_go_on(tmp_path, capsys, monkeypatch):
@@ -318,7 +319,7 @@ def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, capsys, mon
 
 
 def test_a_full_disk_is_told_at_the_start(tmp_path, capsys, monkeypatch):
-    from pml_supcon.training import run_folder
+    from pml_supcon.training import run as run_folder
 
     class Usage:
         free = 1000

@@ -10,10 +10,10 @@ import yaml
 
 from pml_supcon.training import app as train
 from pml_supcon.training.config import FREE_TO_CHANGE, TrainSettings, checks
-from pml_supcon.training.config.command_line import normalised as normalised_by
-from pml_supcon.training.config.method import Method
 from pml_supcon.training.config.parser import NAMES, SWITCHES, parse_settings
-from pml_supcon.training.run_folder import plain
+from pml_supcon.training.config.parser import normalised as normalised_by
+from pml_supcon.training.config.settings import Method
+from pml_supcon.training.run import plain
 
 NO_DATA = ["--data", "imagefolder:/no/such/folder"]
 QUEUE = "--queue-size 512"
@@ -119,10 +119,10 @@ def test_without_a_contradiction_the_data_are_missed(tmp_path, monkeypatch, caps
 
 
 def test_a_tracker_that_is_not_installed_is_told_at_the_start(monkeypatch, tmp_path, capsys):
-    from pml_supcon.training import job
+    from pml_supcon.training import run as context
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "get_available_trackers", lambda: ["tensorboard", "trackio"])
+    monkeypatch.setattr(context, "get_available_trackers", lambda: ["tensorboard", "trackio"])
     message = refused(["--tracker", "wandb"], capsys)
     assert message == "Expected --tracker to be one that is installed (tensorboard, trackio), but got 'wandb'"
     assert not list(tmp_path.iterdir())

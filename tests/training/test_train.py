@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 import pml_supcon.models  # noqa: F401 - registers the small stem with timm
-from pml_supcon.data.opening import load_data
+from pml_supcon.data.load import load_data
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics
 from pml_supcon.training.app import main
 from pml_supcon.training.pictures import draw_embedding_map

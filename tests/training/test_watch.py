@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pml_supcon.training import watch
-from pml_supcon.training.watch import Stopwatch, alignment, spread_of, uniformity
+from pml_supcon.training import monitoring as watch
+from pml_supcon.training.monitoring import EpochTimer, alignment, alignment_and_uniformity, uniformity
 
 
 def unit_rows(embeddings):
@@ -52,16 +52,16 @@ def test_half_precision_is_computed_in_full():
 
 
 def test_what_does_not_exist_is_left_out():
-    assert spread_of(None, torch.arange(3)) == {}
-    assert spread_of(torch.randn(1, 1, 4), torch.zeros(1)) == {}
-    assert set(spread_of(torch.randn(3, 1, 4), torch.arange(3))) == {"uniformity"}
+    assert alignment_and_uniformity(None, torch.arange(3)) == {}
+    assert alignment_and_uniformity(torch.randn(1, 1, 4), torch.zeros(1)) == {}
+    assert set(alignment_and_uniformity(torch.randn(3, 1, 4), torch.arange(3))) == {"uniformity"}
     assert alignment(torch.randn(3, 4), torch.arange(3)).isnan()
     assert uniformity(torch.randn(1, 4)).isnan()
 
 
 def test_views_of_a_sample_share_its_label():
     outputs, labels = torch.randn(5, 3, 4, requires_grad=True), torch.tensor([0, 1, 0, 2, 2])
-    seen = spread_of(outputs, labels)
+    seen = alignment_and_uniformity(outputs, labels)
     rows = outputs.detach().transpose(0, 1).flatten(0, 1)  # view by view: the order does not matter
     names = labels.repeat(3).tolist()
     assert seen["alignment"] == pytest.approx(mean(squared_distances(rows, names)), abs=1e-5)
@@ -72,8 +72,11 @@ def test_views_of_a_sample_share_its_label():
 def test_of_a_large_batch_some_whole_samples_are_seen(monkeypatch):
     monkeypatch.setattr(watch, "ROWS", 7)
     outputs, labels = torch.randn(9, 2, 4), torch.arange(9) % 2
-    assert spread_of(outputs, labels) == spread_of(outputs[:3], labels[:3])
-    assert set(spread_of(torch.randn(4, 8, 4), torch.arange(4))) == {"alignment", "uniformity"}  # one at least
+    assert alignment_and_uniformity(outputs, labels) == alignment_and_uniformity(outputs[:3], labels[:3])
+    assert set(alignment_and_uniformity(torch.randn(4, 8, 4), torch.arange(4))) == {
+        "alignment",
+        "uniformity",
+    }
 
 
 class Clock:
@@ -94,9 +97,9 @@ def test_stopwatch_tells_waiting_from_working(monkeypatch):
             yield batch
         clock.now += 1  # the end is waited for too
 
-    stopwatch, came = Stopwatch(), []
-    for batch in stopwatch.waiting_for(slow()):
+    stopwatch, came = EpochTimer(), []
+    for batch in stopwatch.timed(slow()):
         came.append(batch)
         clock.now += 5
     assert came == ["a", "b", "c"]
-    assert stopwatch.seen(44) == {"images_per_second": pytest.approx(2), "data_wait": pytest.approx(7 / 22)}
+    assert stopwatch.throughput(44) == {"images_per_second": pytest.approx(2), "data_wait": pytest.approx(7 / 22)}

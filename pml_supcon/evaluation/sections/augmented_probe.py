@@ -1,22 +1,18 @@
 """The paper's linear classifier on any frozen encoder: trained over augmented images by an optimizer of timm."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
 from pml_supcon.data.images import ImageData
+from pml_supcon.training.callbacks import all_finite
 from pml_supcon.training.config import Plan
-from pml_supcon.training.config.optimization import Schedule
-from pml_supcon.training.history import History, Row
-from pml_supcon.training.job import check_processes
-from pml_supcon.training.keeper import all_finite
+from pml_supcon.training.config.settings import Schedule
+from pml_supcon.training.launch import check_launch
 from pml_supcon.training.loop import run_stage
 from pml_supcon.training.optimization import check_optimizer
-from pml_supcon.training.stage import Stage
-from pml_supcon.training.stages import build_classifier_stage
+from pml_supcon.training.stage import build_classifier_stage
 
 
 def train_augmented_probe(
@@ -62,7 +58,7 @@ def train_augmented_probe(
         FloatingPointError: the loss, its gradient or the weights became infinite or NaN.
         Stopped: a signal came.
     """
-    check_processes(accelerator)
+    check_launch(accelerator)
     check_optimizer(optimizer, "probe_optimizer")
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
@@ -90,38 +86,9 @@ def train_augmented_probe(
     stage = build_classifier_stage(
         encoder, data, data.train, accelerator, plan, batch_size=batch_size, augment=augment, seed=seed, workers=workers
     )
-    run_stage(stage, stage.first_step, NothingKept(), NothingWritten(accelerator), accelerator)
+    run_stage(stage, stage.first_step, accelerator)
+    if not all_finite(stage.model):
+        raise FloatingPointError(f"the weights of the classifier are no longer finite after step {stage.last_step}")
     model: Any = stage.model
     classifier: nn.Linear = model.top
     return classifier
-
-
-class NothingKept:
-    """In the place of a run's keeper: no checkpoints, but the weights are looked at once, at the end."""
-
-    def is_due(self, stage: Stage, step: int) -> bool:
-        """Never: the loop asks for the last step by itself."""
-        return False
-
-    def save(self, stage: Stage, step: int) -> None:
-        """Refuse weights that are broken.
-
-        Raises:
-            FloatingPointError: they are infinite or NaN.
-        """
-        if not all_finite(stage.model):
-            raise FloatingPointError(f"the weights of the classifier are no longer finite after step {step}")
-
-    def look(self, stage: Stage, epoch: int) -> Row:
-        """Nothing else is to be seen."""
-        return {}
-
-
-class NothingWritten(History):
-    """In the place of a run's history: no file, and no tracker is told."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        super().__init__(Path(os.devnull), accelerator)
-
-    def add(self, rows: Any) -> None:
-        """Drop them."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pml_supcon.data.subsets import stratified_subset
+from pml_supcon.data.splits import stratified_subset
 from pml_supcon.evaluation.context import EvaluationContext
 from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
 from pml_supcon.evaluation.sections.augmented_probe import train_augmented_probe

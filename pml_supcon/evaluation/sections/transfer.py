@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from pml_supcon.data.images import ImageData
-from pml_supcon.data.opening import OpenedData, open_data
+from pml_supcon.data.load import OpenedData, open_data
 from pml_supcon.evaluation.context import EvaluationContext
 from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
 from pml_supcon.evaluation.settings import EvaluateSettings

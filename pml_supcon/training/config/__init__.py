@@ -3,11 +3,18 @@
 from dataclasses import dataclass
 
 from pml_supcon.training.config.checks import check
-from pml_supcon.training.config.data import DataSettings
-from pml_supcon.training.config.method import MethodSettings
-from pml_supcon.training.config.model import DEFAULT_ENCODER, DEFAULT_ENCODER_ARGS, ModelSettings
-from pml_supcon.training.config.optimization import Plan, Stage1Settings, Stage2Settings
-from pml_supcon.training.config.run import FREE_TO_CHANGE, RunSettings
+from pml_supcon.training.config.settings import (
+    DEFAULT_ENCODER,
+    DEFAULT_ENCODER_ARGS,
+    FREE_TO_CHANGE,
+    DataSettings,
+    MethodSettings,
+    ModelSettings,
+    Plan,
+    RunSettings,
+    Stage1Settings,
+    Stage2Settings,
+)
 
 __all__ = [  # noqa: RUF022 - as `--help` lists them
     "MethodSettings",

@@ -3,7 +3,7 @@
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
-from pml_supcon.training.config.method import CLASSIFIER, MARGIN, MINED, SUPCON
+from pml_supcon.training.config.settings import CLASSIFIER, MARGIN, MINED, SUPCON
 
 if TYPE_CHECKING:
     from pml_supcon.training.config import TrainSettings

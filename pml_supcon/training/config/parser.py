@@ -1,20 +1,25 @@
 """Settings from the command line and from YAML."""
 
+import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields
-from typing import get_type_hints
+from typing import Any, NoReturn, get_type_hints
+
+from jsonargparse import ArgumentParser
 
 from pml_supcon.training.config import GROUPS, TrainSettings
-from pml_supcon.training.config.command_line import OneLineParser, normalised
-from pml_supcon.training.config.fitting import fitted
+from pml_supcon.training.config.checks import ONLY_WITH, ONLY_WITH_METHOD, default_of
+from pml_supcon.training.config.settings import CLASSIFIER
 
 NAMES = tuple(field.name for field in fields(TrainSettings))
 SWITCHES = frozenset(name for name, kind in get_type_hints(TrainSettings).items() if kind is bool)
 
 
-def parse_settings(arguments: Sequence[str] | None = None, *, prog: str = "train.py") -> TrainSettings:
+def parse_settings(
+    arguments: Sequence[str] | None = None, *, prog: str = "train.py", defaults: Mapping[str, Any] | None = None
+) -> TrainSettings:
     """Settings from the command line: flags, and `--config` for a YAML file of the same names.
 
     A flag may be spelt with dashes (`--max-train`) or underscores, and a switch stands alone (`--resume`) or with a
@@ -28,18 +33,95 @@ def parse_settings(arguments: Sequence[str] | None = None, *, prog: str = "train
     parser.add_argument("--config", action="config", help="a YAML file of settings; later flags override it")
     for group in GROUPS:
         parser.add_class_arguments(group, None)
+    if defaults:
+        parser.set_defaults(dict(defaults))
     given = normalised(sys.argv[1:] if arguments is None else arguments, SWITCHES)
     parsed = parser.parse_args(given)
     own = None if parsed.output is None else parsed.output / "config.yaml"
     if parsed.resume and not parsed.config and own is not None and own.is_file():
         parsed = parser.parse_args(["--config", str(own), *given])
     values = {name: parsed[name] for name in NAMES}
-    if parsed.config:
+    if parsed.config or defaults:
         flags = {re.split(r"[=.]", argument.removeprefix("--"))[0] for argument in given if argument.startswith("--")}
-        values, vain = fitted(values, flags)
+        values, vain = drop_inapplicable(values, flags)
         if vain:
             print(f"{prog}: not used with {values['method']}: {', '.join(vain)}", file=sys.stderr)
     try:
         return TrainSettings(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def normalised(arguments: Sequence[str], switches: Set[str]) -> list[str]:
+    """`--max-train=5` as `--max_train=5` and a lone switch `--resume` as `--resume=true`; values are left alone."""
+    flags = [re.sub(r"^--[^=]*", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument) for argument in arguments]
+    alone = [after.startswith("--") for after in [*flags, "--"][1:]]
+    return [
+        f"{flag}=true" if last and flag.removeprefix("--") in switches and flag.startswith("--") else flag
+        for flag, last in zip(flags, alone, strict=True)
+    ]
+
+
+class OneLineParser(ArgumentParser):
+    """A parser whose errors are one line that names the nearest valid name.
+
+    Args:
+        *arguments: as for `ArgumentParser`.
+        names: of the settings.
+        **options: as for `ArgumentParser`.
+    """
+
+    def __init__(self, *arguments: Any, names: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **options)
+        self.names = tuple(names)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line and exit with status 2."""
+        del ex
+        print(f"{self.prog}: error: {' '.join(message.split())}{self.nearest(message)}", file=sys.stderr)
+        sys.exit(2)
+
+    def nearest(self, message: str) -> str:
+        """What an unknown option or value was probably meant to be."""
+        unknown = re.search(r"(?:unrecognized arguments: --|Option ')(\w+)", message)
+        value = re.search(r"Literal\[(.*?)\]\. Got value: (\S+)", message)
+        value = value or re.search(r"Literal\[(.*?)\].* Given value: (\S+)", message, re.S)
+        if unknown:
+            close = difflib.get_close_matches(unknown[1], self.names, n=1)
+        elif value:
+            close = difflib.get_close_matches(value[2], re.findall(r"'(\w+)'", value[1]), n=1)
+        else:
+            close = []
+        return f"; did you mean {close[0]!r}?" if close else ""
+
+
+DEFAULTS = {field.name: default_of(field) for field in fields(TrainSettings)}
+
+
+def drop_inapplicable(values: Mapping[str, Any], flags: Set[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings of a file under flags that change its method or its encoder.
+
+    Args:
+        values: all settings, by name.
+        flags: names that were given on the command line; these are left alone, and refused where they do not fit.
+
+    Returns:
+        The settings, and the names of those that the file has in vain.
+    """
+    kept = dict(values)
+    for name, value in values.items():
+        if name not in flags and value != DEFAULTS[name] and _is_foreign(name, kept, flags):
+            kept[name] = DEFAULTS[name]
+    return kept, [name for name, value in values.items() if kept[name] != value]
+
+
+def _is_foreign(name: str, values: Mapping[str, Any], flags: Set[str]) -> bool:
+    """Whether the method, or the encoder, has no such setting."""
+    method = values["method"]
+    if name == "encoder_args":  # those of the file's own encoder
+        return "encoder" in flags
+    if name in ONLY_WITH_METHOD and method not in ONLY_WITH_METHOD[name]:
+        return True
+    if name in ONLY_WITH and ONLY_WITH[name][0] in ONLY_WITH_METHOD:  # it belongs to a setting that belongs to a method
+        return _is_foreign(ONLY_WITH[name][0], values, flags)
+    return name.startswith("stage2_") and method in CLASSIFIER

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from pml_supcon.training.checkpoints import Checkpoint, CheckpointError
+from pml_supcon.training.checkpoint import Checkpoint, CheckpointError
 from pml_supcon.training.stage import Stage
 
 

@@ -1,28 +1,33 @@
-"""The folder of a run: its settings, checkpoints, metrics and pictures."""
+"""A run: its context (processes, data, batches) and its folder (settings, checkpoints, record)."""
 
 import errno
 import fcntl
-import functools
 import json
-import os
-import platform
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
 
-from pml_supcon.training.checkpoints import Checkpoint, CheckpointError, CheckpointFolder, read_checkpoint
+from pml_supcon._extras import require_faiss
+from pml_supcon._files import write_atomic
+from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
+from pml_supcon.data.load import OpenedData, open_data
+from pml_supcon.data.splits import TrainingSplit, split_training_set
+from pml_supcon.models import check_encoder_name
+from pml_supcon.samplers import MultiViewBatchSampler
+from pml_supcon.training.checkpoint import Checkpoint, CheckpointError, CheckpointFolder, read_checkpoint
 from pml_supcon.training.config import FREE_TO_CHANGE, TrainSettings
+from pml_supcon.training.config.settings import DEFAULT_ENCODER
+from pml_supcon.training.dataloaders import build_sampler, check_shares
+from pml_supcon.training.optimization import build_optimizer, check_optimizer
 
 CONFIG, METRICS, ENCODER, HEAD = "config.yaml", "metrics.json", "encoder", "head.safetensors"
 CLASSIFIER = "classifier.safetensors"
@@ -80,7 +85,7 @@ class RunFolder:
         if not (self.path / CONFIG).exists():
             config = plain(self.settings)
             del config["output"], config["resume"]
-            replace_text(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
+            write_atomic(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
         self._lock()
         self.checkpoints.clear()
 
@@ -114,7 +119,7 @@ class RunFolder:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the flat record of the run."""
-        replace_text(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
+        write_atomic(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
 
     def metrics(self) -> dict[str, Any]:
         """The record of a run that has come to its end."""
@@ -158,13 +163,6 @@ def computed(settings: TrainSettings) -> dict[str, Any]:
     return {name: value for name, value in plain(settings).items() if name not in FREE_TO_CHANGE}
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file aside and move it into place: a kill leaves the old one or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text)
-    os.replace(aside, path)
-
-
 def existing(path: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
     return path if path.is_dir() else existing(path.absolute().parent)
@@ -203,43 +201,91 @@ def default_path(settings: TrainSettings) -> Path:
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{data}-{settings.method}-seed{settings.seed}"
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the settings: versions, commit, machine, peak memory of this process."""
-    packages = ("pml-supcon", "torch", "torchvision", "timm", "pytorch-metric-learning", "accelerate")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {
-        **{f"version/{package}": version(package) for package in packages},
-        "version/python": platform.python_version(),
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpus": os.cpu_count(),
-        "peak_memory_mb": round(peak / 2**20),
-        **on_device(device),
-    }
+@dataclass(frozen=True)
+class RunContext:
+    """A run: where it leaves its files, and what it trains on.
 
-
-def on_device(device: torch.device) -> dict[str, Any]:
-    """The device, and the peak of what this process has held on it."""
-    if device.type != "cuda":
-        return {"device": device.type}
-    peak = round(torch.cuda.max_memory_allocated(device) / 2**20)
-    return {"device": torch.cuda.get_device_name(device), "peak_device_memory_mb": peak}
-
-
-@functools.cache
-def commit() -> str | None:
-    """The commit of the checkout that this file is in, with "+" where files differ from it; None outside one.
-
-    Programs ask when they start: files may change while they run.
+    Attributes:
+        run: takes the files.
+        settings: of the run.
+        accelerator: the processes.
+        data: all images.
+        split: which training images are trained on, with which labels.
+        images: those, with the labels that training sees.
+        held_out: those that are kept apart.
+        sampler: the batches of stage 1.
     """
-    here = Path(__file__).resolve()
-    try:  # an installed package may be in a folder of another repository, which does not track it
-        git("ls-files", "--error-unmatch", here.name, folder=here.parent)
-        return git("describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+", folder=here.parent)
-    except (OSError, subprocess.CalledProcessError):
-        return None
+
+    run: RunFolder
+    settings: TrainSettings
+    accelerator: Accelerator
+    data: ImageData
+    split: TrainingSplit
+    images: MemoryImages | LazyImages
+    held_out: MemoryImages | LazyImages
+    sampler: MultiViewBatchSampler
 
 
-def git(*arguments: str, folder: Path) -> str:
-    """What git answers in a folder."""
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
+    """The folder of the run, and all that can be checked without reading data."""
+    run = RunFolder(settings.output or broadcast_object_list([default_path(settings)])[0], settings)
+    check_shared_folder(run, accelerator)
+    require_faiss()
+    check_encoder_name(settings.encoder or DEFAULT_ENCODER)
+    for plan, flag in ((settings.stage1(), "optimizer"), (settings.stage2(), "stage2_optimizer")):
+        if plan is not None:
+            check_optimizer(plan.optimizer, flag)
+            build_optimizer(plan, nn.Linear(1, 1))  # refuses arguments now, not when stage 1 is done
+    if settings.encoder_weights is not None and not settings.encoder_weights.exists():
+        raise FileNotFoundError(
+            f"Expected --encoder_weights to be a file or a folder, but got {settings.encoder_weights}"
+        )
+    check_shares(settings, accelerator)
+    if settings.sync_batch_norm and accelerator.device.type != "cuda":
+        raise ValueError(f"Expected GPUs with --sync_batch_norm, as torch has it, but got {accelerator.device.type}")
+    return run
+
+
+def check_shared_folder(run: RunFolder, accelerator: Accelerator) -> None:
+    """Refuse a folder that machines do not share: they would go on from different steps."""
+    newest = run.checkpoints.newest() if run.settings.resume else None
+    seen = gather_object([(run.finished, None if newest is None else newest.name)])
+    if accelerator.num_processes > 1 and len(set(seen)) > 1:
+        found = sorted({str(name) for _, name in seen})
+        raise ValueError(f"Expected --output {run.path} to be one folder for all processes, but they see {found}")
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuse a tracker that is not installed."""
+    names = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    if name is not None and name not in names:
+        raise ImportError(
+            f"Expected --tracker to be one that is installed ({', '.join(names) or 'none is'}), but got {name!r}"
+        )
+
+
+def open_images(settings: TrainSettings, accelerator: Accelerator) -> OpenedData:
+    """The images that the settings of a training name, not decoded yet."""
+    with accelerator.main_process_first():  # one process downloads
+        opened = open_data(
+            settings.data,
+            image_size=settings.image_size,
+            max_train=settings.max_train,
+            max_test=settings.max_test,
+            new_classes="all",
+        )
+    if settings.train_fraction < 1:
+        opened = opened.with_train_fraction(settings.train_fraction, settings.seed)
+    return opened
+
+
+def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:
+    """Read the data; what is wrong with it, or with batches of it, is raised here."""
+    opened = open_images(settings, accelerator)
+    split = split_training_set(
+        opened.train_labels, held_out=settings.held_out, label_noise=settings.label_noise, seed=settings.seed
+    )
+    sampler = build_sampler(settings, split.labels, accelerator)  # before images are decoded
+    data: Any = opened.decode()
+    images, held_out = split.training_images(data), split.held_out_images(data)
+    return RunContext(run, settings, accelerator, data, split, images, held_out, sampler)

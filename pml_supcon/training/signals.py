@@ -1,14 +1,16 @@
-"""SIGTERM and Ctrl-C end a run at the next step, on all processes together."""
+"""Signals and exits: SIGTERM and Ctrl-C end a run at the next step on all processes; errors become one line."""
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -33,10 +35,10 @@ class Stopped(Exception):  # noqa: N818 - the end of a run that was asked for is
         self.number = number
 
 
-class StopRequest:
+class SignalHandler:
     """Takes note of a signal while a block runs, in place of dying of it.
 
-    Every process may get the signal, or one alone; `agreed` tells all of them. A launcher passes Ctrl-C on to processes
+    Every process may get the signal, or one alone; `should_stop` tells all. A launcher passes Ctrl-C on to processes
     that got it already, so that repeats change nothing. `accelerate launch` on one process passes SIGTERM on to nobody:
     where it is gone, that counts as the signal.
     """
@@ -50,7 +52,7 @@ class StopRequest:
             own = "gloo" in str(dist.get_backend())
             self._group = dist.group.WORLD if own else dist.new_group(backend="gloo")  # no wait for the GPU
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():  # others cannot take signals
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
@@ -64,7 +66,7 @@ class StopRequest:
             dist.destroy_process_group(self._group)
             self._group = None
 
-    def agreed(self) -> int:
+    def should_stop(self) -> int:
         """The signal that any process got, the same on all; 0 for none. All processes have to ask."""
         if self._launcher is not None and os.getppid() != self._launcher:
             self._note(signal.SIGTERM, None)
@@ -77,3 +79,17 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._number = self._number or number
+
+
+def exit_with_error(program: str, error: Exception | str, *, status: int = 1) -> NoReturn:
+    """End the program with one line, from every process that has something to say.
+
+    Args:
+        program: its name.
+        error: what is wrong.
+        status: the exit status.
+    """
+    said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
+    place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
+    print(f"{program}: error:{place} {' '.join(str(said).split())}", file=sys.stderr)
+    sys.exit(status)

@@ -7,10 +7,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
-from pml_supcon.data.pool import Moments, Pool, Source, evenly, for_each, raise_broken, shape_of
+from pml_supcon.data.images import (
+    ImageData,
+    LazyImages,
+    MemoryImages,
+    Moments,
+    Pool,
+    Source,
+    evenly,
+    for_each,
+    raise_broken,
+    shape_of,
+)
 from pml_supcon.data.sources import open_source
-from pml_supcon.data.subsets import NewClasses, split_source, subset_of
+from pml_supcon.data.splits import NewClasses, split_source, subset_of
 
 SMALL_IMAGE = 64  # up to here images keep their own size
 LARGE_IMAGE = 224

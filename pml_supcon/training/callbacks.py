@@ -1,0 +1,83 @@
+"""Callbacks of the training loop: checkpoints, and the k-NN accuracy of held-out images."""
+
+import time
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from pml_supcon.training.monitoring import History, Row
+from pml_supcon.training.run import RunContext, computed
+from pml_supcon.training.scoring import knn_accuracy
+from pml_supcon.training.stage import Stage
+from pml_supcon.training.state import capture
+
+
+class Callback(Protocol):
+    """An extension of the training loop. All processes call each method alike."""
+
+    def is_due(self, stage: Stage, step: int) -> bool:
+        """Return True if ``save`` is to be called after this step. The loop also calls it after the last step."""
+        ...
+
+    def save(self, stage: Stage, step: int) -> None:
+        """Save the state after a step."""
+        ...
+
+    def epoch_metrics(self, stage: Stage, epoch: int) -> Row:
+        """Return further metrics at the end of an epoch."""
+        ...
+
+
+class CheckpointCallback:
+    """A callback that writes checkpoints and computes the k-NN accuracy of held-out images.
+
+    Args:
+        context: The run.
+        history: The run's history, which is synchronised to disk before each checkpoint.
+        started: The start of the run (``time.perf_counter``), minus the seconds before a resume.
+    """
+
+    def __init__(self, context: RunContext, history: History, started: float) -> None:
+        self.context, self.history, self.started = context, history, started
+        self.settings, self.accelerator = context.settings, context.accelerator
+
+    def seconds(self) -> float:
+        """Return the duration of the run, summed over all its starts."""
+        return time.perf_counter() - self.started
+
+    def is_due(self, stage: Stage, step: int) -> bool:
+        """Return True every ``save_every`` steps; by default at the end of each epoch."""
+        every = self.settings.save_every
+        return stage.ends_epoch(step) if every is None else step % every == 0
+
+    def save(self, stage: Stage, step: int) -> None:
+        """Gather the state of all processes and write it on the main process.
+
+        Raises:
+            FloatingPointError: If a weight is infinite or NaN; earlier checkpoints are kept.
+        """
+        if not all_finite(stage.model):
+            raise FloatingPointError(f"the weights are no longer finite after step {step}")
+        about = {
+            "settings": computed(self.settings),
+            "processes": self.accelerator.num_processes,
+            "precision": self.accelerator.mixed_precision,
+            "seconds": self.seconds(),
+        }
+        checkpoint = capture(stage, step, about, self.accelerator)
+        if self.accelerator.is_main_process:
+            self.history.to_disk()
+            self.context.run.checkpoints.write(step, checkpoint)
+
+    def epoch_metrics(self, stage: Stage, epoch: int) -> Row:
+        """Return the k-NN accuracy of held-out images every ``knn_every`` epochs and after the last one."""
+        due = epoch % self.settings.knn_every == 0 or epoch == stage.plan.epochs
+        held_out = stage.number == 1 and len(self.context.held_out) > 0
+        return knn_accuracy(self.context, stage.scored().encoder) if due and held_out else {}
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Return True if every weight and buffer is finite."""
+    tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())

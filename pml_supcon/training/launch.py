@@ -1,0 +1,31 @@
+"""The launch of the three programs: the accelerator, and the launches that the engine rejects."""
+
+from datetime import timedelta
+
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+
+GROUP_TIMEOUT = timedelta(days=1)  # the other processes wait in a collective while the main process scores
+
+
+def make_accelerator(mixed_precision: str | None, timeout: timedelta | None = None) -> Accelerator:
+    """Create the accelerator and reject launches that the engine does not support; see ``check_launch``."""
+    handlers = [] if timeout is None else [InitProcessGroupKwargs(timeout=timeout)]
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
+    check_launch(accelerator)
+    return accelerator
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Reject FSDP, DeepSpeed and gradient accumulation: every process must hold the whole model.
+
+    Raises:
+        ValueError: If the launcher asks for one of them.
+    """
+    supported = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in supported:
+        raise ValueError(f"Expected data-parallel processes, but got {accelerator.distributed_type.value}")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"Expected no gradient accumulation (--chunk_size does that, exactly), but got "
+            f"{accelerator.gradient_accumulation_steps} steps"
+        )

@@ -1,0 +1,166 @@
+"""A training run from its settings to its record: load or resume, train both stages, score, save."""
+
+import time
+from statistics import mean
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+from safetensors.torch import save_file
+
+from pml_supcon.models import save_encoder, save_head
+from pml_supcon.training import pictures as report
+from pml_supcon.training.callbacks import CheckpointCallback
+from pml_supcon.training.checkpoint import Checkpoint
+from pml_supcon.training.environment import environment
+from pml_supcon.training.loop import run_stage
+from pml_supcon.training.methods import classifier_of, head_of
+from pml_supcon.training.monitoring import History
+from pml_supcon.training.run import (
+    CLASSIFIER,
+    ENCODER,
+    HEAD,
+    RunContext,
+    RunFolder,
+    build_context,
+    check_space,
+    computed,
+)
+from pml_supcon.training.scoring import draw, embed_splits, score
+from pml_supcon.training.stage import Stage, build_stage1, build_stage2
+from pml_supcon.training.state import bytes_of, restore
+
+
+class LoadedRun(NamedTuple):
+    """A run that can start, or go on from a checkpoint."""
+
+    context: RunContext
+    stage1: Stage
+    checkpoint: Checkpoint | None
+
+
+def load_run(run: RunFolder, accelerator: Accelerator) -> LoadedRun:
+    """Read the data, build the model, and make the run's folder; what is wrong with the settings is raised here."""
+    context = build_context(run.settings, run, accelerator)
+    stage1 = build_stage1(context)
+    checkpoint = run.load(accelerator)
+    check_space(run.path, bytes_of(stage1), run.settings.keep, len(run.checkpoints.all()))
+    accelerator.wait_for_everyone()  # all have looked into the folder before one of them writes there
+    if accelerator.is_main_process:
+        run.create()
+    return LoadedRun(context, stage1, checkpoint)
+
+
+def train_and_score(prepared: LoadedRun, started: float) -> None:
+    """Train to the end and score; the run has its record then.
+
+    Args:
+        prepared: the run.
+        started: when it started (`time.perf_counter`).
+
+    Raises:
+        FloatingPointError: the loss, its gradient, the weights or the features became infinite or NaN.
+        Stopped: a signal came; a checkpoint was written first.
+        CheckpointError: the checkpoint does not fit the model.
+        OSError: a file could not be written.
+    """
+    context, stage1, checkpoint = prepared
+    try:
+        history = open_history(context, checkpoint)
+        stage, seconds = train(context, stage1, checkpoint, history, started)
+        score_and_save(context, stage1, stage, history, seconds)
+    finally:  # no collective, which a process that is gone would not answer
+        for tracker in context.accelerator.trackers:
+            tracker.finish()
+        context.run.release()
+
+
+def open_history(context: RunContext, checkpoint: Checkpoint | None) -> History:
+    """The history of the run, and the tracker."""
+    settings, accelerator = context.settings, context.accelerator
+    if settings.tracker is not None:  # it wants a folder, which the accelerator is made before
+        accelerator.project_configuration.set_directories(str(context.run.path))
+        accelerator.log_with = filter_trackers(settings.tracker, str(context.run.path))
+        plain = (int, float, str)
+        config = {name: value if isinstance(value, plain) else str(value) for name, value in computed(settings).items()}
+        again = {} if checkpoint is None else {"tensorboard": {"purge_step": checkpoint.about["step"] + 1}}
+        accelerator.init_trackers("pml_supcon", config=config, init_kwargs=again)
+    return History(context.run.path / "history.jsonl", accelerator)
+
+
+def train(
+    context: RunContext, stage1: Stage, checkpoint: Checkpoint | None, history: History, started: float
+) -> tuple[Stage, float]:
+    """All stages, from a checkpoint where the run goes on; returns the last one and the seconds in all."""
+    stage, step, before = stage1, 0, 0.0
+    if checkpoint is not None:
+        step, before = checkpoint.about["step"], checkpoint.about["seconds"]
+        if checkpoint.about["stage"] == 2:
+            stage = build_stage2(context, stage1) or stage1
+        restore(stage, checkpoint, context.accelerator)
+    history.cut(step)
+    checkpoints = CheckpointCallback(context, history, started - before)
+    run_stage(stage, step, context.accelerator, history=history, callbacks=[checkpoints])
+    if stage.number == 1 and (stage2 := build_stage2(context, stage1)) is not None:
+        stage = stage2
+        run_stage(stage, stage.first_step, context.accelerator, history=history, callbacks=[checkpoints])
+    return stage, checkpoints.seconds()
+
+
+def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: History, seconds: float) -> None:
+    """Score the frozen encoder and leave its files; features by all processes, the rest by one."""
+    started = time.perf_counter()
+    model, settings, accelerator = stage.scored(), context.settings, context.accelerator
+    embedded = embed_splits(context, model.encoder)
+    if embedded is None:
+        return
+    save_encoder(model.encoder, context.run.path / ENCODER, mean=context.data.mean, std=context.data.std)
+    head = head_of(stage1.scored().top)
+    if head is not None:
+        save_head(head, context.run.path / HEAD)
+    classifier = classifier_of(model.top)
+    if classifier is not None:
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()},
+            context.run.path / CLASSIFIER,
+        )
+    losses, per_epoch = history.losses(1), stage1.steps_per_epoch
+    metrics: dict[str, Any] = {
+        **score(embedded, context.split.labels, classifier, settings.seed),
+        "train/final_loss": mean(losses[-per_epoch:]),
+        "train/steps": stage.last_step,
+        "train/images": len(context.split.train),
+        "train/wrong_labels": context.split.wrong,
+        **last_epoch_metrics(history),
+        "seconds/total": 0.0,
+        "seed": settings.seed,
+        "method": settings.method,
+        "miner": settings.miner or "none",
+        "augment": settings.augment,
+        "optimizer": settings.optimizer,
+        "stage2": "none" if settings.has_classifier else settings.stage2_optimizer or "lbfgs",
+        "data": settings.data,
+        "scored": settings.scored,
+        "batch_size": settings.batch_size,
+        "chunk_size": settings.chunk_size or 0,
+        "queue_size": settings.queue_size or 0,
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        **environment(accelerator.device),
+    }
+    if settings.pictures:
+        report.draw_loss_curve(losses, per_epoch, context.run.path / "loss_curve.png")
+        draw(context, embedded)
+    metrics["seconds/total"] = round(seconds + time.perf_counter() - started, 1)
+    scores = {name: value for name, value in metrics.items() if name.startswith(("linear_probe/", "retrieval/"))}
+    accelerator.log(scores, step=stage.last_step)
+    context.run.write_metrics(metrics)  # last: a run with metrics is a finished run
+
+
+def last_epoch_metrics(history: History) -> dict[str, float]:
+    """What the last epoch of stage 1 showed, by its name in the record."""
+    row = history.last_epoch(1)
+    names = {"images_per_second": "train/images_per_second", "data_wait": "train/data_wait"}
+    names |= {name: f"train/{name}" for name in ("alignment", "uniformity", "knn_accuracy")}
+    names |= {name: name for name in row if name.startswith("miner/")}
+    return {title: row[name] for name, title in names.items() if name in row}
