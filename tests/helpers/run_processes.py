@@ -16,7 +16,7 @@ from helpers.process_groups import free_port
 from pml_supcon.training import app as train
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pml_supcon.training.app", "run_processes", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["pml_supcon.training.app", "torch._dynamo"])
 TIMES = (
     "seconds/",
     "version/",
