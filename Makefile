@@ -15,7 +15,7 @@ RECIPES := $(VENV)/.recipes-$(FAISS)
 BENCH := $(VENV)/.bench-$(FAISS)
 DEV := $(VENV)/.dev-$(FAISS)
 
-.PHONY: train lint test test-all wheel-test reproduce notebook walk docs bench tables python clean
+.PHONY: train lint test test-all test-matrix wheel-test reproduce notebook walk docs bench tables python clean
 
 train: $(RECIPES)
 	$(BIN)/accelerate launch --quiet recipes/train.py $(ARGS)
@@ -35,6 +35,10 @@ test: lint
 test-all: $(DEV)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 	$(MAKE) wheel-test walk
+
+# the tests under several settings of the processor: instruction sets, threads, load   make test-matrix ARGS=tests/functional
+test-matrix: $(DEV)
+	$(BIN)/python tests/matrix.py $(ARGS)
 
 # the wheel of the last commit, installed and used outside the checkout (PYTHONPATH: tests/helpers)
 wheel-test: $(DEV)
