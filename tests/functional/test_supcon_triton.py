@@ -108,9 +108,12 @@ def compile_for(monkeypatch, tmp_path):
             get_current_target=lambda: GPUTarget("cuda", capability, 32),
             get_current_device=lambda: -capability,  # kernels are kept by device: none that a real one could be given
             get_current_stream=lambda device: 0,
+            get_benchmarker=lambda: None,  # Triton 3.3 asks for it before it tunes
             utils=SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": shared_memory}),
         )
-        monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+        holder = triton.runtime.driver
+        # Triton 3.5 renamed the attribute.
+        monkeypatch.setattr(holder, "_active" if hasattr(holder, "_active") else "active", driver)
         return launches
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))

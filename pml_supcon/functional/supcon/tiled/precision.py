@@ -25,7 +25,9 @@ def scale_by_sqrt_temperature(rows: Tensor, temperature: float) -> Tensor:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context with autocast off, if the device supports autocast."""
-    if torch.amp.is_autocast_available(device.type):
+    # Dynamo of older PyTorch cannot trace `is_autocast_available`; `meta` alone is compiled without autocast.
+    compiling = torch.compiler.is_compiling()
+    if device.type != "meta" if compiling else torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
