@@ -15,9 +15,7 @@ them. `--help` lists the settings; the page of the docs says how to read the rep
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -28,9 +26,10 @@ from pml_supcon.data.load import open_data
 from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.evaluation.context import EvaluationContext
 from pml_supcon.evaluation.loading import LoadedEncoder, load_trained_encoder
-from pml_supcon.evaluation.report import Evaluation, write_report
-from pml_supcon.evaluation.sections import choose_sections, run_sections
-from pml_supcon.evaluation.sections.retrieval import gallery_split
+from pml_supcon.evaluation.report import write_report
+from pml_supcon.evaluation.results import DataSummary, Evaluation, Pixels
+from pml_supcon.evaluation.sections import Sections, choose_sections, run_sections
+from pml_supcon.evaluation.sections.retrieval import reference_split
 from pml_supcon.evaluation.sections.transfer import open_images as open_transfer
 from pml_supcon.evaluation.settings import EvaluateSettings, parse_settings
 from pml_supcon.training.environment import environment
@@ -60,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise NotADirectoryError(f"Expected --output to be a folder, but {output} is a file")
         check_writable(output)
         contexts = [build_context(encoder, encoders[0], settings, accelerator) for encoder in encoders]
-        found = [(context, evaluate(context)) for context in contexts]
-        write(output, [(context, content) for context, content in found if content is not None])
+        evaluations = [evaluate(context) for context in contexts]
+        if accelerator.is_main_process:
+            write(output, [evaluation for evaluation in evaluations if evaluation is not None])
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         exit_with_error("evaluate.py", error)
     except Stopped as stopped:
@@ -72,23 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def build_context(
     loaded: LoadedEncoder, first: LoadedEncoder, settings: EvaluateSettings, accelerator: Accelerator
 ) -> EvaluationContext:
-    """An encoder on the data that is named, else on that of the first encoder's run."""
-    data = open_images(loaded, first, settings, accelerator)
+    """Build the context of an encoder on the data of the settings, by default the data of the first encoder's run."""
+    data = load_images(loaded, first, settings, accelerator)
     loaded.to(accelerator.device)
     cache = FeatureCache(settings.cache or home_of(loaded) / "features") if settings.use_cache else None
     return EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache)
 
 
-def open_images(
+def load_images(
     loaded: LoadedEncoder, first: LoadedEncoder, settings: EvaluateSettings, accelerator: Accelerator
 ) -> ImageData:
-    """The images, at the size that the encoder sees."""
+    """Load the images at the size of the encoder's input."""
     own = first.run if settings.data in (None, first.run.get("data")) else {}
     spec = settings.data or own.get("data")
     if spec is None:
-        raise ValueError(
-            f"Expected --data, since {first.name} is no run that says what it was trained on, but got none"
-        )
+        raise ValueError(f"Expected --data, because {first.name} is not a run with data of its own, but got none")
     with accelerator.main_process_first():  # one process downloads
         return open_data(
             spec,
@@ -99,101 +97,98 @@ def open_images(
         ).decode()
 
 
-def evaluate(context: EvaluationContext) -> dict[str, Any] | None:
-    """Run all sections; what `evaluation.json` holds on the main process, None on others."""
+def evaluate(context: EvaluationContext) -> Evaluation | None:
+    """Run all sections; return the results on the main process, None on the others."""
     names = choose_sections(context)
     sections, seconds = run_sections(context, names)
     if not context.is_main:
         return None
     loaded, data = context.loaded, context.data
-    return {
-        "title": f"{loaded.run['method']} on {data.spec}" if loaded.run else f"{loaded.name} on {data.spec}",
-        "encoder": loaded.name,
-        "data": {
-            "spec": data.spec,
-            "classes": list(data.class_names),
-            "train": len(data.train),
-            "test": len(data.test),
-            "image_size": data.image_size,
-            "in_chans": data.in_chans,
-        },
-        "about": {
+    return Evaluation(
+        title=f"{loaded.run['method'] if loaded.run else loaded.name} on {data.spec}",
+        encoder=loaded.name,
+        data=DataSummary(
+            spec=data.spec,
+            classes=list(data.class_names),
+            train=len(data.train),
+            test=len(data.test),
+            image_size=data.image_size,
+            in_chans=data.in_chans,
+        ),
+        about={
             **environment(context.accelerator.device),
             "processes": context.accelerator.num_processes,
             "seed": context.settings.seed,
             **seconds,
         },
-        "notes": context.notes,
-        "sections": {name: section for name, section in sections.items() if section is not None},
-    }
+        notes=context.notes,
+        sections=sections,
+        pictures=collect_pictures(context, sections),
+    )
 
 
-def pictures(context: EvaluationContext, sections: dict[str, Any]) -> dict[str, dict[int, np.ndarray[Any, Any]]]:
-    """The images that the report shows, by split and place in it."""
-    worst = sections.get("gallery", [])
+def collect_pictures(context: EvaluationContext, sections: Sections) -> dict[str, dict[int, Pixels]]:
+    """Return the images that the report shows, by split and row."""
+    queries, points = sections.gallery or [], sections.map.indices if sections.map else []
     shown = {
-        "test": {query["query"] for query in worst} | set(sections.get("map", {}).get("indices", [])),
-        "train": {each["reference"] for query in worst for each in query["neighbours"]},
+        "test": {query.query for query in queries} | set(points),
+        "train": {neighbour.reference for query in queries for neighbour in query.neighbours},
     }
-    among = gallery_split(context) if worst else "train"
-    splits = {"test": context.data.test, "train": context.data.test if among == "test" else context.data.train}
+    references = reference_split(context) if queries else "train"
+    splits = {"test": context.data.test, "train": context.data.test if references == "test" else context.data.train}
     return {
-        split: {index: as_pixels(as_tensor(splits[split][index][0])) for index in sorted(indices)}
-        for split, indices in shown.items()
+        split: {row: as_pixels(as_tensor(splits[split][row][0])) for row in sorted(rows)}
+        for split, rows in shown.items()
     }
 
 
-def as_pixels(image: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A uint8 image `(C, H, W)` as `(H, W)` or `(H, W, 3)`."""
-    pixels: np.ndarray[Any, Any] = image.permute(1, 2, 0).numpy()
+def as_pixels(image: torch.Tensor) -> Pixels:
+    """Convert a uint8 image ``(C, H, W)`` to ``(H, W)`` or ``(H, W, 3)``."""
+    pixels: Pixels = image.permute(1, 2, 0).numpy()
     return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
 
-def write(output: Path, found: Sequence[tuple[EvaluationContext, dict[str, Any]]]) -> None:
-    """Leave the figures and the report of one evaluation or two, print the summary; without any, do nothing."""
-    if not found:
-        return
+def write(output: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Write the JSON files and the report of one or two evaluations, and print their summaries."""
     output.mkdir(parents=True, exist_ok=True)
     (output / COMPARED).unlink(missing_ok=True)  # of an earlier evaluation
-    for name, (_, content) in zip((FIGURES, COMPARED), found, strict=False):  # first: the report is made of them
-        write_atomic(output / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_report(
-        output / REPORT, [Evaluation(content, pictures(context, content["sections"])) for context, content in found]
-    )
-    for _, content in found:
-        print(summary_table({"encoder": content["encoder"], **summary_of(content["sections"])}))
-        print("".join(f"note: {sentence}\n" for sentence in content["notes"]), end="")
+    for name, evaluation in zip((FIGURES, COMPARED), evaluations, strict=False):
+        write_atomic(output / name, json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
+    write_report(output / REPORT, evaluations)
+    for evaluation in evaluations:
+        print(summary_table({"encoder": evaluation.encoder, **summary_of(evaluation.sections)}))
+        print("".join(f"note: {sentence}\n" for sentence in evaluation.notes), end="")
     print(f"report: {output / REPORT}")
 
 
-def summary_of(sections: dict[str, Any]) -> dict[str, float]:
-    """The figures that stand for an evaluation, by name."""
-    found: dict[str, Any] = {}
-    for name in ("retrieval", "linear_probe"):
-        found |= {f"{name}/{metric}": value for metric, value in sections.get(name, {}).get("metrics", {}).items()}
-    for few in sections.get("linear_probe", {}).get("few_shot", []):
-        found[f"few_shot/{few['shots']}"] = few["accuracy"]
-    if "calibration" in sections:
-        found["calibration/ece"] = sections["calibration"]["before"]["ece"]
-        found["calibration/ece_scaled"] = sections["calibration"]["after"]["ece"]
-    if "corruption" in sections:
-        found["corruption/mean_error"] = sections["corruption"]["mean_error"]
-        if sections["corruption"]["mean_corruption_error"] is not None:
-            found["corruption/mean_corruption_error"] = sections["corruption"]["mean_corruption_error"]
-    index = sections.get("retrieval", {}).get("index", {})
-    found |= {f"index/recall_at_{k} of exact": value for k, value in index.get("recall_at_k", {}).items()}
-    for other in sections.get("transfer", []):
-        found[f"transfer/{other['data']}"] = other["linear_probe"]["top1"]
-    return found
+def summary_of(sections: Sections) -> dict[str, float]:
+    """Return the main scores of an evaluation by name."""
+    scores: dict[str, float] = {}
+    if retrieval := sections.retrieval:
+        scores |= {f"retrieval/{metric}": value for metric, value in retrieval.metrics.items()}
+    if probe := sections.linear_probe:
+        scores |= {f"linear_probe/{metric}": value for metric, value in probe.metrics.items()}
+        scores |= {f"few_shot/{few['shots']}": few["accuracy"] for few in probe.few_shot}
+    if calibration := sections.calibration:
+        scores["calibration/ece"] = calibration.before["ece"]
+        scores["calibration/ece_scaled"] = calibration.after["ece"]
+    if corruption := sections.corruption:
+        scores["corruption/mean_error"] = corruption.mean_error
+        if corruption.mean_corruption_error is not None:
+            scores["corruption/mean_corruption_error"] = corruption.mean_corruption_error
+    if retrieval:
+        recall = retrieval.index.get("recall_at_k", {})
+        scores |= {f"index/recall_at_{k} of exact": value for k, value in recall.items()}
+    return scores | {f"transfer/{other.data}": other.linear_probe["top1"] for other in sections.transfer or []}
 
 
 def home_of(loaded: LoadedEncoder) -> Path:
-    """Where what belongs to an encoder lies: its run, else `runs`."""
+    """Return the folder for files of an encoder: its run, else `runs`."""
     return Path(loaded.name) if loaded.run else Path("runs")
 
 
 def default_output(loaded: LoadedEncoder, settings: EvaluateSettings) -> Path:
-    """`RUN/evaluation`, with what is not as usual in its name; it is written anew each time."""
+    """Return `RUN/evaluation`, with settings other than the default in its name."""
     parts = ["evaluation"]
     if not loaded.run:
         parts.append(Path(loaded.name).name)

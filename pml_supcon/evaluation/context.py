@@ -1,4 +1,4 @@
-"""What an evaluation looks at: an encoder and its features of two splits."""
+"""The context of an evaluation: the encoder, the data, and the features of both splits."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,63 +16,62 @@ from pml_supcon.training.features import ImagesToEmbed, embed
 from pml_supcon.views import Change
 
 Split = Literal["train", "test"]
-BATCH_OF_HEAD = 4096
+HEAD_BATCH = 4096
 
 
 class FeaturesError(ValueError):
-    """Features that no section can score."""
+    """An error for features that no section can score."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvaluationContext:
-    """An encoder on a data set, as the sections of an evaluation see it.
+    """An encoder on a data set, as the sections of an evaluation use it.
 
     Attributes:
-        loaded: the encoder, on the accelerator's device, and what is known of it.
-        data: the images, with the size and the normalisation of the encoder's.
-        settings: of the evaluation.
-        accelerator: the processes.
-        cache: features that were computed before; None: they are always computed.
-        notes: sentences that the report must show.
-        fingerprints: of the images of each split, once they are known.
-        plain: features of unchanged images, once they are known.
+        loaded: The encoder, on the accelerator's device, with its head and its description.
+        data: The images, with the size and the normalisation of the encoder.
+        settings: The settings of the evaluation.
+        accelerator: The processes.
+        cache: The cache of features on disk; None: features are always computed.
+        notes: Sentences that the report must show.
     """
 
     loaded: LoadedEncoder
     data: ImageData
     settings: EvaluateSettings
     accelerator: Accelerator
-    cache: FeatureCache | None
+    cache: FeatureCache | None = None
     notes: list[str] = field(default_factory=list)
-    fingerprints: dict[Split, str] = field(default_factory=dict, repr=False)
-    plain: dict[tuple[Split, int | None], Tensor] = field(default_factory=dict, repr=False)
+    # digests of the images of a split, and features of unchanged images, computed once each
+    _fingerprints: dict[Split, str] = field(default_factory=dict, init=False, repr=False)
+    _unchanged: dict[tuple[Split, int | None], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process scores."""
+        """True on the process that computes the scores."""
         return bool(self.accelerator.is_main_process)
 
     @property
     def has_head(self) -> bool:
-        """Whether there is a projection head."""
+        """True if there is a projection head."""
         return self.loaded.head is not None
 
     @property
     def encoder(self) -> nn.Module:
-        """In evaluation mode, on the accelerator's device."""
+        """The encoder, in evaluation mode, on the accelerator's device."""
         return self.loaded.model
 
     def note(self, text: str) -> None:
-        """Note a sentence that the report must show."""
+        """Add a sentence to the notes, unless they have it."""
         if text not in self.notes:
             self.notes.append(text)
 
     def count(self, split: Split) -> int:
-        """How many images a split has."""
+        """Return the number of images of a split."""
         return len(self.data.train if split == "train" else self.data.test)
 
     def labels(self, split: Split, *, most: int | None = None) -> Tensor:
-        """The labels of a split, int64 `(N,)`, of at most so many images, evenly spread."""
+        """Return the labels of a split, int64 ``(N,)``; at most `most`, evenly spread."""
         labels = self.data.train_labels if split == "train" else self.data.test_labels
         return labels[self._rows(split, most)]
 
@@ -84,29 +83,29 @@ class EvaluationContext:
         of: Literal["encoder", "head"] = "encoder",
         most: int | None = None,
     ) -> Tensor:
-        """The features of a split. All processes call it, in the same order.
+        """Return the features of a split. All processes must call it, in the same order.
 
         Args:
-            split: which one.
-            change: a change of its images, made before they are normalised.
-            of: the encoder's output `h`, or that of the projection head over it, `g(h)`.
-            most: at most so many images, evenly spread.
+            split: The split.
+            change: A change of the images, applied before normalisation.
+            of: "encoder" for the outputs `h` of the encoder, "head" for those of the projection head, `g(h)`.
+            most: The largest number of images, evenly spread; None: all.
 
         Returns:
-            `(N, width)` float32 on the CPU; without rows on other processes than the main one.
+            ``(N, width)`` float32 on the CPU; without rows on all processes but the main one.
 
         Raises:
-            FeaturesError: in all processes, where some are not finite; names how many.
+            FeaturesError: If features are not finite, on all processes; names their number.
         """
         most = None if most is None or most >= self.count(split) else most
         place = None if change is not None else (split, most)
-        features = self.plain[place] if place in self.plain else self._cached(split, change, most)
-        if place is not None:  # several sections ask for it
-            self.plain[place] = features
+        features = self._unchanged[place] if place in self._unchanged else self._read_or_compute(split, change, most)
+        if place is not None:  # several sections use them
+            self._unchanged[place] = features
         if of == "head" and self.loaded.head is not None and self.is_main:
             device = self.accelerator.device
             with torch.no_grad():
-                parts = [self.loaded.head(part.to(device)).cpu() for part in features.split(BATCH_OF_HEAD)]
+                parts = [self.loaded.head(part.to(device)).cpu() for part in features.split(HEAD_BATCH)]
             features = torch.cat(parts)
         return features
 
@@ -114,7 +113,7 @@ class EvaluationContext:
         count = self.count(split)
         return torch.tensor(evenly(count, count if most is None else most))
 
-    def _cached(self, split: Split, change: Change | None, most: int | None) -> Tensor:
+    def _read_or_compute(self, split: Split, change: Change | None, most: int | None) -> Tensor:
         key = self._key(split, change, most)
         cache, features = self.cache, None
         if cache is not None and self.is_main:
@@ -134,10 +133,11 @@ class EvaluationContext:
             std=data.std,
             change=change,
         )
+        rows = self._rows(split, most).tolist()
         features = embed(
             self.encoder,
             images,
-            self._rows(split, most).tolist(),
+            rows,
             self.accelerator,
             batch_size=self.settings.batch_size,
             workers=self.settings.workers,
@@ -146,20 +146,20 @@ class EvaluationContext:
         [bad] = broadcast_object_list([bad])
         if bad:
             raise FeaturesError(
-                f"Expected finite features, but {self.loaded.name} gives NaN or infinity for {bad} of "
-                f"{len(self._rows(split, most))} {split} images"
+                f"Expected finite features, but {self.loaded.name} gives NaN or infinity for {bad} of {len(rows)} "
+                f"{split} images"
             )
         return features
 
     def _key(self, split: Split, change: Change | None, most: int | None) -> dict[str, object]:
-        """All that features follow from."""
-        if split not in self.fingerprints:
+        """Return the cache's key: all that determines the features."""
+        if split not in self._fingerprints:
             images = self.data.train if split == "train" else self.data.test
-            self.fingerprints[split] = images.fingerprint() if self.is_main and self.cache is not None else ""
+            self._fingerprints[split] = images.fingerprint() if self.is_main and self.cache is not None else ""
         return {
             "version": 1,
             "encoder": self.loaded.digest,
-            "images": self.fingerprints[split],
+            "images": self._fingerprints[split],
             "most": most,
             "image_size": self.data.image_size,
             "mean": self.data.mean,

@@ -14,7 +14,7 @@ from pml_supcon._files import write_atomic
 from pml_supcon.data.splits import split_training_set
 from pml_supcon.evaluation.context import EvaluationContext, FeaturesError
 from pml_supcon.evaluation.loading import load_trained_encoder
-from pml_supcon.evaluation.sections import run_sections
+from pml_supcon.evaluation.sections import Sections, run_sections
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.run import open_images
@@ -41,12 +41,12 @@ def evaluate_run(
         settings = EvaluateSettings(encoder=str(path), seed=trained.seed, workers=trained.workers, **options)
         context = _context(path, trained, settings, accelerator)
         try:
-            results, seconds = run_sections(context, settings.sections)
+            sections, seconds = run_sections(context, settings.sections)
         except (FloatingPointError, FeaturesError) as error:  # on all processes
-            results, seconds = {}, {}
+            sections, seconds = Sections(), {}
             context.note(f"{', '.join(settings.sections)}: {error}")
         if accelerator.is_main_process:
-            content = {"sections": results, "notes": context.notes, "seconds": seconds}
+            content = {"sections": sections.to_json(), "notes": context.notes, "seconds": seconds}
             write_atomic(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
     read = json.loads(file.read_text()) if accelerator.is_main_process else None
     evaluation: dict[str, Any] = broadcast_object_list([read])[0]

@@ -1,7 +1,7 @@
-"""The section "corruption" of an evaluation, on a subject whose features are its pixels."""
+"""The section "corruption" of an evaluation, on a context whose features are its pixels."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,8 +19,8 @@ IMAGES = torch.from_numpy((DIGITS.images * 255 / 16).astype(np.uint8))[:, None]
 LABELS = torch.from_numpy(DIGITS.target)
 
 
-class PixelSubject:
-    """What a section asks of a subject."""
+class PixelContext:
+    """What a section asks of a context."""
 
     def __init__(self, settings, *, is_main=True):
         self.settings, self.is_main, self.asked, self.notes = settings, is_main, [], []
@@ -58,7 +58,7 @@ def report(section, **changes):
 
 
 def test_the_section_by_hand():
-    found = corruption(PixelSubject(SOME))
+    found = asdict(corruption(PixelContext(SOME)))
     assert json.loads(json.dumps(found)) == found
     assert (found["strengths"], found["images"], found["baseline"]) == ("32", 90, None)
     assert found["mean_corruption_error"] is None
@@ -81,7 +81,7 @@ def test_the_section_by_hand():
 
 
 def test_all_processes_ask_for_the_same_features():
-    main, other = PixelSubject(SOME), PixelSubject(SOME, is_main=False)
+    main, other = PixelContext(SOME), PixelContext(SOME, is_main=False)
     assert corruption(main) is not None
     assert corruption(other) is None
     assert main.asked == other.asked
@@ -89,22 +89,22 @@ def test_all_processes_ask_for_the_same_features():
 
 
 def test_a_class_that_train_lacks_is_told():
-    subject = PixelSubject(SOME)
-    subject.labels = lambda split, most=None: (LABELS[:200] % 9 if split == "train" else LABELS[300:400])[:most]
-    assert corruption(subject)["clean"]["accuracy"] < 1
-    assert "9 (" in subject.notes[0]
+    context = PixelContext(SOME)
+    context.labels = lambda split, most=None: (LABELS[:200] % 9 if split == "train" else LABELS[300:400])[:most]
+    assert corruption(context).clean["accuracy"] < 1
+    assert "9 (" in context.notes[0]
 
 
 @pytest.fixture(scope="module")
 def full_section():
-    return corruption(PixelSubject(ALL))
+    return asdict(corruption(PixelContext(ALL)))
 
 
 def test_a_baseline_of_its_own_gives_one(full_section, tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(report(full_section)))
     assert list(full_section["corruptions"]) == list(CORRUPTIONS)
-    found = corruption(PixelSubject(replace(ALL, corruption_baseline=path)))
+    found = asdict(corruption(PixelContext(replace(ALL, corruption_baseline=path))))
     assert found["mean_corruption_error"] == pytest.approx(1)
     assert found["baseline"] == str(path)
     assert {**found, "mean_corruption_error": None, "baseline": None} == full_section
@@ -113,34 +113,37 @@ def test_a_baseline_of_its_own_gives_one(full_section, tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"strengths": "224"}, "which has strengths '224'; here it is '32'"),
-        ({"images": 30}, "which has images 30; here it is 20"),
-        ({"corruptions": {"fog": []}}, "which will not do: .* at least one"),
-        ({"corruptions": {"fog": [{"severity": 1, "accuracy": 0.5, "ece": 0}]}}, "will not do: .* none for gaussian"),
-        ({"corruptions": [1]}, "which has none that can be read"),
+        ({"strengths": "224"}, "has strengths '224', and this evaluation has '32'"),
+        ({"images": 30}, "has images 30, and this evaluation has 20"),
+        ({"corruptions": {"fog": []}}, "has an unsuitable one: .* at least one"),
+        (
+            {"corruptions": {"fog": [{"severity": 1, "accuracy": 0.5, "ece": 0}]}},
+            "has an unsuitable one: .* none for gaussian",
+        ),
+        ({"corruptions": [1]}, "has none that can be read"),
     ],
 )
 def test_a_baseline_that_is_none_is_refused_before_any_features(full_section, tmp_path, change, text):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(report(full_section, **change)))
-    subject = PixelSubject(replace(ALL, corruption_baseline=path))
+    context = PixelContext(replace(ALL, corruption_baseline=path))
     with pytest.raises(ValueError, match=text):
-        corruption(subject)
-    assert subject.asked == []
+        corruption(context)
+    assert context.asked == []
 
 
 def test_other_files_and_half_a_grid_are_refused(full_section, tmp_path):
     path = tmp_path / "evaluation.json"
     for text in ("no json", "[]", '{"sections": {}}'):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r'with a section "corruption", but got .*evaluation\.json'):
-            corruption(PixelSubject(replace(ALL, corruption_baseline=path)))
+        with pytest.raises(ValueError, match=r'with a section "corruption", but .*evaluation\.json'):
+            corruption(PixelContext(replace(ALL, corruption_baseline=path)))
     other = report(full_section)
     other["data"]["spec"] = "cifar10"
     path.write_text(json.dumps(other))
-    with pytest.raises(ValueError, match="which has spec 'cifar10'; here it is 'digits'"):
-        corruption(PixelSubject(replace(ALL, corruption_baseline=path)))
+    with pytest.raises(ValueError, match="has spec 'cifar10', and this evaluation has 'digits'"):
+        corruption(PixelContext(replace(ALL, corruption_baseline=path)))
     with pytest.raises(ValueError, match=r"but got none of: .*fog, .*severity 1"):
-        corruption(PixelSubject(replace(SOME, corruption_baseline=path)))
+        corruption(PixelContext(replace(SOME, corruption_baseline=path)))
     with pytest.raises(FileNotFoundError):
-        corruption(PixelSubject(replace(ALL, corruption_baseline=tmp_path / "none.json")))
+        corruption(PixelContext(replace(ALL, corruption_baseline=tmp_path / "none.json")))

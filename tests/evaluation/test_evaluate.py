@@ -332,7 +332,7 @@ def test_a_class_that_train_lacks_is_scored_and_told(colour_encoder, tmp_path):
     assert found["sections"]["retrieval"]["lone_queries"] == 12
     told = " ".join(found["notes"])
     assert "fox (12)" in told
-    assert "12 of 36 test images have no image of their class" in told
+    assert "12 of 36 test images have no reference of their class" in told
 
 
 def test_images_of_several_sizes_are_read_as_they_are_needed(colour_encoder, tmp_path, computed):
@@ -473,7 +473,7 @@ def test_a_section_that_needs_shared_classes_is_refused_without_any(colour_encod
     coloured_folder(tmp_path / "images" / "train", ["ape", "bee", "cat"])
     coloured_folder(tmp_path / "images" / "test", ["dog", "eel", "fox"])
     data = ["--data", f"imagefolder:{tmp_path / 'images'}", "--sections", "linear_probe"]
-    assert "for --sections linear_probe, but none is" in error_of(capsys, colour_encoder, *data)
+    assert "for --sections linear_probe, but train and test share none" in error_of(capsys, colour_encoder, *data)
 
 
 def test_an_output_that_is_a_file(a_run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The section "hard_mining" of the evaluation."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_section_draws_batches_of_the_heads_rows_where_there_is_a_head(has_head)
     if not has_head:
         del features["head"]
     notes = []
-    found = hard_mining(make_context(features, labels, notes, has_head=has_head))
+    found = asdict(hard_mining(make_context(features, labels, notes, has_head=has_head)))
     assert (notes, found["of"]) == ([], "head" if has_head else "encoder")
     assert found == json.loads(json.dumps(found))
     for loss in LOSSES:
@@ -57,6 +58,6 @@ def test_section_tells_what_it_leaves_out():
     points[[3, 7]] = 0
     notes = []
     context = make_context({"head": torch.from_numpy(points)}, labels, notes, batch_size=256)
-    assert hard_mining(context)["batch_size"] == 28
+    assert hard_mining(context).batch_size == 28
     assert notes[0].startswith("2 of 30 test images have a zero row")
-    assert notes[1] == "Shares of the gradient are from batches of 28 test images, not 256: all of them."
+    assert notes[1] == "Shares of the gradient are from batches of 28 test images, not 256: there are no more."

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +46,7 @@ class Pixels(nn.Module):
 
 @dataclass
 class PixelContext:
-    """What the sections ask of a subject, with the pixels of digits as features."""
+    """What the sections ask of a context, with the pixels of digits as features."""
 
     data: object
     accelerator: Accelerator
@@ -85,7 +85,7 @@ SETTINGS = {
 }
 
 
-def subject(*, data=None, is_main=True, **settings):
+def make_context(*, data=None, is_main=True, **settings):
     data = data or load_data("digits", max_train=400, max_test=200)
     return PixelContext(data, Accelerator(cpu=True), is_main=is_main, settings=SimpleNamespace(**(SETTINGS | settings)))
 
@@ -96,10 +96,10 @@ def logits_by_scikit_learn(train, learnt, test, penalty):
 
 
 def test_linear_probe_section():
-    looked_at = subject()
-    section = json.loads(json.dumps(linear_probe(looked_at)))
-    train, test = looked_at.features("train").numpy(), looked_at.features("test").numpy()
-    learnt, wanted = looked_at.labels("train").numpy(), looked_at.labels("test").numpy()
+    context = make_context()
+    section = json.loads(json.dumps(asdict(linear_probe(context))))
+    train, test = context.features("train").numpy(), context.features("test").numpy()
+    learnt, wanted = context.labels("train").numpy(), context.labels("test").numpy()
     probe, rows = logits_by_scikit_learn(train, learnt, test, section["inverse_l2"])
     found = probe.predict(rows)
     assert section["metrics"]["top1"] == pytest.approx((found == wanted).mean(), abs=0.006)
@@ -115,17 +115,17 @@ def test_linear_probe_section():
     assert section["learning_curve"][1]["top1"] == pytest.approx(whole, abs=0.006)
     assert [(result["shots"], result["draws"]) for result in section["few_shot"]] == [(1, 10), (5, 10)]
     assert all(result["low"] < result["accuracy"] < result["high"] for result in section["few_shot"])
-    assert "augmented" not in section
-    assert not [text for text in looked_at.notes if "edge" not in text]
+    assert section["augmented"] is None
+    assert not [text for text in context.notes if "edge" not in text]
 
 
 def test_settings_reach_the_linear_probe():
-    looked_at = subject(inverse_l2=0.005, shares=(0.5,), shots=(2,), draws=3)
-    section = linear_probe(looked_at)
+    context = make_context(inverse_l2=0.005, shares=(0.5,), shots=(2,), draws=3)
+    section = asdict(linear_probe(context))
     assert (section["inverse_l2"], section["tried"]) == (0.005, {})
     assert [point["images"] for point in section["learning_curve"]] == [200]
     assert [(result["shots"], result["draws"]) for result in section["few_shot"]] == [(2, 3)]
-    assert looked_at.notes == []
+    assert context.notes == []
 
 
 def without(data, label, *, keep=0):
@@ -136,33 +136,33 @@ def without(data, label, *, keep=0):
 
 def test_a_class_that_train_lacks_is_told():
     data = load_data("digits", max_train=400, max_test=200)
-    looked_at = subject(data=without(data, 3), inverse_l2=0.01)
+    context = make_context(data=without(data, 3), inverse_l2=0.01)
     count = int((data.test_labels == 3).sum())
-    section = linear_probe(looked_at)
+    section = asdict(linear_probe(context))
     assert section["per_class"]["3"] == 0.0
     assert section["metrics"]["top5"] <= 1 - count / 200
     assert section["few_shot"][1]["accuracy"] <= 1 - count / 200
     start = f"No training image has a class of these test images: 3 ({count}); "
-    assert looked_at.notes == [start + "they count as errors of the linear probe and of few-shot accuracy."]
-    found = calibration(looked_at)
-    assert looked_at.notes[1:] == [start + "calibration leaves them out."]
+    assert context.notes == [start + "they count as errors of the linear probe and of few-shot accuracy."]
+    found = asdict(calibration(context))
+    assert context.notes[1:] == [start + "calibration leaves them out."]
     assert sum(part["count"] for part in found["reliability"]["before"]) == 200 - count
 
 
 def test_shots_that_a_class_is_too_small_for_are_told():
     data = without(load_data("digits", max_train=400, max_test=200), 3, keep=4)
-    looked_at = subject(data=data, inverse_l2=0.01)
-    section = linear_probe(looked_at)
+    context = make_context(data=data, inverse_l2=0.01)
+    section = asdict(linear_probe(context))
     assert [result["shots"] for result in section["few_shot"]] == [1]
-    assert looked_at.notes == ["Few-shot accuracy is left out for 5 shots: the class 3 has 4 training images."]
+    assert context.notes == ["Few-shot accuracy is left out for 5 shots: the class 3 has 4 training images."]
 
 
 def test_calibration_section():
-    looked_at = subject(inverse_l2=100.0, bins=10)
-    section = json.loads(json.dumps(calibration(looked_at)))
+    context = make_context(inverse_l2=100.0, bins=10)
+    section = json.loads(json.dumps(asdict(calibration(context))))
     assert section["bins"] == 10
     assert section["temperature"] > 0
-    wanted = looked_at.labels("test").numpy()
+    wanted = context.labels("test").numpy()
     for name in ("before", "after"):
         diagram = section["reliability"][name]
         assert [(part["low"], part["high"]) for part in diagram] == [(m / 10, (m + 1) / 10) for m in range(10)]
@@ -180,7 +180,7 @@ def test_calibration_section():
 
 def test_other_processes_ask_for_the_same_features_and_return_nothing():
     for section in (linear_probe, calibration):
-        main, other = subject(inverse_l2=0.01), subject(is_main=False)
+        main, other = make_context(inverse_l2=0.01), make_context(is_main=False)
         section(main)
         assert section(other) is None
         assert other.asked == main.asked == ["train", "test"]
@@ -190,31 +190,31 @@ def test_other_processes_ask_for_the_same_features_and_return_nothing():
 
 
 def test_augmented_probe_learns_and_leaves_the_encoder_as_it_is():
-    looked_at = subject(data=load_data("digits"))
-    encoder = looked_at.encoder.train()  # as it may come
+    context = make_context(data=load_data("digits"))
+    encoder = context.encoder.train()  # as it may come
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     scores = {}
     for optimizer, rate in (("lars", 20.0), ("rmsprop", 0.002), ("sgd", 0.05)):
         options = {"optimizer": optimizer, "epochs": 6, "learning_rate": rate, "batch_size": 128}
-        classifier = train_augmented_probe(encoder, looked_at.data, looked_at.accelerator, **options)
+        classifier = train_augmented_probe(encoder, context.data, context.accelerator, **options)
         assert (classifier.in_features, classifier.out_features) == (64, 10)
-        scores[optimizer] = classifier_metrics(classifier, looked_at.features("test"), looked_at.labels("test"))["top1"]
+        scores[optimizer] = classifier_metrics(classifier, context.features("test"), context.labels("test"))["top1"]
     assert min(scores.values()) > 0.8, scores
     assert not encoder.training
     assert all(torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
-    again = train_augmented_probe(encoder, looked_at.data, looked_at.accelerator, **options)
+    again = train_augmented_probe(encoder, context.data, context.accelerator, **options)
     assert torch.equal(again.weight, classifier.weight)
-    plain = train_augmented_probe(encoder, looked_at.data, looked_at.accelerator, **options, augment="none")
+    plain = train_augmented_probe(encoder, context.data, context.accelerator, **options, augment="none")
     assert not torch.equal(plain.weight, classifier.weight)
 
 
 def test_section_has_the_augmented_probe_where_it_is_asked_for():
-    looked_at = subject(inverse_l2=0.01, probe_optimizer="sgd", probe_epochs=4)
-    section = linear_probe(looked_at)
+    context = make_context(inverse_l2=0.01, probe_optimizer="sgd", probe_epochs=4)
+    section = asdict(linear_probe(context))
     expected = train_augmented_probe(
-        Pixels(), looked_at.data, looked_at.accelerator, optimizer="sgd", epochs=4, learning_rate=0.1, batch_size=128
+        Pixels(), context.data, context.accelerator, optimizer="sgd", epochs=4, learning_rate=0.1, batch_size=128
     )
-    scores = classifier_metrics(expected, looked_at.features("test"), looked_at.labels("test"))
+    scores = classifier_metrics(expected, context.features("test"), context.labels("test"))
     found = section["augmented"]
     assert (found["optimizer"], found["epochs"], found["metrics"]) == ("sgd", 4, scores)
     few, whole = found["learning_curve"]
@@ -227,21 +227,21 @@ def on_processes(rank, port):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    looked_at = subject(data=load_data("digits", max_train=256, max_test=100))
-    assert looked_at.accelerator.num_processes == 2
+    context = make_context(data=load_data("digits", max_train=256, max_test=100))
+    assert context.accelerator.num_processes == 2
     # without augmentation, which is drawn by the share of a batch
     options = {"optimizer": "sgd", "epochs": 3, "learning_rate": 0.2, "augment": "none"}
-    classifier = train_augmented_probe(Pixels(), looked_at.data, looked_at.accelerator, batch_size=128, **options)
+    classifier = train_augmented_probe(Pixels(), context.data, context.accelerator, batch_size=128, **options)
     with pytest.raises(ValueError, match="`batch_size` to be a multiple of the 2 processes, but got 127"):
-        train_augmented_probe(Pixels(), looked_at.data, looked_at.accelerator, batch_size=127, **options)
+        train_augmented_probe(Pixels(), context.data, context.accelerator, batch_size=127, **options)
     return classifier.weight.detach()
 
 
 def test_two_processes_train_what_one_does(tmp_path):
     one, other = run_processes(on_processes, 2, tmp_path, free_port())
-    looked_at = subject(data=load_data("digits", max_train=256, max_test=100))
+    context = make_context(data=load_data("digits", max_train=256, max_test=100))
     options = {"optimizer": "sgd", "epochs": 3, "learning_rate": 0.2, "batch_size": 128, "augment": "none"}
-    alone = train_augmented_probe(Pixels(), looked_at.data, looked_at.accelerator, **options)
+    alone = train_augmented_probe(Pixels(), context.data, context.accelerator, **options)
     assert torch.equal(one, other)
     torch.testing.assert_close(one, alone.weight.detach(), rtol=1e-4, atol=1e-5)
 

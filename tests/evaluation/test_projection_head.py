@@ -1,6 +1,7 @@
 """The section "projection_head" of the evaluation."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from pml_supcon.metrics.head_probe import transformation_probe_metrics
 from pml_supcon.views import Rotation, Sobel
 
 
-class StandInSubject:
+class StandInContext:
     """Images in memory under the tester's encoder and head; counts the features that it is asked for."""
 
     def __init__(self, *, in_chans, has_head, is_main=True, probe_images=50):
@@ -43,12 +44,12 @@ class StandInSubject:
 @pytest.mark.parametrize("has_head", [True, False])
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_section_probes_what_there_is(in_chans, has_head):
-    subject = StandInSubject(in_chans=in_chans, has_head=has_head)
-    found = projection_head(subject)
+    context = StandInContext(in_chans=in_chans, has_head=has_head)
+    found = asdict(projection_head(context))
     assert found == json.loads(json.dumps(found))
     names = ["label", "colour", "rotation", "corruption", "sobel"]
     assert list(found["tasks"]) == [name for name in names if in_chans == 3 or name != "colour"]
-    assert len(subject.notes) == (in_chans == 1)
+    assert len(context.notes) == (in_chans == 1)
     assert (found["images"], found["test_images"]) == (50, 40)
     chances = [scores["chance"] for scores in found["tasks"].values()]
     assert chances[1:] == [0.5] * (in_chans == 3) + [0.25, 0.5, 0.5]
@@ -57,10 +58,10 @@ def test_section_probes_what_there_is(in_chans, has_head):
     rows = [place * 90 // 50 for place in range(50)]
 
     def features(change, of="encoder"):
-        return [subject.features("train", change=change, of=of)[rows], subject.features("test", change=change, of=of)]
+        return [context.features("train", change=change, of=of)[rows], context.features("test", change=change, of=of)]
 
     train, test = features(None)
-    label = linear_probe_metrics(train, subject.labels("train")[rows], test, subject.labels("test"))
+    label = linear_probe_metrics(train, context.labels("train")[rows], test, context.labels("test"))
     assert found["tasks"]["label"]["encoder"] == label["top1"]
     turns = [features(None), *(features(Rotation(degrees)) for degrees in (90, 180, 270))]
     expected = transformation_probe_metrics(*zip(*turns, strict=True))
@@ -71,8 +72,8 @@ def test_section_probes_what_there_is(in_chans, has_head):
 
 
 def test_all_processes_ask_for_the_same_features_in_the_same_order():
-    subjects = [StandInSubject(in_chans=3, has_head=True, is_main=is_main) for is_main in (True, False)]
-    assert projection_head(subjects[1]) is None
-    assert projection_head(subjects[0])["tasks"]
-    assert subjects[0].asked == subjects[1].asked
-    assert len(set(subjects[0].asked)) == len(subjects[0].asked) == 2 * 2 * 7
+    contexts = [StandInContext(in_chans=3, has_head=True, is_main=is_main) for is_main in (True, False)]
+    assert projection_head(contexts[1]) is None
+    assert projection_head(contexts[0]).tasks
+    assert contexts[0].asked == contexts[1].asked
+    assert len(set(contexts[0].asked)) == len(contexts[0].asked) == 2 * 2 * 7

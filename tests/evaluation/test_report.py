@@ -1,75 +1,73 @@
 """The report, in a browser and as text: what it shows, what it refuses, and that it needs nothing but its file."""
 
-import copy
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from helpers.chromium import Browser
-from helpers.report_cases import ANIMALS, CORRUPTIONS, evaluation, photographs
+from helpers.report_cases import ANIMALS, evaluation, photographs
 
-from pml_supcon.evaluation.report import Evaluation, write_report
+from pml_supcon.corruptions import CORRUPTIONS
+from pml_supcon.evaluation.report import write_report
 from pml_supcon.evaluation.report.tables import MINUS, NONE
+from pml_supcon.evaluation.sections import Sections
 
 PICTURES = photographs(400, 32)
 HOSTILE = "<script>window.broken = 1</script>"
+OTHER = {"title": "cross_entropy", "shift": 0.03, "seed": 1}
 ODD_NAMES = ("", HOSTILE, "🦆 mallard", "x" * 200, "$a_1$ & 'b' \"c\"", "ordinary")
 
 
-def made(content, pictures=PICTURES):
-    return Evaluation(content, {"test": pictures, "train": pictures})
-
-
 def odd():
-    """Names of all sorts, a class without queries, None wherever it may be, and little of everything."""
-    content = evaluation(title=HOSTILE, classes=ODD_NAMES, points=7, queries=2)
-    sections = content["sections"]
-    sections["retrieval"]["per_class"]["ordinary"] = {"precision_at_1": None, "queries": 0}
-    sections["retrieval"]["per_class"].pop(ODD_NAMES[2])
-    sections["retrieval"]["index"] = {"name": "exact"}
-    sections["linear_probe"]["per_class"]["ordinary"] = None
-    sections["linear_probe"].update(few_shot=[], learning_curve=[], tried={})
-    sections["linear_probe"].pop("augmented")
-    sections["calibration"]["reliability"] = {"before": [], "after": [dict.fromkeys(("confidence", "accuracy"))]}
-    sections["calibration"]["reliability"]["after"][0] |= {"low": 0.0, "high": 1.0, "count": 0}
-    sections["corruption"].update(mean_corruption_error=None, baseline=None)
-    sections["corruption"]["corruptions"] = {"fog": [{"severity": 3, "accuracy": 0.0, "ece": 1.0}]}
-    sections["corruption"]["by_severity"] = sections["corruption"]["corruptions"]["fog"]
-    sections["projection_head"]["tasks"] = {"label": {"encoder": 1.0, "head": None, "chance": 0.0}}
-    sections["hard_mining"]["losses"] = {"triplet": {"positives": [], "negatives": []}}
-    sections["map"]["methods"] = {"pca": [[0.0, 0.0]] * 7}
-    content["about"] = {"commit": None, "nothing": {}}
-    content["notes"] = [HOSTILE]
-    return content
+    """Names of all sorts, a class without queries, None wherever possible, and little of everything."""
+    content = evaluation(title=HOSTILE, classes=ODD_NAMES, points=7, queries=2, pictures=PICTURES)
+    sections, fog = content.sections, [{"severity": 3, "accuracy": 0.0, "ece": 1.0}]
+    per_class = sections.retrieval.per_class | {"ordinary": {"precision_at_1": None, "queries": 0}}
+    del per_class[ODD_NAMES[2]]
+    empty_bin = {"low": 0.0, "high": 1.0, "count": 0, "confidence": None, "accuracy": None}
+    changes = {
+        "retrieval": {"per_class": per_class, "index": {"name": "exact"}},
+        "linear_probe": {"per_class": sections.linear_probe.per_class | {"ordinary": None}, "augmented": None}
+        | {"few_shot": [], "learning_curve": [], "tried": {}},
+        "calibration": {"reliability": {"before": [], "after": [empty_bin]}},
+        "corruption": {"mean_corruption_error": None, "baseline": None, "corruptions": {"fog": fog}}
+        | {"by_severity": fog},
+        "projection_head": {"tasks": {"label": {"encoder": 1.0, "head": None, "chance": 0.0}}},
+        "hard_mining": {"losses": {"triplet": {"positives": [], "negatives": []}}},
+        "map": {"methods": {"pca": [[0.0, 0.0]] * 7}},
+    }
+    changed = {name: replace(getattr(sections, name), **change) for name, change in changes.items()}
+    about = {"commit": None, "nothing": {}}
+    return replace(content, about=about, notes=[HOSTILE], sections=replace(sections, **changed))
 
 
 def only(content, *names):
-    return content | {"sections": {name: content["sections"][name] for name in names}}
+    return replace(content, sections=Sections(**{name: getattr(content.sections, name) for name in names}))
 
 
 def many_classes():
-    content = evaluation(title="many", classes=[f"n{number:08d} synset" for number in range(1000)], points=2000)
+    classes = [f"n{number:08d} synset" for number in range(1000)]
+    content = evaluation(title="many", classes=classes, points=2000, pictures=PICTURES)
     return only(content, "retrieval", "linear_probe", "map")
 
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
-    other = evaluation(title="cross_entropy", shift=0.03, seed=1)
-    alone = only(evaluation(title="retrieval alone"), "retrieval")
-    half = copy.deepcopy(alone) | {"title": "another"}
-    half["data"] |= {"spec": "digits"}
+    one, other = evaluation(pictures=PICTURES), evaluation(**OTHER, pictures=PICTURES)
+    alone = only(one, "retrieval")
     written = {
-        "one": [evaluation()],
-        "two": [evaluation(), other],
+        "one": [one],
+        "two": [one, other],
         "odd": [odd()],
         "many": [many_classes()],
         "alone": [alone],
-        "unlike": [odd(), half],
-        "same": [only(evaluation(), "calibration", "projection_head", "map", "gallery")] * 2,
+        "unlike": [odd(), replace(alone, title="another", data=replace(alone.data, spec="digits"))],
+        "same": [only(one, "calibration", "projection_head", "map", "gallery")] * 2,
     }
-    for name, contents in written.items():
-        write_report(folder / f"{name}.html", [made(content) for content in contents])
+    for name, evaluations in written.items():
+        write_report(folder / f"{name}.html", evaluations)
     return folder
 
 
@@ -130,7 +128,7 @@ def test_text_on_a_phone_is_large_enough(browser, reports, name):
 
 def test_pointing_at_the_map_shows_the_image(browser, reports):
     browser.open(reports / "two.html", width=1280)
-    content = evaluation(title="cross_entropy", shift=0.03, seed=1)["sections"]["map"]
+    section = evaluation(**OTHER).sections.map
     # the second map, by PCA: every thirtieth point, where its mark is
     browser.run("document.querySelectorAll('.map')[1].querySelector('input[value=pca]').click()")
     shown = browser.run("""
@@ -146,9 +144,7 @@ def test_pointing_at_the_map_shows_the_image(browser, reports):
                     style.backgroundImage.slice(0, 15), style.backgroundPosition, style.imageRendering]);
       }
       return found;""")
-    wanted = [
-        (ANIMALS[content["labels"][place]], f"test image {content['indices'][place]}") for place in range(0, 400, 30)
-    ]
+    wanted = [(ANIMALS[section.labels[place]], f"test image {section.indices[place]}") for place in range(0, 400, 30)]
     assert [tuple(each[:2]) for each in shown] == wanted
     assert {each[2] for each in shown} == {'url("data:image'}
     assert {each[4] for each in shown} == {"pixelated"}
@@ -286,15 +282,12 @@ def test_summary_says_which_is_better(browser, reports):
 def test_two_thousand_points_stay_below_five_megabytes(tmp_path):
     some = photographs(40, 224)
     pictures = {index: some[index % 40] for index in range(2000)}
-    write_report(tmp_path / "report.html", [made(evaluation(points=2000, images=2000), pictures)])
+    write_report(tmp_path / "report.html", [evaluation(points=2000, images=2000, pictures=pictures)])
     assert 1_000_000 < (tmp_path / "report.html").stat().st_size < 5_000_000
 
 
 def test_one_or_two_evaluations(tmp_path):
-    one = made(evaluation())
-    for some in ([], [one] * 3):
+    for some in ([], [evaluation()] * 3):
         with pytest.raises(ValueError, match=f"one or two, but got {len(some)}"):
             write_report(tmp_path / "report.html", some)
-    with pytest.raises(TypeError, match="but got dict"):
-        write_report(tmp_path / "report.html", [evaluation()])
     assert list(tmp_path.iterdir()) == []

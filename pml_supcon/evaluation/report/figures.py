@@ -1,4 +1,4 @@
-"""The figures of a report, each from the JSON of one or two evaluations."""
+"""The figures of a report, each of the results of one or two evaluations."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from pml_supcon.evaluation.report.svg import INK, RULE, STROKES, draw, share_axis
 
-Section = Mapping[str, Any]
 Points = Sequence[tuple[float, float]]
+Bin = Mapping[str, Any]  # of `reliability_diagram` or `hard_mining_curve`
 
 
-def reliability(name: str, diagrams: Sequence[Sequence[Section]], when: str) -> Markup:
-    """Accuracy against confidence, and below it how many images have that confidence."""
+def reliability(name: str, diagrams: Sequence[Sequence[Bin]], when: str) -> Markup:
+    """Draw accuracy against confidence, and below it the share of the images at that confidence."""
 
     def plot(figure: Figure) -> None:
         top, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
@@ -43,7 +43,7 @@ def reliability(name: str, diagrams: Sequence[Sequence[Section]], when: str) -> 
     return draw(name, label, plot, height=4.2)
 
 
-def _largest_gap(bins: Sequence[Section]) -> str:
+def _largest_gap(bins: Sequence[Bin]) -> str:
     full = [each for each in bins if each["count"]]
     if not full:
         return "no images"
@@ -63,18 +63,18 @@ def curves(
     log: bool = False,
     bands: Sequence[Points] | None = None,
 ) -> Markup:
-    """A line for each evaluation, of values from 0 against what they depend on.
+    """Draw a line for each evaluation.
 
     Args:
-        name: unique on the page.
-        series: `(x, y)` of each evaluation.
-        what: the figure in a few words.
-        x: the name of the horizontal axis.
-        y: the name of the vertical axis.
-        top: where the vertical axis ends.
-        close: the vertical axis holds the values alone, to a tenth, where small differences count.
-        log: whether the horizontal axis is logarithmic.
-        bands: the interval `(low, high)` of each point of each evaluation.
+        name: The id of the figure, unique on the page.
+        series: The points ``(x, y)`` of each evaluation.
+        what: The figure in a few words.
+        x: The name of the horizontal axis.
+        y: The name of the vertical axis.
+        top: The end of the vertical axis.
+        close: Limit the vertical axis to the tenths around the values, so that small differences are visible.
+        log: Make the horizontal axis logarithmic.
+        bands: The interval ``(low, high)`` of each point of each evaluation.
     """
 
     def plot(figure: Figure) -> None:
@@ -94,7 +94,7 @@ def curves(
 
 
 def small_curves(name: str, series: Sequence[Points], *, what: str) -> Markup:
-    """The same at a third of the size, with the accuracy of the clean images left to the caption."""
+    """Draw accuracy against severity at a third of the size."""
 
     def plot(figure: Figure) -> None:
         axes = figure.subplots()
@@ -108,8 +108,8 @@ def small_curves(name: str, series: Sequence[Points], *, what: str) -> Markup:
     return draw(name, f"{what}: accuracy against severity. {_each(spoken)}", plot, width=2.2, height=1.7)
 
 
-def head_tasks(name: str, tasks: Mapping[str, Section]) -> Markup:
-    """What can be read from the encoder, and from the head, of each task."""
+def head_tasks(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """Draw the accuracy of a probe of the encoder and of the head for each task, with the chance level."""
     names = list(tasks)
 
     def plot(figure: Figure) -> None:
@@ -133,17 +133,17 @@ def head_tasks(name: str, tasks: Mapping[str, Section]) -> Markup:
         f"{'none' if found['head'] is None else format(found['head'], '.3f')}, chance {found['chance']:.3f}"
         for task, found in tasks.items()
     )
-    label = f"What a linear probe reads from the encoder and from the head. {'; '.join(spoken)}."
+    label = f"Accuracy of a linear probe of the encoder and of the head. {'; '.join(spoken)}."
     return draw(name, label, plot, height=1.0 + 0.42 * max(2, len(names)))
 
 
-def hard_mining(name: str, losses: Mapping[str, Mapping[str, Sequence[Section]]], sign: str) -> Markup:
-    """The share of the gradient by hardness, over the share of the pairs (filled), where there are pairs.
+def hard_mining(name: str, losses: Mapping[str, Mapping[str, Sequence[Bin]]], sign: str) -> Markup:
+    """Draw the share of the gradient by hardness, over the share of the pairs (filled).
 
     Args:
-        name: unique on the page.
-        losses: the bins of each loss.
-        sign: `positives` or `negatives`.
+        name: The id of the figure, unique on the page.
+        losses: The bins of each loss.
+        sign: ``positives`` or ``negatives``.
     """
 
     def plot(figure: Figure) -> None:
@@ -162,13 +162,13 @@ def hard_mining(name: str, losses: Mapping[str, Mapping[str, Sequence[Section]]]
     return draw(name, f"Share of the gradient of {sign} against their hardness. {_each(spoken)}", plot)
 
 
-def _even(bins: Sequence[Section]) -> Points:
-    """What each bin would have of the gradient if every pair of an anchor had the same; else its share of all pairs."""
+def _even(bins: Sequence[Bin]) -> Points:
+    """Return each bin's share of the gradient under equal shares of an anchor's pairs, else its share of all pairs."""
     total = sum(each["count"] for each in bins)
     return [(each["hardness"], each.get("even_share", each["count"] / total)) for each in bins]
 
 
-def _centre(bins: Sequence[Section]) -> str:
+def _centre(bins: Sequence[Bin]) -> str:
     known = [(each["hardness"], each["share"]) for each in bins if each["share"] is not None]
     if not known:
         return "no pairs"
@@ -180,7 +180,7 @@ def _centre(bins: Sequence[Section]) -> str:
 def _ticks(axes: Any, places: Sequence[float], log: bool) -> None:
     if log:
         axes.set_xscale("log")
-    # On a logarithmic axis places may stand close: a label for those that leave room.
+    # on a logarithmic axis ticks may be too close for all labels
     shown = [
         place
         for i, place in enumerate(places)
@@ -192,10 +192,10 @@ def _ticks(axes: Any, places: Sequence[float], log: bool) -> None:
 
 
 def _tenths(values: Sequence[float], bands: Sequence[Points]) -> tuple[float, float]:
-    """The tenths that values and their intervals lie between, within [0, 1]."""
+    """Return the tenths around values and their intervals, within [0, 1]."""
     known = [*values, *(edge for band in bands for pair in band for edge in pair)]
     low, high = math.floor(10 * min(known)) / 10, math.ceil(10 * max(known)) / 10
-    return max(0.0, low), min(1.0, max(high, low + 0.1)) + 0.004  # a little room for a mark at the top
+    return max(0.0, low), min(1.0, max(high, low + 0.1)) + 0.004  # room for a marker at the top
 
 
 def _columns(points: Any) -> tuple[list[float], list[float]]:
@@ -204,7 +204,7 @@ def _columns(points: Any) -> tuple[list[float], list[float]]:
 
 
 def _each(spoken: Sequence[str]) -> str:
-    """One text per evaluation or series, told apart where there are two."""
+    """Join the texts of evaluations or series, with a letter each if there are several."""
     if len(spoken) == 1:
         return f"{spoken[0]}."
     prefixes = [f"{letter}: " if ": " not in text else "" for letter, text in zip("ABCDEFGH", spoken, strict=False)]

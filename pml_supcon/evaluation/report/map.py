@@ -1,16 +1,18 @@
-"""The embedding map of a report: an SVG for each method, a legend, and what hovering needs."""
+"""The embedding map of a report: an SVG for each method, a legend, and the data of its script."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
 
+from pml_supcon.evaluation.sections.embedding_map import MapSection
+
 SIDE, MARGIN = 400, 10
 METHOD_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 COLOURS = 7  # of the style sheet, --class-0 to --class-6
-#: The corners of each mark, of radius 1, around its place; the first has none and is a circle.
+#: The corners of each marker, for a radius of 1 around the point; the first has none and is a circle.
 SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
     (),
     ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
@@ -22,11 +24,11 @@ SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
         *((0.4, 1.3), (-0.4, 1.3), (-0.4, 0.4), (-1.3, 0.4), (-1.3, -0.4), (-0.4, -0.4)),
     ),
 )
-DISTINCT = COLOURS * len(SHAPES)  # classes that differ in colour or in shape
+DISTINCT = COLOURS * len(SHAPES)  # classes with a colour and a shape of their own
 
 
 class Legend(NamedTuple):
-    """A class of the map: its label, its name, its mark, and how many points have it."""
+    """A class of the map: its label, its name, its marker, and the number of its points."""
 
     label: int
     name: str
@@ -35,7 +37,7 @@ class Legend(NamedTuple):
 
 
 class Map(NamedTuple):
-    """All that the page shows of one map; `data` is what its script reads."""
+    """A map of the page: ``plots`` as (method, title, SVG), and the ``data`` that the page's script reads."""
 
     plots: list[tuple[str, str, Markup]]
     legend: list[Legend]
@@ -43,20 +45,20 @@ class Map(NamedTuple):
     data: dict[str, Any]
 
 
-def build_map(name: str, section: Mapping[str, Any], classes: Sequence[str], whose: str = "") -> Map:
+def build_map(name: str, section: MapSection, classes: Sequence[str], owner: str = "") -> Map:
     """Draw the map of an evaluation.
 
     Args:
-        name: unique on the page.
-        section: the evaluation's section `map`.
-        classes: the names of the classes.
-        whose: whose map it is, for those who do not see it.
+        name: The id of the map, unique on the page.
+        section: The evaluation's section "map".
+        classes: The names of the classes.
+        owner: The evaluation, for the text alternative.
     """
-    labels = np.array(section["labels"], dtype=int)
+    labels = np.array(section.labels, dtype=int)
     radius = 4.0 if len(labels) <= 300 else 3.0 if len(labels) <= 1000 else 2.4
-    places = {method: scaled(np.array(points, dtype=float)) for method, points in section["methods"].items()}
+    places = {method: scaled(np.array(points, dtype=float)) for method, points in section.methods.items()}
     plots = [
-        (method, METHOD_NAMES[method], _plot(f"{name}-{method}", flat, labels, radius, METHOD_NAMES[method] + whose))
+        (method, METHOD_NAMES[method], _plot(f"{name}-{method}", flat, labels, radius, METHOD_NAMES[method] + owner))
         for method, flat in places.items()
     ]
     found, counts = np.unique(labels, return_counts=True)
@@ -65,7 +67,7 @@ def build_map(name: str, section: Mapping[str, Any], classes: Sequence[str], who
         for index, count in zip(found, counts, strict=True)
     ]
     data = {
-        "indices": list(section["indices"]),
+        "indices": list(section.indices),
         "labels": labels.tolist(),
         "classes": {int(index): classes[index] for index in found},
         "points": {method: flat.tolist() for method, flat in places.items()},
@@ -74,7 +76,7 @@ def build_map(name: str, section: Mapping[str, Any], classes: Sequence[str], who
 
 
 def scaled(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Places `(N, 2)` in the square of the map, with one unit for both directions and y upwards.
+    """Scale points ``(N, 2)`` to the square of the map, by the same factor in both directions, with y upwards.
 
     Examples:
         >>> scaled(np.array([[0.0, 0.0], [2.0, 1.0]])).tolist()
@@ -82,6 +84,7 @@ def scaled(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """
     if not len(points):
         return points.reshape(0, 2)
+    # the longer side fills the square between the margins; the centre of the points goes to its centre
     low, high = points.min(0), points.max(0)
     unit = (SIDE - 2 * MARGIN) / (max(high - low) or 1.0)
     flat: npt.NDArray[Any] = ((points - (low + high) / 2) * unit * (1, -1) + SIDE / 2).round(1)
@@ -89,7 +92,7 @@ def scaled(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def mark(index: int, radius: float) -> str:
-    """The path of a class's mark, from where the pen stands: neighbours in the list differ in shape and in colour.
+    """Return the SVG path of a class's marker, relative to the point; consecutive classes differ in shape and colour.
 
     Examples:
         >>> mark(1, 10)
@@ -110,7 +113,7 @@ def _plot(name: str, flat: npt.NDArray[Any], labels: npt.NDArray[Any], radius: f
         path = "".join(f"M{x:g} {y:g}{shape}" for x, y in flat[labels == index])
         paths.append(f'<path class="class-{index % COLOURS}" data-class="{index}" d="{path}"/>')
     label = escape(f"Map of {len(labels)} test embeddings by {title}, coloured by class")
-    return Markup(  # of numbers, and what was escaped
+    return Markup(  # numbers and escaped text only
         f'<svg class="plane" id="{name}" viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="{label}" tabindex="0">'
         f'{"".join(paths)}<circle class="ring" r="{2.2 * radius:g}" cx="-99" cy="-99"/></svg>'
     )
@@ -118,7 +121,7 @@ def _plot(name: str, flat: npt.NDArray[Any], labels: npt.NDArray[Any], radius: f
 
 def _key(index: int) -> Markup:
     path = f"M10 10{mark(index, 6)}"
-    return Markup(  # of numbers
+    return Markup(  # numbers only
         '<svg class="key" viewBox="0 0 20 20" aria-hidden="true">'
         f'<path class="class-{index % COLOURS}" d="{path}"/></svg>'
     )

@@ -1,7 +1,7 @@
-"""An evaluation as one HTML file that opens by itself: no network, no other files."""
+"""The page of a report: the content of the template for one or two evaluations."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from pml_supcon._files import write_atomic
 from pml_supcon.evaluation.report import figures, tables
-from pml_supcon.evaluation.report.content import check_content
 from pml_supcon.evaluation.report.map import build_map
-from pml_supcon.evaluation.report.pictures import Pixels, check_pictures, encode_atlas, encode_each
+from pml_supcon.evaluation.report.pictures import encode_atlas, encode_each
+from pml_supcon.evaluation.results import Evaluation
+from pml_supcon.evaluation.sections import Sections
 
 LETTERS = ("A", "B")
 MAP_SIDE, GALLERY_SIDE = 64, 112  # pixels of a picture, at most
@@ -20,54 +21,18 @@ MAP_BYTES, GALLERY_BYTES = 2_900_000, 900_000  # of all pictures on the page
 LOSS_NAMES = {"supcon_out": "SupCon, out", "supcon_in": "SupCon, in", "triplet": "triplet"}
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What a report shows of an encoder.
-
-    Args:
-        content: what `evaluation.json` holds.
-        pictures: `{"test": {index: pixels}, "train": {index: pixels}}`, uint8 `(H, W)` or `(H, W, 3)`: of the gallery's
-            queries and of the map (test), and of the gallery's references (train).
-
-    Raises:
-        TypeError: a value or a picture has the wrong type.
-        ValueError: a key is unknown or missing, a value not finite or out of its range, a picture is missing or has
-            another shape.
-    """
-
-    content: Mapping[str, Any]
-    pictures: Mapping[str, Mapping[int, Pixels]]
-
-    def __post_init__(self) -> None:
-        check_content(self.content)
-        gallery = self.sections.get("gallery", [])
-        references = {each["reference"] for query in gallery for each in query["neighbours"]}
-        test = {query["query"] for query in gallery} | set(self.sections.get("map", {}).get("indices", []))
-        check_pictures(self.pictures, {"test": sorted(test), "train": sorted(references)})
-
-    @property
-    def sections(self) -> Mapping[str, Any]:
-        """The sections that there are."""
-        sections: Mapping[str, Any] = self.content["sections"]
-        return sections
-
-
 def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Write the report of one evaluation, or of two beside each other.
+    """Write the report of one evaluation, or of two side by side.
 
     Args:
-        path: the HTML file, which is replaced as a whole.
-        evaluations: one or two.
+        path: The HTML file, which is replaced as a whole.
+        evaluations: One or two evaluations with their pictures.
 
     Raises:
-        TypeError: one is no `Evaluation`.
-        ValueError: there are none, or more than two.
+        ValueError: If there are none, or more than two.
     """
-    for each in evaluations:
-        if not isinstance(each, Evaluation):
-            raise TypeError(f"Expected argument `evaluations` to hold `Evaluation`s, but got {type(each).__name__}.")
     if len(evaluations) not in (1, 2):
-        raise ValueError(f"Expected argument `evaluations` to hold one or two, but got {len(evaluations)}.")
+        raise ValueError(f"Expected argument `evaluations` to hold one or two, but got {len(evaluations)}")
     folder = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -77,71 +42,71 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"figure": tables.figure, "named": tables.named}
-    # A style sheet and a script of our own: nothing in them is to be escaped.
-    own = {name: Markup((folder / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    page = environment.get_template("page.html.j2").render(**own, **page_content(evaluations))
-    write_atomic(path, page)
+    # style sheet and script are part of this package: they are not escaped
+    assets = {name: Markup((folder / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    write_atomic(path, environment.get_template("page.html.j2").render(**assets, **page_content(evaluations)))
 
 
 def page_content(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """All that the template shows."""
-    contents, sections = [each.content for each in evaluations], [each.sections for each in evaluations]
+    """Return the variables of the template."""
+    sections = [each.sections for each in evaluations]
     letters = LETTERS if len(evaluations) == 2 else ("",)
-    classes = list(dict.fromkeys(name for each in contents for name in each["data"]["classes"]))
+    classes = list(dict.fromkeys(name for each in evaluations for name in each.data.classes))
     maps, atlases = _maps(evaluations)
     return {
         "letters": letters,
-        "evaluations": contents,
-        "notes": _notes(contents),
-        "present": {name for each in sections for name, section in each.items() if section},
+        "evaluations": evaluations,
+        "notes": _notes(evaluations),
+        "present": {name for each in sections for name, section in vars(each).items() if section},
         "summary": tables.summary(sections),
         "classes": tables.class_table(sections, classes, letters),
         "galleries": _galleries(evaluations),
         "maps": maps,
         "atlases": atlases,
-        "map_data": {"maps": [found and found.data for found in maps]},
-        "table": lambda section, part: tables.rows([each.get(section, {}).get(part, {}) for each in sections]),
+        "map_data": {"maps": [each and each.data for each in maps]},
+        "table": lambda section, part: tables.rows([tables.part_of(each, section, part) for each in sections]),
         "having": lambda section: [
-            (place, letters[place], each[section]) for place, each in enumerate(sections) if each.get(section)
+            (place, letters[place], getattr(each, section))
+            for place, each in enumerate(sections)
+            if getattr(each, section)
         ],
-        "has_part": lambda section, part: any(each.get(section, {}).get(part) for each in sections),
+        "has_part": lambda section, part: any(tables.part_of(each, section, part) for each in sections),
         "figures": Figures(sections),
-        "about": tables.about(contents),
+        "about": tables.about(evaluations),
         "loss_names": LOSS_NAMES,
     }
 
 
-def _notes(contents: Sequence[Mapping[str, Any]]) -> list[str]:
-    if len(contents) == 1:
-        return list(contents[0]["notes"])
-    texts = dict.fromkeys(text for each in contents for text in each["notes"])
-    whose = {
-        text: [letter for letter, each in zip(LETTERS, contents, strict=True) if text in each["notes"]]
-        for text in texts
-    }
-    notes = [f"{' and '.join(whose[text])}: {text}" for text in texts]
-    if contents[0]["data"] != contents[1]["data"]:
-        notes.insert(0, "A and B were evaluated on different data: their difference is not that of the encoders alone.")
+def _notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return the notes of the evaluations; of two, each with the letters of its evaluations."""
+    if len(evaluations) == 1:
+        return list(evaluations[0].notes)
+    notes = []
+    for text in dict.fromkeys(text for each in evaluations for text in each.notes):
+        owners = [letter for letter, each in zip(LETTERS, evaluations, strict=True) if text in each.notes]
+        notes.append(f"{' and '.join(owners)}: {text}")
+    if evaluations[0].data != evaluations[1].data:
+        notes.insert(0, "A and B were evaluated on different data: differences are not due to the encoders alone.")
     return notes
 
 
 def _galleries(evaluations: Sequence[Evaluation]) -> list[list[dict[str, Any]]]:
-    """The rows of each gallery, with their pictures."""
+    """Return the rows of each gallery with their pictures."""
     galleries = []
     for each in evaluations:
-        queries = each.sections.get("gallery", [])
-        places = [("test", query["query"]) for query in queries]
-        places += [("train", found["reference"]) for query in queries for found in query["neighbours"]]
+        queries = each.sections.gallery or []
+        places = [("test", query.query) for query in queries]
+        places += [("train", neighbour.reference) for query in queries for neighbour in query.neighbours]
         places = list(dict.fromkeys(places))
-        chosen = [each.pictures[split][index] for split, index in places]
+        chosen = [each.pictures[split][row] for split, row in places]
         encoded = encode_each(chosen, GALLERY_SIDE, GALLERY_BYTES // len(evaluations))
         pictures = dict(zip(places, encoded, strict=True))
         galleries.append(
             [
                 {
-                    **query,
-                    "picture": pictures["test", query["query"]],
-                    "pictures": [pictures["train", found["reference"]] for found in query["neighbours"]],
+                    **asdict(query),
+                    "picture": pictures["test", query.query],
+                    "pictures": [pictures["train", neighbour.reference] for neighbour in query.neighbours],
                 }
                 for query in queries
             ]
@@ -150,39 +115,42 @@ def _galleries(evaluations: Sequence[Evaluation]) -> list[list[dict[str, Any]]]:
 
 
 def _maps(evaluations: Sequence[Evaluation]) -> tuple[list[Any], list[Any]]:
-    """The map of each evaluation (None where there is none), and their pictures, once where they are the same."""
+    """Return the map of each evaluation (None without one), and their sheets of pictures; equal sheets are shared."""
     maps: list[Any] = []
     atlases: list[Any] = []
     for place, each in enumerate(evaluations):
-        section = each.sections.get("map")
-        if not section or not section["methods"]:
+        section = each.sections.map
+        if section is None or not section.methods:
             maps.append(None)
             continue
-        whose = f" of {LETTERS[place]}" if len(evaluations) == 2 else ""
-        found = build_map(f"map-{place}", section, each.content["data"]["classes"], whose)
-        chosen = [each.pictures["test"][index] for index in section["indices"]]
+        owner = f" of {LETTERS[place]}" if len(evaluations) == 2 else ""
+        drawn = build_map(f"map-{place}", section, each.data.classes, owner)
+        chosen = [each.pictures["test"][row] for row in section.indices]
         atlas = encode_atlas(chosen, MAP_SIDE, MAP_BYTES // len(evaluations))
         if atlas not in atlases:
             atlases.append(atlas)
-        found.data.update(atlas=atlases.index(atlas), columns=atlas.columns, rows=atlas.rows)
-        maps.append(found)
+        drawn.data.update(atlas=atlases.index(atlas), columns=atlas.columns, rows=atlas.rows)
+        maps.append(drawn)
     return maps, atlases
 
 
 class Figures:
-    """The figures that the template asks for, over the evaluations that have their section."""
+    """The figures of the template, each over the evaluations that have its section."""
 
-    def __init__(self, sections: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, sections: Sequence[Sections]) -> None:
         self.sections = sections
 
     def reliability(self, when: str) -> Markup:
-        """The reliability diagram `before` or `after` temperature scaling."""
-        found = self._of("calibration", lambda part: part["reliability"][when])
-        return figures.reliability(f"reliability-{when}", found, f"{when} temperature scaling")
+        """Draw the reliability diagram ``before`` or ``after`` temperature scaling."""
+        diagrams = self._each("calibration", lambda section: section.reliability[when])
+        return figures.reliability(f"reliability-{when}", diagrams, f"{when} temperature scaling")
 
     def severity(self, metric: str) -> Markup:
-        """Accuracy or ECE over severities, the clean images at 0."""
-        series = self._of("corruption", lambda part: _severity(part["clean"], part["by_severity"], metric))
+        """Draw accuracy or ECE against severity, with the clean images at 0."""
+        series = self._each(
+            "corruption",
+            lambda section: [(0, section.clean[metric]), *_by_severity(section.by_severity, metric)],
+        )
         most = max((value for points in series for _, value in points), default=1)
         top = 1.0 if metric == "accuracy" else min(1.0, max(0.1, 1.1 * most))
         y = "accuracy" if metric == "accuracy" else "ECE"
@@ -190,53 +158,46 @@ class Figures:
         return figures.curves(name, series, what="Corruption", x=x, y=y, top=top)
 
     def corruptions(self) -> list[tuple[str, Markup]]:
-        """A small figure for each corruption."""
-        names = dict.fromkeys(
-            name for each in self.sections for name in each.get("corruption", {}).get("corruptions", {})
-        )
+        """Draw a small figure for each corruption."""
         drawn = []
-        for place, name in enumerate(names):
-            series = self._of(
-                "corruption",
-                lambda part, name=name: _severity(None, part["corruptions"].get(name, []), "accuracy"),
-            )
+        corruptions = [tables.part_of(each, "corruption", "corruptions") for each in self.sections]
+        for place, name in enumerate(dict.fromkeys(name for each in corruptions for name in each)):
+            series = [_by_severity(each.get(name, []), "accuracy") for each in corruptions]
             title = tables.named(name)
             drawn.append((title, figures.small_curves(f"corruption-{place}", series, what=title)))
         return drawn
 
     def learning_curve(self) -> Markup:
-        """Top-1 accuracy against the number of labelled images."""
-        series = self._of(
-            "linear_probe", lambda part: [(each["images"], each["top1"]) for each in part.get("learning_curve", [])]
+        """Draw top-1 accuracy against the number of labelled images."""
+        series = self._each(
+            "linear_probe", lambda section: [(point["images"], point["top1"]) for point in section.learning_curve]
         )
         x, y = "labelled images", "top-1 accuracy"
         return figures.curves("learning-curve", series, what="Learning curve", x=x, y=y, close=True, log=True)
 
     def few_shot(self) -> Markup:
-        """Accuracy against shots, with its interval."""
-        shots = self._of("linear_probe", lambda part: part.get("few_shot", []))
-        series = [[(each["shots"], each["accuracy"]) for each in part] for part in shots]
-        bands = [[(each["low"], each["high"]) for each in part] for part in shots]
+        """Draw accuracy against shots, with its confidence interval."""
+        results = self._each("linear_probe", lambda section: section.few_shot)
+        series = [[(result["shots"], result["accuracy"]) for result in each] for each in results]
+        bands = [[(result["low"], result["high"]) for result in each] for each in results]
         x = "images per class"
         return figures.curves("few-shot", series, what="Few-shot accuracy", x=x, close=True, bands=bands)
 
     def head_tasks(self, place: int) -> Markup:
-        """The tasks of an evaluation."""
-        return figures.head_tasks(f"head-{place}", self.sections[place]["projection_head"]["tasks"])
+        """Draw the tasks of one evaluation."""
+        return figures.head_tasks(f"head-{place}", tables.part_of(self.sections[place], "projection_head", "tasks"))
 
     def hard_mining(self, place: int, sign: str) -> Markup:
-        """The gradient of an evaluation's losses by hardness."""
-        losses = self.sections[place]["hard_mining"]["losses"]
+        """Draw the gradient of the losses of one evaluation by hardness."""
+        losses: Mapping[str, Any] = tables.part_of(self.sections[place], "hard_mining", "losses")
         losses = {LOSS_NAMES.get(name, name): parts for name, parts in losses.items()}
         return figures.hard_mining(f"mining-{place}-{sign}", losses, sign)
 
-    def _of(self, section: str, take: Any) -> list[Any]:
-        """What an evaluation has of a section, nothing where it has no such section."""
-        return [take(each[section]) if section in each else [] for each in self.sections]
+    def _each(self, name: str, take: Callable[[Any], Any]) -> list[Any]:
+        """Return what ``take`` returns for a section of each evaluation, an empty list without the section."""
+        sections = [getattr(each, name) for each in self.sections]
+        return [[] if section is None else take(section) for section in sections]
 
 
-def _severity(
-    clean: Mapping[str, float] | None, cells: Sequence[Mapping[str, Any]], metric: str
-) -> list[tuple[int, float]]:
-    start = [(0, clean[metric])] if clean else []
-    return start + [(each["severity"], each[metric]) for each in cells]
+def _by_severity(scores: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
+    return [(each["severity"], each[metric]) for each in scores]

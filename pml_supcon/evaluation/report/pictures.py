@@ -1,30 +1,29 @@
-"""Pictures as data URIs, small enough that a page of thousands stays light."""
+"""Pictures as data URIs within a budget of bytes, so that a page with thousands of them stays small."""
 
 import base64
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, features
 
-Pixels: TypeAlias = npt.NDArray[np.uint8]
-PIXELATED = 48  # pictures with no side longer than this are enlarged without smoothing
+from pml_supcon.evaluation.results import Pixels
+
+PIXELATED = 48  # pictures up to this side are enlarged without smoothing
 LOSSY_QUALITY = 78
 SMALLEST_SIDE = 8
 
 
 class Picture(NamedTuple):
-    """An image of the page: its data URI, and whether it is to be enlarged without smoothing."""
+    """An image of the page: its data URI; ``pixelated``: the browser enlarges it without smoothing."""
 
     uri: str
     pixelated: bool
 
 
 class Atlas(NamedTuple):
-    """Many pictures on one sheet, in rows of `columns`, each in a square of equal side."""
+    """Many pictures on one sheet of ``rows`` x ``columns`` squares of equal side."""
 
     uri: str
     columns: int
@@ -32,37 +31,17 @@ class Atlas(NamedTuple):
     pixelated: bool
 
 
-def check_pictures(pictures: Mapping[str, Mapping[int, Any]], wanted: Mapping[str, Iterable[int]]) -> None:
-    """Raise unless each wanted index of a split has a uint8 picture `(H, W)` or `(H, W, 3)`.
-
-    Raises:
-        TypeError: a picture is not a uint8 array.
-        ValueError: one is missing, or has another shape.
-    """
-    for split, indices in wanted.items():
-        for index in indices:
-            where = f"pictures[{split!r}][{index}]"
-            pixels = pictures.get(split, {}).get(index)
-            if pixels is None:
-                raise ValueError(f"Expected `{where}` to be there, for it is to be shown, but got none.")
-            if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
-                got = getattr(pixels, "dtype", type(pixels).__name__)
-                raise TypeError(f"Expected `{where}` to be a uint8 array, but got {got}.")
-            if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-                raise ValueError(f"Expected `{where}` to have shape (H, W) or (H, W, 3), but got {pixels.shape}.")
-
-
 def encode_each(pictures: Sequence[Pixels], side: int, budget: int) -> list[Picture]:
-    """One data URI per picture, within `budget` bytes in all if that can be.
+    """Encode each picture, within ``budget`` bytes together if possible.
 
-    PNG is tried first, then lossy compression (photographs are several times smaller), then both with less of a side.
+    PNG comes first, then lossy compression (several times smaller for photographs), then both at a smaller side.
     """
     encoded = _within(lambda limit: [_thumbnail(pixels, limit) for pixels in pictures], side, budget)
     return [Picture(uri, max(pixels.shape[:2]) <= PIXELATED) for uri, pixels in zip(encoded, pictures, strict=True)]
 
 
 def encode_atlas(pictures: Sequence[Pixels], side: int, budget: int) -> Atlas:
-    """All pictures on one sheet, within `budget` bytes if that can be, as `encode_each` does."""
+    """Encode all pictures on one sheet, within ``budget`` bytes if possible, as `encode_each` does."""
     largest = max((max(pixels.shape[:2]) for pixels in pictures), default=1)
     columns = max(1, math.isqrt(max(0, len(pictures) - 1)) + 1)
     rows = max(1, math.ceil(len(pictures) / columns))
@@ -74,7 +53,7 @@ def encode_atlas(pictures: Sequence[Pixels], side: int, budget: int) -> Atlas:
 
 
 def _within(make: Callable[[int], list[Image.Image]], side: int, budget: int) -> list[str]:
-    """The data URIs of the images that `make` makes for a side, of the best quality that fits, else of the smallest."""
+    """Encode the images that ``make`` returns for a side, at the best quality that fits, else at the smallest side."""
     while True:
         images = make(side)
         for lossy in (False, True):
@@ -88,7 +67,7 @@ def _within(make: Callable[[int], list[Image.Image]], side: int, budget: int) ->
 
 def _thumbnail(pixels: Pixels, side: int) -> Image.Image:
     picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side), Image.Resampling.BOX)  # leaves what is small enough as it is
+    picture.thumbnail((side, side), Image.Resampling.BOX)  # does not enlarge
     return picture
 
 

@@ -1,4 +1,4 @@
-"""Matplotlib's drawings as a part of a page: text stays text, colours are the page's, names are unique."""
+"""Matplotlib figures as inline SVG: text stays text, colours come from the style sheet, ids are unique."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
-# Colours that nothing is drawn in: what stands for them is in the style sheet, once for light and once for dark.
+# Placeholder colours, replaced by the variables of the style sheet, which differ between light and dark.
 INK, RULE = "#0a0b0c", "#0a0b0d"
 SERIES = ("#0a0b10", "#0a0b11", "#0a0b12")
 PAGE_COLOURS = {INK: "currentColor", RULE: "var(--rule)"} | {
@@ -21,7 +21,7 @@ PAGE_COLOURS = {INK: "currentColor", RULE: "var(--rule)"} | {
 
 
 class Stroke(NamedTuple):
-    """How a series is drawn: told apart without its colour, too."""
+    """The colour, line style and marker of a series; series also differ without colour."""
 
     color: str
     linestyle: str
@@ -33,7 +33,7 @@ STROKES = tuple(Stroke(*each) for each in zip(SERIES, ("-", "--", ":"), ("o", "s
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pml_supcon",
-    "text.parse_math": False,  # names are names, whatever dollars are in them
+    "text.parse_math": False,  # a name may contain dollars
     "font.size": 14.2,
     "axes.titlesize": 14.2,
     "axes.edgecolor": INK,
@@ -54,17 +54,14 @@ SETTINGS = {
 
 
 def draw(name: str, label: str, plot: Callable[[Figure], None], *, width: float = 4.6, height: float = 3.1) -> Markup:
-    """Draw a figure for the page.
+    """Draw a figure as an SVG element that fills the width of its parent.
 
     Args:
-        name: unique on the page; all ids within begin with it.
-        label: the figure in words, for those who do not see it.
-        plot: draws on the figure, with colours of this module alone.
-        width: in inches of 72 units; 4.6 fill a phone, where text of 14 units is then about 14 pixels large.
-        height: likewise.
-
-    Returns:
-        An `<svg>` element that is as wide as its place.
+        name: The id of the figure, unique on the page; all ids in it begin with it.
+        label: The text alternative.
+        plot: A function that draws on the figure with the colours of this module.
+        width: The width in inches of 72 units; at 4.6 on a phone, text of 14 units is about 14 pixels high.
+        height: The height in the same units.
     """
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -78,7 +75,7 @@ def draw(name: str, label: str, plot: Callable[[Figure], None], *, width: float 
 
 
 def inline(drawing: bytes, name: str, label: str) -> Markup:
-    """An SVG file as an element of a page: without fixed size, style sheet, metadata, own font or ids of others."""
+    """Convert an SVG file to an element of a page, without fixed size, style sheet, metadata and font, with own ids."""
     ElementTree.register_namespace("", SVG)
     root = ElementTree.fromstring(drawing)
     for parent in list(root.iter()):
@@ -110,5 +107,5 @@ def _adapted(key: str, value: str, name: str) -> str:
 
 
 def share_axis(axes: Any, label: str, *, top: float = 1.0) -> None:
-    """A vertical axis of a share, from 0."""
+    """Label the vertical axis and limit it to [0, ``top``]."""
     axes.set(ylabel=label, ylim=(0, top * 1.02))

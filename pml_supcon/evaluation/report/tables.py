@@ -1,10 +1,13 @@
-"""The tables of a report: one or two evaluations beside each other, and which is better."""
+"""The tables of a report: the values of one or two evaluations, and which of the two is better."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-Section = Mapping[str, Any]
+from pml_supcon.evaluation.results import Evaluation
+from pml_supcon.evaluation.sections import Sections
+from pml_supcon.evaluation.sections.corruption import CorruptionSection
+
 Values = Mapping[str, float | None]
 
 NAMES = {
@@ -32,14 +35,14 @@ NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 class Difference(NamedTuple):
-    """The second value less the first, and in a word which is better; `side` is `better`, `worse` or `same`."""
+    """The second value minus the first, as text; ``side`` is ``better``, ``worse`` or ``same`` for the second."""
 
     text: str
     side: str
 
 
 class Row(NamedTuple):
-    """A row of a table: what, its value in each evaluation, and the difference where there are two."""
+    """A row of a table: a metric, its values, and their difference if there are two; ``lower``: lower is better."""
 
     name: str
     values: list[str]
@@ -48,14 +51,14 @@ class Row(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A cell of a table that can be sorted: what is read, and what it is sorted by (None comes last)."""
+    """A cell of a sortable table: its text, and the value to sort by (None comes last)."""
 
     text: str
     value: float | None
 
 
 class ClassTable(NamedTuple):
-    """One row per class, worst first."""
+    """One row per class, worst first; ``by`` is the column that they are sorted by."""
 
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
@@ -63,7 +66,7 @@ class ClassTable(NamedTuple):
 
 
 def named(metric: str) -> str:
-    """The name of a metric in a table.
+    """Return the name of a metric in a table.
 
     Examples:
         >>> named("recall_at_4"), named("classwise_ece")
@@ -73,7 +76,7 @@ def named(metric: str) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A number as a table shows it: three decimals, or three digits of what is large or tiny.
+    """Format a number for a table: three decimals, or three digits of large and tiny numbers.
 
     Examples:
         >>> figure(0.98765), figure(None), figure(1250), figure(0.00012), figure(31.4159)
@@ -89,7 +92,7 @@ def figure(value: float | None) -> str:
 
 
 def difference(first: float | None, second: float | None, *, lower: bool) -> Difference:
-    """How the second value stands to the first.
+    """Compare the second value with the first.
 
     Examples:
         >>> difference(0.25, 0.125, lower=True), difference(0.5, 0.5001, lower=False)
@@ -98,62 +101,61 @@ def difference(first: float | None, second: float | None, *, lower: bool) -> Dif
     if first is None or second is None:
         return Difference(NONE, "")
     by = second - first
-    if abs(by) < 0.0005:  # nothing of it is left in three decimals
+    if abs(by) < 0.0005:  # zero in three decimals
         return Difference("0.000", "same")
     return Difference(f"{'+' if by > 0 else MINUS}{abs(by):.3f}", "better" if (by < 0) == lower else "worse")
 
 
-def rows(found: Sequence[Values], *, lower: bool | None = None) -> list[Row]:
-    """A row for each metric that any evaluation has, in the order in which they come.
-
-    Args:
-        found: the metrics of each evaluation.
-        lower: whether lower is better; None: as is known of the metric.
-    """
-    metrics = dict.fromkeys(metric for each in found for metric in each)
+def rows(metrics: Sequence[Values]) -> list[Row]:
+    """Return a row for each metric of any evaluation, in the order of the metrics."""
     table = []
-    for metric in metrics:
-        values = [each.get(metric) for each in found]
-        less = metric in LOWER_IS_BETTER if lower is None else lower
-        change = difference(*values, lower=less) if len(values) == 2 else None
-        table.append(Row(named(metric), [figure(value) for value in values], change, less))
+    for metric in dict.fromkeys(metric for each in metrics for metric in each):
+        values = [each.get(metric) for each in metrics]
+        lower = metric in LOWER_IS_BETTER
+        change = difference(*values, lower=lower) if len(values) == 2 else None
+        table.append(Row(named(metric), [figure(value) for value in values], change, lower))
     return table
 
 
-def summary(sections: Sequence[Section]) -> list[tuple[str, str, list[Row]]]:
-    """What each section comes to: its title, its anchor and a few rows."""
-    parts = (
-        ("Retrieval", "retrieval", ("precision_at_1", "mean_average_precision_at_r", "knn_accuracy")),
-        ("Linear probe", "linear-probe", ("top1", "top5")),
-    )
+def summary(sections: Sequence[Sections]) -> list[tuple[str, str, list[Row]]]:
+    """Return the main metrics of the sections: a title, an anchor of the page, and a few rows for each."""
     table = []
-    for title, anchor, wanted in parts:
-        found = [_part(each, anchor.replace("-", "_"), "metrics") for each in sections]
-        table.append((title, anchor, rows([{name: each[name] for name in wanted if name in each} for each in found])))
+    for title, name, shown in (
+        ("Retrieval", "retrieval", ("precision_at_1", "mean_average_precision_at_r", "knn_accuracy")),
+        ("Linear probe", "linear_probe", ("top1", "top5")),
+    ):
+        metrics = [part_of(each, name, "metrics") for each in sections]
+        values = [{metric: each[metric] for metric in shown if metric in each} for each in metrics]
+        table.append((title, name.replace("_", "-"), rows(values)))
     for when in ("before", "after"):
-        found = [{"ece": each["ece"]} if each else {} for each in (_part(s, "calibration", when) for s in sections)]
-        title = f"Calibration, {when} temperature scaling"
-        table.append((title, "calibration", rows(found)))
-    table.append(
-        ("Corruption", "corruption", rows([corruption_values(each.get("corruption", {})) for each in sections]))
-    )
+        metrics = [part_of(each, "calibration", when) for each in sections]
+        values = [{"ece": each["ece"]} if each else {} for each in metrics]
+        table.append((f"Calibration, {when} temperature scaling", "calibration", rows(values)))
+    table.append(("Corruption", "corruption", rows([corruption_values(each.corruption) for each in sections])))
     return [part for part in table if part[2]]
 
 
-def corruption_values(section: Section) -> dict[str, float | None]:
-    """What a section on corruptions comes to; the mCE only where there is a baseline."""
-    names = [name for name in ("mean_error", "mean_corruption_error") if section.get(name) is not None]
-    return {name: section[name] for name in names}
+def corruption_values(section: CorruptionSection | None) -> dict[str, float]:
+    """Return the mean errors under corruption; the mCE only if there is a baseline."""
+    if section is None:
+        return {}
+    mce = section.mean_corruption_error
+    return {"mean_error": section.mean_error} | ({} if mce is None else {"mean_corruption_error": mce})
 
 
-def class_table(sections: Sequence[Section], classes: Sequence[str], letters: Sequence[str]) -> ClassTable | None:
-    """Retrieval and the linear probe class by class, those first that fare worst by the first metric of the first.
+def part_of(sections: Sections, section: str, part: str) -> Any:
+    """Return a part of a section, or an empty dict if the section was not evaluated."""
+    return getattr(getattr(sections, section), part, {})
 
-    Of the metrics of retrieval those in `CLASS_METRICS` are shown, for a table of all would be too wide to be read.
+
+def class_table(sections: Sequence[Sections], classes: Sequence[str], letters: Sequence[str]) -> ClassTable | None:
+    """Return the retrieval metrics and the probe's accuracy by class, worst first by the first metric of the first.
+
+    Only the metrics in `CLASS_METRICS` are shown, so that the table fits the page.
     """
-    found = [_by_class(each) for each in sections]
+    by_class = [_by_class(each) for each in sections]
     metrics = [
-        metric for metric in CLASS_METRICS if any(metric in values for each in found for values in each.values())
+        metric for metric in CLASS_METRICS if any(metric in values for each in by_class for values in each.values())
     ]
     if not metrics:
         return None
@@ -164,7 +166,7 @@ def class_table(sections: Sequence[Section], classes: Sequence[str], letters: Se
         columns += [f"{named(metric)} B\N{NO-BREAK SPACE}{MINUS}\N{NO-BREAK SPACE}A"] if two else []
     table = []
     for name in classes:
-        per = [each.get(name, {}) for each in found]
+        per = [each.get(name, {}) for each in by_class]
         queries = next((values["queries"] for values in per if "queries" in values), None)
         cells = [Cell(figure(queries), queries)]
         for metric in metrics:
@@ -175,35 +177,25 @@ def class_table(sections: Sequence[Section], classes: Sequence[str], letters: Se
                 by = None if first is None or second is None else second - first
                 cells.append(Cell(difference(first, second, lower=False).text, by))
         table.append((name, cells))
-    table.sort(key=lambda row: _or_last(row[1][1].value))
+    table.sort(key=lambda row: math.inf if row[1][1].value is None else row[1][1].value)
     return ClassTable(columns, table, columns[1])
 
 
-def _or_last(value: float | None) -> float:
-    return math.inf if value is None else value
-
-
-def _by_class(sections: Section) -> dict[str, dict[str, float | None]]:
-    merged: dict[str, dict[str, float | None]] = {}
-    for name, values in _part(sections, "retrieval", "per_class").items():
-        merged.setdefault(name, {}).update(values)
-    for name, value in _part(sections, "linear_probe", "per_class").items():
+def _by_class(sections: Sections) -> dict[str, dict[str, float | None]]:
+    merged = {name: dict(values) for name, values in part_of(sections, "retrieval", "per_class").items()}
+    for name, value in part_of(sections, "linear_probe", "per_class").items():
         merged.setdefault(name, {})["linear_probe"] = value
     return merged
 
 
-def _part(sections: Section, section: str, part: str) -> Any:
-    return sections.get(section, {}).get(part, {})
-
-
-def about(evaluations: Sequence[Section]) -> list[tuple[str, list[str]]]:
-    """What the evaluations were made with, name by name."""
-    names = dict.fromkeys(name for each in evaluations for name in each["about"])
-    return [(name, [spoken(each["about"].get(name)) for each in evaluations]) for name in names]
+def about(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
+    """Return the versions, device and seconds of the evaluations, by name."""
+    names = dict.fromkeys(name for each in evaluations for name in each.about)
+    return [(name, [spoken(each.about.get(name)) for each in evaluations]) for name in names]
 
 
 def spoken(value: Any) -> str:
-    """A JSON value in words.
+    """Format a JSON value as text.
 
     Examples:
         >>> spoken({"map": 1.25, "parts": [1, None]})

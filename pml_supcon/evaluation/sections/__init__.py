@@ -1,21 +1,25 @@
-"""The sections of an evaluation, in their order, and how they are run."""
+"""The sections of an evaluation: their results, their choice and their run."""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from pml_supcon._extras import require_imagecorruptions
 from pml_supcon.evaluation.context import EvaluationContext, FeaturesError
-from pml_supcon.evaluation.sections.calibration import calibration
-from pml_supcon.evaluation.sections.corruption import corruption
-from pml_supcon.evaluation.sections.hard_mining import hard_mining
-from pml_supcon.evaluation.sections.linear_probe import linear_probe
-from pml_supcon.evaluation.sections.projection_head import projection_head
-from pml_supcon.evaluation.sections.retrieval import gallery, map_of_embeddings, retrieval
-from pml_supcon.evaluation.sections.transfer import transfer
+from pml_supcon.evaluation.sections.calibration import CalibrationSection, calibration
+from pml_supcon.evaluation.sections.corruption import CorruptionSection, corruption
+from pml_supcon.evaluation.sections.embedding_map import MapSection, map_embeddings
+from pml_supcon.evaluation.sections.gallery import GalleryQuery, gallery
+from pml_supcon.evaluation.sections.hard_mining import HardMiningSection, hard_mining
+from pml_supcon.evaluation.sections.linear_probe import LinearProbeSection, linear_probe
+from pml_supcon.evaluation.sections.projection_head import ProjectionHeadSection, projection_head
+from pml_supcon.evaluation.sections.retrieval import RetrievalSection, retrieval
+from pml_supcon.evaluation.sections.transfer import TransferResult, transfer
 
+#: The function of each section, in the order in which they run. All processes call it; the others get None.
 SECTIONS: dict[str, Callable[[EvaluationContext], Any]] = {
     "retrieval": retrieval,
     "linear_probe": linear_probe,
@@ -25,38 +29,66 @@ SECTIONS: dict[str, Callable[[EvaluationContext], Any]] = {
     "hard_mining": hard_mining,
     "transfer": transfer,
     "gallery": gallery,
-    "map": map_of_embeddings,
+    "map": map_embeddings,
 }
-#: Those that fit a classifier to the training images' classes.
+#: The sections that fit a classifier to the classes of the training images.
 CLASSIFIERS = frozenset({"linear_probe", "calibration", "corruption", "projection_head"})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sections:
+    """The results of the sections; None: the section was not evaluated."""
+
+    retrieval: RetrievalSection | None = None
+    linear_probe: LinearProbeSection | None = None
+    calibration: CalibrationSection | None = None
+    corruption: CorruptionSection | None = None
+    projection_head: ProjectionHeadSection | None = None
+    hard_mining: HardMiningSection | None = None
+    transfer: list[TransferResult] | None = None
+    gallery: list[GalleryQuery] | None = None
+    map: MapSection | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the results as `evaluation.json` holds them, without those that were not evaluated."""
+        content = {name: section for name, section in asdict(self).items() if section is not None}
+        if self.linear_probe is not None and self.linear_probe.augmented is None:
+            del content["linear_probe"]["augmented"]
+        return content
+
+
 def choose_sections(context: EvaluationContext) -> list[str]:
-    """Those that were asked for, else all that apply; in the report's order."""
-    asked: set[str] = set(context.settings.sections)
+    """Return the names of the sections that the settings ask for, by default of all that apply, in their order.
+
+    Raises:
+        ValueError: If the settings ask for a classifier and train and test share no class.
+        ImportError: If the settings ask for corruptions and their package is not installed.
+    """
+    requested: set[str] = set(context.settings.sections)
     left_out: set[str] = set() if context.settings.transfer else {"transfer"}
     if not torch.isin(context.labels("test"), context.labels("train")).any():
         left_out |= CLASSIFIERS
-        if asked & CLASSIFIERS:
+        if requested & CLASSIFIERS:
             raise ValueError(
-                f"Expected test classes among those of train for --sections {','.join(sorted(asked & CLASSIFIERS))}, "
-                "but none is: only retrieval, gallery, map and hard_mining apply"
+                f"Expected test classes that train has for --sections {','.join(sorted(requested & CLASSIFIERS))}, but "
+                "train and test share none: only retrieval, gallery, map and hard_mining apply"
             )
-    if "corruption" in asked - left_out:
+    if "corruption" in requested - left_out:
         require_imagecorruptions()
-    elif not asked:
+    elif not requested:
         try:
             require_imagecorruptions()
         except ImportError as error:
             context.note(f"No corruptions: {error}")
             left_out.add("corruption")
-    return [name for name in SECTIONS if name not in left_out and (name in asked or not asked)]
+    return [name for name in SECTIONS if name not in left_out and (name in requested or not requested)]
 
 
-def run_sections(context: EvaluationContext, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, float]]:
-    """The results of sections by name, None on all but the main process, and the seconds that each took.
+def run_sections(context: EvaluationContext, names: Sequence[str]) -> tuple[Sections, dict[str, float]]:
+    """Run sections, and return their results (on the main process) and the seconds of each.
 
-    A section that no setting names and that the data cannot support (too few images, say) is left out, which is told.
+    A section that the data does not support (for example too few images) is left out with a note, unless a setting
+    names it.
     """
     settings = context.settings
     named = {*settings.sections, "transfer"}
@@ -68,9 +100,9 @@ def run_sections(context: EvaluationContext, names: Sequence[str]) -> tuple[dict
         try:
             results[name] = SECTIONS[name](context)
         except ValueError as error:
+            # with several processes the others have entered collectives that this one would not
             if isinstance(error, FeaturesError) or name in named or context.accelerator.num_processes > 1:
-                raise  # several processes: others have gone on to what this one would miss
-            results[name] = None
+                raise
             context.note(f"The section {name} is left out: {error}")
         seconds[f"seconds/{name}"] = round(time.perf_counter() - started, 2)
-    return results, seconds
+    return Sections(**results), seconds

@@ -1,9 +1,10 @@
-"""The section "corruption": a linear probe on corrupted test images."""
+"""The section "corruption": the accuracy and the calibration of a linear probe on corrupted test images."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -23,102 +24,137 @@ from pml_supcon.metrics.corruption import (
     probe_scores,
     scores_by_severity,
 )
+from pml_supcon.metrics.logistic import InverseL2
 
-SEED = 0  # of the corruptions, whatever the run's: all evaluations see the same images, as of a benchmark on disk
+SEED = 0  # of the corruptions, not the run's seed: all evaluations use the same images, as with a benchmark on disk
 
 
-def corruption(context: EvaluationContext) -> dict[str, Any] | None:
-    """Score a probe, fitted on clean train images, on the test images under every corruption and severity.
+class SeverityScores(TypedDict):
+    """The accuracy and the expected calibration error at a severity."""
 
-    Args:
-        context: what is evaluated. `settings.corruptions` (none: all 15) and `settings.severities` say under what,
-            `settings.corruption_baseline` names the `evaluation.json` whose errors the mean corruption error is
-            measured by; `settings.corruption_images` caps the test images, `settings.inverse_l2` is the probe's (none:
-            chosen on a held-out part of train).
+    severity: int
+    accuracy: float
+    ece: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionSection:
+    """The results of the section "corruption".
+
+    Attributes:
+        strengths: The image size that the strengths of the corruptions are defined for: "32" or "224".
+        images: The number of test images.
+        clean: The scores on the clean images.
+        corruptions: The scores by corruption, one entry for each severity.
+        by_severity: The mean over the corruptions.
+        mean_error: The mean of 1 - accuracy over corruptions and severities.
+        mean_corruption_error: The mCE relative to the baseline, or None without one.
+        baseline: The path of the baseline, or None.
+    """
+
+    strengths: str
+    images: int
+    clean: Scores
+    corruptions: dict[str, list[SeverityScores]]
+    by_severity: list[SeverityScores]
+    mean_error: float
+    mean_corruption_error: float | None = None
+    baseline: str | None = None
+
+
+def corruption(context: EvaluationContext) -> CorruptionSection | None:
+    """Fit a linear probe on clean training images, and score it on test images under each corruption and severity.
+
+    The settings `corruptions` (default: all 15), `severities`, `corruption_images` (at most this many test images) and
+    `inverse_l2` (default: chosen on held-out training images) apply. `corruption_baseline` is the `evaluation.json`
+    that the mean corruption error is relative to. With `own_classifier` the classifier of the run replaces the probe.
 
     Returns:
-        The section; None on other processes than the main one.
+        The section; None on all processes but the main one.
 
     Raises:
-        ValueError: the baseline is not one for these images and corruptions, or makes no error under one of them.
-        OSError: the baseline's file cannot be read.
+        ValueError: If the baseline is of other images or corruptions, or has no error under one of the corruptions.
+        OSError: If the baseline cannot be read.
     """
     settings = context.settings
     names = tuple(dict.fromkeys(settings.corruptions)) or CORRUPTIONS
     severities = tuple(sorted(set(settings.severities)))
     strengths = strengths_for(context.data.image_size, context.data.image_size)
-    changes = [Corruption(name, level, strengths=strengths, seed=SEED) for name in names for level in severities]
     most, path = settings.corruption_images, settings.corruption_baseline
     labels = context.labels("test", most=most)
+    # check the baseline first: the encoder runs up to 75 times below
     baseline = None
-    if path is not None:  # refused before the encoder runs 75 times
+    if path is not None:
         _check_complete(names, severities)
-        baseline = read_baseline(path, data=_identity(context), strengths=strengths, images=len(labels))
+        data = context.data
+        own = {"spec": data.spec, "test": len(data.test), "image_size": data.image_size, "in_chans": data.in_chans}
+        baseline = read_baseline(path, data=own, strengths=strengths, images=len(labels))
 
     train, test = context.features("train"), context.features("test", most=most)
     probe: Any = None
     if context.is_main and settings.own_classifier and context.loaded.classifier is not None:
         probe = TrainedClassifier(context.loaded.classifier)
     elif context.is_main:
-        learnt = context.labels("train")
-        note_missing_classes(context, learnt, labels, "under corruption they count as errors")
-        penalty: float | Literal["auto"] = settings.inverse_l2 if settings.inverse_l2 is not None else "auto"
+        train_labels = context.labels("train")
+        note_missing_classes(context, train_labels, labels, "under corruption they count as errors")
+        penalty: InverseL2 = "auto" if settings.inverse_l2 is None else settings.inverse_l2
         with warnings_as_notes(context, "Corruption"):
-            probe = fit_linear_probe(train, learnt, inverse_l2=penalty, seed=settings.seed)
+            probe = fit_linear_probe(train, train_labels, inverse_l2=penalty, seed=settings.seed)
+    # all processes compute features (N, width) of the corrupted images; the main one scores them
     cells: dict[tuple[str, int], Scores] = {}
-    for change in changes:
-        features = context.features("test", change=change, most=most)
-        if probe is not None:
-            cells[change.name, change.severity] = probe_scores(probe, features, labels, bins=settings.bins)
+    for name in names:
+        for severity in severities:
+            change = Corruption(name, severity, strengths=strengths, seed=SEED)
+            features = context.features("test", change=change, most=most)
+            if probe is not None:
+                cells[name, severity] = probe_scores(probe, features, labels, bins=settings.bins)
     if probe is None:
         return None
     by_severity = scores_by_severity(cells)
-    errors = corruption_errors(cells)
-    return {
-        "strengths": strengths,
-        "images": len(labels),
-        "clean": {**probe_scores(probe, test, labels, bins=settings.bins)},
-        "corruptions": {name: [{"severity": level, **cells[name, level]} for level in severities] for name in names},
-        "by_severity": [{"severity": level, **scores} for level, scores in by_severity.items()],
-        "mean_error": sum(1 - scores["accuracy"] for scores in by_severity.values()) / len(by_severity),
-        "mean_corruption_error": None if baseline is None else mean_corruption_error(errors, baseline),
-        "baseline": None if path is None else str(path),
-    }
+    return CorruptionSection(
+        strengths=strengths,
+        images=len(labels),
+        clean=probe_scores(probe, test, labels, bins=settings.bins),
+        corruptions={name: [{"severity": level, **cells[name, level]} for level in severities] for name in names},
+        by_severity=[{"severity": level, **scores} for level, scores in by_severity.items()],
+        mean_error=sum(1 - scores["accuracy"] for scores in by_severity.values()) / len(by_severity),
+        mean_corruption_error=None if baseline is None else mean_corruption_error(corruption_errors(cells), baseline),
+        baseline=None if path is None else str(path),
+    )
 
 
 class TrainedClassifier:
-    """A run's linear classifier in the place of a probe: `weight` `(C, width)`, `bias` `(C,)`, of the labels 0..C-1."""
+    """A run's linear classifier with the interface of a probe, for the labels 0..C-1.
+
+    Args:
+        weights: ``weight`` ``(C, width)`` and ``bias`` ``(C,)``.
+    """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.weight, self.bias = (weights[name].double().numpy() for name in ("weight", "bias"))
         self.classes_ = np.arange(len(self.weight))
 
     def predict_proba(self, rows: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-        """Probabilities `(N, C)` of features `(N, width)`."""
-        found: npt.NDArray[np.float64] = softmax(rows @ self.weight.T + self.bias, axis=1)
-        return found
+        """Return the probabilities ``(N, C)`` of features ``(N, width)``."""
+        probabilities: npt.NDArray[np.float64] = softmax(rows @ self.weight.T + self.bias, axis=1)
+        return probabilities
 
 
-def read_baseline(path: Path, *, data: dict[str, Any], strengths: str, images: int) -> Errors:
-    """The errors of another evaluation under the 15 corruptions.
+def read_baseline(path: Path, *, data: Mapping[str, Any], strengths: str, images: int) -> Errors:
+    """Read the errors of another evaluation under the 15 corruptions, in the form that `mean_corruption_error` takes.
 
     Args:
-        path: its `evaluation.json`.
-        data: what has to be equal in its "data".
-        strengths: "32" or "224", which have to be its own.
-        images: how many test images are corrupted, which has to be its own number.
-
-    Returns:
-        What `mean_corruption_error` takes.
+        path: Its `evaluation.json`.
+        data: Values that its "data" must equal.
+        strengths: "32" or "224", which must equal its own.
+        images: The number of corrupted test images, which must equal its own.
 
     Raises:
-        ValueError: it is no evaluation, has no section "corruption" or an incomplete one, has other strengths or data,
-            or no error under a corruption.
-        OSError: it cannot be read.
+        ValueError: If it is not an evaluation, lacks some of the corruptions or severities, has other strengths or
+            data, or no error under a corruption.
+        OSError: If it cannot be read.
     """
-    wanted = (
-        f'Expected argument `corruption_baseline` to be an evaluation.json with a section "corruption", but got {path}'
-    )
+    expected = f'Expected --corruption_baseline to be an evaluation.json with a section "corruption", but {path}'
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         section, its_data = report["sections"]["corruption"], report["data"]
@@ -127,30 +163,25 @@ def read_baseline(path: Path, *, data: dict[str, Any], strengths: str, images: i
             for name, row in section["corruptions"].items()
             for cell in row
         }
-        found = {name: its_data.get(name) for name in data} | {name: section[name] for name in ("strengths", "images")}
+        its = {name: its_data.get(name) for name in data} | {name: section[name] for name in ("strengths", "images")}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{wanted}, which has none that can be read ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{expected} has none that can be read ({type(error).__name__}: {error})") from error
     for name, value in {**data, "strengths": strengths, "images": images}.items():
-        if found[name] != value:
-            raise ValueError(f"{wanted}, which has {name} {found[name]!r}; here it is {value!r}.")
+        if its[name] != value:
+            raise ValueError(f"{expected} has {name} {its[name]!r}, and this evaluation has {value!r}")
     try:
         errors = corruption_errors(cells)
         mean_corruption_error(errors, errors)
     except ValueError as error:
-        raise ValueError(f"{wanted}, which will not do: {error}") from error
+        raise ValueError(f"{expected} has an unsuitable one: {error}") from error
     return errors
-
-
-def _identity(context: EvaluationContext) -> dict[str, Any]:
-    data = context.data
-    return {"spec": data.spec, "test": len(data.test), "image_size": data.image_size, "in_chans": data.in_chans}
 
 
 def _check_complete(names: tuple[str, ...], severities: tuple[int, ...]) -> None:
     missing = [name for name in CORRUPTIONS if name not in names]
-    lacking = [str(level) for level in SEVERITIES if level not in severities]
-    if missing or lacking:
+    missing += [f"severity {level}" for level in SEVERITIES if level not in severities]
+    if missing:
         raise ValueError(
-            "Expected arguments `corruptions` and `severities` to be all, since `corruption_baseline` is given, but "
-            f"got none of: {', '.join([*missing, *(f'severity {level}' for level in lacking)])}."
+            "Expected --corruptions and --severities to be all, because --corruption_baseline is given, but got none "
+            f"of: {', '.join(missing)}"
         )

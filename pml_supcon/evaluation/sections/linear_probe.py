@@ -1,8 +1,8 @@
-"""The section "linear_probe": a linear classifier on the frozen features, with all labels and with few."""
+"""The section "linear_probe": linear classifiers of the frozen features, with all labels and with few."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,74 +18,104 @@ from pml_supcon.metrics.logistic import INVERSE_L2
 from pml_supcon.metrics.probe_selection import choose_inverse_l2
 from pml_supcon.training.scoring import classifier_metrics
 
-#: Of raw features and 256 images a batch: where each does well on them. LARS takes a thousandth of its rate a step.
+#: For raw features and 256 images a batch, by optimizer. LARS scales its learning rate down by about 1,000.
 PROBE_LEARNING_RATES = {"lars": 10.0, "sgd": 1.0}
 PROBE_LEARNING_RATE = 0.01
 
 
-def linear_probe(context: EvaluationContext) -> dict[str, Any] | None:
-    """Score linear probes of the encoder's features; the augmented one too where `settings.probe_optimizer` names one.
+class CurvePoint(TypedDict):
+    """The accuracies of a probe on a share of the labels, and the number of these images."""
 
-    The penalty is that of `settings.inverse_l2`, else chosen on held-out training images. The learning curve has one
-    that no label has chosen: that of `settings.inverse_l2`, else `INVERSE_L2`. Test images of a class that train lacks
-    count as errors.
+    share: float
+    images: int
+    top1: float
+    top5: float
 
-    Args:
-        context: what is evaluated.
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentedProbe:
+    """The results of the probe that is trained on augmented images."""
+
+    optimizer: str
+    epochs: int
+    metrics: dict[str, float]
+    learning_curve: list[CurvePoint]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeSection:
+    """The results of the section "linear_probe".
+
+    Attributes:
+        metrics: The accuracies ``top1`` and ``top5`` with all labels.
+        inverse_l2: The inverse of the L2 penalty.
+        tried: The held-out accuracy by ``inverse_l2``; empty if the settings give the penalty.
+        per_class: The top-1 accuracy by class.
+        learning_curve: The accuracies with a share of the labels.
+        few_shot: The accuracies with a few labels per class.
+        augmented: The probe on augmented images, where ``settings.probe_optimizer`` asks for one.
+    """
+
+    metrics: dict[str, float]
+    inverse_l2: float
+    tried: dict[str, float]
+    per_class: dict[str, float | None]
+    learning_curve: list[CurvePoint]
+    few_shot: list[FewShotResult]
+    augmented: AugmentedProbe | None = None
+
+
+def linear_probe(context: EvaluationContext) -> LinearProbeSection | None:
+    """Score linear probes of the encoder's features.
+
+    The penalty is ``settings.inverse_l2``; by default it is chosen on held-out training images. The learning curve uses
+    ``settings.inverse_l2`` or `INVERSE_L2`, so that no label influences its penalty. Test images of a class that train
+    lacks count as errors.
 
     Returns:
-        The section; None on other processes than the main one.
+        The section; None on all processes but the main one.
     """
     settings = context.settings
     train, test = context.features("train"), context.features("test")
-    optimizer = settings.probe_optimizer
-    augmented = _augmented(context, optimizer) if optimizer is not None else []
+    classifiers = [] if settings.probe_optimizer is None else _train_augmented(context, settings.probe_optimizer)
     if not context.is_main:
         return None
-    learnt, wanted = context.labels("train"), context.labels("test")
-    note_missing_classes(context, learnt, wanted, "they count as errors of the linear probe and of few-shot accuracy")
+    train_labels, test_labels = context.labels("train"), context.labels("test")
+    note_missing_classes(
+        context, train_labels, test_labels, "they count as errors of the linear probe and of few-shot accuracy"
+    )
     with warnings_as_notes(context, "Linear probe"):
-        inverse_l2, tried = _penalty(context, train, learnt)
-        probe = fit_linear_probe(train, learnt, inverse_l2=inverse_l2)
-        found = probe.classes_[probe_logits(probe, test).argmax(axis=1)]
+        inverse_l2, tried = _choose_penalty(context, train, train_labels)
+        probe = fit_linear_probe(train, train_labels, inverse_l2=inverse_l2)
+        predicted = probe.classes_[probe_logits(probe, test).argmax(axis=1)]  # (N,)
         curve = learning_curve(
             train,
-            learnt,
+            train_labels,
             test,
-            wanted,
+            test_labels,
             shares=settings.shares,
             seed=settings.seed,
             inverse_l2=INVERSE_L2 if settings.inverse_l2 is None else settings.inverse_l2,
         )
-    section = {
-        "metrics": score_linear_probe(probe, test, wanted),
-        "inverse_l2": inverse_l2,
-        "tried": {f"{value:g}": accuracy for value, accuracy in tried.items()},
-        "per_class": {
-            context.data.class_names[label]: float((found == label)[wanted.numpy() == label].mean())
-            for label in wanted.unique().tolist()
+    return LinearProbeSection(
+        metrics=score_linear_probe(probe, test, test_labels),
+        inverse_l2=inverse_l2,
+        tried={f"{value:g}": accuracy for value, accuracy in tried.items()},
+        per_class={
+            context.data.class_names[label]: float((predicted == label)[test_labels.numpy() == label].mean())
+            for label in test_labels.unique().tolist()
         },
-        "learning_curve": [
+        learning_curve=[
             {"share": point["share"], "images": point["rows"], "top1": point["top1"], "top5": point["top5"]}
             for point in curve
         ],
-        "few_shot": _few_shot(context, train, learnt, test, wanted),
-    }
-    if augmented:
-        scores = [(share, count, classifier_metrics(each, test, wanted)) for share, count, each in augmented]
-        section["augmented"] = {
-            "optimizer": optimizer,
-            "epochs": settings.probe_epochs,
-            "metrics": scores[0][2],
-            "learning_curve": [
-                {"share": share, "images": count, **found} for share, count, found in sorted(scores, key=itemgetter(0))
-            ],
-        }
-    return section
+        few_shot=_few_shot(context, train, train_labels, test, test_labels),
+        augmented=_score_augmented(context, classifiers, test, test_labels) if classifiers else None,
+    )
 
 
-def _augmented(context: EvaluationContext, optimizer: str) -> list[tuple[float, int, nn.Linear]]:
-    """The probe that is trained on augmented images with each share of the labels, all of them first."""
+def _train_augmented(context: EvaluationContext, optimizer: str) -> list[tuple[float, int, nn.Linear]]:
+    """Train a classifier on augmented images for each share of the labels, all of them first: share, images, layer."""
     settings, data = context.settings, context.data
     rate = settings.probe_learning_rate or PROBE_LEARNING_RATES.get(optimizer, PROBE_LEARNING_RATE)
     labels, trained = data.train_labels, []
@@ -107,31 +137,50 @@ def _augmented(context: EvaluationContext, optimizer: str) -> list[tuple[float, 
     return trained
 
 
-def _penalty(context: EvaluationContext, train: Tensor, learnt: Tensor) -> tuple[float, dict[float, float]]:
-    """The value that the settings name, or that held-out images choose, and what was tried."""
+def _score_augmented(
+    context: EvaluationContext, trained: list[tuple[float, int, nn.Linear]], test: Tensor, test_labels: Tensor
+) -> AugmentedProbe:
+    scores = [(share, count, classifier_metrics(each, test, test_labels)) for share, count, each in trained]
+    return AugmentedProbe(
+        optimizer=str(context.settings.probe_optimizer),
+        epochs=context.settings.probe_epochs,
+        metrics=scores[0][2],
+        learning_curve=[
+            {"share": share, "images": count, "top1": metrics["top1"], "top5": metrics["top5"]}
+            for share, count, metrics in sorted(scores, key=itemgetter(0))
+        ],
+    )
+
+
+def _choose_penalty(
+    context: EvaluationContext, train: Tensor, train_labels: Tensor
+) -> tuple[float, dict[float, float]]:
+    """Return the settings' ``inverse_l2`` or the best on held-out images, and the held-out scores of the candidates."""
     if context.settings.inverse_l2 is not None:
         return context.settings.inverse_l2, {}
-    choice = choose_inverse_l2(train, learnt, seed=context.settings.seed)
+    choice = choose_inverse_l2(train, train_labels, seed=context.settings.seed)
     if choice.inverse_l2 in (min(choice.tried), max(choice.tried)):
         context.note(
-            f"The penalty of the linear probe, inverse_l2={choice.inverse_l2:g}, is at the edge of those that were "
-            "tried: a better one may lie beyond."
+            f"The penalty of the linear probe, inverse_l2={choice.inverse_l2:g}, is at the edge of the candidates: a "
+            "better one may be beyond."
         )
     return choice.inverse_l2, choice.tried
 
 
 def _few_shot(
-    context: EvaluationContext, train: Tensor, learnt: Tensor, test: Tensor, wanted: Tensor
+    context: EvaluationContext, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor
 ) -> list[FewShotResult]:
-    """Without the shots that a class has too few training images for, which is told."""
+    """Compute few-shot accuracies; note and leave out the numbers of shots that a class has too few images for."""
     settings = context.settings
-    counts = learnt.bincount(minlength=context.data.num_classes)
-    scarcest = int(counts.where(counts > 0, counts.max()).argmin())
-    fewest = int(counts[scarcest])
+    counts = train_labels.bincount(minlength=context.data.num_classes)
+    smallest_class = int(counts.where(counts > 0, counts.max()).argmin())
+    fewest = int(counts[smallest_class])
     shots = [k for k in settings.shots if k <= fewest]
-    if left := [k for k in settings.shots if k > fewest]:
+    if left_out := [k for k in settings.shots if k > fewest]:
         context.note(
-            f"Few-shot accuracy is left out for {', '.join(map(str, left))} shots: the class "
-            f"{context.data.class_names[scarcest]} has {fewest} training images."
+            f"Few-shot accuracy is left out for {', '.join(map(str, left_out))} shots: the class "
+            f"{context.data.class_names[smallest_class]} has {fewest} training images."
         )
-    return few_shot_metrics(train, learnt, test, wanted, shots=shots, draws=settings.draws, seed=settings.seed)
+    return few_shot_metrics(
+        train, train_labels, test, test_labels, shots=shots, draws=settings.draws, seed=settings.seed
+    )

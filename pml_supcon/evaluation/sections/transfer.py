@@ -1,7 +1,6 @@
-"""The section "transfer": the encoder on other data sets, by a linear probe and by k-NN on each."""
+"""The section "transfer": a linear probe and k-NN of the frozen encoder on other data sets."""
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch.nn.functional as F
@@ -14,53 +13,72 @@ from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_scores
 
 
-def transfer(context: EvaluationContext) -> list[dict[str, Any]] | None:
-    """Score the frozen encoder on each data set of `settings.transfer`, which has its own classes."""
-    rows = [transfer_to(context, spec) for spec in context.settings.transfer]
-    return [row for row in rows if row is not None] if context.is_main else None
+@dataclass(frozen=True, kw_only=True)
+class TransferResult:
+    """The results on one data set.
+
+    Attributes:
+        data: The data set, as for ``--data``.
+        linear_probe: The accuracies ``top1`` and ``top5`` of a linear probe.
+        knn_accuracy: The accuracy of weighted k-NN classification.
+        classes: The number of classes.
+        train: The number of training images.
+        test: The number of test images.
+    """
+
+    data: str
+    linear_probe: dict[str, float]
+    knn_accuracy: float
+    classes: int
+    train: int
+    test: int
 
 
-def transfer_to(context: EvaluationContext, spec: str) -> dict[str, Any] | None:
-    """One data set: the probe, its penalty chosen on held-out training images, and weighted k-NN."""
-    there = replace(context, data=open_for(context, spec), fingerprints={}, plain={})
-    train, test = there.features("train"), there.features("test")
+def transfer(context: EvaluationContext) -> list[TransferResult] | None:
+    """Score the frozen encoder on each data set of ``settings.transfer``, which has its own classes."""
+    results = [transfer_to(context, spec) for spec in context.settings.transfer]
+    return [result for result in results if result is not None] if context.is_main else None
+
+
+def transfer_to(context: EvaluationContext, spec: str) -> TransferResult | None:
+    """Score one data set; the probe's penalty is chosen on held-out training images unless the settings have one."""
+    other = replace(context, data=_load_other(context, spec))
+    train, test = other.features("train"), other.features("test")
     if not context.is_main:
         return None
-    settings, learnt, wanted = context.settings, there.labels("train"), there.labels("test")
+    settings, train_labels, test_labels = context.settings, other.labels("train"), other.labels("test")
     with warnings_as_notes(context, f"Transfer to {spec}"):
-        penalty = settings.inverse_l2 or choose_inverse_l2(train, learnt, seed=settings.seed)[0]
+        penalty = settings.inverse_l2 or choose_inverse_l2(train, train_labels, seed=settings.seed)[0]
     note_missing_classes(
-        there, learnt, wanted, f"in {spec} they count as errors of the probe, and k-NN leaves them out"
+        other, train_labels, test_labels, f"in {spec} they count as errors of the probe, and k-NN leaves them out"
     )
     scores = retrieval_scores(
         F.normalize(test),
-        wanted,
+        test_labels,
         F.normalize(train),
-        learnt,
+        train_labels,
         knn_k=settings.knn_k,
         knn_temperature=settings.knn_temperature,
         at_r=False,
     )
-    return {
-        "data": spec,
-        "linear_probe": linear_probe_metrics(train, learnt, test, wanted, inverse_l2=penalty),
-        "knn_accuracy": float(np.nanmean(scores["knn_accuracy"])),
-        "classes": there.data.num_classes,
-        "train": len(learnt),
-        "test": len(wanted),
-    }
+    return TransferResult(
+        data=spec,
+        linear_probe=linear_probe_metrics(train, train_labels, test, test_labels, inverse_l2=penalty),
+        knn_accuracy=float(np.nanmean(scores["knn_accuracy"])),
+        classes=other.data.num_classes,
+        train=len(train_labels),
+        test=len(test_labels),
+    )
 
 
-def open_for(context: EvaluationContext, spec: str) -> ImageData:
-    """A data set at the size and by the normalisation of the encoder; one process downloads it first."""
-    with context.accelerator.main_process_first():
-        opened = open_images(spec, context.settings, image_size=context.data.image_size)
-        data = opened.decode()
+def _load_other(context: EvaluationContext, spec: str) -> ImageData:
+    with context.accelerator.main_process_first():  # one process downloads
+        data = open_images(spec, context.settings, image_size=context.data.image_size).decode()
     return context.loaded.adapt_data(data)
 
 
 def open_images(spec: str, settings: EvaluateSettings, *, image_size: int | None = None) -> OpenedData:
-    """A data set without its images, of which at most so many are used as of the others."""
+    """Open a data set without decoding its images, with the settings' limits on their number."""
     return open_data(
         spec, image_size=image_size, max_train=settings.max_train, max_test=settings.max_test, new_classes="some"
     )
