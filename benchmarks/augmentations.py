@@ -6,6 +6,7 @@ python benchmarks/augmentations.py [--rounds 15]
 import argparse
 import statistics
 import time
+from typing import Any
 
 import kornia.augmentation as K  # type: ignore[import-not-found]
 import torch
@@ -44,7 +45,7 @@ def main() -> None:
     print("side threads ours_ms kornia_ms ratio")
     for side in (32, 96):
         images = torch.randint(0, 256, (256, 3, side, side), dtype=torch.uint8)
-        providers = [contrastive_augmentation(side, mean=MEAN, std=STD), kornia_augmentation(side)]
+        providers: list[Any] = [contrastive_augmentation(side, mean=MEAN, std=STD), kornia_augmentation(side)]
         for threads in (1, 2):
             torch.set_num_threads(threads)
             seconds: list[list[float]] = [[], []]

@@ -109,7 +109,7 @@ def run_stage(
                     logger.flush(step)
                     progress.set_postfix(epoch=stage.epoch_of(step), loss=f"{logger.last:.3f}")
                 if stage.ends_epoch(step):  # before the checkpoint, so that a resumed run has this epoch's metrics
-                    row = {"stage": stage.number, "epoch": stage.epoch_of(step), "step": step}
+                    row: Row = {"stage": stage.number, "epoch": stage.epoch_of(step), "step": step}
                     row |= timer.throughput(images) | batch_metrics(stage, outputs, labels)
                     for callback in callbacks:
                         row |= callback.epoch_metrics(stage, stage.epoch_of(step))
