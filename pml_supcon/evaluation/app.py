@@ -1,4 +1,4 @@
-r"""Score a frozen encoder in all the ways of the paper, and write a report: one HTML file and its figures as JSON.
+r"""Score a frozen encoder by all metrics of the paper, and write a report: one HTML file, and its numbers as JSON.
 
     accelerate launch --quiet recipes/evaluate.py runs/mine                         # a run of train.py, on its own data
     accelerate launch --quiet recipes/evaluate.py runs/mine --compare runs/other    # two runs side by side
@@ -7,9 +7,9 @@ r"""Score a frozen encoder in all the ways of the paper, and write a report: one
     accelerate launch --quiet recipes/evaluate.py runs/mine --transfer torchvision:SVHN,torchvision:DTD
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/evaluate.py runs/mine
 
-Retrieval, linear probes with all labels and with few, calibration, corruptions, what the projection head throws away,
-where the gradient goes, transfer. Features are computed on all processes, once, and kept: a second evaluation reads
-them. `--help` lists the settings; the page of the docs says how to read the report.
+The sections are retrieval, linear probes with all labels and with few, calibration, corruptions, the information that
+the projection head discards, implicit hard mining, and transfer. All processes compute the features, which are cached
+for later evaluations. `--help` lists the settings; `docs/guides/reading_the_report.md` explains the report.
 """
 
 import json
@@ -42,15 +42,15 @@ REPORT, FIGURES, COMPARED = "report.html", "evaluation.json", "evaluation-compar
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Open, score, report."""
+    """Load the encoders, evaluate them, and write the report."""
     settings = parse_settings(arguments)
     try:
         require_faiss()
-        # in float32 whatever the launcher says: figures of two evaluations are to be compared
+        # float32 regardless of the launcher, so that evaluations can be compared
         accelerator = make_accelerator("no", GROUP_TIMEOUT)
         if "umap" in settings.map_methods:
             require_umap()
-        for spec in settings.transfer:  # what is wrong with them shows before the long work
+        for spec in settings.transfer:  # errors in them appear before the long computation
             with accelerator.main_process_first():  # one process downloads
                 open_transfer(spec, settings)
         encoders = [load_trained_encoder(name) for name in (settings.encoder, settings.compare) if name is not None]

@@ -1,4 +1,4 @@
-"""Features on disk, under a key of all that they follow from."""
+"""A cache of features on disk, keyed by all that determines them."""
 
 import hashlib
 import json
@@ -17,24 +17,24 @@ logger = logging.getLogger(__name__)
 
 
 class FeatureCache:
-    """A folder of files, each with the features of one set of images.
+    """A folder of files with the features of one set of images each.
 
-    A file is named after a digest of its key; the key and a digest of the features stand in it, so that a file that was
-    cut short, changed or is of another program is told and made again.
+    The name of a file is a digest of its key. The file holds the key and a digest of the features. A file that is
+    truncated, changed or foreign causes a warning, and its features are computed again.
 
     Args:
-        path: the folder, made when the first file is written.
+        path: The folder, which is created when the first file is written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def file_of(self, key: Mapping[str, object]) -> Path:
-        """Where the features of a key are, or would be."""
+        """Return the path of the features of a key."""
         return self.path / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.safetensors"
 
     def read(self, key: Mapping[str, object]) -> Tensor | None:
-        """The features `(N, width)` of a key; None where there are none that are whole."""
+        """Return the features ``(N, width)`` of a key, or None if there is no valid file."""
         file = self.file_of(key)
         if not file.exists():
             return None
@@ -43,15 +43,15 @@ class FeatureCache:
                 about = opened.metadata() or {}
                 features: Tensor = opened.get_tensor("features")
         except (SafetensorError, OSError) as error:
-            logger.warning("%s cannot be read (%s): its features are computed again.", file, error)
+            logger.warning("Cannot read %s (%s): its features are computed again", file, error)
             return None
         if about.get("key") != _text(key) or about.get("digest") != _digest(features):
-            logger.warning("%s is not what was written there: its features are computed again.", file)
+            logger.warning("%s has changed since it was written: its features are computed again", file)
             return None
         return features
 
     def write(self, key: Mapping[str, object], features: Tensor) -> None:
-        """Keep the features of a key; a file is there as a whole or not at all. A full disk is told, and no error."""
+        """Write the features of a key atomically. If the disk is full, warn and continue without caching."""
         about = {"key": _text(key), "digest": _digest(features)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ class FeatureCache:
                 self.file_of(key), lambda path: save_file({"features": features.contiguous()}, path, metadata=about)
             )
         except (OSError, SafetensorError) as error:
-            logger.warning("the features could not be kept in %s (%s).", self.path, error)
+            logger.warning("Cannot cache the features in %s (%s)", self.path, error)
 
 
 def _text(key: Mapping[str, object]) -> str:

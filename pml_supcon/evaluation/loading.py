@@ -19,24 +19,24 @@ from pml_supcon.models import create_encoder, load_encoder, load_head
 from pml_supcon.models.storage import weights_file
 from pml_supcon.training.run import CLASSIFIER, CONFIG, ENCODER, HEAD
 
-RUN_DATA = ("data", "image_size", "max_train", "max_test")  # settings of a run that say what its images are
+RUN_DATA = ("data", "image_size", "max_train", "max_test")  # settings of a run that determine its images
 
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder and what is known of it.
+    """An encoder with its head, its input and its run.
 
     Attributes:
-        name: what was asked for.
-        model: maps images `(N, in_chans, H, W)` to features `(N, width)`; in evaluation mode, without gradients.
-        head: the projection head that it was trained under, or None.
-        classifier: the linear classifier that was trained with it or on it, `weight` `(C, width)` and `bias`, or None.
-        in_chans: channels of its images.
-        image_size: side of its images in pixels, or None where it takes any.
-        mean: of the channels, by which images are normalised.
-        std: their deviations.
-        run: settings of the run that trained it (`RUN_DATA`, `method`), or none.
-        digest: of its weights and its layout.
+        name: The encoder as the user named it.
+        model: Maps images ``(N, in_chans, H, W)`` to features ``(N, width)``; in evaluation mode, without gradients.
+        head: The projection head of its training, or None.
+        classifier: The linear classifier of its run, ``weight`` ``(C, width)`` and ``bias`` ``(C,)``, or None.
+        in_chans: The channels of its images.
+        image_size: The side of its images in pixels, or None if it takes any.
+        mean: The mean of the channels, for normalisation.
+        std: The standard deviation of the channels.
+        run: The settings of its run (`RUN_DATA`, ``method``), or an empty dict.
+        digest: A digest of its weights and its layout.
     """
 
     name: str
@@ -58,15 +58,15 @@ class LoadedEncoder:
         return self
 
     def adapt_data(self, data: ImageData) -> ImageData:
-        """Data as this encoder takes it.
+        """Return the data with the normalisation of this encoder.
 
         Raises:
-            ValueError: the images have another number of channels, or a size that the encoder cannot take.
+            ValueError: If the images have another number of channels, or a size that the encoder cannot take.
         """
         if data.in_chans != self.in_chans:
             raise ValueError(
-                f"Expected images with the {self.in_chans} channels that {self.name} takes, but those of {data.spec} "
-                f"have {data.in_chans}"
+                f"Expected images with {self.in_chans} channels for {self.name}, but the images of {data.spec} have "
+                f"{data.in_chans}"
             )
         blank = torch.zeros(1, self.in_chans, data.image_size, data.image_size)
         try:
@@ -74,28 +74,29 @@ class LoadedEncoder:
                 self.model(blank.to(next(self.model.parameters()).device))
         except (AssertionError, RuntimeError) as error:
             raise ValueError(
-                f"Expected --image_size to be one that {self.name} takes, but got {data.image_size}: {error}"
+                f"Expected --image_size to be a size that {self.name} takes, but got {data.image_size}: {error}"
             ) from error
         return replace(data, mean=self.mean, std=self.std)
 
 
 def load_trained_encoder(name: str) -> LoadedEncoder:
-    """Open an encoder.
+    """Load an encoder with frozen weights, in evaluation mode.
 
     Args:
-        name: a run's folder, a folder of `save_encoder` or of timm's (`config.json` and `model.safetensors`), or the
-            name of a timm model with pretrained weights, which are downloaded on first use.
+        name: The folder of a run, a folder written by `save_encoder` or by timm (`config.json` and
+            `model.safetensors`), or the name of a timm model with pretrained weights, which timm downloads on first
+            use.
 
     Raises:
-        FileNotFoundError: there is no such folder, or the run has not come to its end.
-        ValueError: it is no encoder, or its files are damaged.
-        OSError: pretrained weights cannot be fetched.
+        FileNotFoundError: If there is no such folder, or the run is not finished.
+        ValueError: If the folder holds no encoder, or its files are damaged.
+        OSError: If pretrained weights cannot be downloaded.
     """
     path = Path(name)
     if path.is_file():
         raise ValueError(
-            f"Expected a run's folder, an encoder's folder or a name of timm's, but {path} is a file (a checkpoint of "
-            "another program is opened by `create_encoder(..., checkpoint=...)` and written by `save_encoder`)"
+            f"Expected a run, an encoder's folder or the name of a timm model, but {path} is a file (convert a checkpoint "
+            "of another program with `create_encoder(..., checkpoint=...)` and `save_encoder`)"
         )
     if not path.is_dir():
         return _from_timm(name)
@@ -105,8 +106,8 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
         run = _settings_of(path / CONFIG)
         if not (path / ENCODER).is_dir():
             raise FileNotFoundError(
-                f"Expected a run that has come to its end, but {path} has no {ENCODER}: go on with it "
-                f"(train.py --output {path} --resume)"
+                f"Expected a finished run, but {path} has no {ENCODER}: continue it with train.py --output {path} "
+                "--resume"
             )
         folder = path / ENCODER
         head = load_head(path / HEAD) if (path / HEAD).exists() else None
@@ -116,12 +117,12 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
     except FileNotFoundError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"Expected {folder} to hold an encoder of this package or of timm's, but: {error}") from error
+        raise ValueError(f"Expected {folder} to hold an encoder of this package or of timm, but: {error}") from error
     return _describe(name, model, head, classifier, run)
 
 
 def _load(folder: Path) -> nn.Module:
-    """A folder of `save_encoder`, or one of timm's own, whose classifier is dropped."""
+    """Load a folder of `save_encoder`, or one of timm without its classifier."""
     weights_file(folder)
     config = folder / "config.json"
     if not config.is_file() or "image_size" in json.loads(config.read_text(encoding="utf-8")):
@@ -132,12 +133,14 @@ def _load(folder: Path) -> nn.Module:
 
 def _from_timm(name: str) -> LoadedEncoder:
     if "/" in name or not is_model(split_model_name_tag(name)[0]):
-        raise FileNotFoundError(f"Expected a run, an encoder's folder or a name of timm's, but there is no {name}")
+        raise FileNotFoundError(
+            f"Expected a run, an encoder's folder or the name of a timm model, but there is no {name}"
+        )
     return _describe(name, create_encoder(name, pretrained=True, small_stem=False), None, None, {})
 
 
 def _settings_of(config: Path) -> dict[str, Any]:
-    """What a run's `config.yaml` says of its data and method."""
+    """Read the data and the method of a run from its `config.yaml`."""
     try:
         read = yaml.safe_load(config.read_text(encoding="utf-8"))
         return {name: read[name] for name in (*RUN_DATA, "method")}

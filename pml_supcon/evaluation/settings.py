@@ -1,13 +1,13 @@
-"""The settings of an evaluation, typed: flags and YAML alike (`--help` lists them)."""
+"""The settings of an evaluation, from flags and YAML (`--help` lists them)."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Literal, get_origin, get_type_hints
 
+from pml_supcon._checks import did_you_mean
 from pml_supcon.corruptions import CORRUPTIONS
 from pml_supcon.training.config.parser import OneLineParser, normalised
 from pml_supcon.training.optimization import check_optimizer
@@ -27,23 +27,23 @@ MapMethod = Literal["pca", "tsne", "umap"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectSettings:
-    """What is evaluated, on what, and where the results go.
+class InputSettings:
+    """The encoder, the data, and the output.
 
     Attributes:
-        encoder: a run's folder, a folder of `save_encoder` or of timm's, or a name of timm's with pretrained weights.
-        data: as for `train.py`; default: the data of the run.
-        image_size: side in pixels; default: what the encoder was built for.
+        encoder: the folder of a run, a folder of `save_encoder` or of timm, or the name of a pretrained timm model.
+        data: the data, as for `train.py`; default: the data of the run.
+        image_size: side in pixels; default: the size of the encoder's input.
         max_train: use at most this many training images.
         max_test: use at most this many test images.
         output: folder of `report.html` and `evaluation.json`; default: in the run's folder, else under `runs/`.
-        compare: another run or encoder, evaluated in the same way on the same data: both in one report.
-        sections: what is evaluated; default: all that apply (`transfer` where data is named for it).
-        batch_size: images that pass the encoder at a time.
+        compare: another run or encoder, evaluated with the same settings and shown in the same report.
+        sections: sections to evaluate; default: all that apply (`transfer` only with `--transfer`).
+        batch_size: images in a batch of the encoder.
         workers: processes that load images; 0: none.
-        cache: folder of the features that were computed before; default: `features` in the run's folder, or in `runs`.
-        use_cache: read and write it.
-        seed: of all draws.
+        cache: folder of cached features; default: `features` in the run's folder, or in `runs`.
+        use_cache: read and write the cache.
+        seed: seed of all random choices.
     """
 
     encoder: str = ""
@@ -66,16 +66,16 @@ class RetrievalSettings:
     """Retrieval, the gallery, the map.
 
     Attributes:
-        among: what test images are sought among: the training images, or the other test images.
-        recall_at: the k of recall@k.
-        at_r: R-precision and MAP@R too.
-        knn_k: neighbours that vote.
-        knn_temperature: of their votes.
+        among: the references of the test images: the training images, or the other test images.
+        recall_at: the values of k of recall@k.
+        at_r: compute R-precision and MAP@R too.
+        knn_k: neighbours that vote in k-NN classification.
+        knn_temperature: temperature of their votes.
         index: `exact`, or an approximate index of FAISS (ivf, hnsw, gpu_flat, gpu_sharded, gpu_ivf, a factory string).
-        gallery_queries: queries shown, the worst first.
-        gallery_neighbours: neighbours shown of each.
-        map_methods: of the embedding map.
-        map_points: test images shown in it.
+        gallery_queries: queries in the gallery, the worst first.
+        gallery_neighbours: neighbours of each query in the gallery.
+        map_methods: methods of the embedding map.
+        map_points: test images in the map, at most.
     """
 
     among: Literal["train", "test"] = "train"
@@ -96,15 +96,15 @@ class ProbeSettings:
 
     Attributes:
         inverse_l2: inverse of the L2 penalty; default: chosen on a held-out part of the training images.
-        shares: of the labels, in the learning curve.
+        shares: shares of the labels in the learning curve.
         shots: labelled images of each class, for few-shot accuracy.
-        draws: of those images.
-        probe_optimizer: train a probe on augmented images too, as the paper does, by this optimizer (lars, rmsprop,
-            sgd, any of timm's).
-        probe_epochs: its epochs.
-        probe_learning_rate: its learning rate, for 256 images a batch; default: 10 of lars, 1 of sgd, else 0.01.
+        draws: random draws of these images.
+        probe_optimizer: also train a probe on augmented images, as in the paper, with this optimizer (lars, rmsprop,
+            sgd, any of timm).
+        probe_epochs: epochs of this probe.
+        probe_learning_rate: its learning rate for 256 images a batch; default: 10 for lars, 1 for sgd, else 0.01.
         probe_batch_size: images in its batch, over all processes.
-        bins: of the calibration error.
+        bins: bins of confidence of the calibration error.
     """
 
     inverse_l2: float | None = None
@@ -120,18 +120,18 @@ class ProbeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings:
-    """Corruptions, what the head throws away, hard mining, transfer.
+    """Corruptions, the projection head, hard mining, transfer.
 
     Attributes:
         corruptions: names of corruptions; default: all 15 of ImageNet-C.
-        severities: of each, 1 to 5.
-        corruption_images: test images that are corrupted, at most, evenly spread.
+        severities: severities of each corruption, from 1 to 5.
+        corruption_images: test images to corrupt, at most, evenly spread.
         corruption_baseline: the `evaluation.json` of the model that mCE is relative to.
-        own_classifier: under corruption score the classifier of the run itself, where it has one, and no new probe.
-        probe_images: training images, and test images, from which transformations are told apart, at most.
-        mining_batches: batches over which the share of the gradient is measured.
-        mining_batch_size: images in each.
-        transfer: other data, by list, on which the encoder is probed.
+        own_classifier: under corruption, score the classifier of the run, if it has one, instead of a new probe.
+        probe_images: training images and test images for the probes of the projection head, at most.
+        mining_batches: batches for the shares of the gradient.
+        mining_batch_size: images in each of these batches.
+        transfer: other data sets for a linear probe and k-NN.
     """
 
     corruptions: tuple[str, ...] = ()
@@ -157,15 +157,15 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "severities": (1, 5),
 }
 
-GROUPS = (SubjectSettings, RetrievalSettings, ProbeSettings, AnalysisSettings)
+GROUPS = (InputSettings, RetrievalSettings, ProbeSettings, AnalysisSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(AnalysisSettings, ProbeSettings, RetrievalSettings, SubjectSettings):
-    """What to evaluate, on what, and how: all groups of settings in one.
+class EvaluateSettings(AnalysisSettings, ProbeSettings, RetrievalSettings, InputSettings):
+    """All settings of an evaluation.
 
     Raises:
-        ValueError: a value outside its range; names the flag.
+        ValueError: If a value is outside its range; names the flag.
     """
 
     def __post_init__(self) -> None:
@@ -182,8 +182,7 @@ class EvaluateSettings(AnalysisSettings, ProbeSettings, RetrievalSettings, Subje
                     raise ValueError(f"Expected --{name} to be above 0, but got {value}")
         for name in self.corruptions:
             if name not in CORRUPTIONS:
-                near = get_close_matches(name, CORRUPTIONS, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, CORRUPTIONS)
                 raise ValueError(f"Expected --corruptions to be among {', '.join(CORRUPTIONS)}, but got {name!r}{hint}")
         if self.probe_optimizer is not None:
             check_optimizer(self.probe_optimizer, "probe_optimizer")
@@ -192,17 +191,17 @@ class EvaluateSettings(AnalysisSettings, ProbeSettings, RetrievalSettings, Subje
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> EvaluateSettings:
-    """Settings from the command line: the encoder, then flags; `--config` takes a YAML file of the same names.
+    """Parse the command line: the encoder, then flags; `--config` takes a YAML file with the same names.
 
-    A flag may be spelt with dashes or underscores, a switch stands alone or with a value, and what has several values
-    takes them with commas (`--recall_at 1,5,10`). An error is one line and exit status 2.
+    Flags may have dashes or underscores. A boolean flag needs no value. Several values are separated by commas
+    (`--recall_at 1,5,10`). An error prints one line and exits with status 2.
     """
     parser = OneLineParser(
         names=NAMES,
         prog="evaluate.py",
-        description="Score a frozen encoder in all the ways of the paper; write a report.",
+        description="Score a frozen encoder by all metrics of the paper, and write a report.",
     )
-    parser.add_argument("encoder", help="a run's folder, an encoder's folder, or a name of timm's")
+    parser.add_argument("encoder", help="the folder of a run or of an encoder, or the name of a timm model")
     parser.add_argument("--config", action="config", help="a YAML file of settings; later flags override it")
     for group in GROUPS:
         parser.add_class_arguments(group, None, skip={"encoder"})
@@ -215,16 +214,16 @@ def parse_settings(arguments: Sequence[str] | None = None) -> EvaluateSettings:
 
 
 def as_lists(arguments: Sequence[str]) -> list[str]:
-    """`--recall_at 1,5` as `--recall_at [1,5]`, for settings that have several values."""
-    made: list[str] = []
+    """Write `--recall_at 1,5` as `--recall_at [1,5]`, for settings with several values."""
+    lists: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if equals and name.removeprefix("--") in SEVERAL and not value.startswith("["):
             argument = f"{name}=[{value}]"
-        elif made and made[-1].startswith("--") and made[-1][2:] in SEVERAL and not argument.startswith("["):
+        elif lists and lists[-1].startswith("--") and lists[-1][2:] in SEVERAL and not argument.startswith("["):
             argument = f"[{argument}]"
-        made.append(argument)
-    return made
+        lists.append(argument)
+    return lists
 
 
 NAMES = tuple(field.name for field in fields(EvaluateSettings))

@@ -404,7 +404,7 @@ def test_no_encoder(capsys, tmp_path, a_run):
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     shutil.copy(a_run / "config.yaml", unfinished)
-    assert "has no encoder: go on with it" in error_of(capsys, unfinished)
+    assert "has no encoder: continue it" in error_of(capsys, unfinished)
 
 
 @pytest.mark.parametrize("damage", ["pickle", "cut", "other weights", "no json"])
@@ -434,8 +434,8 @@ def test_a_damaged_head_is_refused(capsys, tmp_path, a_run):
 
 def test_channels_that_do_not_fit(capsys, tmp_path, colour_encoder):
     said = error_of(capsys, colour_encoder, "--data", "digits", "--output", tmp_path / "out")
-    assert "images with the 3 channels" in said
-    assert "digits have 1" in said
+    assert "images with 3 channels" in said
+    assert "the images of digits have 1" in said
 
 
 def test_features_that_are_not_finite_are_counted(capsys, tmp_path, a_run):

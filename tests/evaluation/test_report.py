@@ -195,8 +195,8 @@ def test_a_thousand_classes_stay_in_their_boxes(browser, reports):
         )
         assert height <= 0.7 * 800 + 2
         assert whole > 5000
-    assert "several classes share a mark" in (reports / "many.html").read_text()
-    assert "several classes share a mark" not in (reports / "one.html").read_text()
+    assert "several classes share a marker" in (reports / "many.html").read_text()
+    assert "several classes share a marker" not in (reports / "one.html").read_text()
 
 
 def test_page_is_read_without_a_script(browser, reports):

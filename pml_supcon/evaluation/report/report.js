@@ -1,5 +1,5 @@
 "use strict";
-// Nothing here is needed to read the report: sorting, picking a class, and the picture under the pointer.
+// The report is complete without this script, which adds sorting, picking a class, and the picture under the pointer.
 
 for (const table of document.querySelectorAll("table[data-sortable]")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -23,7 +23,7 @@ function sort(table, heads, column) {
   });
   keyed.sort((a, b) => {
     if (column === 0) return (rising ? 1 : -1) * a.text.localeCompare(b.text, undefined, { numeric: true });
-    if (a.value === null || b.value === null) return (a.value === null) - (b.value === null); // nothing comes last
+    if (a.value === null || b.value === null) return (a.value === null) - (b.value === null); // empty cells come last
     return (rising ? 1 : -1) * (a.value - b.value);
   });
   body.append(...keyed.map(({ row }) => row));
@@ -60,7 +60,7 @@ for (const element of document.querySelectorAll(".map")) {
     const x = ((event.clientX - box.left) / box.width) * 400, y = ((event.clientY - box.top) / box.height) * 400;
     const picked = element.querySelector('.legend button[aria-pressed="true"]');
     const only = picked ? Number(picked.dataset.class) : null;
-    let best = -1, least = 40 * 40; // a finger's width
+    let best = -1, least = 40 * 40; // at most 40 units away
     data.points[plot.dataset.method].forEach(([px, py], place) => {
       const distance = (px - x) ** 2 + (py - y) ** 2;
       if (distance < least && (only === null || data.labels[place] === only)) [best, least] = [place, distance];

@@ -1,10 +1,11 @@
-"""The paper's linear classifier on any frozen encoder: trained over augmented images by an optimizer of timm."""
+"""The paper's linear classifier on a frozen encoder, trained on augmented images by an optimizer of timm."""
 
 from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
+from pml_supcon._checks import check_choice, check_int, check_number
 from pml_supcon.data.images import ImageData
 from pml_supcon.training.callbacks import all_finite
 from pml_supcon.training.config import Plan
@@ -31,42 +32,40 @@ def train_augmented_probe(
     schedule: Schedule = "cosine",
     workers: int = 0,
 ) -> nn.Linear:
-    """Train a linear classifier over augmented training images; all processes call it, each for its share of a batch.
+    """Train a linear classifier on augmented training images. All processes call it and divide each batch.
 
-    It is stage 2 of `train.py`. The paper (section 4 and appendix) trains with LARS, RMSprop or SGD with momentum.
+    This is stage 2 of `train.py`. The paper (section 4 and appendix) trains with LARS, RMSprop or SGD with momentum.
 
     Args:
-        encoder: images `(N, C, H, W)` to features `(N, width)`. Left frozen, in evaluation mode, on the device.
-        data: the images that are trained on are `data.train`.
-        accelerator: the processes.
-        optimizer: any timm optimizer (`lars`, `rmsprop`, `sgd`, ...).
-        epochs: passes over the training images, >= 1.
-        learning_rate: peak learning rate, > 0; it falls to 0 with the `cosine`.
-        batch_size: images in a batch over all processes, a multiple of their number.
-        augment: what makes the views, as `--augment` of `train.py`.
-        seed: of the weights, the batches and the augmentation.
-        optimizer_args: the optimizer's own arguments, such as `momentum`.
-        weight_decay: not on the bias.
-        schedule: what the learning rate follows: `cosine` or `constant`.
-        workers: processes that load images.
+        encoder: Maps images ``(N, C, H, W)`` to features ``(N, width)``. Afterwards it is frozen, in evaluation mode,
+            on the device.
+        data: The data; the classifier trains on ``data.train``.
+        accelerator: The processes.
+        optimizer: Any timm optimizer (``lars``, ``rmsprop``, ``sgd``, ...).
+        epochs: Passes over the training images, at least 1.
+        learning_rate: Peak learning rate, above 0; ``cosine`` decays it to 0.
+        batch_size: Images in a batch over all processes, a multiple of their number.
+        augment: The augmentation, as for `--augment` of `train.py`.
+        seed: Seed of the weights, the batches and the augmentation.
+        optimizer_args: Further arguments of the optimizer, such as ``momentum``.
+        weight_decay: Weight decay of the weight; the bias has none.
+        schedule: Schedule of the learning rate, ``cosine`` or ``constant``.
+        workers: Processes that load images.
 
     Returns:
         The classifier, the same on all processes.
 
     Raises:
-        ValueError: an option is out of range, or the optimizer or the augmentation is unknown.
-        FloatingPointError: the loss, its gradient or the weights became infinite or NaN.
-        Stopped: a signal came.
+        ValueError: If an option is out of range, or the optimizer or the augmentation is unknown.
+        FloatingPointError: If the loss, its gradient or a weight became infinite or NaN.
+        Stopped: If the process received a signal.
     """
     check_launch(accelerator)
     check_optimizer(optimizer, "probe_optimizer")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")
-    if not learning_rate > 0:
-        raise ValueError(f"Expected argument `learning_rate` to be above 0, but got {learning_rate}")
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"Expected argument `schedule` to be cosine or constant, but got {schedule!r}")
+    check_int("epochs", epochs, low=1)
+    check_int("batch_size", batch_size, low=1)
+    check_number("learning_rate", learning_rate, above=0)
+    check_choice("schedule", schedule, ("cosine", "constant"))
     if batch_size % accelerator.num_processes:
         raise ValueError(
             f"Expected argument `batch_size` to be a multiple of the {accelerator.num_processes} processes, but got "
