@@ -95,8 +95,8 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
     path = Path(name)
     if path.is_file():
         raise ValueError(
-            f"Expected a run, an encoder's folder or the name of a timm model, but {path} is a file (convert a checkpoint "
-            "of another program with `create_encoder(..., checkpoint=...)` and `save_encoder`)"
+            f"Expected a run, an encoder's folder or the name of a timm model, but {path} is a file (convert "
+            "a checkpoint of another program with `create_encoder(..., checkpoint=...)` and `save_encoder`)"
         )
     if not path.is_dir():
         return _from_timm(name)
