@@ -5,8 +5,9 @@ import multiprocessing
 import os
 import random
 import signal
-import time
+import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from helpers.process_groups import free_port
 from pml_supcon.training import app as train
+from pml_supcon.training import loop
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pml_supcon.training.app", "torch._dynamo"])
@@ -79,25 +81,36 @@ def steps_in(folder):
 
 
 def kill_ten_times(arguments, folder, *, processes=1, seed=0, apart=4):
-    """Run, `--resume` after each of ten kills at random moments, then let it end; the steps at which it was killed.
+    """Run, `--resume` after each of ten kills, then let it end; the steps in the history after each kill.
 
-    Where a busy machine runs this process too seldom, the run ends before the tenth kill.
+    A process kills itself, so that no busy machine decides when: after a random step, or soon after one.
     """
     moments, killed = random.Random(seed), []
-    for _ in range(10):
-        run = Run([*arguments, "--output", folder, "--resume"], processes=processes)
-        goal = steps_in(folder) + moments.randint(1, apart)
-        while run.alive and steps_in(folder) < goal:
-            time.sleep(0.002)
-        time.sleep(moments.uniform(0, 0.1))
-        if not run.alive:
+    for index in range(10):
+        kill = partial(die_after, moments.randint(1, apart), 0 if index % 2 else moments.uniform(0, 0.05))
+        run = Run([*arguments, "--output", folder, "--resume"], processes=processes, before=kill)
+        ended = run.wait()
+        if -signal.SIGKILL not in ended:
             break
-        run.send(signal.SIGKILL)
-        run.wait()
         killed.append(steps_in(folder))
     assert len(killed) >= 5, "the run ended before it was killed five times"
     assert Run([*arguments, "--output", folder, "--resume"], processes=processes).wait() == [0] * processes
     return killed
+
+
+def die_after(steps, seconds):
+    """Kill this process some time after it has trained for so many steps."""
+    left, step = [steps], loop.take_step
+
+    def take_step(*more):
+        outputs = step(*more)
+        left[0] -= 1
+        if left[0] == 0:
+            kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+            threading.Timer(seconds, kill).start() if seconds else kill()
+        return outputs
+
+    loop.take_step = take_step
 
 
 def results_of(folder):

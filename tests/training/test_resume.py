@@ -30,8 +30,7 @@ STAGES = ["--epochs", "4", "--stage2-optimizer", "rmsprop", "--stage2-epochs", "
 @pytest.mark.parametrize("options", [LARGE, MINED, STAGES], ids=["queue-chunks-ema", "miner-dropout-workers", "stage2"])
 def test_ten_kills_change_nothing(options, tmp_path):
     assert Run([*TINY, *options, "--output", tmp_path / "whole"]).wait() == [0]
-    killed = kill_ten_times([*TINY, *options], tmp_path / "killed", apart=12 if options is STAGES else 4)
-    assert killed == sorted(killed)
+    kill_ten_times([*TINY, *options], tmp_path / "killed", apart=12 if options is STAGES else 4)
     assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
 
 
