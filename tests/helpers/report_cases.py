@@ -1,8 +1,11 @@
 """Synthetic evaluations for the tests of the report, with all sections."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from pml_supcon.corruptions import CORRUPTIONS
+from pml_supcon.evaluation.report import write_report
 from pml_supcon.evaluation.results import DataSummary, Evaluation
 from pml_supcon.evaluation.sections import Sections
 from pml_supcon.evaluation.sections.calibration import CalibrationSection
@@ -178,3 +181,60 @@ def photographs(count, side, seed=0):
         picture = 128 + 30 * np.stack(layers, axis=-1) + rng.normal(size=(side, side, 3)) * 6
         pictures[index] = picture.clip(0, 255).astype(np.uint8)
     return pictures
+
+
+PICTURES = photographs(400, 32)
+HOSTILE = "<script>window.broken = 1</script>"
+OTHER = {"title": "cross_entropy", "shift": 0.03, "seed": 1}
+ODD_NAMES = ("", HOSTILE, "🦆 mallard", "x" * 200, "$a_1$ & 'b' \"c\"", "ordinary")
+
+
+def odd():
+    """Names of all sorts, a class without queries, None wherever possible, and little of everything."""
+    content = evaluation(title=HOSTILE, classes=ODD_NAMES, points=7, queries=2, pictures=PICTURES)
+    sections, fog = content.sections, [{"severity": 3, "accuracy": 0.0, "ece": 1.0}]
+    per_class = sections.retrieval.per_class | {"ordinary": {"precision_at_1": None, "queries": 0}}
+    del per_class[ODD_NAMES[2]]
+    empty_bin = {"low": 0.0, "high": 1.0, "count": 0, "confidence": None, "accuracy": None}
+    changes = {
+        "retrieval": {"per_class": per_class, "index": {"name": "exact"}},
+        "linear_probe": {"per_class": sections.linear_probe.per_class | {"ordinary": None}, "augmented": None}
+        | {"few_shot": [], "learning_curve": [], "tried": {}},
+        "calibration": {"reliability": {"before": [], "after": [empty_bin]}},
+        "corruption": {"mean_corruption_error": None, "baseline": None, "corruptions": {"fog": fog}}
+        | {"by_severity": fog},
+        "projection_head": {"tasks": {"label": {"encoder": 1.0, "head": None, "chance": 0.0}}},
+        "hard_mining": {"losses": {"triplet": {"positives": [], "negatives": []}}},
+        "map": {"methods": {"pca": [[0.0, 0.0]] * 7}},
+    }
+    changed = {name: replace(getattr(sections, name), **change) for name, change in changes.items()}
+    about = {"commit": None, "nothing": {}}
+    return replace(content, about=about, notes=[HOSTILE], sections=replace(sections, **changed))
+
+
+def only(content, *names):
+    return replace(content, sections=Sections(**{name: getattr(content.sections, name) for name in names}))
+
+
+def many_classes():
+    classes = [f"n{number:08d} synset" for number in range(1000)]
+    content = evaluation(title="many", classes=classes, points=2000, pictures=PICTURES)
+    return only(content, "retrieval", "linear_probe", "map")
+
+
+def write_reports(folder):
+    """Write reports of one and of two evaluations, usual and odd, as NAME.html."""
+    one, other = evaluation(pictures=PICTURES), evaluation(**OTHER, pictures=PICTURES)
+    alone = only(one, "retrieval")
+    written = {
+        "one": [one],
+        "two": [one, other],
+        "odd": [odd()],
+        "many": [many_classes()],
+        "alone": [alone],
+        "unlike": [odd(), replace(alone, title="another", data=replace(alone.data, spec="digits"))],
+        "same": [only(one, "calibration", "projection_head", "map", "gallery")] * 2,
+    }
+    for name, evaluations in written.items():
+        write_report(folder / f"{name}.html", evaluations)
+    return folder

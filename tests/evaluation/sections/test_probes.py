@@ -1,7 +1,6 @@
 """The sections "linear_probe" and "calibration" of an evaluation, and the probe that is trained on augmented images."""
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
@@ -134,7 +133,7 @@ def without(data, label, *, keep=0):
     return replace(data, train=data.train.select(rows, data.train_labels[rows]))
 
 
-def test_a_class_that_train_lacks_is_told():
+def test_a_class_that_train_lacks_is_noted():
     data = load_data("digits", max_train=400, max_test=200)
     context = make_context(data=without(data, 3), inverse_l2=0.01)
     count = int((data.test_labels == 3).sum())
@@ -149,7 +148,7 @@ def test_a_class_that_train_lacks_is_told():
     assert sum(part["count"] for part in found["reliability"]["before"]) == 200 - count
 
 
-def test_shots_that_a_class_is_too_small_for_are_told():
+def test_shots_that_a_class_is_too_small_for_are_noted():
     data = without(load_data("digits", max_train=400, max_test=200), 3, keep=4)
     context = make_context(data=data, inverse_l2=0.01)
     section = asdict(linear_probe(context))
@@ -237,6 +236,7 @@ def on_processes(rank, port):
     return classifier.weight.detach()
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
     one, other = run_processes(on_processes, 2, tmp_path, free_port())
     context = make_context(data=load_data("digits", max_train=256, max_test=100))
@@ -251,9 +251,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     [
         ({"optimizer": "momentun"}, ValueError, "--probe_optimizer to be one of timm's optimizers, but got 'momentun'"),
         ({"epochs": 0}, ValueError, "`epochs` to be at least 1, but got 0"),
-        ({"batch_size": 0}, ValueError, "`batch_size` to be at least 1, but got 0"),
         ({"learning_rate": 0.0}, ValueError, "`learning_rate` to be above 0, but got 0.0"),
-        ({"learning_rate": math.nan}, ValueError, "`learning_rate` to be a finite number, but got nan"),
         ({"schedule": "steps"}, ValueError, "`schedule` to be one of .'cosine', 'constant'., but got 'steps'"),
         ({"optimizer_args": {"speed": 1}}, ValueError, "sgd could not be built with {'speed': 1}"),
         ({"learning_rate": 1e38, "epochs": 2}, FloatingPointError, "became"),

@@ -20,7 +20,7 @@ LABELS = torch.from_numpy(DIGITS.target)
 
 
 class PixelContext:
-    """What a section asks of a context."""
+    """The part of a context that the section uses."""
 
     def __init__(self, settings, *, is_main=True):
         self.settings, self.is_main, self.asked, self.notes = settings, is_main, [], []
@@ -88,7 +88,7 @@ def test_all_processes_ask_for_the_same_features():
     assert len(main.asked) == len(set(main.asked)) == 6
 
 
-def test_a_class_that_train_lacks_is_told():
+def test_a_class_that_train_lacks_is_noted():
     context = PixelContext(SOME)
     context.labels = lambda split, most=None: (LABELS[:200] % 9 if split == "train" else LABELS[300:400])[:most]
     assert corruption(context).clean["accuracy"] < 1

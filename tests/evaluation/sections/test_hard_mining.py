@@ -53,7 +53,7 @@ def test_section_draws_batches_of_the_heads_rows_where_there_is_a_head(has_head)
     assert hard_mining(make_context(features, labels, notes, has_head=has_head, is_main=False)) is None
 
 
-def test_section_tells_what_it_leaves_out():
+def test_section_notes_what_it_leaves_out():
     points, labels = clustered(30, seed=1)
     points[[3, 7]] = 0
     notes = []
