@@ -2,14 +2,15 @@
 
 import json
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers.evaluation_contexts import StandInContext
 from sklearn.datasets import load_digits
 
 from pml_supcon.corruptions import CORRUPTIONS, Corruption
+from pml_supcon.data.images import evenly
 from pml_supcon.evaluation.sections.corruption import corruption
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.metrics import fit_linear_probe
@@ -19,33 +20,15 @@ IMAGES = torch.from_numpy((DIGITS.images * 255 / 16).astype(np.uint8))[:, None]
 LABELS = torch.from_numpy(DIGITS.target)
 
 
-class PixelContext:
-    """The part of a context that the section uses."""
+def pixel_context(settings, **options):
+    data = {"spec": "digits", "image_size": 8, "in_chans": 1, "test": range(100)}
+    data |= {"num_classes": 10, "class_names": tuple("0123456789")}
+    splits = [(IMAGES[rows], LABELS[rows]) for rows in (slice(200), slice(300, 400))]
+    return StandInContext(*splits, pixels, settings=settings, data=data, **options)
 
-    def __init__(self, settings, *, is_main=True):
-        self.settings, self.is_main, self.asked, self.notes = settings, is_main, [], []
-        self.images = {"train": IMAGES[:200], "test": IMAGES[300:400]}
-        self.data = SimpleNamespace(
-            spec="digits",
-            image_size=8,
-            in_chans=1,
-            test=range(100),
-            num_classes=10,
-            class_names=tuple("0123456789"),
-        )
 
-    def labels(self, split, *, most=None):
-        return (LABELS[:200] if split == "train" else LABELS[300:400])[:most]
-
-    def features(self, split, *, change=None, of="encoder", most=None):
-        self.asked.append((split, None if change is None else change.key))
-        images = self.images[split][:most]
-        if change is not None:
-            images = change(images, torch.arange(len(images)))
-        return images.flatten(1).float() / 255 if self.is_main else torch.empty(0, 0)
-
-    def note(self, text):
-        self.notes.append(text)
+def pixels(images):
+    return images.flatten(1).float() / 255
 
 
 SOME = EvaluateSettings(corruptions=("contrast", "shot_noise"), severities=(4, 2), corruption_images=90, inverse_l2=1.0)
@@ -58,17 +41,19 @@ def report(section, **changes):
 
 
 def test_the_section_by_hand():
-    found = asdict(corruption(PixelContext(SOME)))
+    found = asdict(corruption(pixel_context(SOME)))
     assert json.loads(json.dumps(found)) == found
     assert (found["strengths"], found["images"], found["baseline"]) == ("32", 90, None)
     assert found["mean_corruption_error"] is None
-    probe = fit_linear_probe(IMAGES[:200].flatten(1).float() / 255, LABELS[:200])
+    probe = fit_linear_probe(pixels(IMAGES[:200]), LABELS[:200])
+    rows = evenly(100, 90)
+    clean, labels = IMAGES[300:400][rows], LABELS[300:400][rows].numpy()
     accuracies = {}
     for name in ("contrast", "shot_noise"):
         assert [cell["severity"] for cell in found["corruptions"][name]] == [2, 4]
         for cell in found["corruptions"][name]:
-            images = Corruption(name, cell["severity"], seed=0)(IMAGES[300:390], range(90))
-            right = probe.predict(images.flatten(1).float().numpy() / 255) == LABELS[300:390].numpy()
+            images = Corruption(name, cell["severity"], seed=0)(clean, rows)
+            right = probe.predict(pixels(images).numpy()) == labels
             assert cell["accuracy"] == right.mean()
             assert 0 <= cell["ece"] <= 1
             accuracies[name, cell["severity"]] = right.mean()
@@ -76,12 +61,11 @@ def test_the_section_by_hand():
     for row in found["by_severity"]:
         expected = (accuracies["contrast", row["severity"]] + accuracies["shot_noise", row["severity"]]) / 2
         assert row["accuracy"] == pytest.approx(expected)
-    clean = probe.predict(IMAGES[300:390].flatten(1).float().numpy() / 255) == LABELS[300:390].numpy()
-    assert found["clean"]["accuracy"] == clean.mean()
+    assert found["clean"]["accuracy"] == (probe.predict(pixels(clean).numpy()) == labels).mean()
 
 
 def test_all_processes_ask_for_the_same_features():
-    main, other = PixelContext(SOME), PixelContext(SOME, is_main=False)
+    main, other = pixel_context(SOME), pixel_context(SOME, is_main=False)
     assert corruption(main) is not None
     assert corruption(other) is None
     assert main.asked == other.asked
@@ -89,22 +73,22 @@ def test_all_processes_ask_for_the_same_features():
 
 
 def test_a_class_that_train_lacks_is_noted():
-    context = PixelContext(SOME)
-    context.labels = lambda split, most=None: (LABELS[:200] % 9 if split == "train" else LABELS[300:400])[:most]
+    context = pixel_context(SOME)
+    context.splits["train"] = (IMAGES[:200], LABELS[:200] % 9)
     assert corruption(context).clean["accuracy"] < 1
     assert "9 (" in context.notes[0]
 
 
 @pytest.fixture(scope="module")
 def full_section():
-    return asdict(corruption(PixelContext(ALL)))
+    return asdict(corruption(pixel_context(ALL)))
 
 
 def test_a_baseline_of_its_own_gives_one(full_section, tmp_path):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(report(full_section)))
     assert list(full_section["corruptions"]) == list(CORRUPTIONS)
-    found = asdict(corruption(PixelContext(replace(ALL, corruption_baseline=path))))
+    found = asdict(corruption(pixel_context(replace(ALL, corruption_baseline=path))))
     assert found["mean_corruption_error"] == pytest.approx(1)
     assert found["baseline"] == str(path)
     assert {**found, "mean_corruption_error": None, "baseline": None} == full_section
@@ -126,7 +110,7 @@ def test_a_baseline_of_its_own_gives_one(full_section, tmp_path):
 def test_a_baseline_that_is_none_is_refused_before_any_features(full_section, tmp_path, change, text):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(report(full_section, **change)))
-    context = PixelContext(replace(ALL, corruption_baseline=path))
+    context = pixel_context(replace(ALL, corruption_baseline=path))
     with pytest.raises(ValueError, match=text):
         corruption(context)
     assert context.asked == []
@@ -137,13 +121,13 @@ def test_other_files_and_half_a_grid_are_refused(full_section, tmp_path):
     for text in ("no json", "[]", '{"sections": {}}'):
         path.write_text(text)
         with pytest.raises(ValueError, match=r'with a section "corruption", but .*evaluation\.json'):
-            corruption(PixelContext(replace(ALL, corruption_baseline=path)))
+            corruption(pixel_context(replace(ALL, corruption_baseline=path)))
     other = report(full_section)
     other["data"]["spec"] = "cifar10"
     path.write_text(json.dumps(other))
     with pytest.raises(ValueError, match="has spec 'cifar10', and this evaluation has 'digits'"):
-        corruption(PixelContext(replace(ALL, corruption_baseline=path)))
+        corruption(pixel_context(replace(ALL, corruption_baseline=path)))
     with pytest.raises(ValueError, match=r"but got none of: .*fog, .*severity 1"):
-        corruption(PixelContext(replace(SOME, corruption_baseline=path)))
+        corruption(pixel_context(replace(SOME, corruption_baseline=path)))
     with pytest.raises(FileNotFoundError):
-        corruption(PixelContext(replace(ALL, corruption_baseline=tmp_path / "none.json")))
+        corruption(pixel_context(replace(ALL, corruption_baseline=tmp_path / "none.json")))

@@ -2,12 +2,12 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
-from types import SimpleNamespace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers.evaluation_contexts import StandInContext
 from helpers.process_groups import free_port, run_processes
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -43,32 +43,6 @@ class Pixels(nn.Module):
         return self.dropout(self.norm(images)).flatten(1) * self.scale
 
 
-@dataclass
-class PixelContext:
-    """What the sections ask of a context, with the pixels of digits as features."""
-
-    data: object
-    accelerator: Accelerator
-    is_main: bool = True
-    encoder: nn.Module = field(default_factory=lambda: Pixels().eval())
-    settings: object = None
-    notes: list = field(default_factory=list)
-    asked: list = field(default_factory=list)
-
-    def features(self, split):
-        self.asked.append(split)
-        images = (self.data.train if split == "train" else self.data.test).images
-        transform = evaluation_transform(8, mean=self.data.mean, std=self.data.std)
-        with torch.no_grad():
-            return self.encoder(transform(images))
-
-    def labels(self, split):
-        return self.data.train_labels if split == "train" else self.data.test_labels
-
-    def note(self, text):
-        self.notes.append(text)
-
-
 SETTINGS = {
     "seed": 0,
     "inverse_l2": None,
@@ -85,8 +59,18 @@ SETTINGS = {
 
 
 def make_context(*, data=None, is_main=True, **settings):
-    data = data or load_data("digits", max_train=400, max_test=200)
-    return PixelContext(data, Accelerator(cpu=True), is_main=is_main, settings=SimpleNamespace(**(SETTINGS | settings)))
+    data, encoder = data or load_data("digits", max_train=400, max_test=200), Pixels().eval()
+    transform = evaluation_transform(8, mean=data.mean, std=data.std)
+    return StandInContext(
+        (data.train.images, data.train_labels),
+        (data.test.images, data.test_labels),
+        lambda images: encoder(transform(images)),
+        settings=SETTINGS | settings,
+        data=data,
+        is_main=is_main,
+        encoder=encoder,
+        accelerator=Accelerator(cpu=True),
+    )
 
 
 def logits_by_scikit_learn(train, learnt, test, penalty):
@@ -182,7 +166,7 @@ def test_other_processes_ask_for_the_same_features_and_return_nothing():
         main, other = make_context(inverse_l2=0.01), make_context(is_main=False)
         section(main)
         assert section(other) is None
-        assert other.asked == main.asked == ["train", "test"]
+        assert other.asked == main.asked == [("train", None, "encoder"), ("test", None, "encoder")]
 
 
 # The probe that is trained on augmented images

@@ -2,49 +2,34 @@
 
 import json
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
-import torch
+from helpers.evaluation_contexts import StandInContext
 from helpers.summary_encoder import Summaries, labelled_images, to_float
 
-from pml_supcon.data.images import evenly
 from pml_supcon.evaluation.sections.projection_head import projection_head
 from pml_supcon.metrics import linear_probe_metrics
 from pml_supcon.metrics.head_probe import transformation_probe_metrics
 from pml_supcon.views import Rotation, Sobel
 
 
-class StandInContext:
-    """Images in memory under the tester's encoder and head; counts the features that it is asked for."""
-
-    def __init__(self, *, in_chans, has_head, is_main=True, probe_images=50):
-        self.splits = {"train": labelled_images(90, 1), "test": labelled_images(40, 2)}
-        self.data, self.has_head, self.is_main = SimpleNamespace(in_chans=in_chans), has_head, is_main
-        self.settings = SimpleNamespace(seed=3, probe_images=probe_images)
-        self.asked, self.notes = [], []
-        self.note = self.notes.append
-
-    def labels(self, split, *, most=None):
-        labels = self.splits[split].tensors[1][:, 0]
-        return labels[evenly(len(labels), most or len(labels))]
-
-    @torch.no_grad()
-    def features(self, split, *, change=None, of="encoder", most=None):
-        self.asked.append((split, change and change.key, of))
-        if not self.is_main:
-            return torch.empty(0, 0)
-        images = self.splits[split].tensors[0][:, : self.data.in_chans]
-        places = torch.tensor(evenly(len(images), most or len(images)))
-        images = images[places] if change is None else change(images[places], places)
-        made = Summaries().eval()(to_float(images))
-        return made[:, :2] if of == "head" else made
+def make_context(*, in_chans, has_head, is_main=True):
+    """Images of one or three channels under the tester's encoder; the head keeps its first two outputs."""
+    splits = [split.tensors for split in (labelled_images(90, 1), labelled_images(40, 2))]
+    return StandInContext(
+        *((images[:, :in_chans], labels[:, 0]) for images, labels in splits),
+        lambda images: Summaries().eval()(to_float(images)),
+        head=(lambda features: features[:, :2]) if has_head else None,
+        settings={"seed": 3, "probe_images": 50},
+        data={"in_chans": in_chans},
+        is_main=is_main,
+    )
 
 
 @pytest.mark.parametrize("has_head", [True, False])
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_section_probes_what_there_is(in_chans, has_head):
-    context = StandInContext(in_chans=in_chans, has_head=has_head)
+    context = make_context(in_chans=in_chans, has_head=has_head)
     found = asdict(projection_head(context))
     assert found == json.loads(json.dumps(found))
     names = ["label", "colour", "rotation", "corruption", "sobel"]
@@ -72,7 +57,7 @@ def test_section_probes_what_there_is(in_chans, has_head):
 
 
 def test_all_processes_ask_for_the_same_features_in_the_same_order():
-    contexts = [StandInContext(in_chans=3, has_head=True, is_main=is_main) for is_main in (True, False)]
+    contexts = [make_context(in_chans=3, has_head=True, is_main=is_main) for is_main in (True, False)]
     assert projection_head(contexts[1]) is None
     assert projection_head(contexts[0]).tasks
     assert contexts[0].asked == contexts[1].asked
