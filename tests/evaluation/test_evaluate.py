@@ -282,15 +282,6 @@ def features_by_hand(folder, images, *, mean, std):
         return load_encoder(folder).eval()(transform(images))
 
 
-def test_images_are_normalised_as_the_encoder_was_trained(colour_encoder, tmp_path):
-    coloured_folder(tmp_path / "images", ["ape", "bee", "cat"])
-    spec = f"imagefolder:{tmp_path / 'images'}"
-    evaluate(colour_encoder, tmp_path / "out", "--data", spec, "--sections", "map", "--cache", tmp_path / "cache")
-    [file] = (tmp_path / "cache").iterdir()
-    by_hand = features_by_hand(colour_encoder, load_data(spec).test.images, mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
-    assert torch.allclose(load_file(file)["features"], by_hand, atol=1e-5)
-
-
 def test_classes_of_test_alone_are_searched_among_each_other(colour_encoder, tmp_path):
     coloured_folder(tmp_path / "images" / "train", ["ape", "bee", "cat"])
     coloured_folder(tmp_path / "images" / "test", ["dog", "eel", "fox"], seed=1)
@@ -315,8 +306,6 @@ def test_a_class_that_train_lacks_is_scored_and_noted(colour_encoder, tmp_path):
     found = evaluate(
         colour_encoder, tmp_path / "out", "--data", f"imagefolder:{tmp_path / 'images'}", "--knn_k", "3", "--shots", "1"
     )
-    assert found["sections"]["linear_probe"]["per_class"]["fox"] == 0
-    assert found["sections"]["linear_probe"]["metrics"]["top1"] <= 2 / 3
     assert found["sections"]["retrieval"]["lone_queries"] == 12
     notes = " ".join(found["notes"])
     assert "fox (12)" in notes
@@ -360,13 +349,6 @@ def test_a_section_that_the_data_does_not_support_is_left_out_and_noted(colour_e
     assert "retrieval" in found["sections"]
     assert "linear_probe" not in found["sections"]
     assert any("linear_probe is left out" in text for text in found["notes"])
-
-
-def test_the_probe_on_augmented_images_has_a_learning_curve(a_run, tmp_path):
-    flags = ["--sections", "linear_probe", "--probe_optimizer", "sgd", "--probe_epochs", "2", "--shares", "0.1,1"]
-    found = evaluate(a_run, tmp_path / "out", *flags)["sections"]["linear_probe"]["augmented"]
-    assert [(point["share"], point["images"]) for point in found["learning_curve"]] == [(0.1, 30), (1.0, 300)]
-    assert found["learning_curve"][1]["top1"] == found["metrics"]["top1"]
 
 
 # Bad input

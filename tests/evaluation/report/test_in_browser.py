@@ -1,6 +1,5 @@
 """Reports in a browser: every figure is visible, nothing complains, and the script works."""
 
-import json
 import re
 
 import pytest
@@ -8,9 +7,7 @@ from helpers.chromium import Browser
 from helpers.report_cases import ANIMALS, ODD_NAMES, OTHER, evaluation, write_reports
 
 from pml_supcon.corruptions import CORRUPTIONS
-from pml_supcon.evaluation import app as evaluate
 from pml_supcon.evaluation.report.tables import MINUS, NONE
-from pml_supcon.training import app as train
 
 pytestmark = pytest.mark.slow
 
@@ -168,46 +165,3 @@ def test_summary_says_which_is_better(browser, reports):
     assert found["Precision at 1"] == ["0.951", "0.921", f"{MINUS}0.030 worse"]
     assert found["k-NN accuracy"] == ["0.953", "0.953", "0.000 same"]
     assert found["Mean error under corruption (lower is better)"] == ["0.270", "0.300", "+0.030 worse"]
-
-
-# The report of a real evaluation
-
-RUN = ["--max-train", "400", "--max-test", "150", "--batch-size", "100", "--epochs", "3"]
-SECTIONS = ("summary", "classes", "retrieval", "gallery", "map", "linear-probe", "calibration", "corruption")
-SECTIONS += ("projection-head", "hard-mining", "about")
-FLAGS = ["--draws", "5", "--mining_batches", "2", "--mining_batch_size", "64", "--severities", "1,5"]
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits")
-    for method in ("supcon_out", "cross_entropy"):
-        train.main([*RUN, "--method", method, "--output", str(folder / method)])
-    names = [str(folder / "supcon_out"), "--compare", str(folder / "cross_entropy")]
-    evaluate.main([*names, *FLAGS, "--output", str(folder / "out"), "--cache", str(folder / "cache")])
-    return folder / "out"
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
-def test_every_section_and_figure_is_visible(browser, report, width, scheme):
-    page = browser.open(report / "report.html", width=width, scheme=scheme)
-    assert page.complaints() == []
-    assert page.requests() == [(report / "report.html").as_uri()]
-    assert [name for name in SECTIONS if page.run("return document.getElementById(arguments[0]) === null", name)] == []
-    figures = page.run(VISIBLE_FIGURES)
-    assert [each for each in figures if min(each[1], each[2]) <= 4 or not each[3]] == []
-    charts = page.run("return document.querySelectorAll('svg.chart').length")
-    assert charts >= 12
-    shown = json.loads((report / "evaluation.json").read_text())["sections"]
-    pictures = sum(1 + len(query["neighbours"]) for query in shown["gallery"])
-    assert len(figures) >= charts + 2 * pictures
-    assert page.run("return document.scrollingElement.scrollWidth <= innerWidth")
-
-
-def test_the_summary_has_the_numbers_of_the_json(browser, report):
-    page = browser.open(report / "report.html")
-    text = page.run("return document.getElementById('summary').innerText")
-    for name in ("evaluation.json", "evaluation-compared.json"):
-        sections = json.loads((report / name).read_text())["sections"]
-        assert f"{sections['linear_probe']['metrics']['top1']:.3f}" in text
-        assert f"{sections['retrieval']['metrics']['mean_average_precision_at_r']:.3f}" in text
