@@ -1,4 +1,4 @@
-"""Pages in a headless Chromium, at a width and in a colour scheme, without a network."""
+"""A headless Chromium that opens pages at a width and in a colour scheme, without a network."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Browser:
         if program is None or driver is None:
             pytest.skip(f"no Chromium with its driver here: {INSTALL}")
         webdriver = pytest.importorskip("selenium.webdriver", reason=INSTALL)
-        os.environ["SE_OFFLINE"] = "true"  # the driver's manager would look for one on the network
+        os.environ["SE_OFFLINE"] = "true"  # keeps the driver's manager off the network
         options = webdriver.ChromeOptions()
         options.binary_location = program
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
@@ -35,7 +35,7 @@ class Browser:
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
 
     def open(self, path, *, width=1280, scheme="light", script=True):
-        """Open a file; the answers below are about it."""
+        """Open a file; the other methods refer to it."""
         chosen = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", chosen)
@@ -47,15 +47,15 @@ class Browser:
         return self
 
     def run(self, script, *values):
-        """What a script returns."""
+        """Return the result of a script."""
         return self.driver.execute_script(script, *values)
 
     def complaints(self):
-        """Messages on the console above the level of information."""
+        """Return the messages of the console above the level of information."""
         return [entry for entry in self.driver.get_log("browser") if entry["level"] not in ("INFO", "DEBUG")]
 
     def requests(self):
-        """The addresses that were asked for, but for those within the page."""
+        """Return the addresses that the page requested, without data URIs."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
         return [address for address in sent if not address.startswith("data:")]

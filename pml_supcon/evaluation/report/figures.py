@@ -25,6 +25,7 @@ def reliability(name: str, diagrams: Sequence[Sequence[Bin]], when: str) -> Mark
             full = [each for each in bins if each["count"]]
             edges = [*(each["low"] for each in bins), *(each["high"] for each in bins[-1:])]
             total = max(1, sum(each["count"] for each in bins))
+            # bars only for a single evaluation: two would hide each other
             if len(diagrams) == 1:
                 for each in full:
                     width = each["high"] - each["low"]
@@ -116,6 +117,7 @@ def head_tasks(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Markup:
         axes = figure.subplots()
         rows = np.arange(len(names))
         for row, task in zip(rows, tasks.values(), strict=True):
+            # a bar from the lower to the higher accuracy, and a tick at the chance level
             known = [task[part] for part in ("encoder", "head") if task[part] is not None]
             axes.plot([min(known), max(known)], [row, row], color=RULE, linewidth=4, zorder=1)
             axes.plot([task["chance"]] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.5, zorder=2)
@@ -129,9 +131,9 @@ def head_tasks(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Markup:
         axes.grid(visible=False, axis="y")
 
     spoken = (
-        f"{task}: encoder {found['encoder']:.3f}, head "
-        f"{'none' if found['head'] is None else format(found['head'], '.3f')}, chance {found['chance']:.3f}"
-        for task, found in tasks.items()
+        f"{task}: encoder {scores['encoder']:.3f}, head "
+        f"{'none' if scores['head'] is None else format(scores['head'], '.3f')}, chance {scores['chance']:.3f}"
+        for task, scores in tasks.items()
     )
     label = f"Accuracy of a linear probe of the encoder and of the head. {'; '.join(spoken)}."
     return draw(name, label, plot, height=1.0 + 0.42 * max(2, len(names)))
@@ -150,6 +152,7 @@ def hard_mining(name: str, losses: Mapping[str, Mapping[str, Sequence[Bin]]], si
         axes = figure.subplots()
         for place, (stroke, parts) in enumerate(zip(STROKES, losses.values(), strict=False)):
             bins = [each for each in parts[sign] if each["share"] is not None and each["count"]]
+            # the share of the pairs is the same for all losses: filled once
             if not place:
                 places, shares = _columns(_even(bins))
                 axes.bar(places, shares, min(np.diff(places), default=0.1), color=RULE)

@@ -61,18 +61,18 @@ def build_map(name: str, section: MapSection, classes: Sequence[str], owner: str
         (method, METHOD_NAMES[method], _plot(f"{name}-{method}", flat, labels, radius, METHOD_NAMES[method] + owner))
         for method, flat in places.items()
     ]
-    found, counts = np.unique(labels, return_counts=True)
+    present, counts = np.unique(labels, return_counts=True)
     legend = [
         Legend(int(index), classes[index], _key(int(index)), int(count))
-        for index, count in zip(found, counts, strict=True)
+        for index, count in zip(present, counts, strict=True)
     ]
     data = {
         "indices": list(section.indices),
         "labels": labels.tolist(),
-        "classes": {int(index): classes[index] for index in found},
+        "classes": {int(index): classes[index] for index in present},
         "points": {method: flat.tolist() for method, flat in places.items()},
     }
-    return Map(plots, legend, bool(len(found) and found[-1] >= DISTINCT), data)
+    return Map(plots, legend, bool(len(present) and present[-1] >= DISTINCT), data)
 
 
 def scaled(points: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -99,8 +99,9 @@ def mark(index: int, radius: float) -> str:
         'm-9 -9l18 0l0 18l-18 0z'
     """
     corners = np.array(SHAPES[index % len(SHAPES)]) * radius
-    if not len(corners):
+    if not len(corners):  # a circle of two arcs, from its left
         return "m-{0:g} 0a{0:g} {0:g} 0 1 0 {1:g} 0a{0:g} {0:g} 0 1 0 -{1:g} 0z".format(radius, 2 * radius)
+    # move to the first corner, then lines relative to the corner before, and close
     steps = np.diff(corners, axis=0).round(1)
     x, y = corners[0].round(1)
     return f"m{x:g} {y:g}" + "".join(f"l{across:g} {down:g}" for across, down in steps) + "z"
@@ -108,7 +109,7 @@ def mark(index: int, radius: float) -> str:
 
 def _plot(name: str, flat: npt.NDArray[Any], labels: npt.NDArray[Any], radius: float, title: str) -> Markup:
     paths = []
-    for index in np.unique(labels):
+    for index in np.unique(labels):  # one path for each class: the file is small, and the script can dim it
         shape = mark(int(index), radius)
         path = "".join(f"M{x:g} {y:g}{shape}" for x, y in flat[labels == index])
         paths.append(f'<path class="class-{index % COLOURS}" data-class="{index}" d="{path}"/>')

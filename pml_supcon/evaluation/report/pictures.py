@@ -43,6 +43,7 @@ def encode_each(pictures: Sequence[Pixels], side: int, budget: int) -> list[Pict
 def encode_atlas(pictures: Sequence[Pixels], side: int, budget: int) -> Atlas:
     """Encode all pictures on one sheet, within ``budget`` bytes if possible, as `encode_each` does."""
     largest = max((max(pixels.shape[:2]) for pixels in pictures), default=1)
+    # the smallest square that holds all pictures, without its empty rows
     columns = max(1, math.isqrt(max(0, len(pictures) - 1)) + 1)
     rows = max(1, math.ceil(len(pictures) / columns))
 

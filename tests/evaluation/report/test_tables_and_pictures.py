@@ -1,4 +1,4 @@
-"""What a report is made of: its tables and pictures, and the form of its results in JSON."""
+"""The tables and pictures of a report, and the results of an evaluation in JSON."""
 
 import base64
 import json
