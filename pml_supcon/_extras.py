@@ -1,4 +1,4 @@
-"""The optional dependencies: imported in this one place, and only when something needs them."""
+"""The optional dependencies, imported here on first use."""
 
 from importlib import import_module
 from types import ModuleType
@@ -11,7 +11,7 @@ ENGINES = {"train": "training", "evaluate": "evaluation", "reproduce": "experime
 
 
 def require_faiss() -> ModuleType:
-    """Import FAISS, or say how to install it.
+    """Import FAISS; the error without it names the install command.
 
     Returns:
         The module ``faiss``, from ``faiss-cpu`` or ``faiss-gpu``.
@@ -33,7 +33,7 @@ def require_faiss() -> ModuleType:
 
 
 def require_imagecorruptions() -> ModuleType:
-    """Import the library of image corruptions, or say how to install it.
+    """Import the library of image corruptions; the error without it names the install command.
 
     Returns:
         The module ``imagecorruptions``, from ``imagecorruptions-imaug``; its helpers are in ``.corruptions``.
@@ -56,7 +56,7 @@ def require_imagecorruptions() -> ModuleType:
 
 
 def require_umap() -> ModuleType:
-    """Import UMAP, or say how to install it.
+    """Import UMAP; the error without it names the install command.
 
     Returns:
         The module ``umap``, from ``umap-learn``.
@@ -73,7 +73,7 @@ def require_umap() -> ModuleType:
 
 
 def require_recipe(name: str) -> ModuleType:
-    """Import a recipe, or say how to install what the recipes need.
+    """Import the program of a command; the error without it names the install command.
 
     Args:
         name: The command, "train", "evaluate" or "reproduce".
@@ -92,7 +92,7 @@ def require_recipe(name: str) -> ModuleType:
     try:
         return import_module(f"pml_supcon.{ENGINES[name]}.app")
     except ImportError as error:
-        if (error.name or "").startswith("pml_supcon"):  # a mistake of ours, which no installation mends
+        if (error.name or "").startswith("pml_supcon"):  # a fault of this package, not a missing dependency
             raise
         raise ImportError(
             f"The recipe {name} needs packages of which one could not be imported ({error}). Install them with "

@@ -21,7 +21,7 @@ _NAMED = 5  # so many broken images are named in an error
 
 
 class Images(Protocol):
-    """A sequence of images that can say where each one lies."""
+    """A sequence of images, with a name for each in error messages."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -36,13 +36,13 @@ class Images(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """What changes when the images do, told without decoding them."""
+        """Return a digest that changes when the images do, without decoding them."""
         ...
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images and their labels, an int64 tensor (n,) that is known without decoding."""
+    """Images and their labels, an int64 tensor ``(n,)`` that needs no decoding."""
 
     images: Images
     labels: Tensor
@@ -57,14 +57,14 @@ class Pool:
 
 @dataclass(frozen=True)
 class Source:
-    """An opened data set: its splits and what the loader must know about them.
+    """The splits of a data set, before decoding.
 
     Attributes:
-        train: the training images.
-        test: the test images, or None where the set has none and the training images are to be split.
-        class_names: the name of each label 0..C-1.
-        symbols: the images are digits or letters, which must not be mirrored.
-        shuffled: the rows are said to be in random order, so that the first n of them are a fair subset.
+        train: The training images.
+        test: The test images, or None if the data set has no test split.
+        class_names: The name of each label 0..C-1.
+        symbols: True for digits or letters, which must not be mirrored.
+        shuffled: True if the rows are in random order, so that the first n rows are a fair subset.
     """
 
     train: Pool
@@ -108,7 +108,7 @@ def stamps(paths: Iterable[str]) -> Iterator[str]:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Return at most `most` indices spread evenly over `range(count)`.
+    """Return at most ``most`` indices spread evenly over ``range(count)``.
 
     Examples:
         >>> evenly(10, 3)
@@ -118,10 +118,10 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def shape_of(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
-    """Return whether an image is grey, and its (height, width), from its header alone.
+    """Return True for a grey image, and its (height, width), from its header alone.
 
     Raises:
-        ValueError: where the header cannot be read, or the pixels have more than 8 bits.
+        ValueError: If the header cannot be read, or the pixels have more than 8 bits.
     """
     image = _open(images, index)
     if isinstance(image, Tensor):
@@ -130,13 +130,13 @@ def shape_of(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
 
 
 def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tensor:
-    """Return one decoded image: a PIL image of mode "L" or "RGB", or a tensor where the source holds tensors.
+    """Return one decoded image: a PIL image of mode "L" or "RGB", or a tensor if the source holds tensors.
 
     Transparency is dropped.
 
     Raises:
-        ValueError: naming the image, where it cannot be decoded, has more than 8 bits, or is in colour and
-            `in_chans` is 1.
+        ValueError: If the image cannot be decoded, has more than 8 bits, or is in colour and ``in_chans`` is 1. The
+            error names the image.
     """
     image = _open(images, index)
     if isinstance(image, Tensor):
@@ -160,10 +160,10 @@ def as_tensor(image: Image.Image | Tensor) -> Tensor:
 def for_each(
     images: Images, indices: Iterable[int], in_chans: int, visit: Callable[[int, Tensor], None], title: str
 ) -> None:
-    """Decode images in a pool of threads, with a progress bar, and hand each to `visit(index, pixels)`.
+    """Decode images in a pool of threads, with a progress bar, and call ``visit(index, pixels)`` for each.
 
     Raises:
-        ValueError: after all have been tried, naming those that cannot be decoded.
+        ValueError: If images cannot be decoded; all are tried first, and the error names the broken ones.
     """
 
     def work(index: int) -> str | None:
@@ -188,7 +188,7 @@ def raise_broken(messages: Sequence[str]) -> None:
 
 
 class Moments:
-    """Mean and deviation per channel over many images, each counting the same; values are scaled to [0, 1]."""
+    """The mean and standard deviation of each channel, averaged over images; values are scaled to [0, 1]."""
 
     def __init__(self, in_chans: int) -> None:
         self._in_chans = in_chans
@@ -196,15 +196,15 @@ class Moments:
         self._second: dict[int, Tensor] = {}
 
     def add(self, index: int, pixels: Tensor) -> None:
-        """Take in image `index`, uint8 (C, H, W); safe from several threads."""
+        """Add image ``index``, uint8 ``(C, H, W)``. Thread-safe."""
         values = pixels.double().flatten(1) / 255
         self._first[index], self._second[index] = values.mean(1), values.square().mean(1)
 
     def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return (mean, std), one entry per channel; a channel that never changes has std 1: nothing to scale.
+        """Return (mean, std), one entry per channel; a constant channel has std 1.
 
         Raises:
-            ValueError: where no channel changes.
+            ValueError: If all channels are constant.
         """
         order = sorted(self._first)  # threads finish in any order; the sum must not depend on it
         mean = torch.stack([self._first[index] for index in order]).mean(0)
@@ -229,7 +229,7 @@ def _open(images: Images, index: int) -> Image.Image | Tensor:
 
 
 class MemoryImages(Dataset[tuple[Tensor, int]]):
-    """Pairs (uint8 image (C, H, W), label) from tensors in memory: `images` (n, C, H, W), `labels` int64 (n,)."""
+    """A data set in memory: uint8 ``images`` ``(n, C, H, W)`` and int64 ``labels`` ``(n,)``; items are pairs."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -241,18 +241,18 @@ class MemoryImages(Dataset[tuple[Tensor, int]]):
         return self.images[index], int(self.labels[index])
 
     def fingerprint(self) -> str:
-        """What changes when a pixel does."""
+        """Return a digest of all pixels."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().data)
         return digest.hexdigest()
 
     def select(self, indices: Tensor, labels: Tensor) -> "MemoryImages":
-        """These images, with these labels."""
+        """Return the images at these indices, with these labels."""
         return MemoryImages(self.images[indices], labels)
 
 
 class LazyImages(Dataset[tuple[Image.Image | Tensor, int]]):
-    """Pairs (PIL image of mode "L" or "RGB", label), decoded when read; `labels` int64 (n,)."""
+    """A data set of pairs (PIL image of mode "L" or "RGB", label), decoded when read; ``labels`` int64 ``(n,)``."""
 
     def __init__(self, images: Images, labels: Tensor, in_chans: int) -> None:
         self.labels = labels
@@ -265,29 +265,29 @@ class LazyImages(Dataset[tuple[Image.Image | Tensor, int]]):
         return read_image(self._images, index, self._in_chans), int(self.labels[index])
 
     def fingerprint(self) -> str:
-        """What changes when a file does, or the order of the images."""
+        """Return a digest that changes with the files or with the order of the images."""
         return f"{self._images.fingerprint()} {self._in_chans}"
 
     def select(self, indices: Tensor, labels: Tensor) -> "LazyImages":
-        """These images, with these labels."""
+        """Return the images at these indices, with these labels."""
         return LazyImages(Pool(self._images, self.labels).select(indices.tolist()).images, labels, self._in_chans)
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set as the recipe uses it.
+    """A data set ready for training and evaluation.
 
     Attributes:
-        train: map-style pairs (image, label). The image is a uint8 tensor (C, H, W), or, where the set is too large or
-            of several sizes, a PIL image decoded when read.
-        test: the same for the test images.
-        class_names: the name of each label 0..C-1.
-        in_chans: 1 where every image is grey, else 3.
-        image_size: the side of the square that transforms should make.
-        mean: channel means of train images, in [0, 1].
-        std: channel deviations of train images, > 0.
-        spec: what `load_data` was given.
-        family: which augmentation fits: "digits" (small grey or known symbols, never mirrored) or "natural".
+        train: Map-style pairs (image, label). The image is a uint8 tensor ``(C, H, W)``, or a PIL image decoded when
+            read if the data set is large or has images of several sizes.
+        test: The same for the test images.
+        class_names: The name of each label 0..C-1.
+        in_chans: 1 if every image is grey, else 3.
+        image_size: The side of the square that transforms return.
+        mean: The channel means of the training images, in [0, 1].
+        std: The channel standard deviations of the training images, > 0.
+        spec: The specification given to ``load_data``.
+        family: The kind of augmentation: "digits" (small grey images or symbols, never mirrored) or "natural".
     """
 
     train: MemoryImages | LazyImages
@@ -307,10 +307,10 @@ class ImageData:
 
     @property
     def train_labels(self) -> Tensor:
-        """The labels of train, int64, known without decoding."""
+        """The labels of the training images, int64."""
         return self.train.labels
 
     @property
     def test_labels(self) -> Tensor:
-        """The labels of test, int64, known without decoding."""
+        """The labels of the test images, int64."""
         return self.test.labels

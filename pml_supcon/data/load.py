@@ -1,4 +1,4 @@
-"""`load_data`: images and labels, ready for the recipe, from a one-line specification."""
+"""``load_data``: open a data set from a one-line specification."""
 
 import math
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from pml_supcon.data.images import (
 from pml_supcon.data.sources import open_source
 from pml_supcon.data.splits import NewClasses, split_source, subset_of
 
-SMALL_IMAGE = 64  # up to here images keep their own size
+SMALL_IMAGE = 64  # images up to this side keep their size
 LARGE_IMAGE = 224
 MEMORY_LIMIT = 512 * 2**20  # bytes of decoded images
-CHECK_LIMIT = 20_000  # up to so many images are all decoded before the run
-STATISTICS_LIMIT = 2_000  # images from which mean and deviation are taken
+CHECK_LIMIT = 20_000  # data sets up to this size are decoded completely before the run
+STATISTICS_LIMIT = 2_000  # images for the mean and standard deviation
 
 
 def load_data(
@@ -39,37 +39,38 @@ def load_data(
 ) -> ImageData:
     """Open a data set.
 
-    `spec` is one of
+    ``spec`` is one of
 
-    - `digits`: scikit-learn's 1,797 handwritten digits of 8 x 8, without a download;
-    - `torchvision:NAME`: a class of torchvision.datasets in the folder $PML_SUPCON_DATA, else `data`, downloaded there
-      where missing. `?ARGUMENT=VALUE` adds an argument (`torchvision:EMNIST?split=letters`);
-    - `imagefolder:PATH`: PATH/train/CLASS/* and PATH/test (or val, or valid), or PATH/CLASS/*;
-    - `hf:PATH_OR_ID`: a folder of Parquet files (or another that `datasets` reads) or an id of the hub, with the splits
-      train and test (or validation). `?label=COLUMN&image=COLUMN` chooses columns, `?name=...` a configuration.
+    - ``digits``: scikit-learn's 1,797 handwritten digits of 8 x 8, without a download;
+    - ``torchvision:NAME``: a class of torchvision.datasets, downloaded if missing into the folder $PML_SUPCON_DATA, by
+      default ``data``. ``?ARGUMENT=VALUE`` adds an argument (``torchvision:EMNIST?split=letters``);
+    - ``imagefolder:PATH``: PATH/train/CLASS/* and PATH/test (or val, or valid), or PATH/CLASS/*;
+    - ``hf:PATH_OR_ID``: a folder of Parquet files (or another that ``datasets`` reads) or an id of the hub, with the
+      splits train and test (or validation). ``?label=COLUMN&image=COLUMN`` selects columns, ``?name=...`` a
+      configuration.
 
-    Each takes `?classes=0-4` too (names, numbers or ranges, joined by commas): these classes alone.
+    Each accepts ``?classes=0-4`` (names, numbers or ranges, joined by commas) to select classes.
 
-    A set without a test part is split 70/30, the same way in every run, with every class in its share. Images that
-    all have one size and fit into 512 MiB are decoded once and kept as a uint8 tensor of their own size; others are
-    decoded when read. Up to 20,000 images are all decoded before the run, so that a broken one shows now.
+    A data set without a test split is split 70/30, stratified by class, identically in every run. Images of one size
+    that fit into 512 MiB are decoded once into a uint8 tensor; others are decoded when read. Data sets of up to 20,000
+    images are decoded completely before the run, so that a broken image raises an error early.
 
     Args:
-        spec: see above.
-        image_size: side of the square that transforms should make. None: the images' own, where all are square, equal
-            and at most 64, else 224.
-        max_train: use at most so many train images, >= the number of classes. Of `hf:` sets the first ones, where
-            these have all classes; otherwise a subset with every class in its share, drawn with `seed`.
-        max_test: the same for the test images.
-        seed: of the subsets.
+        spec: The specification, see above.
+        image_size: The side of the square that transforms return. Default: the side of the images if all are square,
+            equal and at most 64, else 224.
+        max_train: The maximum number of training images, >= the number of classes. ``hf:`` data sets keep the first
+            rows if these cover all classes; all others a stratified subset, drawn with ``seed``.
+        max_test: The same for the test images.
+        seed: The seed of the subsets.
 
     Returns:
-        The data.
+        The data set.
 
     Raises:
-        ValueError: for an unknown set or form, a missing or ambiguous column, a class without images, test classes
-            that train does not have, too few images to split or for `max_train`, images that cannot be read.
-        FileNotFoundError: where the folder does not exist.
+        ValueError: If the specification is unknown, a column is missing or ambiguous, a class has no images, test has
+            classes that train lacks, there are too few images, or an image cannot be read.
+        FileNotFoundError: If the folder does not exist.
 
     Examples:
         >>> data = load_data("digits")
@@ -81,7 +82,7 @@ def load_data(
 
 @dataclass(frozen=True)
 class OpenedData:
-    """A data set whose labels are known and whose images are not decoded yet."""
+    """A data set with its labels, before its images are decoded."""
 
     spec: str
     source: Source
@@ -91,11 +92,11 @@ class OpenedData:
 
     @property
     def train_labels(self) -> Tensor:
-        """The labels of train, int64."""
+        """The labels of the training images, int64."""
         return self.train.labels
 
     def with_train_fraction(self, fraction: float, seed: int) -> "OpenedData":
-        """The same with a share of the training images, every class in its share and with one image at least."""
+        """Return the data set with a stratified fraction of the training images, at least one of each class."""
         most = round(fraction * len(self.train))
         classes = len(self.train_labels.bincount().nonzero())
         if most < classes:
@@ -106,7 +107,7 @@ class OpenedData:
         return replace(self, train=subset_of(self.train, most, "train_fraction", seed, first=False))
 
     def decode(self) -> ImageData:
-        """Look at the images; see `load_data`."""
+        """Decode the images; see ``load_data``."""
         return _assemble(self.spec, self.source, self.train, self.test, self.image_size)
 
 
@@ -119,10 +120,10 @@ def open_data(
     seed: int = 0,
     new_classes: NewClasses = "none",
 ) -> OpenedData:
-    """The first half of `load_data`, quick on large sets: what is wrong with labels or arguments shows here.
+    """Read the labels and check the arguments, without decoding images: the quick first half of ``load_data``.
 
-    `new_classes` says whether test may have classes that train lacks: "none"; "all" or none of them, since retrieval
-    among new classes is what metric learning is for; or "some".
+    ``new_classes`` sets the test classes that train may lack: "none"; "all", for zero-shot retrieval, in which no test
+    class or every test class is new; or "some".
     """
     for name, value in (("image_size", image_size), ("max_train", max_train), ("max_test", max_test)):
         if value is not None and value < 1:
@@ -135,7 +136,7 @@ def open_data(
 
 
 def _assemble(spec: str, source: Source, train: Pool, test: Pool, image_size: int | None) -> ImageData:
-    """Look at the images, decide what to keep in memory, and decode."""
+    """Read the headers, decide if the images stay in memory, and decode them."""
     grey, sizes = _survey([train, test])
     in_chans = 1 if grey else 3
     size = next(iter(sizes)) if len(sizes) == 1 else None
@@ -169,7 +170,7 @@ def _assemble(spec: str, source: Source, train: Pool, test: Pool, image_size: in
 
 
 def _survey(pools: Sequence[Pool]) -> tuple[bool, set[tuple[int, int]]]:
-    """Return whether all images are grey, and their sizes, from the headers of all (of many: some) images."""
+    """Return True if all images are grey, and their sizes; of a large data set, read a sample of the headers."""
     most = CHECK_LIMIT if sum(map(len, pools)) <= CHECK_LIMIT else STATISTICS_LIMIT
     shapes, broken = set(), []
     for images, index in ((pool.images, index) for pool in pools for index in evenly(len(pool), most)):
@@ -182,10 +183,10 @@ def _survey(pools: Sequence[Pool]) -> tuple[bool, set[tuple[int, int]]]:
 
 
 def _decode(pool: Pool, into: Tensor | None, in_chans: int, title: str, moments: Moments | None) -> int:
-    """Decode all images once, or only some where there are many and none is kept, so that broken ones show.
+    """Decode images once, to fill ``into`` and to detect broken ones; only a sample of a large lazy data set.
 
     Returns:
-        The number of images that do not fit into `into`.
+        The number of images whose shape differs from that of ``into``.
     """
     sample = set(evenly(len(pool), STATISTICS_LIMIT))
     odd: list[int] = []

@@ -1,4 +1,4 @@
-"""The data sets that `load_data` knows, each opened from its specification without decoding an image."""
+"""The sources of ``load_data``: digits, image folders and Hugging Face data sets, opened without decoding images."""
 
 import difflib
 import os
@@ -24,7 +24,7 @@ _LABEL_NAMES = ("label", "labels", "target", "fine_label")
 
 
 def open_source(spec: str) -> Source:
-    """Open a data set; see `load_data` for the forms of `spec` and the errors."""
+    """Open a data set; see ``load_data`` for the forms of ``spec`` and the errors."""
     form, _, query = spec.partition("?")
     parts = [part.partition("=") for part in query.split("&") if part]
     if not all(name and value for name, _, value in parts):
@@ -167,12 +167,12 @@ class _RowImages:
         return f"row {index} of {self.split}" + (f" ({path})" if path else "")
 
     def fingerprint(self) -> str:
-        return str(self.rows._fingerprint)  # of the files and of what was done to the rows
+        return str(self.rows._fingerprint)  # of the files and of all operations on the rows
 
 
 def _open_hub(place: str, options: dict[str, str]) -> Source:
-    """Open a folder of Parquet files (or any other that `datasets` reads), or a data set of the hub."""
-    import datasets  # slow to import, and needed here alone
+    """Open a folder of Parquet files (or any other that ``datasets`` reads), or a data set of the hub."""
+    import datasets  # imported here because it is slow and optional
 
     _refuse_options("hf", options, ("image", "label", "name"))
     path = Path(place).expanduser()
@@ -205,7 +205,7 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
 
 
 def _encode(columns: dict[str, list[Any]], feature: Any, datasets: Any) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """Return the class names and the labels 0..C-1 of each split, -1 where there is none."""
+    """Return the class names and the labels 0..C-1 of each split, -1 for a row without a label."""
     if isinstance(feature, datasets.ClassLabel):
         coded = {name: [-1 if value is None else int(value) for value in column] for name, column in columns.items()}
         return tuple(feature.names), coded

@@ -9,17 +9,19 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages, Pool, Source
+from pml_supcon.metrics.strata import stratified_quotas
 
-SPLIT_SEED = 0  # of the 70/30 split: the same test images in every run, whatever the run's seed
+SPLIT_SEED = 0  # seed of the 70/30 split: every run has the same test images
 TEST_SHARE = 0.3
-NewClasses = Literal["none", "all", "some"]  # that test may have and train lacks
+NewClasses = Literal["none", "all", "some"]  # allowed test classes that train lacks
 
 
 def split_source(source: Source, spec: str, *, new_classes: NewClasses) -> tuple[Pool, Pool]:
-    """Return train and test, splitting train where there is no test part.
+    """Return train and test; split train 70/30 if the source has no test split.
 
     Raises:
-        ValueError: there is nothing to train on or to tell apart, too little to split, or a test class not allowed.
+        ValueError: If a split is empty, train has fewer than 2 classes or too few images to split, or test has a class
+            that ``new_classes`` does not allow.
     """
     if not len(source.train) or (source.test is not None and not len(source.test)):
         raise ValueError(f"Expected images in {spec!r}, but train or test has none")
@@ -56,10 +58,10 @@ def split_source(source: Source, spec: str, *, new_classes: NewClasses) -> tuple
 
 
 def subset_of(pool: Pool, most: int | None, name: str, seed: int, *, first: bool) -> Pool:
-    """At most so many images: the first ones where that is asked for and they have all classes, else a drawn subset.
+    """Return at most ``most`` images: the first ones if ``first`` and they cover all classes, else a stratified subset.
 
     Raises:
-        ValueError: there are more classes; it names the argument.
+        ValueError: If there are more classes than ``most``; the error names the argument.
     """
     if most is None or most >= len(pool):
         return pool
@@ -72,12 +74,12 @@ def subset_of(pool: Pool, most: int | None, name: str, seed: int, *, first: bool
 
 
 def stratified_subset(labels: Tensor, count: int, seed: int) -> list[int]:
-    """Draw `count` indices with every class in its share, and at least one of each, in rising order.
+    """Draw ``count`` indices, each class in proportion and at least once, in ascending order.
 
     Args:
-        labels: int64 (n,).
-        count: at least the number of classes and at most n.
-        seed: of the draw.
+        labels: Class labels, int64 ``(n,)``.
+        count: The number of indices, between the number of classes and n.
+        seed: The seed of the draw.
 
     Examples:
         >>> len(stratified_subset(torch.tensor([0] * 90 + [1] * 10), 20, seed=0))
@@ -85,15 +87,7 @@ def stratified_subset(labels: Tensor, count: int, seed: int) -> list[int]:
     """
     counts = labels.bincount()
     values = counts.nonzero().flatten()
-    sizes = counts[values]
-    exact = sizes * count / len(labels)
-    quota = exact.floor().long().clamp(min=1)
-    while (left := count - int(quota.sum())) != 0:  # round by the largest remainder
-        gap = exact - quota
-        if left > 0:
-            quota[gap.masked_fill(quota >= sizes, -torch.inf).argmax()] += 1
-        else:
-            quota[gap.masked_fill(quota <= 1, torch.inf).argmin()] -= 1
+    quota = stratified_quotas(counts[values].numpy(), count, at_least=1)
     generator = torch.Generator().manual_seed(seed)
     chosen: list[int] = []
     for value, take in zip(values, quota.tolist(), strict=True):
@@ -102,19 +96,19 @@ def stratified_subset(labels: Tensor, count: int, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-HELD_OUT_SEED = 1  # the same images in every run, whatever its seed, so that runs can be compared
+HELD_OUT_SEED = 1  # every run holds out the same images, so that runs with different seeds can be compared
 
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """A split of the training images, known from the labels alone.
+    """A split of the training images into images to train on and held-out images, as indices.
 
     Attributes:
-        train: positions of the images that are trained on, int64, rising.
-        held_out: those of the others; may be empty.
-        labels: of `train` as training sees them, int64.
-        true_labels: of `train` as they are.
-        held_out_labels: of `held_out` as they are.
+        train: The indices of the images to train on, int64, ascending.
+        held_out: The indices of the held-out images; may be empty.
+        labels: The labels of ``train``, with label noise, int64.
+        true_labels: The labels of ``train``, without noise.
+        held_out_labels: The labels of ``held_out``, without noise.
     """
 
     train: Tensor
@@ -125,31 +119,31 @@ class TrainingSplit:
 
     @property
     def wrong(self) -> int:
-        """How many labels are not the true ones."""
+        """The number of wrong labels."""
         return int((self.labels != self.true_labels).sum())
 
     def training_images(self, data: ImageData) -> MemoryImages | LazyImages:
-        """The images that are trained on, with the labels that training sees."""
+        """Return the images to train on, with noisy labels."""
         if not len(self.held_out) and not self.wrong:
             return data.train
         return data.train.select(self.train, self.labels)
 
     def held_out_images(self, data: ImageData) -> MemoryImages | LazyImages:
-        """The images that are held out."""
+        """Return the held-out images, with true labels."""
         return data.train.select(self.held_out, self.held_out_labels)
 
 
 def split_training_set(labels: Tensor, *, held_out: float, label_noise: float, seed: int) -> TrainingSplit:
-    """Hold out a share of every class, and give a share of the others a wrong label.
+    """Hold out a fraction of every class, and give a fraction of the other images a wrong label.
 
     Args:
-        labels: of all training images, int64 `(n,)`.
-        held_out: share that is held out, in [0, 1).
-        label_noise: share of the rest whose label becomes another class, each with equal chance, in [0, 1].
-        seed: of the noise.
+        labels: The labels of all training images, int64 ``(n,)``.
+        held_out: The fraction to hold out, in [0, 1).
+        label_noise: The fraction of the other images that get another class, drawn uniformly, in [0, 1].
+        seed: The seed of the noise.
 
     Raises:
-        ValueError: a share that leaves a class without an image on one side, or noise with one class.
+        ValueError: If a class would have no image on one side, or noise is asked for with a single class.
     """
     apart = _held_out(labels, held_out)
     kept = torch.ones(len(labels), dtype=torch.bool)
@@ -193,16 +187,16 @@ def _noisy(labels: Tensor, share: float, seed: int) -> Tensor:
 
 
 def with_classes(source: Source, wanted: str, spec: str) -> Source:
-    """The same data set with some of its classes, numbered anew from 0 in their old order.
+    """Return the data set with some of its classes, renumbered from 0 in their order.
 
     Args:
-        source: the data set.
-        wanted: names or numbers of classes and ranges of numbers, joined by commas: `cat,dog`, `0-4`, `0,2,7-9`. A name
-            goes before a number.
-        spec: what was given, for errors.
+        source: The data set.
+        wanted: Class names, numbers or ranges, joined by commas: ``cat,dog``, ``0-4``, ``0,2,7-9``. Names take
+            precedence over numbers.
+        spec: The specification, for errors.
 
     Raises:
-        ValueError: a class that there is not, or fewer than two.
+        ValueError: If a class does not exist, or fewer than two are left.
     """
     kept = sorted({label for part in wanted.split(",") for label in _labels_of(part, source.class_names, spec)})
     if len(kept) < 2:

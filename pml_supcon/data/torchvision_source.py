@@ -1,4 +1,4 @@
-"""Data sets of `torchvision.datasets`, whose constructors, splits and labels all have other names."""
+"""The data sets of ``torchvision.datasets``, behind one interface for their different constructors and labels."""
 
 import difflib
 import inspect
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pml_supcon.data.images import Pool, Source, digest_of, stamps
 
-ROOT_VARIABLE = "PML_SUPCON_DATA"  # the folder that holds or gets the files; default: data
+ROOT_VARIABLE = "PML_SUPCON_DATA"  # the folder for the files; default: data
 _SYMBOLS = ("MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "Omniglot")
 _TRAIN_SPLITS, _TEST_SPLITS = ("train", "trainval"), ("test", "val", "valid")
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "y")
@@ -23,18 +23,18 @@ _NOT_DATA = ("ImageFolder", "DatasetFolder", "VisionDataset")
 
 
 def open_torchvision(place: str, options: dict[str, str]) -> Source:
-    """Open a class of `torchvision.datasets` by its name, in any case, downloading the files where they are missing.
+    """Open a class of ``torchvision.datasets`` by its case-insensitive name; download missing files.
 
     Args:
-        place: the name.
-        options: further arguments of the constructor, as strings (EMNIST: `split`).
+        place: The name.
+        options: Further arguments of the constructor, as strings (EMNIST: ``split``).
 
     Returns:
-        Train and test where the class tells them apart, else train alone.
+        Train and test, or train alone if the class has no splits.
 
     Raises:
-        ValueError: for an unknown name, a class that needs other arguments, labels that are not integers.
-        OSError: where the download fails.
+        ValueError: If the name is unknown, the class needs other arguments, or the labels are not integers.
+        OSError: If the download fails.
     """
     name, kind = find_class(place, options)
     parameters = _parameters(kind)
@@ -53,7 +53,7 @@ def open_torchvision(place: str, options: dict[str, str]) -> Source:
 
 
 def find_class(place: str, options: dict[str, str]) -> tuple[str, type]:
-    """Name and class that `open_torchvision` opens, which takes the options; raises its errors without a download."""
+    """Return the name and the class for ``open_torchvision``, and check the options, without a download."""
     names = {
         name.lower(): name
         for name in torchvision.datasets.__all__
@@ -105,7 +105,7 @@ class _Items:
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """Return the constructor's parameters, and its parents' where it passes `**kwargs` on to them."""
+    """Return the parameters of the constructor, and those of its parents if it passes ``**kwargs`` to them."""
     found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):
@@ -128,7 +128,7 @@ def _build(kind: type, options: dict[str, Any]) -> Any:
     try:
         return kind(**arguments, download=False)
     except (RuntimeError, FileNotFoundError):
-        pass  # the files are not there yet
+        pass  # the files are missing
     try:
         return kind(**arguments, download=True)
     except (OSError, RuntimeError) as error:  # no connection, a file that does not fit its checksum
@@ -142,7 +142,7 @@ def _first_split(kind: type, splits: tuple[str, ...], options: dict[str, str]) -
     for split in splits:
         try:
             return _build(kind, {"split": split, **options})
-        except ValueError as error:  # torchvision's word for a split that the class does not have
+        except ValueError as error:  # raised by torchvision for an unknown split
             last = error
     raise ValueError(f"Expected one of the splits {', '.join(splits)}, but torchvision says: {last}") from last
 
@@ -155,7 +155,7 @@ def _labels(dataset: Any, name: str) -> Tensor:
         labels = _as_labels(candidate, len(dataset))
         if labels is not None:
             return labels
-    # Nothing but the items know: every image is decoded once.
+    # No attribute holds the labels: decode every item once.
     if len(dataset) and _as_labels([dataset[0][1]], 1) is not None:
         bar = tqdm(range(len(dataset)), desc=f"labels of {name}", disable=None, leave=False)
         labels = _as_labels([dataset[index][1] for index in bar], len(dataset))
@@ -165,7 +165,7 @@ def _labels(dataset: Any, name: str) -> Tensor:
 
 
 def _as_labels(values: Any, count: int) -> Tensor | None:
-    """Return the values as int64 (count,), or None where they are no labels."""
+    """Return the values as int64 ``(count,)``, or None if they are not labels."""
     try:
         labels = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):

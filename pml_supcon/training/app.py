@@ -1,17 +1,4 @@
-r"""Train an encoder by any method of the paper, then score it: retrieval and a linear classifier.
-
-    accelerate launch --quiet recipes/train.py                                      # digits, one process, a minute
-    accelerate launch --quiet recipes/train.py --method triplet --miner batch_hard  # a comparator: one flag differs
-    accelerate launch --quiet recipes/train.py --config pml_supcon/configs/cifar10.yaml
-    accelerate launch --quiet recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/mine
-    accelerate launch --quiet recipes/train.py --output runs/mine --resume          # continue after a stop or kill
-    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py         # several processes without a GPU
-
-Stage 1 trains the encoder under a projection head with a contrastive loss over V views of each image, under a
-classifier with cross entropy, or both at once; stage 2 freezes the encoder, drops the head and trains a linear
-classifier. The test split is touched once, after the last epoch. `--help` lists the settings, README has the figures of
-the last record.
-"""
+"""The program `train.py`: train an encoder by any method of the paper, then score it. Usage: `recipes/train.py`."""
 
 import signal
 import sys
@@ -38,12 +25,13 @@ SHOWN = ("scored", "linear_probe/", "retrieval/", "train/", "miner/", "seconds/"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, score, report."""
+    """Parse the settings, train, score, and print the summary."""
     started = time.perf_counter()
     settings = parse_settings(arguments)
+    # 1. Checks that need no data, then data, model and checkpoint: user errors appear here.
     try:
         check_tracker(settings.tracker)
-        commit()  # now: files may change while it runs
+        commit()  # cached now, because files may change during the run
         accelerator = make_accelerator(settings.mixed_precision)
         run = open_run(settings, accelerator)
         prepared = None if run.finished else load_run(run, accelerator)
@@ -51,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_with_error("train.py", error)
     except KeyboardInterrupt:
         exit_stopped(Stopped(signal.SIGINT, "before the first step"), run=None)
+    # 2. Training and scoring; a finished run only prints its summary.
     try:
         if prepared is not None:
             train_and_score(prepared, started)
@@ -71,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def print_summary(run: RunFolder) -> None:
-    """Print the summary of a finished run, on one process."""
+    """Print the summary of a finished run on the main process."""
     if not PartialState().is_main_process:
         return
     metrics = run.metrics()
@@ -80,7 +69,7 @@ def print_summary(run: RunFolder) -> None:
 
 
 def exit_stopped(stopped: Stopped, run: RunFolder | None) -> NoReturn:
-    """End the program as a signal wants it, with one line: 128 + its number is what shells expect."""
+    """Print one line about the signal and exit with status 128 + its number, as shells expect."""
     if PartialState().is_main_process:
         saved = "" if run is None else f"; saved {run.last_good()}; go on with: --output {run.path} --resume"
         name = signal.Signals(stopped.number).name

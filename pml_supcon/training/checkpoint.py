@@ -1,11 +1,12 @@
-"""Checkpoints of a run: written beside and renamed, checked when read, never unpickled.
+"""Checkpoints of a run: written under a temporary name and renamed, verified by digests, never unpickled.
 
-    checkpoints/step-00001200/checkpoint.json       what it is, with a digest of each file
+    checkpoints/step-00001200/checkpoint.json       settings, step and a digest of each file
                               weights.safetensors   models, the moving average, the queue
                               state.pt              optimizer, schedule, scaler, sampler, random states
 
-`state.pt` is read with `weights_only=True`. A folder bears its name only when all of it is on the disk; one that starts
-with a dot is half-written or half-removed, and is cleared away.
+``state.pt`` is read with ``weights_only=True``. A folder has its final name only once all files are on disk; a folder
+that starts with a dot is incomplete and is removed. We do not use ``accelerator.save_state``, because it writes in
+place and without digests, so that a kill during a save can leave a damaged checkpoint.
 """
 
 import errno
@@ -26,24 +27,24 @@ from torch import Tensor
 FORMAT = "pml_supcon checkpoint 1"
 NAMES = "step-" + "[0-9]" * 8
 ABOUT, WEIGHTS, STATE = "checkpoint.json", "weights.safetensors", "state.pt"
-#: What `checkpoint.json` has to say, besides the format.
+#: The fields of `checkpoint.json` besides the format.
 FIELDS: dict[str, Any] = {"settings": dict, "files": dict, "stage": int, "step": int, "seconds": (int, float)}
 FIELDS |= {"processes": int, "precision": str}
 DIGESTS = {name: {"bytes", "sha256"} for name in (WEIGHTS, STATE)}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be gone on from: says what differs."""
+    """An error for a checkpoint that cannot be resumed; it names the difference."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
-        about: plain values: where the run stood, and of which settings it is.
-        weights: tensors by name.
-        state: plain values and tensors, nested.
+        about: Plain values: stage, step, seconds and settings.
+        weights: Tensors by name.
+        state: Nested plain values and tensors.
     """
 
     about: dict[str, Any]
@@ -52,30 +53,30 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, by step.
+    """The checkpoints of one run.
 
     Args:
-        path: their folder; made when the first is written.
-        keep: so many of the newest stay.
+        path: The folder, created with the first checkpoint.
+        keep: The number of newest checkpoints to keep.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path, self.keep = path, keep
 
     def newest(self) -> Path | None:
-        """The last one written, or None."""
+        """Return the newest checkpoint, or None."""
         found = self.all()
         return found[-1] if found else None
 
     def all(self) -> list[Path]:
-        """Those that are whole, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return sorted(self.path.glob(NAMES))
 
     def write(self, step: int, checkpoint: Checkpoint) -> Path:
-        """Write one, then remove the oldest beyond `keep`.
+        """Write a checkpoint, then remove the oldest beyond ``keep``.
 
         Raises:
-            OSError: it could not be written; those before it are as they were.
+            OSError: If it cannot be written; earlier checkpoints are unchanged.
         """
         target = self.path / f"step-{step:08d}"
         partial = self.path / f".{target.name}.partial"
@@ -84,7 +85,7 @@ class CheckpointFolder:
             partial.mkdir(parents=True)
             weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.weights.items()}
             save_file(weights, partial / WEIGHTS)
-            written = io.BytesIO()  # torch's own writer hides what the disk says
+            written = io.BytesIO()  # because torch's file writer hides the error of a full disk
             torch.save(checkpoint.state, written)
             (partial / STATE).write_bytes(written.getbuffer())
             digests = {name: _digest(partial / name) for name in (WEIGHTS, STATE)}
@@ -92,7 +93,7 @@ class CheckpointFolder:
             (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
             for name in (WEIGHTS, STATE, ABOUT):
                 _to_disk(partial / name)
-            if target.exists():  # the same step again, after a run went on from an older one
+            if target.exists():  # the run resumed from an older checkpoint and reached this step again
                 _remove(target)
             os.replace(partial, target)
             _to_disk(self.path)
@@ -108,20 +109,20 @@ class CheckpointFolder:
         return target
 
     def clear(self) -> None:
-        """Remove what was half-written or half-removed when the run was killed."""
+        """Remove incomplete folders after a kill."""
         for left in self.path.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
-    """Read one.
+    """Read and verify a checkpoint.
 
     Args:
-        path: its folder.
-        expected: settings that its `about["settings"]` must equal.
+        path: The folder of the checkpoint.
+        expected: The settings that the checkpoint must have.
 
     Raises:
-        CheckpointError: it is cut short or changed, foreign, or of other settings; names what differs.
+        CheckpointError: If it is truncated, modified, not of this package, or has other settings.
     """
     about = _about(path)
     differences = [
@@ -142,12 +143,12 @@ def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         return Checkpoint(about, load_file(path / WEIGHTS), state)
-    except Exception as error:  # a file that matches its digest, but that another program wrote
+    except Exception as error:  # the file matches its digest, but is not a checkpoint
         raise CheckpointError(f"{path} is no checkpoint of this package: {str(error).splitlines()[0]}") from error
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """The description of a checkpoint, if it is one."""
+    """Return the content of ``checkpoint.json``, or raise CheckpointError."""
     try:
         about = json.loads((path / ABOUT).read_text())
         if about["format"] != FORMAT:
@@ -169,7 +170,7 @@ def _digest(file: Path) -> dict[str, Any]:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Synchronise a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -178,7 +179,7 @@ def _to_disk(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; killed half-way, it is none any more."""
+    """Rename a checkpoint to an incomplete one, then remove it, so that a kill leaves no damaged checkpoint."""
     gone = path.with_name(f".{path.name}.removed")
     os.replace(path, gone)
     shutil.rmtree(gone, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Batches of views for a stage."""
+"""The samplers and data loaders of a stage."""
 
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from pml_supcon.views import MultiViewDataset, MultiViewTensorDataset, SeededDat
 
 
 def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
-    """Batches of image indices; several processes need equal shares, so that the last, smaller batch is dropped."""
+    """Build the batch sampler of stage 1; several processes drop the last, smaller batch to have equal shares."""
     return MultiViewBatchSampler(
         labels,
         settings.batch_size,
@@ -30,7 +30,7 @@ def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelera
 def build_plain_sampler(
     labels: Tensor, batch_size: int, accelerator: Accelerator, *, seed: int
 ) -> MultiViewBatchSampler:
-    """Plainly shuffled batches for the linear classifier."""
+    """Build the sampler of shuffled batches for the linear classifier."""
     most = len(labels) // accelerator.num_processes * accelerator.num_processes
     return MultiViewBatchSampler(
         labels,
@@ -43,7 +43,7 @@ def build_plain_sampler(
 
 
 def check_shares(settings: TrainSettings, accelerator: Accelerator) -> None:
-    """Refuse batches that the processes cannot share equally."""
+    """Raise ValueError unless batch sizes are multiples of the number of processes."""
     for name in ("batch_size", "stage2_batch_size"):
         size = getattr(settings, name)
         if size is not None and size % accelerator.num_processes:
@@ -63,10 +63,12 @@ def build_loader(
     workers: int = 0,
     data_on_device: Literal["auto"] | bool = "auto",
 ) -> DataLoader[Any]:
-    """Batches `(B, V, C, H, W)` and labels `(B,)` of this process's share, the same for any number of workers.
+    """Build the loader of this process's views ``(B, V, C, H, W)`` and labels ``(B,)``.
+
+    The batches do not depend on the number of workers.
 
     Raises:
-        ValueError: images that are not held in memory, for `data_on_device`.
+        ValueError: If ``data_on_device`` is True without a GPU, or the images are not in memory.
     """
     if augment == "auto":
         augment = "digits" if data.family == "digits" else "simclr"
@@ -93,5 +95,5 @@ def build_loader(
         collate_fn=SeededDataset.collate,
         pin_memory=device.type == "cuda" and not on_device,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # its iterators draw a seed: not from the generator that training goes on with
+        generator=torch.Generator(),  # the iterators draw a seed, which must not advance the training's generator
     )

@@ -15,7 +15,7 @@ import torch
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a figure depends on besides the settings: versions, commit, machine, peak memory of this process."""
+    """Return the versions, commit, date, machine and peak memory of this process, for the record of a run."""
     packages = ("pml-supcon", "torch", "torchvision", "timm", "pytorch-metric-learning", "accelerate")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
@@ -30,7 +30,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def on_device(device: torch.device) -> dict[str, Any]:
-    """The device, and the peak of what this process has held on it."""
+    """Return the device and the peak of its memory that this process has allocated."""
     if device.type != "cuda":
         return {"device": device.type}
     peak = round(torch.cuda.max_memory_allocated(device) / 2**20)
@@ -39,9 +39,9 @@ def on_device(device: torch.device) -> dict[str, Any]:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the checkout that this file is in, with "+" where files differ from it; None outside one.
+    """Return the commit of this checkout, with "+" if files differ from it; None outside a checkout.
 
-    Programs ask when they start: files may change while they run.
+    Programs call it at their start, because files may change during the run. The result is cached.
     """
     here = Path(__file__).resolve()
     try:  # an installed package may be in a folder of another repository, which does not track it
@@ -52,5 +52,5 @@ def commit() -> str | None:
 
 
 def git(*arguments: str, folder: Path) -> str:
-    """What git answers in a folder."""
+    """Return the output of a git command in a folder."""
     return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Features of images, computed by all processes together."""
+"""The features of images, computed by all processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,14 +14,14 @@ from pml_supcon.views import Change, evaluation_transform
 
 
 class ImagesToEmbed(Dataset[Tensor]):
-    """Images as the encoder takes them, by whole batches.
+    """A data set of resized and normalised images, read in whole batches.
 
     Args:
-        images: a split.
-        image_size: side of the square that the encoder sees.
-        mean: of the channels.
-        std: their deviations.
-        change: made on the uint8 squares, or None.
+        images: The images of a split.
+        image_size: The side of the encoder's input.
+        mean: The channel means.
+        std: The channel standard deviations.
+        change: A change applied to the resized uint8 images, or None.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ImagesToEmbed(Dataset[Tensor]):
         return len(self.images)
 
     def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        """A batch, float `(N, C, image_size, image_size)`."""
+        """Return a batch, float ``(N, C, image_size, image_size)``."""
         places = torch.as_tensor(indices)
         if isinstance(self.images, MemoryImages):
             made: Tensor = self._transform(places)(self.images.images[places])
@@ -64,21 +64,22 @@ def embed(
     batch_size: int,
     workers: int = 0,
 ) -> Tensor | None:
-    """The features of images, by all processes; every one calls it.
+    """Compute the features of images. A collective: every process must call it.
 
-    The batches are the same for any number of processes, each of which takes every so-manieth: so what rounding a batch
-    has does not depend on their number.
+    Batches are the same for any number of processes P, and process p computes batches p, p + P, ...: the rounding of a
+    batch does not depend on P.
 
     Args:
-        encoder: on the accelerator's device, in float32; left in evaluation mode.
-        images: a split.
-        indices: of the images in it.
-        accelerator: the processes.
-        batch_size: images that pass at a time.
-        workers: processes that load images, for each process.
+        encoder: The encoder on the accelerator's device, in float32; left in evaluation mode.
+        images: The images of a split.
+        indices: The indices of the images.
+        accelerator: The processes.
+        batch_size: The number of images per forward pass.
+        workers: The number of loader workers of each process.
 
     Returns:
-        `(len(indices), width)` float32 on the CPU, in the order of `indices`; None on all but the main process.
+        Features ``(len(indices), width)``, float32 on the CPU, in the order of ``indices``. None on all but the main
+        process.
     """
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     rank, number = accelerator.process_index, accelerator.num_processes
@@ -89,7 +90,7 @@ def embed(
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # its iterator draws a seed: not from the generator that training goes on with
+            generator=torch.Generator(),  # the iterator draws a seed, which must not advance the training's generator
         )
     )
     encoder.eval()

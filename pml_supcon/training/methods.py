@@ -1,4 +1,4 @@
-"""The methods of stage 1: what stands on the encoder, and the loss over it."""
+"""The methods of stage 1: the head or classifier on the encoder, and the loss."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SEMI_HARD_MARGIN = 0.2  # Schroff et al. (FaceNet, CVPR 2015)
 
 
 class EncoderWithTop(nn.Module):
-    """An encoder under a projection head or a classifier: views `(B, V, C, H, W)` to `(B, V, D)`."""
+    """An encoder under a projection head or a classifier: views ``(B, V, C, H, W)`` to ``(B, V, D)``."""
 
     def __init__(self, encoder: nn.Module, top: nn.Module, *, channels_last: bool = False) -> None:
         super().__init__()
@@ -29,23 +29,23 @@ class EncoderWithTop(nn.Module):
         self.to(memory_format=self.memory_format)
 
     def forward(self, views: Tensor) -> Tensor:
-        """All views pass in one batch, so that BatchNorm sees them together."""
+        """Encode all views in one batch, so that they share BatchNorm statistics."""
         rows: Tensor = self.top(self.features(flatten_views(views)))
         return split_views(rows, views.shape[1])
 
     def features(self, images: Tensor) -> Tensor:
-        """What the encoder gives for images `(N, C, H, W)`."""
+        """Return the features ``(N, width)`` of images ``(N, C, H, W)``."""
         features: Tensor = self.encoder(images.contiguous(memory_format=self.memory_format))
         return features
 
 
 class HeadAndClassifier(nn.Module):
-    """A projection head and a classifier side by side: features `(N, width)` to `(N, D + C)`.
+    """A projection head and a classifier side by side: features ``(N, width)`` to ``(N, D + C)``.
 
     Args:
-        head: to the embeddings, D wide.
-        classifier: to the logits of C classes.
-        alone: stop the classifier's gradient, so that the head alone trains what is below.
+        head: The projection head, to embeddings of width D.
+        classifier: The classifier, to the logits of C classes.
+        alone: Stop the classifier's gradient, so that only the head trains the encoder.
     """
 
     def __init__(self, head: nn.Module, classifier: nn.Module, *, alone: bool) -> None:
@@ -53,13 +53,13 @@ class HeadAndClassifier(nn.Module):
         self.head, self.classifier, self.alone = head, classifier, alone
 
     def forward(self, features: Tensor) -> Tensor:
-        """The embeddings, then the logits."""
+        """Return the embeddings and the logits, concatenated."""
         logits = self.classifier(features.detach() if self.alone else features)
         return torch.cat([self.head(features), logits], dim=-1)
 
 
 def build_top(settings: TrainSettings, width: int, num_classes: int) -> nn.Module:
-    """What stands on an encoder with features of a width: a head, a classifier, or both."""
+    """Build the module on an encoder of this feature width: a head, a classifier, or both."""
     classifier = nn.Linear(width, num_classes) if settings.has_classifier else None
     if classifier is not None and not settings.contrastive:
         return classifier
@@ -74,36 +74,36 @@ def build_top(settings: TrainSettings, width: int, num_classes: int) -> nn.Modul
 
 
 def classifier_of(top: nn.Module) -> nn.Linear | None:
-    """The classifier in what `build_top` made, if it has one."""
+    """Return the classifier of a module from ``build_top``, or None."""
     found = top.classifier if isinstance(top, HeadAndClassifier) else top
     return found if isinstance(found, nn.Linear) else None
 
 
 def head_of(top: nn.Module) -> ProjectionHead | None:
-    """The projection head in what `build_top` made, if it has one."""
+    """Return the projection head of a module from ``build_top``, or None."""
     found = top.head if isinstance(top, HeadAndClassifier) else top
     return found if isinstance(found, ProjectionHead) else None
 
 
 class Criterion(nn.Module):
-    """The loss of a batch: outputs `(B, V, D)`, labels `(B,)` and a momentum encoder's keys, over all processes.
+    """The loss of a batch: outputs ``(B, V, D)``, labels ``(B,)`` and a momentum encoder's keys, over all processes.
 
     Attributes:
-        miner: what mined, with its account; None without one.
+        miner: The miner with its statistics, or None.
     """
 
     miner: MeasuredMiner | None
 
     def __init__(self) -> None:
         super().__init__()
-        self.miner = None  # not on the class, where it would hide a module of that name
+        self.miner = None  # set on the instance: a class attribute would hide the module of this name
 
     def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
-        """The loss, a scalar."""
+        """Return the loss, a scalar."""
         raise NotImplementedError
 
     def embeddings(self, outputs: Tensor) -> Tensor | None:
-        """The embeddings in the outputs `(B, V, D)`; None where there are none."""
+        """Return the embeddings in the outputs ``(B, V, D)``, or None."""
         return outputs
 
 
@@ -123,7 +123,7 @@ class Contrastive(Criterion):
 
 
 class Classification(Criterion):
-    """Cross entropy over all views; the mean over processes is taken by whoever averages their gradients."""
+    """The cross entropy of all views of this process; data parallelism averages the gradients over processes."""
 
     def __init__(self, label_smoothing: float) -> None:
         super().__init__()
@@ -136,11 +136,11 @@ class Classification(Criterion):
         return F.cross_entropy(flatten_views(outputs).float(), wanted, label_smoothing=self.label_smoothing)
 
     def embeddings(self, outputs: Tensor) -> None:
-        """Logits are no embeddings."""
+        """Return None: logits are not embeddings."""
 
 
 class Joint(Criterion):
-    """Contrastive on the first `head_dim` columns plus cross entropy on the others, weighted."""
+    """The weighted sum of a contrastive loss on the first ``head_dim`` columns and cross entropy on the others."""
 
     def __init__(self, contrastive: Contrastive, classification: Classification, settings: TrainSettings) -> None:
         super().__init__()
@@ -158,12 +158,12 @@ class Joint(Criterion):
         return loss
 
     def embeddings(self, outputs: Tensor) -> Tensor:
-        """The first columns."""
+        """Return the first ``head_dim`` columns."""
         return outputs[..., : self.head_dim]
 
 
 def build_criterion(settings: TrainSettings) -> Criterion:
-    """The loss that the settings name."""
+    """Build the loss of the settings."""
     if not settings.contrastive:
         return Classification(settings.label_smoothing)
     contrastive = Contrastive(build_loss(settings), build_miner(settings), labelled=settings.method != "simclr")
@@ -173,7 +173,7 @@ def build_criterion(settings: TrainSettings) -> Criterion:
 
 
 def build_loss(settings: TrainSettings) -> Any:
-    """The loss of pairs or triplets: ours, or PML's for the paper's comparators."""
+    """Build the loss of pairs or triplets: ours, or PML's for the other methods of the paper."""
     if settings.method == "npairs":
         return NPairsLoss()
     if settings.method == "triplet":
@@ -199,8 +199,8 @@ def build_loss(settings: TrainSettings) -> Any:
 
 
 def build_miner(settings: TrainSettings) -> nn.Module | None:
-    """The miner that the settings name."""
-    # the triplet loss's own, where it is that: all that is mined counts there
+    """Build the miner of the settings, or return None."""
+    # semi-hard triplets of the triplet loss use its margin, so that every mined triplet has a gradient
     semi_hard = settings.margin or (TRIPLET_MARGIN if settings.method == "triplet" else SEMI_HARD_MARGIN)
     made: dict[str | None, Any] = {
         None: lambda: None,

@@ -19,21 +19,22 @@ Row = dict[str, Any]
 
 
 class History:
-    """The file `history.jsonl` of a run, and Accelerate's tracker; does nothing but on the main process.
+    """The file ``history.jsonl`` of a run, and Accelerate's tracker. Only the main process writes.
 
-    A row has `stage`, `epoch` (from 1) and `step` (from 1, over the whole run). Rows of steps have `loss`,
-    `learning_rate` and `gradient_norm`, rows of epochs what `watch.py` saw.
+    A row has ``stage``, ``epoch`` (from 1) and ``step`` (from 1, over the whole run). Rows of steps have ``loss``,
+    ``learning_rate`` and ``gradient_norm``. Rows of epochs have throughput, alignment, uniformity and the metrics of
+    callbacks.
 
     Args:
-        path: the file.
-        accelerator: has the tracker.
+        path: The file.
+        accelerator: The processes, with the tracker.
     """
 
     def __init__(self, path: Path, accelerator: Accelerator) -> None:
         self.path, self.accelerator = path, accelerator
 
     def cut(self, step: int) -> None:
-        """Drop what came after a step: a run goes on from there."""
+        """Remove the rows after a step, from which a resumed run continues."""
         if not self.accelerator.is_main_process or not self.path.exists():
             return
         kept = [row for row in self.rows() if row["step"] <= step]
@@ -42,23 +43,23 @@ class History:
         aside.replace(self.path)
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Write rows, and tell the tracker."""
+        """Append rows to the file and log them to the tracker."""
         if not self.accelerator.is_main_process:
             return
         with self.path.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         for row in rows:
-            told = {f"stage{row['stage']}/{name}": row[name] for name in row if name not in ("stage", "epoch", "step")}
-            self.accelerator.log({**told, "epoch": row["epoch"]}, step=row["step"])
+            values = {f"stage{row['stage']}/{key}": row[key] for key in row if key not in ("stage", "epoch", "step")}
+            self.accelerator.log({**values, "epoch": row["epoch"]}, step=row["step"])
 
     def to_disk(self) -> None:
-        """Wait until all rows are on the disk."""
+        """Synchronise the file to disk."""
         if self.path.exists():
             with self.path.open() as file:
                 os.fsync(file.fileno())
 
     def rows(self) -> list[Row]:
-        """All rows; a last line that was cut off by a kill is none."""
+        """Return all rows, without an incomplete last line after a kill."""
         rows = []
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             try:
@@ -68,11 +69,11 @@ class History:
         return rows
 
     def losses(self, stage: int) -> list[float]:
-        """The loss of every step of a stage."""
+        """Return the loss of every step of a stage."""
         return [row["loss"] for row in self.rows() if row["stage"] == stage and "loss" in row]
 
     def last_epoch(self, stage: int) -> Row:
-        """What was seen of the last epoch of a stage; empty where nothing was."""
+        """Return the row of the last epoch of a stage, or an empty row."""
         rows = [row for row in self.rows() if row["stage"] == stage and "images_per_second" in row]
         return rows[-1] if rows else {}
 
@@ -81,15 +82,17 @@ FLUSH_EVERY = 50  # steps
 
 
 class StepLogger:
-    """Losses, gradient norms and learning rates that are not in the history yet.
+    """A buffer of losses, gradient norms and learning rates.
+
+    Values stay on the device until ``flush``, so that a step does not wait for the GPU.
 
     Args:
-        stage: whose steps they are.
-        history: where they go.
-        accelerator: takes the mean over processes.
+        stage: The stage.
+        history: Receives the rows, or None.
+        accelerator: Averages over the processes.
 
     Attributes:
-        last: the loss of the last step that was looked at.
+        last: The loss of the last flushed step.
     """
 
     def __init__(self, stage: Stage, history: History | None, accelerator: Accelerator) -> None:
@@ -99,20 +102,20 @@ class StepLogger:
         self._rates: list[float] = []
 
     def add(self, loss: Tensor, norm: Tensor, rate: float) -> None:
-        """Take note of a step."""
+        """Buffer the values of a step."""
         self._seen.append(torch.stack([loss.detach().float(), norm.detach().float()]))
         self._rates.append(rate)
 
     @property
     def due(self) -> bool:
-        """Whether there are many."""
+        """True if the buffer should be flushed."""
         return len(self._seen) >= FLUSH_EVERY
 
     def flush(self, step: int) -> None:
-        """Write them into the history, the last being that of `step`.
+        """Write the buffer to the history; its last entry belongs to ``step``.
 
         Raises:
-            FloatingPointError: a loss is infinite or NaN, on all processes alike.
+            FloatingPointError: If a loss or gradient norm is infinite or NaN; raised on all processes.
         """
         if not self._seen:
             return
@@ -120,7 +123,7 @@ class StepLogger:
         rows: list[Row] = []
         for at, (loss, norm), rate in zip(range(step - len(values) + 1, step + 1), values, self._rates, strict=True):
             row: Row = {"stage": self.stage.number, "epoch": self.stage.epoch_of(at), "step": at, "loss": loss}
-            scaled = self.accelerator.scaler is not None  # then a step that overflows is left out
+            scaled = self.accelerator.scaler is not None  # the gradient scaler skips steps that overflow
             if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
                 self._write(rows)
                 what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
@@ -137,42 +140,42 @@ class StepLogger:
             self.history.add(rows)
 
 
-ROWS = 1024  # of a batch's embeddings that are compared
+ROWS = 1024  # maximum number of embeddings for alignment and uniformity
 
 
 def alignment(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Mean squared distance of unit rows with one label (Wang & Isola, ICML 2020): 0 where they coincide.
+    """Return the mean squared distance of normalised rows with equal labels (Wang & Isola, ICML 2020); 0 is best.
 
     Args:
-        embeddings: `(N, D)`, of any length.
-        labels: `(N,)`.
+        embeddings: Embeddings ``(N, D)``, of any norm.
+        labels: Labels ``(N,)``.
 
     Returns:
-        A scalar in [0, 4]; NaN where no two rows share a label.
+        A scalar in [0, 4]; NaN if no two rows share a label.
     """
     rows = F.normalize(embeddings.float())
-    same = (labels[:, None] == labels).triu(diagonal=1)
-    distances = (2 - 2 * (rows @ rows.T)).clamp(min=0)
+    same = (labels[:, None] == labels).triu(diagonal=1)  # (N, N), each pair once
+    distances = (2 - 2 * (rows @ rows.T)).clamp(min=0)  # ||a - b||^2 = 2 - 2 ab of unit rows
     return torch.where(same, distances, 0).sum() / same.sum()
 
 
 def uniformity(embeddings: Tensor) -> Tensor:
-    """Logarithm of the mean of `exp(-2 d^2)` over pairs of unit rows (Wang & Isola): lower is more even.
+    """Return the log of the mean of ``exp(-2 d^2)`` over pairs of normalised rows (Wang & Isola); lower is better.
 
     Args:
-        embeddings: `(N, D)`, of any length, N >= 2.
+        embeddings: Embeddings ``(N, D)``, of any norm, N >= 2.
 
     Returns:
         A scalar in [-8, 0]; NaN for a single row.
     """
     rows = F.normalize(embeddings.float())
-    potentials = (4 * (rows @ rows.T) - 4).clamp(max=0)
+    potentials = (4 * (rows @ rows.T) - 4).clamp(max=0)  # -2 d^2 of unit rows, (N, N)
     others = torch.ones_like(potentials, dtype=torch.bool).triu(diagonal=1)
     return potentials[others].logsumexp(0) - others.sum().log()
 
 
 def alignment_and_uniformity(embeddings: Tensor | None, labels: Tensor) -> dict[str, float]:
-    """Alignment and uniformity of (some of) a batch's embeddings `(B, V, D)`, labels `(B,)`; those that exist."""
+    """Return alignment and uniformity of at most ``ROWS`` embeddings of ``(B, V, D)``, labels ``(B,)``; omit NaN."""
     if embeddings is None:
         return {}
     samples = max(1, ROWS // embeddings.shape[1])
@@ -183,14 +186,14 @@ def alignment_and_uniformity(embeddings: Tensor | None, labels: Tensor) -> dict[
 
 
 class EpochTimer:
-    """Times an epoch, and how long its loop waited for data."""
+    """A timer of an epoch and of its waiting time for data."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.waited = 0.0
 
     def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The same batches; the time that each takes to come counts as waited."""
+        """Yield the batches; count the time to fetch each as waiting time."""
         coming = iter(batches)
         while True:
             asked = time.perf_counter()
@@ -203,6 +206,6 @@ class EpochTimer:
             yield batch
 
     def throughput(self, images: int) -> dict[str, float]:
-        """Images a second since the start, and the share of the time that was waited."""
+        """Return images per second since the start, and the fraction of time spent waiting for data."""
         seconds = time.perf_counter() - self.started
         return {"images_per_second": images / seconds, "data_wait": self.waited / seconds}

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of a stage, by timm."""
+"""The optimizer and learning rate schedule of a stage, from timm."""
 
 import difflib
 from typing import Any
@@ -15,7 +15,7 @@ WARMUP_FROM = 0.01  # of the peak learning rate
 
 
 def check_optimizer(name: str, flag: str) -> None:
-    """Refuse what is no optimizer of timm."""
+    """Raise ValueError unless the name is an optimizer of timm."""
     names = [known for known in timm.optim.list_optimizers() if known != "adahessian"]  # it needs second derivatives
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
@@ -24,12 +24,12 @@ def check_optimizer(name: str, flag: str) -> None:
 
 
 def build_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
-    """A timm optimizer over what is trained, without decay on biases and norms.
+    """Build a timm optimizer over the trainable parameters, without weight decay on biases and norms.
 
-    LARS adapts the step to the norm of each weight, but not those of biases and norms, whatever the decay is.
+    LARS scales the step by the norm of each weight, except for biases and norms, for any weight decay.
 
     Raises:
-        ValueError: arguments that the optimizer does not take.
+        ValueError: If the optimizer does not accept its arguments.
     """
     groups: list[dict[str, Any]] = []
     for decayed in (True, False):
@@ -51,7 +51,7 @@ def build_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_schedule(plan: Plan, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
-    """The learning rate of every step (`step_update`)."""
+    """Build the schedule of the learning rate, updated every step (``step_update``)."""
     total = plan.epochs * steps_per_epoch
     warmup = {
         "warmup_t": round(plan.warmup_epochs * steps_per_epoch),

@@ -42,20 +42,20 @@ LEAVES = (
 
 
 class RunFolder:
-    """Where a run leaves its files; nothing of another run is overwritten.
+    """The folder of a run. It never overwrites another run.
 
     Args:
-        path: the folder; it may exist, but holds a run only where that one goes on.
-        settings: of the run.
+        path: The folder. It may hold a run only with ``resume``.
+        settings: The settings of the run.
 
     Attributes:
-        finished: the run that goes on had come to its end: there is nothing to do.
+        finished: True if the resumed run is already complete.
 
     Raises:
-        FileExistsError: the folder holds a run already.
-        NotADirectoryError: the path is a file.
-        CheckpointError: the run in the folder has other settings.
-        OSError: nothing can be written there.
+        FileExistsError: If the folder already holds a run and ``resume`` is not set.
+        NotADirectoryError: If the path is a file.
+        CheckpointError: If the run in the folder has other settings.
+        OSError: If the folder is not writable.
     """
 
     def __init__(self, path: Path, settings: TrainSettings) -> None:
@@ -80,7 +80,7 @@ class RunFolder:
         check_writable(path)
 
     def create(self) -> None:
-        """Make the folder and write the settings, which `--config` takes to repeat the run."""
+        """Create the folder and write the settings; ``--config`` of that file repeats the run."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / CONFIG).exists():
             config = plain(self.settings)
@@ -90,15 +90,15 @@ class RunFolder:
         self.checkpoints.clear()
 
     def release(self) -> None:
-        """Let another process go on with the run."""
+        """Release the lock on the run."""
         if self._held is not None:
             self._held.close()
 
     def load(self, accelerator: Accelerator) -> Checkpoint | None:
-        """The newest checkpoint of the run that goes on; None where there is none.
+        """Return the newest checkpoint of a resumed run, or None.
 
         Raises:
-            CheckpointError: it is damaged or foreign, or of another number of processes or another precision.
+            CheckpointError: If it is damaged, or has other settings, another number of processes or another precision.
         """
         newest = self.checkpoints.newest() if self.settings.resume else None
         if newest is None:
@@ -114,7 +114,7 @@ class RunFolder:
         return checkpoint
 
     def last_good(self) -> str:
-        """The newest checkpoint, in words."""
+        """Return the name of the newest checkpoint for messages."""
         return str(self.checkpoints.newest() or "none")
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
@@ -122,13 +122,13 @@ class RunFolder:
         write_atomic(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
 
     def metrics(self) -> dict[str, Any]:
-        """The record of a run that has come to its end."""
+        """Return the record of a finished run."""
         read: dict[str, Any] = json.loads((self.path / METRICS).read_text())
         return read
 
     def _lock(self) -> None:
-        """Keep the run to this process, until it ends in whatever way."""
-        # POSIX's lock on this file: not inherited by a loader's workers, which may outlive a kill
+        """Lock the run for this process; the operating system releases the lock at its end."""
+        # A POSIX lock, because workers of the data loader do not inherit it and may outlive a killed run
         self._held = (self.path / CONFIG).open("r+")
         try:
             fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,24 +152,24 @@ class RunFolder:
 
 
 def plain(settings: TrainSettings) -> dict[str, Any]:
-    """The settings as YAML and JSON hold them."""
+    """Return the settings as plain values for YAML and JSON."""
     described = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
     read: dict[str, Any] = json.loads(json.dumps(described))
     return read
 
 
 def computed(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that decide what a run computes."""
+    """Return the settings that affect the results of a run."""
     return {name: value for name, value in plain(settings).items() if name not in FREE_TO_CHANGE}
 
 
 def existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
+    """Return the folder, or its nearest existing parent."""
     return path if path.is_dir() else existing(path.absolute().parent)
 
 
 def check_writable(path: Path, flag: str = "--output") -> None:
-    """Refuse a folder, which a flag has named, in which nothing can be written."""
+    """Raise OSError unless the folder of this flag is writable."""
     try:
         with tempfile.TemporaryFile(dir=existing(path)) as file:
             file.write(b"?")
@@ -178,13 +178,13 @@ def check_writable(path: Path, flag: str = "--output") -> None:
 
 
 def check_space(path: Path, checkpoint: int, keep: int, there: int) -> None:
-    """Refuse a disk without room for the checkpoints that are kept and the next, of so many bytes each.
+    """Raise OSError unless the disk has room for ``keep`` checkpoints and the next one.
 
     Args:
-        path: the run's folder.
-        checkpoint: bytes of one.
-        keep: how many are kept.
-        there: how many are there already.
+        path: The folder of the run.
+        checkpoint: The bytes of a checkpoint.
+        keep: The number of checkpoints to keep.
+        there: The number of existing checkpoints.
     """
     free, needed = shutil.disk_usage(existing(path)).free, checkpoint * max(1, keep + 1 - there)
     if free < needed:
@@ -196,24 +196,24 @@ def check_space(path: Path, checkpoint: int, keep: int, there: int) -> None:
 
 
 def default_path(settings: TrainSettings) -> Path:
-    """A new name under `runs/`, from the data, the method and the time."""
+    """Return a new path under ``runs/`` from the time, the data, the method and the seed."""
     data = "".join(c if c.isalnum() else "-" for c in settings.data).strip("-")
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{data}-{settings.method}-seed{settings.seed}"
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run: where it leaves its files, and what it trains on.
+    """The context of a run: its folder, settings, processes and data.
 
     Attributes:
-        run: takes the files.
-        settings: of the run.
-        accelerator: the processes.
-        data: all images.
-        split: which training images are trained on, with which labels.
-        images: those, with the labels that training sees.
-        held_out: those that are kept apart.
-        sampler: the batches of stage 1.
+        run: The folder.
+        settings: The settings.
+        accelerator: The processes.
+        data: All images.
+        split: The indices and labels of the images to train on and of the held-out images.
+        images: The images to train on, with noisy labels.
+        held_out: The held-out images.
+        sampler: The batches of stage 1.
     """
 
     run: RunFolder
@@ -227,7 +227,7 @@ class RunContext:
 
 
 def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
-    """The folder of the run, and all that can be checked without reading data."""
+    """Return the folder of the run, after all checks that need no data."""
     run = RunFolder(settings.output or broadcast_object_list([default_path(settings)])[0], settings)
     check_shared_folder(run, accelerator)
     require_faiss()
@@ -235,7 +235,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
     for plan, flag in ((settings.stage1(), "optimizer"), (settings.stage2(), "stage2_optimizer")):
         if plan is not None:
             check_optimizer(plan.optimizer, flag)
-            build_optimizer(plan, nn.Linear(1, 1))  # refuses arguments now, not when stage 1 is done
+            build_optimizer(plan, nn.Linear(1, 1))  # raises for unknown arguments now, not after stage 1
     if settings.encoder_weights is not None and not settings.encoder_weights.exists():
         raise FileNotFoundError(
             f"Expected --encoder_weights to be a file or a folder, but got {settings.encoder_weights}"
@@ -247,7 +247,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
 
 
 def check_shared_folder(run: RunFolder, accelerator: Accelerator) -> None:
-    """Refuse a folder that machines do not share: they would go on from different steps."""
+    """Raise ValueError unless all processes see the same folder; otherwise they would resume from different steps."""
     newest = run.checkpoints.newest() if run.settings.resume else None
     seen = gather_object([(run.finished, None if newest is None else newest.name)])
     if accelerator.num_processes > 1 and len(set(seen)) > 1:
@@ -256,7 +256,7 @@ def check_shared_folder(run: RunFolder, accelerator: Accelerator) -> None:
 
 
 def check_tracker(name: str | None) -> None:
-    """Refuse a tracker that is not installed."""
+    """Raise ImportError if the tracker is not installed."""
     names = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
     if name is not None and name not in names:
         raise ImportError(
@@ -265,7 +265,7 @@ def check_tracker(name: str | None) -> None:
 
 
 def open_images(settings: TrainSettings, accelerator: Accelerator) -> OpenedData:
-    """The images that the settings of a training name, not decoded yet."""
+    """Open the data set of the settings, without decoding images."""
     with accelerator.main_process_first():  # one process downloads
         opened = open_data(
             settings.data,
@@ -280,12 +280,12 @@ def open_images(settings: TrainSettings, accelerator: Accelerator) -> OpenedData
 
 
 def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:
-    """Read the data; what is wrong with it, or with batches of it, is raised here."""
+    """Read the data and build the context; raise for invalid data, splits or batches."""
     opened = open_images(settings, accelerator)
     split = split_training_set(
         opened.train_labels, held_out=settings.held_out, label_noise=settings.label_noise, seed=settings.seed
     )
-    sampler = build_sampler(settings, split.labels, accelerator)  # before images are decoded
+    sampler = build_sampler(settings, split.labels, accelerator)  # its checks come before the slow decoding
     data: Any = opened.decode()
     images, held_out = split.training_images(data), split.held_out_images(data)
     return RunContext(run, settings, accelerator, data, split, images, held_out, sampler)

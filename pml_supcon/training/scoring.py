@@ -1,4 +1,4 @@
-"""What the frozen encoder is worth, in figures and pictures."""
+"""The scores and pictures of the frozen encoder at the end of a run."""
 
 import warnings
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from pml_supcon.training.features import ImagesToEmbed
 from pml_supcon.training.features import embed as compute_features
 from pml_supcon.training.run import RunContext
 
-KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # images at most: it is looked at in the middle of training
+KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # maximum number of images, because k-NN runs during training
 BATCH = 256
-CHOOSING = 100  # training images at least: fewer would choose a penalty by chance
-INVERSE_L2 = 1.0  # where they are fewer
+CHOOSING = 100  # minimum number of training images to select the probe's penalty
+INVERSE_L2 = 1.0  # the penalty with fewer images
 
 
 class Embedded(NamedTuple):
-    """The encoder's features of a split `(N, width)`, with unit rows beside them, and its labels `(N,)`."""
+    """The features of a split ``(N, width)``, their normalised rows, and the labels ``(N,)``."""
 
     features: Tensor
     rows: Tensor
@@ -34,10 +34,10 @@ class Embedded(NamedTuple):
 def embed(
     images: MemoryImages | LazyImages, labels: Tensor, context: RunContext, encoder: nn.Module
 ) -> Embedded | None:
-    """The features of images under an encoder, by all processes; None on all but the main one.
+    """Compute the features of images with all processes; return None on all but the main one.
 
     Raises:
-        FloatingPointError: they are not finite, or the same for all images: the last steps broke the weights.
+        FloatingPointError: If they are not finite, or equal for all images, because the training diverged.
     """
     data = context.data
     prepared = ImagesToEmbed(images, image_size=data.image_size, mean=data.mean, std=data.std)
@@ -46,44 +46,44 @@ def embed(
         encoder, prepared, range(len(images)), context.accelerator, batch_size=BATCH, workers=workers
     )
     [broken] = broadcast_object_list([None if features is None else describe_defect(features)])
-    if broken:  # on all processes, which would wait for each other else
+    if broken:  # raised on all processes, because otherwise the others would wait in a collective
         raise FloatingPointError(f"the encoder's features are {broken} after the last step")
     return None if features is None else Embedded(features, F.normalize(features), labels)
 
 
 def describe_defect(features: Tensor) -> str | None:
-    """What makes features useless, in words; None where they are not."""
+    """Return a description of unusable features, or None."""
     if not features.isfinite().all():
         return "not finite"
-    rows = F.normalize(features)  # retrieval goes by their directions
+    rows = F.normalize(features)  # retrieval uses cosine similarity
     return "the same for all images" if len(rows) > 1 and bool((rows == rows[0]).all()) else None
 
 
 def scored_images(context: RunContext) -> tuple[MemoryImages | LazyImages, Tensor]:
-    """The images that the encoder is scored on, with their labels."""
+    """Return the images to score on, test or held-out, with their labels."""
     if context.settings.scored == "held_out":
         return context.held_out, context.split.held_out_labels
     return context.data.test, context.data.test_labels
 
 
 def embed_splits(context: RunContext, encoder: nn.Module) -> dict[str, Embedded] | None:
-    """The features of the images that were trained on, with their true labels, and of those that are scored."""
+    """Compute the features of the training images, with their true labels, and of the images to score on."""
     train = embed(context.images, context.split.true_labels, context, encoder)
     test = embed(*scored_images(context), context, encoder)
     return None if train is None or test is None else {"train": train, "test": test}
 
 
 def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear | None, seed: int) -> dict[str, float]:
-    """Retrieval (test queries among train images), and a linear classifier.
+    """Return the metrics of retrieval (test queries, training references) and of a linear classifier.
 
-    Where test has none of train's classes, test queries are sought among each other, and there is nothing to classify.
+    If all test classes are new, queries are retrieved among the test images, and no classifier is scored.
 
     Args:
-        embedded: the splits.
-        learnt: the labels of train as training saw them, which a probe is fitted to.
-        classifier: one that was trained, which is scored; None: a probe is fitted, with the penalty that a tenth of
-            train chooses (see `choose_inverse_l2`).
-        seed: of that tenth.
+        embedded: The features of train and test.
+        learnt: The noisy labels of train, which the probe is fitted to.
+        classifier: A trained classifier to score. None: fit a probe with the penalty selected on a held-out tenth of
+            train (see ``choose_inverse_l2``).
+        seed: The seed of that tenth.
     """
     train, test = embedded["train"], embedded["test"]
     own = has_new_classes(embedded)
@@ -100,33 +100,33 @@ def score(embedded: dict[str, Embedded], learnt: Tensor, classifier: nn.Linear |
 
 
 def probe_metrics(train: Embedded, test: Embedded, learnt: Tensor, seed: int) -> dict[str, float]:
-    """Those of `linear_probe_metrics`, and the `inverse_l2` that was chosen: no one penalty suits all methods."""
-    chosen, spare = INVERSE_L2, len(learnt) - len(learnt.unique())  # every label keeps an image to be fitted
+    """Return ``linear_probe_metrics`` and the selected ``inverse_l2``, because no single penalty suits all methods."""
+    chosen, spare = INVERSE_L2, len(learnt) - len(learnt.unique())  # every class keeps an image for fitting
     if len(learnt) >= CHOOSING and spare >= HELD_OUT * len(learnt) + 1:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of many fits; the last one does warn
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the final fit below does warn
             chosen = choose_inverse_l2(train.features, learnt, seed=seed).inverse_l2
     metrics = linear_probe_metrics(train.features, learnt, test.features, test.labels, inverse_l2=chosen)
     return metrics | {"inverse_l2": chosen}
 
 
 def has_new_classes(embedded: dict[str, Embedded]) -> bool:
-    """Whether test has none of train's classes: zero-shot retrieval is what it is for."""
+    """Return True if no test class is a training class, as in zero-shot retrieval."""
     return not bool(torch.isin(embedded["test"].labels, embedded["train"].labels).any())
 
 
 @torch.no_grad()
 def classifier_metrics(classifier: nn.Linear, features: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1` and `top5` of a trained linear classifier on features `(N, width)`, in [0, 1]."""
+    """Return ``top1`` and ``top5``, in [0, 1], of a trained linear classifier on features ``(N, width)``."""
     weight, bias = classifier.weight.cpu().float(), classifier.bias.cpu().float()
     found = F.linear(features, weight, bias).topk(min(5, len(weight))).indices == labels[:, None]
     return {"top1": float(found[:, 0].float().mean()), "top5": float(found.any(1).float().mean())}
 
 
 def knn_accuracy(context: RunContext, encoder: nn.Module) -> dict[str, float]:
-    """The k-NN accuracy of (some) held-out images among (some) images that are trained on, all with true labels.
+    """Return the k-NN accuracy of held-out images, with training images as references and true labels.
 
-    All processes call it; empty on all but the main one.
+    A collective: every process must call it; the result is empty on all but the main process.
     """
     parts = []
     for images, labels, most in (
@@ -143,7 +143,7 @@ def knn_accuracy(context: RunContext, encoder: nn.Module) -> dict[str, float]:
 
 
 def draw(context: RunContext, embedded: dict[str, Embedded]) -> None:
-    """The map of the scored embeddings and the gallery of scored images with their nearest training images."""
+    """Draw the t-SNE map of the scored embeddings, and the gallery of queries with their nearest neighbours."""
     data, path, test, train = context.data, context.run.path, embedded["test"], embedded["train"]
     report.draw_embedding_map(
         test.rows, test.labels, data.class_names, path / "embedding_map.png", context.settings.seed

@@ -16,18 +16,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def command_of(process: int) -> bytes:
-    """The command line of a process, where the system tells."""
+    """Return the command line of a process, or nothing on a system without /proc."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return b""
 
 
-class Stopped(Exception):  # noqa: N818 - the end of a run that was asked for is no error
-    """The run was told to stop and has saved where it stood.
+class Stopped(Exception):  # noqa: N818 - a requested stop is not an error
+    """A stop of the run by a signal, after its checkpoint.
 
     Attributes:
-        number: the signal.
+        number: The number of the signal.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -36,11 +36,11 @@ class Stopped(Exception):  # noqa: N818 - the end of a run that was asked for is
 
 
 class SignalHandler:
-    """Takes note of a signal while a block runs, in place of dying of it.
+    """A context that records SIGTERM and SIGINT instead of ending the process.
 
-    Every process may get the signal, or one alone; `should_stop` tells all. A launcher passes Ctrl-C on to processes
-    that got it already, so that repeats change nothing. `accelerate launch` on one process passes SIGTERM on to nobody:
-    where it is gone, that counts as the signal.
+    The signal may reach one process or all; ``should_stop`` shares it. Repeated signals change nothing, because
+    launchers forward Ctrl-C to processes that already received it. ``accelerate launch`` does not forward SIGTERM to a
+    single process: the end of that launcher counts as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class SignalHandler:
         self._group: Any = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             own = "gloo" in str(dist.get_backend())
-            self._group = dist.group.WORLD if own else dist.new_group(backend="gloo")  # no wait for the GPU
+            self._group = dist.group.WORLD if own else dist.new_group(backend="gloo")  # no GPU synchronisation
 
     def __enter__(self) -> "SignalHandler":
-        if threading.current_thread() is threading.main_thread():  # others cannot take signals
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -67,7 +67,7 @@ class SignalHandler:
             self._group = None
 
     def should_stop(self) -> int:
-        """The signal that any process got, the same on all; 0 for none. All processes have to ask."""
+        """Return the signal that any process has received, 0 for none. A collective: every process must call it."""
         if self._launcher is not None and os.getppid() != self._launcher:
             self._note(signal.SIGTERM, None)
         if self._group is None:
@@ -82,14 +82,14 @@ class SignalHandler:
 
 
 def exit_with_error(program: str, error: Exception | str, *, status: int = 1) -> NoReturn:
-    """End the program with one line, from every process that has something to say.
+    """Print the error in one line to stderr and exit; processes other than the main one add their rank.
 
     Args:
-        program: its name.
-        error: what is wrong.
-        status: the exit status.
+        program: The name of the program.
+        error: The error or its text.
+        status: The exit status.
     """
-    said = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
+    text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
     place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
-    print(f"{program}: error:{place} {' '.join(str(said).split())}", file=sys.stderr)
+    print(f"{program}: error:{place} {' '.join(str(text).split())}", file=sys.stderr)
     sys.exit(status)

@@ -25,21 +25,21 @@ from pml_supcon.training.run import RunContext
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is made of. Steps are counted over the whole run, from 1.
+    """The parts of a training stage. Steps are counted over the whole run, from 1.
 
     Attributes:
         number: 1 or 2.
-        plan: the optimisation.
-        model: what is trained, unwrapped; its weights are saved.
-        network: the same as it is called: in chunks, data-parallel.
-        criterion: the loss.
-        optimizer: as accelerate prepared it.
-        schedule: the learning rate of every step.
-        sampler: the batches.
-        loader: their views.
-        key_encoder: the momentum encoder that fills a queue, or None.
-        ema: the moving average of the model, or None.
-        first_step: steps of the run before this stage.
+        plan: The optimisation settings.
+        model: The trained model, unwrapped; its weights are saved.
+        network: The model wrapped for the forward pass: in chunks, data-parallel.
+        criterion: The loss.
+        optimizer: The optimizer, prepared by accelerate.
+        schedule: The learning rate of every step.
+        sampler: The batches of image indices.
+        loader: The batches of views.
+        key_encoder: The momentum encoder that fills a queue, or None.
+        ema: The moving average of the model, or None.
+        first_step: The number of steps of the run before this stage.
     """
 
     number: int
@@ -57,29 +57,29 @@ class Stage:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches in an epoch."""
         return len(self.sampler)
 
     @property
     def last_step(self) -> int:
-        """The run's steps at the end of this stage."""
+        """The number of steps of the run at the end of this stage."""
         return self.first_step + self.steps_per_epoch * self.plan.epochs
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, from 1, to which a step belongs."""
+        """Return the epoch, from 1, of a step."""
         return (step - 1 - self.first_step) // self.steps_per_epoch + 1
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether a step is the last of its epoch."""
+        """Return True for the last step of an epoch."""
         return (step - self.first_step) % self.steps_per_epoch == 0
 
     def scored(self) -> Any:
-        """The model that is scored: the moving average where there is one."""
+        """Return the model to score: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
 
 def build_stage1(context: RunContext) -> Stage:
-    """The encoder under what the method puts on it, and the method's loss."""
+    """Build stage 1: the encoder, the method's head or classifier, and its loss."""
     settings, device = context.settings, context.accelerator.device
     set_seed(settings.seed)
     model = build_model(context)
@@ -88,7 +88,7 @@ def build_stage1(context: RunContext) -> Stage:
     key_encoder = None if settings.momentum is None else MomentumEncoder(network, settings.momentum).to(device)
     if settings.compile:
         model.compile()
-    criterion = build_criterion(settings).to(device)  # a queue lies with the embeddings
+    criterion = build_criterion(settings).to(device)  # a queue is a buffer on the device of the embeddings
     plan, sampler = settings.stage1(), context.sampler
     optimizer, schedule, prepared = _prepare(plan, model, network, len(sampler), context.accelerator)
     loader = build_loader(
@@ -102,12 +102,12 @@ def build_stage1(context: RunContext) -> Stage:
         data_on_device=settings.data_on_device,
     )
     stage = Stage(1, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema)
-    set_seed(settings.seed, device_specific=True)  # processes draw different masks of dropout
+    set_seed(settings.seed, device_specific=True)  # each process draws its own dropout masks
     return stage
 
 
 def build_stage2(context: RunContext, first: Stage) -> Stage | None:
-    """A classifier on the encoder of stage 1, which stays as it is; None where no optimizer trains one."""
+    """Build stage 2, a classifier on the frozen encoder of stage 1; return None without ``stage2_optimizer``."""
     settings, plan = context.settings, context.settings.stage2()
     if plan is None:
         return None
@@ -144,7 +144,7 @@ def build_classifier_stage(
     data_on_device: Literal["auto"] | bool = "auto",
     first_step: int = 0,
 ) -> Stage:
-    """A linear classifier on any encoder, which is frozen, over augmented images with their labels."""
+    """Build a stage that trains a linear classifier on any frozen encoder over augmented images."""
     set_seed(seed)
     model = FrozenEncoderWithClassifier(encoder, data.num_classes, channels_last=channels_last)
     sampler = build_plain_sampler(images.labels, batch_size, accelerator, seed=seed)
@@ -166,7 +166,7 @@ def build_classifier_stage(
 def _prepare(
     plan: Plan, model: nn.Module, network: nn.Module, steps_per_epoch: int, accelerator: Accelerator
 ) -> tuple[Any, Scheduler, nn.Module]:
-    """The optimizer, its schedule, and the network as accelerate makes it data-parallel."""
+    """Return the optimizer, its schedule, and the network wrapped by accelerate."""
     optimizer = build_optimizer(plan, model)
     schedule = build_schedule(plan, optimizer, steps_per_epoch)
     prepared, optimizer = accelerator.prepare(network, optimizer)
@@ -174,7 +174,7 @@ def _prepare(
 
 
 def build_model(context: RunContext) -> EncoderWithTop:
-    """The encoder with what the method puts on it."""
+    """Build the encoder with the method's head or classifier."""
     settings, data = context.settings, context.data
     encoder = create_encoder(
         settings.encoder or DEFAULT_ENCODER,
@@ -193,7 +193,7 @@ def build_model(context: RunContext) -> EncoderWithTop:
 
 
 class FrozenEncoderWithClassifier(EncoderWithTop):
-    """An encoder that stays as it is, BatchNorm's statistics included, under a linear classifier that is trained."""
+    """A trained linear classifier on a frozen encoder, whose BatchNorm statistics are frozen too."""
 
     def __init__(self, encoder: nn.Module, num_classes: int, *, channels_last: bool = False) -> None:
         super().__init__(encoder, nn.Linear(feature_width(encoder), num_classes), channels_last=channels_last)
@@ -206,6 +206,6 @@ class FrozenEncoderWithClassifier(EncoderWithTop):
         return self
 
     def features(self, images: Tensor) -> Tensor:
-        """What the encoder gives, without a graph."""
+        """Return the features ``(N, width)`` of images, without gradients."""
         with torch.no_grad():
             return super().features(images)

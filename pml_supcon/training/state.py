@@ -1,4 +1,4 @@
-"""All that a run's future depends on, taken from its parts and put back into them."""
+"""Capture and restore the training state: weights, optimizer, schedule, sampler and random generators."""
 
 import random
 from typing import Any
@@ -14,13 +14,13 @@ from pml_supcon.training.stage import Stage
 
 
 def modules_of(stage: Stage) -> dict[str, nn.Module]:
-    """The modules of a stage with weights or buffers of their own, by the name they have in a checkpoint."""
+    """Return the modules of a stage by their names in a checkpoint."""
     parts = {"model": stage.model, "criterion": stage.criterion, "key_encoder": stage.key_encoder, "ema": stage.ema}
     return {name: module for name, module in parts.items() if module is not None}
 
 
 def capture(stage: Stage, step: int, about: dict[str, Any], accelerator: Accelerator) -> Checkpoint:
-    """The state after a step, whole on the main process; all processes have to call it."""
+    """Return the state after a step, complete on the main process. A collective: every process must call it."""
     weights = {
         f"{name}.{key}": tensor
         for name, module in modules_of(stage).items()
@@ -37,15 +37,15 @@ def capture(stage: Stage, step: int, about: dict[str, Any], accelerator: Acceler
 
 
 def batches_done(stage: Stage, step: int) -> int | None:
-    """Batches of the running epoch that were used; None at its end, where all were."""
+    """Return the number of finished batches of the current epoch; None at its end."""
     return None if stage.ends_epoch(step) else (step - stage.first_step) % stage.steps_per_epoch
 
 
 def restore(stage: Stage, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
-    """Put a state back.
+    """Restore a state.
 
     Raises:
-        CheckpointError: it does not fit: names what differs.
+        CheckpointError: If it does not fit the stage; the error names the difference.
     """
     try:
         for name, module in modules_of(stage).items():
@@ -67,7 +67,7 @@ def restore(stage: Stage, checkpoint: Checkpoint, accelerator: Accelerator) -> N
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of all generators of this process."""
+    """Return the states of all random generators of this process."""
     numpy_state: Any = np.random.get_state()
     state = {
         "python": random.getstate(),
@@ -78,7 +78,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set all generators of this process."""
+    """Set all random generators of this process."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -88,7 +88,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 
 def bytes_of(stage: Stage) -> int:
-    """About how large a checkpoint of the stage is: the optimizer may keep two more of every trained weight."""
+    """Estimate the size of a checkpoint; an optimizer keeps at most two further values of every trained weight."""
     held = [tensor for module in modules_of(stage).values() for tensor in module.state_dict().values()]
     trained = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
     return int(sum(tensor.nbytes for tensor in held) + 2 * sum(parameter.nbytes for parameter in trained))

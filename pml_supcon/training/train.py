@@ -32,7 +32,7 @@ from pml_supcon.training.state import bytes_of, restore
 
 
 class LoadedRun(NamedTuple):
-    """A run that can start, or go on from a checkpoint."""
+    """A run ready to start, or to resume from its checkpoint."""
 
     context: RunContext
     stage1: Stage
@@ -40,32 +40,33 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(run: RunFolder, accelerator: Accelerator) -> LoadedRun:
-    """Read the data, build the model, and make the run's folder; what is wrong with the settings is raised here."""
+    """Read the data, build the model, load the checkpoint and create the folder; raise for invalid settings."""
     context = build_context(run.settings, run, accelerator)
     stage1 = build_stage1(context)
     checkpoint = run.load(accelerator)
     check_space(run.path, bytes_of(stage1), run.settings.keep, len(run.checkpoints.all()))
-    accelerator.wait_for_everyone()  # all have looked into the folder before one of them writes there
+    accelerator.wait_for_everyone()  # every process has read the folder before the main one writes to it
     if accelerator.is_main_process:
         run.create()
     return LoadedRun(context, stage1, checkpoint)
 
 
 def train_and_score(prepared: LoadedRun, started: float) -> None:
-    """Train to the end and score; the run has its record then.
+    """Train all stages, score the encoder and write the record.
 
     Args:
-        prepared: the run.
-        started: when it started (`time.perf_counter`).
+        prepared: The run.
+        started: The start of the program (``time.perf_counter``).
 
     Raises:
-        FloatingPointError: the loss, its gradient, the weights or the features became infinite or NaN.
-        Stopped: a signal came; a checkpoint was written first.
-        CheckpointError: the checkpoint does not fit the model.
-        OSError: a file could not be written.
+        FloatingPointError: If the loss, its gradient, the weights or the features become infinite or NaN.
+        Stopped: If a signal arrived; a checkpoint has been written.
+        CheckpointError: If the checkpoint does not fit the model.
+        OSError: If a file cannot be written.
     """
     context, stage1, checkpoint = prepared
     try:
+        # 1. Train both stages, from the checkpoint if there is one. 2. Score the frozen encoder, write the record.
         history = open_history(context, checkpoint)
         stage, seconds = train(context, stage1, checkpoint, history, started)
         score_and_save(context, stage1, stage, history, seconds)
@@ -91,7 +92,7 @@ def open_history(context: RunContext, checkpoint: Checkpoint | None) -> History:
 def train(
     context: RunContext, stage1: Stage, checkpoint: Checkpoint | None, history: History, started: float
 ) -> tuple[Stage, float]:
-    """All stages, from a checkpoint where the run goes on; returns the last one and the seconds in all."""
+    """Train all stages, from the checkpoint if there is one; return the last stage and the total seconds."""
     stage, step, before = stage1, 0, 0.0
     if checkpoint is not None:
         step, before = checkpoint.about["step"], checkpoint.about["seconds"]
@@ -108,7 +109,7 @@ def train(
 
 
 def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: History, seconds: float) -> None:
-    """Score the frozen encoder and leave its files; features by all processes, the rest by one."""
+    """Score the frozen encoder and save it: all processes compute features, the main process does the rest."""
     started = time.perf_counter()
     model, settings, accelerator = stage.scored(), context.settings, context.accelerator
     embedded = embed_splits(context, model.encoder)
@@ -154,11 +155,11 @@ def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: Hi
     metrics["seconds/total"] = round(seconds + time.perf_counter() - started, 1)
     scores = {name: value for name, value in metrics.items() if name.startswith(("linear_probe/", "retrieval/"))}
     accelerator.log(scores, step=stage.last_step)
-    context.run.write_metrics(metrics)  # last: a run with metrics is a finished run
+    context.run.write_metrics(metrics)  # the last file: a run with metrics is complete
 
 
 def last_epoch_metrics(history: History) -> dict[str, float]:
-    """What the last epoch of stage 1 showed, by its name in the record."""
+    """Return the metrics of the last epoch of stage 1, by their names in the record."""
     row = history.last_epoch(1)
     names = {"images_per_second": "train/images_per_second", "data_wait": "train/data_wait"}
     names |= {name: f"train/{name}" for name in ("alignment", "uniformity", "knn_accuracy")}

@@ -1,4 +1,4 @@
-"""The settings of a training run, typed: flags and YAML alike (`--help` lists them, `--print_config` shows them)."""
+"""The typed settings of a training run, from flags and YAML (``--help`` lists them, ``--print_config`` prints them)."""
 
 from dataclasses import dataclass
 
@@ -34,10 +34,10 @@ GROUPS = (MethodSettings, DataSettings, ModelSettings, Stage1Settings, Stage2Set
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(RunSettings, Stage2Settings, Stage1Settings, ModelSettings, DataSettings, MethodSettings):
-    """What to train, on what, and how: all groups of settings in one.
+    """All groups of settings of a training run.
 
     Raises:
-        ValueError: a value outside its range, or settings that contradict each other; names the flag and the reason.
+        ValueError: If a value is out of range, or settings contradict each other; the error names the flag.
     """
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class TrainSettings(RunSettings, Stage2Settings, Stage1Settings, ModelSettings, 
         check(self)
 
     def stage1(self) -> Plan:
-        """The optimisation of stage 1."""
+        """Return the optimisation of stage 1."""
         return Plan(
             epochs=self.epochs,
             optimizer=self.optimizer,
@@ -63,7 +63,7 @@ class TrainSettings(RunSettings, Stage2Settings, Stage1Settings, ModelSettings, 
         )
 
     def stage2(self) -> Plan | None:
-        """The optimisation of stage 2; None where it is L-BFGS's, or there is no stage 2."""
+        """Return the optimisation of stage 2, or None for logistic regression by L-BFGS or without a stage 2."""
         if self.stage2_optimizer is None:
             return None
         batch_size = self.stage2_batch_size or self.batch_size

@@ -1,4 +1,4 @@
-"""What settings may not be, alone and together; told by flag, before data is read."""
+"""The checks of settings, alone and in combination, before data is read. Errors name the flag."""
 
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ from pml_supcon.training.config.settings import CLASSIFIER, MARGIN, MINED, SUPCO
 if TYPE_CHECKING:
     from pml_supcon.training.config import TrainSettings
 
-#: Settings that only some methods have.
+#: Settings of some methods only.
 ONLY_WITH_METHOD = {
     **dict.fromkeys(("temperature", "denominator", "contrast_mode", "positives_cap", "backend"), SUPCON),
     **dict.fromkeys(("scale_by_temperature", "queue_size", "momentum"), SUPCON),
@@ -19,7 +19,7 @@ ONLY_WITH_METHOD = {
     "miner": MINED,
     **dict.fromkeys(("head_layers", "head_width", "head_dim", "head_batch_norm"), (*MINED, "simclr")),
 }
-#: Settings that need another one, with the values of it that will do (None: any).
+#: Settings that require another setting, with its allowed values (None: any).
 ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "momentum": ("queue_size", None),
     **dict.fromkeys(("knn_every", "scored"), ("held_out", None)),
@@ -31,7 +31,7 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "stage2_decay_epochs": ("stage2_schedule", ("steps", "exponential")),
     "stage2_decay_rate": ("stage2_schedule", ("steps", "exponential")),
 }
-#: Settings that exclude each other, and why.
+#: Settings that exclude each other, with the reason.
 NEVER_TOGETHER = (
     ("positives_cap", "queue_size", "it counts the samples of a batch"),
     ("positives_cap", "miner", "the miner chooses the positives"),
@@ -42,7 +42,7 @@ NEVER_TOGETHER = (
     ("max_train", "train_fraction", "both say how many images there are"),
     ("pretrained", "encoder_weights", "the encoder starts from one of them"),
 )
-#: Lowest values, and highest; a bound in brackets is not itself allowed.
+#: Lowest allowed values.
 LEAST = {
     **dict.fromkeys(("views", "batch_size", "epochs", "head_dim", "head_layers", "head_width"), 1),
     **dict.fromkeys(("max_train", "max_test", "image_size", "chunk_size", "triplets_per_anchor", "miner_cap"), 1),
@@ -66,10 +66,10 @@ SHARES = {  # (lowest, lowest allowed, highest, highest allowed)
 
 
 def check(settings: "TrainSettings") -> None:
-    """Refuse settings that cannot be meant.
+    """Raise for settings out of range or in contradiction.
 
     Raises:
-        ValueError: names the flag, what was expected and what came.
+        ValueError: If a setting is invalid; the error names the flag, the expected value and the given one.
     """
     _check_ranges(settings)
     given = {field.name for field in fields(settings) if getattr(settings, field.name) != default_of(field)}
@@ -84,7 +84,7 @@ def check(settings: "TrainSettings") -> None:
 
 
 def default_of(field: Any) -> Any:
-    """The default of a field of a dataclass."""
+    """Return the default of a dataclass field."""
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
@@ -169,7 +169,7 @@ def _check_stage2(settings: "TrainSettings", given: set[str]) -> None:
 
 
 def _check_rows(settings: "TrainSettings") -> None:
-    """What depends on the rows of a batch."""
+    """Check the settings that depend on the number of rows in a batch."""
     if settings.positives_cap is not None and (settings.positives_cap < 0 or settings.positives_cap % settings.views):
         raise ValueError(
             f"Expected --positives_cap to be a multiple >= 0 of the number of views, {settings.views}, "

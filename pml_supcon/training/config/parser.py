@@ -1,4 +1,4 @@
-"""Settings from the command line and from YAML."""
+"""The parser of settings from the command line and from YAML."""
 
 import difflib
 import re
@@ -20,12 +20,17 @@ SWITCHES = frozenset(name for name, kind in get_type_hints(TrainSettings).items(
 def parse_settings(
     arguments: Sequence[str] | None = None, *, prog: str = "train.py", defaults: Mapping[str, Any] | None = None
 ) -> TrainSettings:
-    """Settings from the command line: flags, and `--config` for a YAML file of the same names.
+    """Parse settings from flags, and from a YAML file of the same names with ``--config``.
 
-    A flag may be spelt with dashes (`--max-train`) or underscores, and a switch stands alone (`--resume`) or with a
-    value (`--resume=false`). A run that goes on (`--resume --output RUN`) takes the settings in its folder, unless a
-    `--config` is given. A `--method` other than the file's leaves alone what it does not have. An error is one line and
-    exit status 2.
+    Flags accept dashes (``--max-train``) or underscores; a switch stands alone (``--resume``) or with a value
+    (``--resume=false``). A resumed run (``--resume --output RUN``) uses the settings in its folder, unless
+    ``--config`` is given. With another ``--method``, settings of the file that this method does not have return to
+    their defaults. An error is one line with exit status 2.
+
+    Args:
+        arguments: The arguments; default: those of the command line.
+        prog: The name of the program in messages.
+        defaults: Settings that replace the defaults, as a YAML file would.
     """
     parser = OneLineParser(
         names=NAMES, prog=prog, description="Train an encoder, then score it: retrieval and a linear probe."
@@ -43,9 +48,9 @@ def parse_settings(
     values = {name: parsed[name] for name in NAMES}
     if parsed.config or defaults:
         flags = {re.split(r"[=.]", argument.removeprefix("--"))[0] for argument in given if argument.startswith("--")}
-        values, vain = drop_inapplicable(values, flags)
-        if vain:
-            print(f"{prog}: not used with {values['method']}: {', '.join(vain)}", file=sys.stderr)
+        values, dropped = drop_inapplicable(values, flags)
+        if dropped:
+            print(f"{prog}: not used with {values['method']}: {', '.join(dropped)}", file=sys.stderr)
     try:
         return TrainSettings(**values)
     except ValueError as error:
@@ -53,7 +58,7 @@ def parse_settings(
 
 
 def normalised(arguments: Sequence[str], switches: Set[str]) -> list[str]:
-    """`--max-train=5` as `--max_train=5` and a lone switch `--resume` as `--resume=true`; values are left alone."""
+    """Rewrite ``--max-train=5`` as ``--max_train=5``, and a lone switch ``--resume`` as ``--resume=true``."""
     flags = [re.sub(r"^--[^=]*", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument) for argument in arguments]
     alone = [after.startswith("--") for after in [*flags, "--"][1:]]
     return [
@@ -66,9 +71,9 @@ class OneLineParser(ArgumentParser):
     """A parser whose errors are one line that names the nearest valid name.
 
     Args:
-        *arguments: as for `ArgumentParser`.
-        names: of the settings.
-        **options: as for `ArgumentParser`.
+        *arguments: Arguments of ``ArgumentParser``.
+        names: The names of the settings.
+        **options: Options of ``ArgumentParser``.
     """
 
     def __init__(self, *arguments: Any, names: Sequence[str] = (), **options: Any) -> None:
@@ -82,7 +87,7 @@ class OneLineParser(ArgumentParser):
         sys.exit(2)
 
     def nearest(self, message: str) -> str:
-        """What an unknown option or value was probably meant to be."""
+        """Return a suggestion for an unknown option or value."""
         unknown = re.search(r"(?:unrecognized arguments: --|Option ')(\w+)", message)
         value = re.search(r"Literal\[(.*?)\]\. Got value: (\S+)", message)
         value = value or re.search(r"Literal\[(.*?)\].* Given value: (\S+)", message, re.S)
@@ -99,14 +104,14 @@ DEFAULTS = {field.name: default_of(field) for field in fields(TrainSettings)}
 
 
 def drop_inapplicable(values: Mapping[str, Any], flags: Set[str]) -> tuple[dict[str, Any], list[str]]:
-    """Settings of a file under flags that change its method or its encoder.
+    """Reset the settings of a file that do not apply to the method or encoder given by flags.
 
     Args:
-        values: all settings, by name.
-        flags: names that were given on the command line; these are left alone, and refused where they do not fit.
+        values: All settings by name.
+        flags: Names given on the command line; they are kept, and rejected later if they do not apply.
 
     Returns:
-        The settings, and the names of those that the file has in vain.
+        The settings, and the names of those that were reset to their defaults.
     """
     kept = dict(values)
     for name, value in values.items():
@@ -116,7 +121,7 @@ def drop_inapplicable(values: Mapping[str, Any], flags: Set[str]) -> tuple[dict[
 
 
 def _is_foreign(name: str, values: Mapping[str, Any], flags: Set[str]) -> bool:
-    """Whether the method, or the encoder, has no such setting."""
+    """Return True if the method or the encoder does not have this setting."""
     method = values["method"]
     if name == "encoder_args":  # those of the file's own encoder
         return "encoder" in flags

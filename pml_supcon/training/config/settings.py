@@ -19,29 +19,26 @@ class MethodSettings:
     """The loss of stage 1.
 
     Attributes:
-        method: the loss; `simclr` ignores the labels, `joint` is supcon_out on the head plus cross entropy on a
-            classifier beside it.
-        temperature: tau of the supcon losses.
+        method: the loss; `simclr` ignores labels, `joint` adds cross entropy on a classifier to supcon_out on the head.
+        temperature: temperature tau of the supcon losses.
         denominator: the denominator of the supcon losses.
         contrast_mode: which views are anchors in the supcon losses.
-        positives_cap: at most this many positives besides an anchor's own other views, in the supcon losses.
+        positives_cap: maximum number of positives of an anchor besides its own other views, in the supcon losses.
         scale_by_temperature: multiply the supcon loss by tau.
-        backend: which engine computes the supcon losses.
-        queue_size: contrast with this many past rows too (at least a batch of them); default: none.
-        momentum: fill the queue by a momentum encoder, which keeps this share of itself a step; default: by the encoder
-            that is trained.
-        chunk_size: most images that pass the encoder at once on a process, all views of each; default: all of a batch.
-        margin: of `triplet` (default 0.05) and of `max_margin` (distance beyond which negatives count no more,
-            default 1).
-        triplets_per_anchor: of `triplet` without a miner: so many, drawn at random; default: all.
-        label_smoothing: of the cross entropy of `cross_entropy` and `joint`.
+        backend: implementation of the supcon losses.
+        queue_size: number of past rows to contrast with, at least a batch; default: none.
+        momentum: fill the queue with a momentum encoder of this decay; default: with the trained encoder.
+        chunk_size: images, with all their views, in one forward pass of a process; default: the whole batch.
+        margin: margin of `triplet` (default 0.05), or distance up to which `max_margin` repels negatives (default 1).
+        triplets_per_anchor: random triplets of each anchor, for `triplet` without a miner; default: all.
+        label_smoothing: label smoothing of the cross entropy of `cross_entropy` and `joint`.
         supcon_weight: weight of the supcon loss in `joint`.
         classifier_weight: weight of the cross entropy in `joint`.
-        classifier_alone: `joint` trains the encoder by the supcon loss alone; the classifier's gradient stops before.
-        miner: which pairs or triplets of a batch the loss sees; default: all.
-        miner_share: share of pairs or triplets that `ohem` keeps.
-        miner_cap: positives an anchor that `capped_positives` keeps.
-        miner_choice: which ones it keeps.
+        classifier_alone: in `joint`, stop the classifier's gradient, so that only the supcon loss trains the encoder.
+        miner: miner of the pairs or triplets of a batch; default: all of them.
+        miner_share: fraction of pairs or triplets that `ohem` keeps.
+        miner_cap: positives that `capped_positives` keeps for each anchor.
+        miner_choice: positives that `capped_positives` prefers.
     """
 
     method: Method = "supcon_out"
@@ -67,12 +64,12 @@ class MethodSettings:
 
     @property
     def contrastive(self) -> bool:
-        """Whether stage 1 trains a projection head."""
+        """True if stage 1 trains a projection head."""
         return self.method != "cross_entropy"
 
     @property
     def has_classifier(self) -> bool:
-        """Whether stage 1 trains the classifier too, so that there is no stage 2."""
+        """True if stage 1 trains the classifier, so that there is no stage 2."""
         return self.method in CLASSIFIER
 
 
@@ -85,23 +82,21 @@ class DataSettings:
 
     Attributes:
         data: `digits`, `torchvision:NAME`, `imagefolder:PATH` or `hf:PATH_OR_ID`.
-        image_size: side in pixels; default: the images' own where small, else 224.
-        max_train: use at most this many training images.
-        max_test: use at most this many test images.
-        train_fraction: use this share of the training images, every class in its share.
-        label_noise: share of the training images whose label becomes another class, drawn with the seed; both stages
-            see it, retrieval is scored by the true labels.
-        held_out: share of the training images that is not trained on, for the k-NN accuracy in between.
-        scored: the images that the encoder is scored on at the end: `test`, or `held_out`, which leaves the test split
-            alone while settings are chosen.
-        augment: what makes the views; auto: `digits` for small symbols, else `simclr`.
-        views: views of each image in a batch.
+        image_size: side in pixels; default: the side of small square images, else 224.
+        max_train: maximum number of training images.
+        max_test: maximum number of test images.
+        train_fraction: fraction of the training images to use, stratified by class.
+        label_noise: fraction of the training images with a wrong label, drawn with the seed; both stages train on it,
+            retrieval is scored with the true labels.
+        held_out: fraction of the training images held out, for k-NN accuracy during training.
+        scored: images for the final scores: `test`, or `held_out`, which keeps the test split untouched during tuning.
+        augment: augmentation of the views; auto: `digits` for small symbols, else `simclr`.
+        views: number of views of each image in a batch.
         batch_size: images in the global batch, over all processes, each in `views` views.
-        max_per_class: cap on the images of one class in a batch.
-        samples_per_class: exactly this many images of each class present in a batch, instead.
-        workers: processes that load images; 0: none. They do not change what is drawn.
-        data_on_device: keep images on the accelerator and make the views there; auto: where it is a GPU and the images
-            are held in memory.
+        max_per_class: maximum number of images of one class in a batch.
+        samples_per_class: exact number of images of each class in a batch, instead.
+        workers: number of loader processes; does not affect the batches.
+        data_on_device: keep images and compute views on the GPU; auto: if there is one and the images fit into memory.
     """
 
     data: str = "digits"
@@ -132,10 +127,10 @@ class ModelSettings:
     Attributes:
         encoder: any timm model; default: a narrow resnet10t, with 32 to 256 channels.
         encoder_args: keyword arguments of the timm model.
-        small_stem: 3x3 stem without max-pool; auto: where images are small.
+        small_stem: 3x3 stem without max-pool; auto: for small images.
         pretrained: start from timm's weights, from the hub.
-        encoder_weights: start from these: a file (.safetensors, .pt, .pth), or a folder such as `RUN/encoder`.
-        head_layers: linear layers of the projection head; 1: a linear head.
+        encoder_weights: initial weights: a file (.safetensors, .pt, .pth), or a folder such as `RUN/encoder`.
+        head_layers: number of linear layers of the projection head.
         head_width: width of its hidden layers; default: the encoder's.
         head_dim: width of the projection.
         head_batch_norm: BatchNorm after its hidden layers.
@@ -168,14 +163,14 @@ class Stage1Settings:
         weight_decay: weight decay; not on biases and norms.
         decay_all: weight decay on biases and norms too, and LARS's adaptation.
         warmup_epochs: epochs of linear warm-up.
-        schedule: what follows; `exponential` decays every `decay_epochs[0]` epochs.
+        schedule: schedule after warm-up; `exponential` decays every `decay_epochs[0]` epochs.
         decay_epochs: epochs at which `steps` decays.
         decay_rate: factor of each decay.
-        clip_gradient_norm: scale gradients down to at most this norm; default: not.
-        ema: keep an exponential moving average of the weights, whose decay rises from 0 to this (timm's warm-up), and
-            score it; default: none.
-        sync_batch_norm: BatchNorm over the batches of all processes, on GPUs.
-        mixed_precision: as accelerate's; default: what `accelerate launch` was told.
+        clip_gradient_norm: maximum norm of the gradients; default: no clipping.
+        ema: decay of an exponential moving average of the weights, which is scored; rises from 0 (timm's warm-up);
+            default: none.
+        sync_batch_norm: synchronise BatchNorm over all processes, on GPUs.
+        mixed_precision: mixed precision; default: the choice of `accelerate launch`.
         compile: `torch.compile` the model.
         channels_last: memory layout of images and convolutions.
     """
@@ -201,23 +196,22 @@ class Stage1Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2Settings:
-    """The linear classifier on the frozen encoder: logistic regression on its features, or an optimizer of your choice.
+    """The linear classifier on the frozen encoder: logistic regression on its features, or a timm optimizer.
 
     Attributes:
-        stage2_optimizer: any timm optimizer, over augmented images, as in the paper; default: L-BFGS on features that
-            are computed once.
+        stage2_optimizer: any timm optimizer, over augmented images, as in the paper; default: L-BFGS on fixed features.
         stage2_optimizer_args: its keyword arguments.
         stage2_epochs: passes over the training images.
         stage2_batch_size: images in a batch, over all processes; default: as in stage 1.
-        stage2_augment: what makes the views, one of each image; default: as in stage 1.
+        stage2_augment: augmentation of the single view of each image; default: as in stage 1.
         stage2_learning_rate: peak learning rate.
         stage2_scale_learning_rate: multiply it by the batch size over 256.
         stage2_weight_decay: weight decay; not on biases.
         stage2_warmup_epochs: epochs of linear warm-up.
-        stage2_schedule: what follows.
-        stage2_decay_epochs: as `decay_epochs`.
-        stage2_decay_rate: as `decay_rate`.
-        stage2_label_smoothing: of its cross entropy.
+        stage2_schedule: schedule after warm-up.
+        stage2_decay_epochs: epochs at which `steps` decays.
+        stage2_decay_rate: factor of each decay.
+        stage2_label_smoothing: label smoothing of its cross entropy.
     """
 
     stage2_optimizer: str | None = None
@@ -254,18 +248,18 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Files, checkpoints and what is watched.
+    """Files, checkpoints and monitoring.
 
     Attributes:
-        output: the run's folder; default: a new folder under `runs/`.
+        output: folder of the run; default: a new folder under `runs/`.
         seed: seed of weights, batches and augmentation.
-        resume: go on from the newest checkpoint in `output`; start where there is none.
+        resume: continue from the newest checkpoint in `output`; start if there is none.
         save_every: steps between checkpoints; default: at the end of each epoch.
-        keep: so many checkpoints are kept.
-        tracker: a tracker of Accelerate's (tensorboard, wandb, trackio, ...) that is told too; `history.jsonl` in the
-            run's folder always is.
-        knn_every: epochs between k-NN accuracies of the held-out images, where there are any.
-        pictures: draw the loss curve, the map of the embeddings and the gallery.
+        keep: number of checkpoints to keep.
+        tracker: a tracker of Accelerate (tensorboard, wandb, trackio, ...), in addition to `history.jsonl` in the run's
+            folder.
+        knn_every: epochs between k-NN accuracies of the held-out images.
+        pictures: draw the loss curve, the embedding map and the gallery.
     """
 
     output: Path | None = None
@@ -278,5 +272,5 @@ class RunSettings:
     pictures: bool = True
 
 
-#: Settings that may differ when a run goes on: they do not change what it computes.
+#: Settings that may change on resume, because they do not affect the results.
 FREE_TO_CHANGE = frozenset({"output", "resume", "save_every", "keep", "tracker", "workers", "pictures"})
