@@ -63,7 +63,7 @@ def lowered(losses):
 def no_pictures():
     """They cost more than the runs, and test_train.py looks at them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw", lambda *arguments: None)
+        patch.setattr("pml_supcon.training.train.draw", lambda *arguments: None)
         yield
 
 

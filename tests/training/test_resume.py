@@ -14,7 +14,6 @@ from accelerate.state import AcceleratorState
 from helpers.run_processes import Run, assert_same, kill_ten_times, results_of, steps_in
 from safetensors.torch import load_file
 
-from pml_supcon.training import app as train
 from pml_supcon.training import checkpoint as checkpoints
 from pml_supcon.training import train as engine
 from pml_supcon.training.app import main
@@ -242,7 +241,7 @@ def test_ctrl_c_while_it_is_scored_says_how_to_go_on(tmp_path, capsys, monkeypat
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "finish", interrupted)
+    monkeypatch.setattr("pml_supcon.training.train.score_and_save", interrupted)
     with pytest.raises(SystemExit) as ended:
         main([*TINY, "--epochs", "1", "--output", str(tmp_path / "run")])
     assert ended.value.code == 130
