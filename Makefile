@@ -27,7 +27,7 @@ lint: $(DEV)
 	$(BIN)/lint-imports
 	$(BIN)/python docs/lint.py
 
-# what a contributor runs: a few minutes
+# what a contributor runs: all tests that are not marked slow
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
