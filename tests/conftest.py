@@ -1,6 +1,6 @@
-"""The settings of all tests: a fixed seed, and one thread unless OMP_NUM_THREADS asks for more.
+"""The settings of all tests: a fixed seed, and one thread in every process unless OMP_NUM_THREADS asks for more.
 
-Parallel runs do not fight over the cores then. Processes that a test starts have one thread each.
+Tests that run in parallel then do not compete for the cores.
 """
 
 import os
@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The sources of ``load_data``: digits, image folders and Hugging Face data sets, opened without decoding images."""
 
-import difflib
 import os
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from pml_supcon._checks import did_you_mean
 from pml_supcon.data.images import Pool, Source, digest_of, stamps
 from pml_supcon.data.splits import with_classes
 from pml_supcon.data.torchvision_source import open_torchvision
@@ -42,8 +42,7 @@ def _open_form(form: str, options: dict[str, str], spec: str) -> Source:
     scheme, colon, place = form.partition(":")
     openers = {"torchvision": open_torchvision, "imagefolder": _open_folder, "hf": _open_hub}
     if scheme not in openers or not colon:
-        near = difflib.get_close_matches(scheme, ["digits", *openers], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(scheme, ["digits", *openers])
         raise ValueError(f"Expected the data to be one of {FORMS}, but got {spec!r}{hint}")
     if not place:
         raise ValueError(f"Expected a name or path after `{scheme}:` (the forms are {FORMS}), but got {spec!r}")

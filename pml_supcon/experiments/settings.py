@@ -3,13 +3,10 @@
 import argparse
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from pml_supcon.experiments.registry import EXPERIMENTS
 from pml_supcon.experiments.scales import SCALES, Scale
@@ -84,10 +81,7 @@ def given_settings(flags: Sequence[str], scale: Scale, parser: argparse.Argument
     names = [flag[2:].partition("=")[0].partition(".")[0] for flag in made if flag.startswith("--")]
     if refused := [name for name in names if name in RESERVED]:
         parser.error(f"Expected settings that all trainings can share, but got --{', --'.join(refused)}")
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump({**scale.settings}, file)
-        file.flush()
-        settings = parse_settings(["--config", file.name, *made], prog=parser.prog)
+    settings = parse_settings(made, prog=parser.prog, defaults=scale.settings)
     if "encoder" in names:  # the scale's arguments are those of its own encoder
         names.append("encoder_args")
     return {name: getattr(settings, name) for name in names}

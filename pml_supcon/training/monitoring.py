@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from pml_supcon._files import write_atomic
 from pml_supcon.training.stage import Stage
 
 Row = dict[str, Any]
@@ -38,9 +39,7 @@ class History:
         if not self.accelerator.is_main_process or not self.path.exists():
             return
         kept = [row for row in self.rows() if row["step"] <= step]
-        aside = self.path.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        aside.replace(self.path)
+        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows to the file and log them to the tracker."""

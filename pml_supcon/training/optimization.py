@@ -1,6 +1,5 @@
 """The optimizer and learning rate schedule of a stage, from timm."""
 
-import difflib
 from typing import Any
 
 import timm.optim
@@ -9,6 +8,7 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRSchedu
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from pml_supcon._checks import did_you_mean
 from pml_supcon.training.config import Plan
 
 WARMUP_FROM = 0.01  # of the peak learning rate
@@ -18,8 +18,7 @@ def check_optimizer(name: str, flag: str) -> None:
     """Raise ValueError unless the name is an optimizer of timm."""
     names = [known for known in timm.optim.list_optimizers() if known != "adahessian"]  # it needs second derivatives
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(name, names, number=3)
         raise ValueError(f"Expected --{flag} to be one of timm's optimizers, but got {name!r}{hint}")
 
 

@@ -78,6 +78,7 @@ def test_train_takes_an_installed_configuration(capsys):
     assert settings["encoder"] == "resnet50"
 
 
+@pytest.mark.slow
 def test_accelerate_launches_the_module_outside_the_checkout(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     launch += ["-m", "pml_supcon.training.app", "--max-train", "300", "--print_config"]

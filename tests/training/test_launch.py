@@ -33,6 +33,7 @@ def one_process(tmp_path_factory):
     return metrics_of(folder)
 
 
+@pytest.mark.slow
 def test_two_launchers_train_as_one(one_process, tmp_path):
     """Two launchers at one address: how they meet is that of two machines, the network between these is not there."""
     port = free_port()
@@ -87,6 +88,7 @@ def on_two_machines(*arguments, python=sys.executable):
     return script.returncode, written, [name for name in network_namespaces() if f"supcon{script.pid}" in name]
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one(may_make_machines, one_process, tmp_path):
     """Each is a network namespace, joined to the other by a virtual cable alone."""
     status, written, left = on_two_machines(*QUICK, "--output", str(tmp_path / "run"))
@@ -97,6 +99,7 @@ def test_two_machines_train_as_one(may_make_machines, one_process, tmp_path):
     assert metrics["train/final_loss"] == pytest.approx(one_process["train/final_loss"], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_machine_that_fails_ends_the_other(may_make_machines, failing, tmp_path):
     python, waiting = tmp_path / "python", tmp_path / "waiting"
@@ -115,6 +118,7 @@ exec sleep 600
     assert not Path("/proc", waiting.read_text().strip()).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -138,6 +142,7 @@ def test_accelerate_reads_the_configs(name, processes):
     assert not config.use_cpu
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_ended_ends_the_run(tmp_path):
     """`accelerate launch` dies of SIGTERM alone; the process that it started saves and ends."""
     folder = tmp_path / "run"
@@ -174,6 +179,7 @@ train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_restarted_launch_goes_on(tmp_path):
     """One of two processes is killed; torchrun starts both again with the same arguments."""
     (tmp_path / "script.py").write_text(DIES_ONCE)

@@ -26,13 +26,21 @@ MINED += ["--encoder-args.drop_rate", "0.2", "--workers", "1", "--label-noise", 
 STAGES = ["--epochs", "4", "--stage2-optimizer", "rmsprop", "--stage2-epochs", "30", "--stage2-learning-rate", "0.001"]
 
 
-@pytest.mark.parametrize("options", [LARGE, MINED, STAGES], ids=["queue-chunks-ema", "miner-dropout-workers", "stage2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(LARGE, id="queue-chunks-ema", marks=pytest.mark.slow),
+        pytest.param(MINED, id="miner-dropout-workers"),
+        pytest.param(STAGES, id="stage2", marks=pytest.mark.slow),
+    ],
+)
 def test_ten_kills_change_nothing(options, tmp_path):
     assert Run([*TINY, *options, "--output", tmp_path / "whole"]).wait() == [0]
     kill_ten_times([*TINY, *options], tmp_path / "killed", apart=12 if options is STAGES else 4)
     assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
 
 
+@pytest.mark.slow
 def test_ten_kills_of_two_processes_change_nothing(tmp_path):
     options = [*TINY, *LARGE]
     assert Run([*options, "--output", tmp_path / "whole"], processes=2).wait() == [0, 0]
@@ -78,8 +86,10 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(dying, tmp_p
     assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "processes"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_ends(number, processes, tmp_path):
     arguments = [*TINY, "--save-every", "1000", "--epochs", "40"]  # it still runs when the signal comes
     run = Run([*arguments, "--output", tmp_path / "run"], processes=processes)
@@ -200,6 +210,7 @@ def test_another_precision_is_refused(copied, capsys, monkeypatch):
     assert "precision=no, but this one has precision=bf16: launch it as before" in refused(copied, capsys)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_refused(copied):
     before = files_of(copied)
     assert 0 not in Run(["--output", copied, "--resume"], processes=2).wait()

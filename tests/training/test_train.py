@@ -46,6 +46,7 @@ def quick_run(tmp_path_factory):
     return folder, run(folder, *QUICK)
 
 
+@pytest.mark.slow
 def test_default_run_reaches_the_promised_scores(tmp_path):
     metrics = run(tmp_path / "run")
     assert metrics["linear_probe/top1"] >= 0.98
@@ -128,6 +129,7 @@ def test_folder_of_images(tmp_path):
     assert metrics["linear_probe/top1"] > 0.8
 
 
+@pytest.mark.slow
 def test_two_processes_leave_the_same_files(quick_run, tmp_path):
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

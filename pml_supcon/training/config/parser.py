@@ -1,6 +1,5 @@
 """The parser of settings from the command line and from YAML."""
 
-import difflib
 import re
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -9,6 +8,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from pml_supcon._checks import did_you_mean
 from pml_supcon.training.config import GROUPS, TrainSettings
 from pml_supcon.training.config.checks import ONLY_WITH, ONLY_WITH_METHOD, default_of
 from pml_supcon.training.config.settings import CLASSIFIER
@@ -92,12 +92,8 @@ class OneLineParser(ArgumentParser):
         value = re.search(r"Literal\[(.*?)\]\. Got value: (\S+)", message)
         value = value or re.search(r"Literal\[(.*?)\].* Given value: (\S+)", message, re.S)
         if unknown:
-            close = difflib.get_close_matches(unknown[1], self.names, n=1)
-        elif value:
-            close = difflib.get_close_matches(value[2], re.findall(r"'(\w+)'", value[1]), n=1)
-        else:
-            close = []
-        return f"; did you mean {close[0]!r}?" if close else ""
+            return did_you_mean(unknown[1], self.names)
+        return did_you_mean(value[2], re.findall(r"'(\w+)'", value[1])) if value else ""
 
 
 DEFAULTS = {field.name: default_of(field) for field in fields(TrainSettings)}
