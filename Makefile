@@ -18,7 +18,7 @@ DEV := $(VENV)/.dev-$(FAISS)
 .PHONY: train lint test test-all test-matrix wheel-test reproduce notebook walk docs bench tables python clean
 
 train: $(RECIPES)
-	$(BIN)/accelerate launch --quiet recipes/train.py $(ARGS)
+	$(BIN)/python recipes/train.py $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -47,7 +47,7 @@ wheel-test: $(DEV)
 # the paper's experiments at the scale of the digits (less than two hours; goes on where it was stopped), then the page;
 # with ARGS="--epochs 5" into a folder under runs/
 reproduce: $(RECIPES)
-	$(BIN)/accelerate launch --quiet recipes/reproduce.py all --scale digits $(or $(ARGS),--results docs/results/digits)
+	$(BIN)/python recipes/reproduce.py all --scale digits $(or $(ARGS),--results docs/results/digits)
 	$(MAKE) tables
 
 # run the notebook anew and keep its outputs (a minute)

@@ -1,11 +1,11 @@
 r"""Train an encoder by any method of the paper, then score it: retrieval and a linear classifier.
 
-    accelerate launch --quiet recipes/train.py                                      # digits, one process, a minute
-    accelerate launch --quiet recipes/train.py --method triplet --miner batch_hard  # a comparator: one flag differs
-    accelerate launch --quiet recipes/train.py --config pml_supcon/configs/cifar10.yaml
-    accelerate launch --quiet recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/mine
-    accelerate launch --quiet recipes/train.py --output runs/mine --resume          # continue after a stop or kill
-    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py         # several processes without a GPU
+    python recipes/train.py                                      # digits, one process, a minute
+    python recipes/train.py --method triplet --miner batch_hard  # a comparator: one flag differs
+    python recipes/train.py --config pml_supcon/configs/cifar10.yaml
+    python recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/mine
+    python recipes/train.py --output runs/mine --resume          # continue after a stop or kill
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py  # several processes without a GPU
 
 Stage 1 trains the encoder under a projection head with a contrastive loss over V views of each image, under a
 classifier with cross entropy, or both at once; stage 2 freezes the encoder, drops the head and trains a linear

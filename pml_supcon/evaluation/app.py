@@ -1,10 +1,10 @@
 r"""Score a frozen encoder by all metrics of the paper, and write a report: one HTML file, and its numbers as JSON.
 
-    accelerate launch --quiet recipes/evaluate.py runs/mine                         # a run of train.py, on its own data
-    accelerate launch --quiet recipes/evaluate.py runs/mine --compare runs/other    # two runs side by side
-    accelerate launch --quiet recipes/evaluate.py my/encoder --data imagefolder:my/images
-    accelerate launch --quiet recipes/evaluate.py resnet50.a1_in1k --data hf:cifar10 --sections retrieval,linear_probe
-    accelerate launch --quiet recipes/evaluate.py runs/mine --transfer torchvision:SVHN,torchvision:DTD
+    python recipes/evaluate.py runs/mine                         # a run of train.py, on its own data
+    python recipes/evaluate.py runs/mine --compare runs/other    # two runs side by side
+    python recipes/evaluate.py my/encoder --data imagefolder:my/images
+    python recipes/evaluate.py resnet50.a1_in1k --data hf:cifar10 --sections retrieval,linear_probe
+    python recipes/evaluate.py runs/mine --transfer torchvision:SVHN,torchvision:DTD
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/evaluate.py runs/mine
 
 The sections are retrieval, linear probes with all labels and with few, calibration, corruptions, the information that

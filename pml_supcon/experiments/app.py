@@ -1,8 +1,8 @@
 r"""Repeat the paper's experiments at the scale of your machine and judge its claims.
 
-    accelerate launch --quiet recipes/reproduce.py losses                        # the digits, five seeds, a few minutes
-    accelerate launch --quiet recipes/reproduce.py all --scale digits            # all experiments, less than two hours
-    accelerate launch --quiet recipes/reproduce.py methods positives --scale cifar10-small
+    python recipes/reproduce.py losses                        # the digits, five seeds, a few minutes
+    python recipes/reproduce.py all --scale digits            # all experiments, less than two hours
+    python recipes/reproduce.py methods positives --scale cifar10-small
     accelerate launch --config_file pml_supcon/configs/launch/one_gpu.yaml recipes/reproduce.py methods --scale cifar10
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/reproduce.py losses
 

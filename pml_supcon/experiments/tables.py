@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MISSING = "\u2013"
-PROGRAM = "accelerate launch --quiet recipes/reproduce.py"
+PROGRAM = "python recipes/reproduce.py"
 
 
 def tables_of(record: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ WRONG = {
     "a fence that stays open": ("```python\nx = 1\n", "docs/some/page.md:1: Expected a closing ```"),
     "a flag of train.py": ("```bash\npython recipes/train.py --metod triplet\n```", "did you mean 'method'?"),
     "flags that contradict": ("```bash\npython recipes/train.py --momentum 0.9\n```", "--queue_size"),
-    "a run": ("```bash\naccelerate launch --quiet recipes/evaluate.py runs/none\n```", "but got 'runs/none'"),
+    "a run": ("```bash\npython recipes/evaluate.py runs/none\n```", "but got 'runs/none'"),
     "more classes in a batch than there are": (
         "```bash\npython recipes/train.py --data imagefolder:my/images --max-per-class 8\n```",
         "`batch_size` to be at most 32",
@@ -59,7 +59,7 @@ WRONG = {
         "docs/some/page.md:3: exit status 4",
     ),
     "a wheel of another version": ('```bash\npip install "dist/pml_supcon-9.9.9-py3-none-any.whl[cpu]"\n```', "9.9.9"),
-    "a script": ("```bash\naccelerate launch --quiet recipes/trian.py\n```", "but got 'recipes/trian.py'"),
+    "a script": ("```bash\npython recipes/trian.py\n```", "but got 'recipes/trian.py'"),
     "a flag of accelerate": ("```bash\naccelerate launch --multigpu recipes/train.py\n```", "--multigpu"),
     "a flag of torchrun": ("```bash\ntorchrun --nproc_per_nod 2 --machines 3 recipes/train.py\n```", "--machines"),
     "a launch configuration": ("```bash\naccelerate launch --config_file none.yaml recipes/train.py\n```", "none.yaml"),
@@ -101,7 +101,7 @@ x = pathlib.Path("my/settings.yaml").read_text()
 ```
 
 ```bash
-accelerate launch --quiet recipes/train.py --config my/settings.yaml --output runs/mine
+python recipes/train.py --config my/settings.yaml --output runs/mine
 ```
 
 ```python

@@ -47,7 +47,7 @@ def test_tables_show_scores_the_paper_and_the_verdict():
     assert "so a better one may exist, for: `a`." in text
     assert "`b` diverged with seed 1; its accuracy counts as chance." in text
     assert "`a` could not be scored with seed 2: head: features are not finite." in text
-    command = "accelerate launch --quiet recipes/reproduce.py losses --scale digits --data 'hf:my own' --seeds 0 1 2"
+    command = "python recipes/reproduce.py losses --scale digits --data 'hf:my own' --seeds 0 1 2"
     assert f"`{command}`, seeds 0, 1, 2; trained on 2026-01-01, 2026-01-02, processes: 1" in text
     assert "precision: float32; torch 2, commit abc; assembled on 2026-01-03 with def." in text
 

@@ -29,7 +29,7 @@ TRAIN, EVALUATE = "docs/recipes/train.md", "docs/recipes/evaluate.md"
 #: Flags of a page, and the flags in their place that save time.
 SHORTER = {"--epochs 100": "--epochs 8 --image-size 32 --batch-size 32"}
 EPOCHS = 8
-OWN_TRAIN = "accelerate launch --quiet recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/images"
+OWN_TRAIN = "python recipes/train.py --data imagefolder:my/images --epochs 100 --output runs/images"
 DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -97,20 +97,20 @@ STEPS = (
     Step(START, ACTIVATE, lambda walk: None, activated=False),
     Step(
         START,
-        "accelerate launch --quiet recipes/train.py --method cross_entropy --output runs/plain",
+        "python recipes/train.py --method cross_entropy --output runs/plain",
         digits_run("plain"),
     ),
     Step(
         START,
-        "accelerate launch --quiet recipes/evaluate.py runs/mine --compare runs/plain",
+        "python recipes/evaluate.py runs/mine --compare runs/plain",
         report("mine/evaluation-beside-plain", DIGITS, encoders=2),
     ),
-    Step(EVALUATE, "accelerate launch --quiet recipes/evaluate.py runs/mine", report("mine/evaluation", DIGITS)),
+    Step(EVALUATE, "python recipes/evaluate.py runs/mine", report("mine/evaluation", DIGITS)),
     Step(START, "", lambda walk: None),
-    Step(TRAIN, "accelerate launch --quiet recipes/train.py --output runs/mine --resume", digits_run("mine")),
+    Step(TRAIN, "python recipes/train.py --output runs/mine --resume", digits_run("mine")),
     Step(OWN, OWN_TRAIN, was_stopped, stopped="runs/images"),
     Step(OWN, f"{OWN_TRAIN} --resume", went_on),
-    Step(OWN, "accelerate launch --quiet recipes/evaluate.py runs/images", report("images/evaluation", SHAPES)),
+    Step(OWN, "python recipes/evaluate.py runs/images", report("images/evaluation", SHAPES)),
     Step(OWN, "", indexed),
     Step(README, "make test", lambda walk: None, activated=False),
 )
