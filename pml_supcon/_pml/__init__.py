@@ -1,4 +1,5 @@
-"""All that the package knows of pytorch-metric-learning's internals (PML 2.9), by the kind of object that needs it.
+"""All code that depends on internals of pytorch-metric-learning (PML 2.9), by the kind of object that needs it.
 
-PML 3 changes these internals; a port to it starts here. The losses import `losses` alone: PML's testers take a second.
+PML 3 changes these internals; a port to it starts here. The losses import only ``losses``: importing PML's testers
+takes a second.
 """

@@ -75,13 +75,8 @@ class FittedTester(GlobalEmbeddingSpaceTester):
 def of_splits(score: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Adapt ``score(reference, reference_labels, query, query_labels, **options)`` to ``FunctionCalculator``."""
 
-    def compute(
-        query: Tensor,
-        query_labels: Tensor,
-        reference: Tensor,
-        reference_labels: Tensor,
-        ref_includes_query: bool,  # `FittedTester` has raised an error before embeddings are computed
-    ) -> Any:
+    # `FittedTester` has raised an error before if the references include the query
+    def compute(*, query: Tensor, query_labels: Tensor, reference: Tensor, reference_labels: Tensor, **_: Any) -> Any:
         return score(reference, reference_labels, query, query_labels, **options)
 
     return compute

@@ -1,7 +1,7 @@
 """Collectives over shards of different sizes, and errors that are raised on every process.
 
 A process that fails before a collective would leave the others waiting. Processes therefore exchange their errors first
-(`agree`), and a collective that fails names the ranks that are lost (`collective_errors`). An error on one process
+(``agree``), and a collective that fails names the ranks that are lost (``collective_errors``). An error on one process
 between the two, such as running out of memory inside a loss, reaches the others only when that process exits.
 """
 
@@ -39,7 +39,7 @@ def device_of(group: dist.ProcessGroup) -> torch.device:
 
 
 def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Return the tensors of all processes, of one shape and dtype, as `(W, *x.shape)`; no gradient."""
+    """Return the tensors of all processes, of one shape and dtype, as ``(W, *x.shape)``; no gradient."""
     gathered = x.new_empty(group_size(group), *x.shape)
     with collective_errors(group):
         dist.all_gather_into_tensor(gathered.flatten(0, 1) if x.ndim else gathered, x.contiguous(), group=group)
@@ -54,14 +54,14 @@ def all_reduce(x: Tensor, group: dist.ProcessGroup, op: Any = dist.ReduceOp.SUM)
 
 
 def all_logsumexp(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Return the elementwise log of the sum of `exp(x)` over all processes; minus infinity where all are."""
+    """Return the elementwise log of the sum of ``exp(x)`` over all processes; minus infinity where all are."""
     # log sum_w exp(x_w) = m + log sum_w exp(x_w - m), with m the maximum over processes; the clamp avoids inf - inf.
     shift = all_reduce(x.clone(), group, dist.ReduceOp.MAX).clamp(min=torch.finfo(x.dtype).min)
     return all_reduce((x - shift).exp(), group).log().add_(shift)
 
 
 def all_gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """Concatenate the rows of all processes by rank, `sizes[r]` of process `r`; no gradient."""
+    """Concatenate the rows of all processes by rank, ``sizes[r]`` of process ``r``; no gradient."""
     # The collective needs equal shapes: pad to the longest shard, gather (W, most, ...), and drop the padding.
     most = max(sizes)
     padded = rows.new_zeros(most, *rows.shape[1:])
@@ -84,7 +84,7 @@ def reduce_scatter_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessG
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """Concatenate the rows of all processes; backward sums over processes each one's gradient of this shard."""
+    """Concatenate the rows of all processes; backward sums the gradients of this shard over processes."""
     gathered: Tensor = _GatherRows.apply(rows, tuple(sizes), group)
     return gathered
 
@@ -102,10 +102,10 @@ class _GatherRows(torch.autograd.Function):
 
 
 def broadcast_from_first(make: Callable[[], Sequence[Tensor]], group: dist.ProcessGroup) -> list[Tensor]:
-    """Call `make` on the group's first process and return its tensors, or raise its error, on all processes.
+    """Call ``make`` on the group's first process and return its tensors, or raise its error, on all processes.
 
     Raises:
-        RuntimeError: If `make` fails; names the rank and the error.
+        RuntimeError: If ``make`` fails; names the rank and the error.
     """
     first = dist.get_global_rank(group, 0)
     made: list[Any] = [None, None]
@@ -123,12 +123,9 @@ def broadcast_from_first(make: Callable[[], Sequence[Tensor]], group: dist.Proce
 
 
 def agree(
-    sizes: Mapping[str, int],
-    same: Mapping[str, str],
-    error: Exception | None,
-    group: dist.ProcessGroup,
+    sizes: Mapping[str, int], same: Mapping[str, str], error: Exception | None, group: dist.ProcessGroup
 ) -> dict[str, list[int]]:
-    """Return each of `sizes` by rank; raise on every process if one has an error or they differ in `same`.
+    """Return each of ``sizes`` by rank; raise on every process if one has an error or they differ in ``same``.
 
     Args:
         sizes: numbers that may differ between processes.
@@ -143,16 +140,12 @@ def agree(
     record = torch.tensor([error is not None, digest, *sizes.values()], device=device_of(group))
     everyone: list[list[int]] = all_gather(record, group).tolist()
     if any(wrong for wrong, *_ in everyone) or len({digest for _, digest, *_ in everyone}) > 1:
+        name = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
         reports: list[Any] = [None] * group_size(group)
         with collective_errors(group):
-            dist.all_gather_object(reports, (None if error is None else error_text(error), dict(same)), group=group)
+            dist.all_gather_object(reports, (None if error is None else f"{name}{error}", dict(same)), group=group)
         raise ValueError(disagreement(reports)) from error
     return {name: [record[2 + i] for record in everyone] for i, name in enumerate(sizes)}
-
-
-def error_text(error: Exception) -> str:
-    """Return the text of an error, with its class unless it is a `ValueError` or `TypeError`."""
-    return str(error) if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: {error}"
 
 
 def disagreement(reports: Sequence[tuple[str | None, Mapping[str, str]]]) -> str:
@@ -161,9 +154,9 @@ def disagreement(reports: Sequence[tuple[str | None, Mapping[str, str]]]) -> str
     if wrong:
         return "; ".join(wrong)
     names = dict.fromkeys(name for _, same in reports for name in same)
-    differ = [name for name in names if len({same.get(name) for _, same in reports}) > 1]
     values = [
         f"{name}: " + ", ".join(f"{same.get(name)} on rank {rank}" for rank, (_, same) in enumerate(reports))
-        for name in differ
+        for name in names
+        if len({same.get(name) for _, same in reports}) > 1
     ]
     return "Expected all processes to have the same, but got " + "; ".join(values)

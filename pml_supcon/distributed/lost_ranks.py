@@ -38,7 +38,7 @@ def collective_errors(group: dist.ProcessGroup) -> Iterator[None]:
 
 
 def exchange_addresses(group: dist.ProcessGroup) -> None:
-    """Exchange process ids and host names in a group, once, for `lost_ranks`."""
+    """Exchange process ids and host names in a group, once, for ``lost_ranks``."""
     if group.group_name not in _addresses or _addresses[group.group_name][0] is not store():
         addresses: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(addresses, (os.getpid(), socket.gethostname()), group=group)
@@ -83,7 +83,7 @@ def runs(pid: int, host: str) -> bool:
 
 
 def silent_ranks(ranks: Sequence[int]) -> list[int]:
-    """Return the ranks that have not reported their own failure of the collective within `ANSWER_S` seconds."""
+    """Return the ranks that have not reported their own failure of the collective within ``ANSWER_S`` seconds."""
     keys = {rank: f"pml_supcon/failed/{rank}" for rank in ranks}
     if not keys:
         return []

@@ -13,9 +13,9 @@ from pml_supcon.distributed import collectives
 
 
 class LossInputs(NamedTuple):
-    """Arguments of a loss: `(B, V, D)` or `(N, D)` embeddings, labels, references and their labels, V where known.
+    """Arguments of a loss: ``(B, V, D)`` or ``(N, D)`` embeddings, labels, references and their labels, V if known.
 
-    `more` are further tensors with one entry per row or sample, as the embeddings have.
+    ``more`` are further tensors with one entry per row or sample, like the embeddings.
     """
 
     embeddings: Tensor
@@ -27,21 +27,21 @@ class LossInputs(NamedTuple):
 
     @property
     def views(self) -> int:
-        """Rows of each sample; 1 where samples are unknown."""
+        """The number of rows of each sample; 1 if samples are unknown."""
         return self.embeddings.shape[1] if self.embeddings.ndim == 3 else self.num_views or 1
 
     @property
     def samples(self) -> int:
-        """Samples, or rows where samples are unknown."""
+        """The number of samples, or of rows if samples are unknown."""
         return len(self.embeddings) if self.embeddings.ndim == 3 else len(self.embeddings) // self.views
 
     @property
     def sample_labels(self) -> Tensor | None:
-        """`(B,)`: the labels of the first view."""
+        """``(B,)``: the labels of the first view."""
         return None if self.labels is None else self.labels[: self.samples]
 
     def by_sample(self) -> "LossInputs":
-        """Return view-major rows `(N, D)` with known views as `(B, V, D)`, and anything else unchanged."""
+        """Return view-major rows ``(N, D)`` with known views as ``(B, V, D)``, and anything else unchanged."""
         views = self.num_views
         if self.embeddings.ndim == 3 or views is None:
             return self
@@ -53,7 +53,7 @@ class LossInputs(NamedTuple):
         )
 
     def view_major(self) -> "LossInputs":
-        """Return `(B, V, D)` as view-major rows `(V * B, D)` with their labels, and rows unchanged."""
+        """Return ``(B, V, D)`` as view-major rows ``(V * B, D)`` with their labels, and rows unchanged."""
         if self.embeddings.ndim == 2:
             return self
         views = self.embeddings.shape[1]
@@ -77,14 +77,9 @@ class ShardSizes(NamedTuple):
     references: list[int]
 
     def labels(self, own: LossInputs, group: ProcessGroup) -> Tensor | None:
-        """Return the labels of all processes' samples, `(B,)` int64; equal labels of any integer dtypes stay equal."""
+        """Return the labels of all samples, ``(B,)`` int64; equal labels of any integer dtypes stay equal."""
         labels = own.sample_labels
         return None if labels is None else collectives.all_gather_rows(labels.to(torch.int64), self.samples, group)
-
-    def labels_or_numbers(self, own: LossInputs, group: ProcessGroup) -> Tensor:
-        """Return `labels`, or without labels the samples' numbers: each sample is its own class."""
-        labels = self.labels(own, group)
-        return torch.arange(sum(self.samples), device=own.embeddings.device) if labels is None else labels
 
     def gather(self, own: LossInputs, group: ProcessGroup) -> LossInputs:
         """Return the inputs of all processes, by rank; gradients return to the process that holds the rows."""

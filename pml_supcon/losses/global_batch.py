@@ -1,7 +1,8 @@
-"""Any loss, over the embeddings of all processes."""
+"""A wrapper that computes any loss over the embeddings of all processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -16,7 +17,7 @@ from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks
 from pml_supcon.losses.supcon import BaseSupConLoss, SupConLossIn, SupConLossOut
 
-OWN_LOSSES = (SupConLossOut, SupConLossIn)  # a class derived from them may compute anything
+OWN_LOSSES = (SupConLossOut, SupConLossIn)  # the exact classes: a subclass may compute anything
 
 
 class GlobalBatchLoss(nn.Module):
@@ -24,36 +25,38 @@ class GlobalBatchLoss(nn.Module):
 
         L = loss(rows of process 0, rows of process 1, ...)
 
-    Every process calls it with its own rows and gets the loss of the whole batch. The gradient of a process's rows is
-    `W` times theirs in `L` (`W` processes), so that the average over processes that `DistributedDataParallel` and
-    Accelerate take is exactly the gradient of one process with the whole batch. Processes may hold different numbers
-    of rows, or none. Without a process group, or with one process, it is the loss itself.
+    Every process calls it with its own rows and gets the loss of the whole batch. The gradient of the rows is ``W``
+    times their gradient in ``L`` (``W`` processes). The average over processes that ``DistributedDataParallel`` and
+    Accelerate take is then exactly the gradient of one process with the whole batch. Processes may hold different
+    numbers of rows, or none. Without a process group, or with one process, the wrapper returns the loss itself.
 
-    `SupConLossOut` and `SupConLossIn` share out the pairs: with the "tiled" backend a process meets the rows of the
-    others one block at a time and does `1/W` of the work in the memory of its own share; other backends, and these
-    losses inside `QueueLoss` and other wrappers, gather all rows and take `1/W` of the anchors. Losses of
-    pytorch-metric-learning are computed on every process from all rows.
+    ``SupConLossOut`` and ``SupConLossIn`` divide their pairs over the processes. With the "tiled" backend a process
+    receives the rows of the others one block at a time: it does ``1/W`` of the work, in memory proportional to its own
+    rows. With other backends, and inside ``QueueLoss`` and other wrappers, these losses gather all rows and compute
+    ``1/W`` of the anchors. Losses of pytorch-metric-learning are computed on every process from all rows.
 
     Args:
-        loss: a loss that is called like PML's: `loss(embeddings, labels, ...)`.
+        loss: a loss with the call of PML's losses: ``loss(embeddings, labels, ...)``.
         miner: a PML miner, which mines in the whole batch (on the first process, for all).
-        num_views: V of `(N, D)` embeddings that are view-major; default: that of the loss, if it has one.
+        num_views: V of ``(N, D)`` embeddings that are view-major; default: the ``num_views`` of the loss, if it has
+            one.
         group: the processes; default: all.
 
     Shape:
-        - embeddings: this process's `(N, D)` or `(B, V, D)`; losses of PML get all `(B, V, D)` as view-major rows.
-        - labels: this process's `(N,)` or `(B,)`, any integer dtype, or None where the loss needs none.
+        - embeddings: ``(N, D)`` or ``(B, V, D)`` of this process; losses of PML get ``(B, V, D)`` as view-major rows.
+        - labels: ``(N,)`` or ``(B,)`` of this process, any integer dtype, or None if the loss needs none.
         - the batch: samples of the first process, then of the second, and so on, view-major.
-        - other tensors that the loss takes, by keyword and by row or sample, as the embeddings go (`keys=`).
+        - other tensors that the loss accepts by keyword, like ``keys``: one entry per row or sample.
 
     Raises:
-        ValueError: on every process, where one has a wrong share, or differs from the others in width, dtype, views or
-            the loss's options; names rank and value. `indices_tuple`: pairs of one process; give a `miner`.
-        ConnectionError: a process is gone; names its rank.
+        ValueError: On every process, if the rows of one are invalid, or differ from the others in width, dtype, views
+            or the options of the loss; names rank and value. Also for ``indices_tuple``, which lists rows of one
+            process: pass a ``miner``.
+        ConnectionError: If a collective fails; names the lost ranks.
 
     Note:
-        All processes have to call it, and to go backward. The numbers of rows are compared at each call, on the host. A
-        loss of PML's that draws at random draws on each process for itself; a miner draws once, for all.
+        All processes must call it, and its backward pass. The numbers of rows are compared at each call, on the host. A
+        loss of PML that draws at random draws on each process separately; a miner draws once, for all.
 
     Examples:
         >>> import torch
@@ -80,7 +83,7 @@ class GlobalBatchLoss(nn.Module):
         views_of_loss = getattr(loss, "num_views", None)
         if None not in (num_views, views_of_loss) and num_views != views_of_loss:
             raise ValueError(
-                f"Expected argument `num_views` to be that of the loss, {views_of_loss}, but got {num_views}"
+                f"Expected argument `num_views` to equal num_views={views_of_loss} of the loss, but got {num_views}"
             )
         self.loss = loss
         self.miner = miner
@@ -96,19 +99,18 @@ class GlobalBatchLoss(nn.Module):
         ref_labels: Tensor | None = None,
         **more: Tensor | None,
     ) -> Tensor:
-        """The loss of the whole batch, a scalar; `more` tensors go by row or sample, as the embeddings do."""
+        """Return the loss of the whole batch, a scalar; ``more`` tensors have one entry per row or sample."""
         group = collectives.default_group(self.group)
         given = {name: tensor for name, tensor in more.items() if tensor is not None}
         own = LossInputs(embeddings, labels, ref_emb, ref_labels, self.num_views, given)
         if group is not None:
-            of_group: Tensor = self._loss_of_group(own, indices_tuple, group)
-            return of_group
+            return self._loss_of_group(own, indices_tuple, group)  # type: ignore[no-any-return]
         check(own, mined=self.miner is not None)
         return self._loss_over(own.by_sample(), indices_tuple, None)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives, and decisions on what they bring
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives, and branches on their results
     def _loss_of_group(self, own: LossInputs, indices_tuple: Any, group: ProcessGroup) -> Tensor:
-        """The loss of the batch of all processes: our own losses leave the rows where they are."""
+        """Return the loss of the batch of all processes; our own losses do not gather the rows."""
         loss = self.loss
         alone = self.miner is None and indices_tuple is None and own.ref_emb is None and not own.more
         if alone and isinstance(loss, BaseSupConLoss) and type(loss) in OWN_LOSSES and not loss.needs_all_rows():
@@ -117,17 +119,17 @@ class GlobalBatchLoss(nn.Module):
         try:
             if indices_tuple is not None:
                 raise ValueError(
-                    "Expected no `indices_tuple` with several processes: it names the rows of one of them; give the "
+                    "Expected no `indices_tuple` with several processes: it lists the rows of one of them; pass the "
                     "miner to `GlobalBatchLoss(loss, miner=...)`, which mines in the whole batch"
                 )
             check(own, mined=self.miner is not None)
-        except Exception as local:  # whatever it is, the others have to hear of it
+        except Exception as local:  # the other processes must raise too
             error = local
-        shares = agree_on_shards(own, {"loss": describe(self.loss)}, error, group)
-        return self._loss_over(shares.gather(own, group), None, group)
+        sizes = agree_on_shards(own, {"loss": describe(self.loss)}, error, group)
+        return self._loss_over(sizes.gather(own, group), None, group)
 
     def _loss_over(self, rows: LossInputs, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
-        """The loss of rows that all processes have."""
+        """Return the loss of rows that all processes hold."""
         if self.miner is not None:
             indices_tuple = self._mine(rows.view_major(), group)
         if not getattr(self.loss, "takes_views", False):
@@ -147,21 +149,16 @@ class GlobalBatchLoss(nn.Module):
 
     @torch.no_grad()
     def _mine(self, rows: LossInputs, group: ProcessGroup | None) -> list[Tensor]:
-        """What the miner finds in the batch; the same on all processes, also where it draws at random."""
-        miner = self.miner
-        assert miner is not None  # for the type checker
-
-        def mine() -> list[Tensor]:
-            return list(miner(rows.embeddings, rows.labels, rows.ref_emb, rows.ref_labels))
-
+        """Return the pairs that the miner selects, the same on all processes even if it draws at random."""
+        mine = partial(self.miner, rows.embeddings, rows.labels, rows.ref_emb, rows.ref_labels)  # type: ignore[arg-type]
         if group is None:
-            return mine()
+            return list(mine())
         return [indices.to(rows.embeddings.device) for indices in collectives.broadcast_from_first(mine, group)]
 
 
 @contextmanager
 def divided_among(loss: nn.Module, group: ProcessGroup | None) -> Iterator[None]:
-    """Set the group of every SupCon loss inside a loss, for the time of a call.
+    """Set the group of every SupCon loss inside a loss during a call.
 
     It is reset afterwards: the same loss called alone, in an evaluation for example, must not wait for other processes.
     """
@@ -176,15 +173,15 @@ def divided_among(loss: nn.Module, group: ProcessGroup | None) -> Iterator[None]
 
 
 def check(own: LossInputs, *, mined: bool) -> None:
-    """Refuse a share of the batch that cannot be right."""
+    """Raise if the part of the batch on this process is invalid."""
     embeddings, labels, ref_emb, ref_labels, num_views, more = own
     checks.check_embeddings("embeddings", embeddings)
     if labels is not None:
         checks.check_labels("labels", labels, len(embeddings), embeddings.device)
     elif mined:
-        raise ValueError("Expected `labels` with a `miner`, which mines by them, but got none")
+        raise ValueError("Expected `labels` with a `miner`, but got None")
     if embeddings.ndim == 2:
-        view_major_rows(embeddings, labels, num_views)  # refuses rows that are no whole number of samples
+        view_major_rows(embeddings, labels, num_views)  # raises unless the rows are a whole number of samples
         if labels is not None:
             checks.check_views_agree(labels, num_views)
     if ref_emb is not None:
@@ -193,23 +190,21 @@ def check(own: LossInputs, *, mined: bool) -> None:
         checks.check_labels("ref_labels", ref_labels, 0 if ref_emb is None else len(ref_emb), embeddings.device)
     for name, tensor in more.items():
         if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(embeddings):
-            came = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(
-                f"Expected `{name}` to go by row, as the {len(embeddings)} of `embeddings`, but got {came}"
-            )
+            given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"Expected `{name}` to have {len(embeddings)} entries like `embeddings`, but got {given}")
 
 
 def describe(module: nn.Module) -> str:
-    """Classes, plain options and saved state of a loss and all inside it."""
+    """Return the classes, plain options and saved state of a loss and of all modules inside it, as one string."""
     plain = (bool, int, float, str, type(None))
-    said = []
+    parts = []
     for part in module.modules():
-        makers = [vars(kind)["__init__"] for kind in type(part).__mro__ if "__init__" in vars(kind)]
-        names = dict.fromkeys(name for maker in makers for name in signature(maker).parameters)
+        inits = [vars(kind)["__init__"] for kind in type(part).__mro__ if "__init__" in vars(kind)]
+        names = dict.fromkeys(name for init in inits for name in signature(init).parameters)
         options = {name: value for name in names if isinstance(value := getattr(part, name, part), plain)}
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             options["state"] = str(part.get_extra_state().tolist())
         for name, buffer in part.named_buffers(recurse=False):
             options[name] = str(buffer.dtype)
-        said.append(f"{type(part).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})")
-    return " ".join(said)
+        parts.append(f"{type(part).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})")
+    return " ".join(parts)

@@ -1,4 +1,4 @@
-"""L_out and L_in as PML losses; the maths is in `pml_supcon.functional.supcon`."""
+"""L_out and L_in as PML losses; the maths is in ``pml_supcon.functional.supcon``."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,10 +12,9 @@ from torch.distributed import ProcessGroup
 from pml_supcon._checks import check_int
 from pml_supcon._layouts import view_major_rows
 from pml_supcon._pml import losses as _pml
-from pml_supcon.distributed.shards import LossInputs
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.backends import solve
-from pml_supcon.functional.supcon.global_batch.group import group_anchor_losses
+from pml_supcon.functional.supcon.global_batch.group import group_supcon_loss
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 from pml_supcon.functional.supcon.problem import build_problem
 
@@ -90,12 +89,12 @@ class BaseSupConLoss(BaseMetricLossFunction):
         *,
         ref_starts_with_batch: bool = False,
     ) -> Tensor:
-        """The loss of a batch, a scalar under PML's default reducer; see the class for shapes.
+        """Return the loss of a batch, a scalar under PML's default reducer; see the class for shapes.
 
-        With `ref_starts_with_batch` the first N rows of `ref_emb` are the batch and a memory follows: anchor `i` is not
-        contrasted with row `i`.
+        With ``ref_starts_with_batch`` the first N rows of ``ref_emb`` are the batch and a memory follows: anchor ``i``
+        is not contrasted with row ``i``.
         """
-        # PML's own forward, but views become rows first, and labels are checked rather than moved to the device
+        # PML's forward, except that views become rows first, and labels are checked instead of moved to the device
         self.reset_stats()
         checks.check_embeddings("embeddings", embeddings)
         if labels is not None:
@@ -118,8 +117,8 @@ class BaseSupConLoss(BaseMetricLossFunction):
         *,
         ref_starts_with_batch: bool = False,
     ) -> dict[str, dict[str, Any]]:
-        """Per-anchor losses of rows `(N, D)` as PML's reducers take them."""
-        if ref_emb is embeddings and ref_labels is labels:  # PML's sign for rows contrasted with themselves
+        """Return the per-anchor losses of rows ``(N, D)`` in the format of PML's reducers."""
+        if ref_emb is embeddings and ref_labels is labels:  # PML's convention for rows contrasted with themselves
             ref_emb, ref_labels = None, None
         _pml.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
         rows: dict[str, Any] = {"ref_emb": ref_emb, "ref_labels": ref_labels, "num_views": num_views}
@@ -128,29 +127,21 @@ class BaseSupConLoss(BaseMetricLossFunction):
         if self.group is None:
             terms = solve(build_problem(embeddings, labels, **rows, **pairing, options=options))
         else:
-            inputs = LossInputs(embeddings, labels, **rows)
-            terms = group_anchor_losses(inputs, self.group, lambda: options, replicated=True, **pairing)
+            more = rows | pairing | vars(options)
+            terms = group_supcon_loss(embeddings, labels, group=self.group, replicated=True, **more)
         return _pml.loss_dict(terms, self.reducer)
 
     def loss_of_group(
         self, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup, num_views: int | None = None
     ) -> Tensor:
-        """The mean loss of a batch that the processes of a group hold together, the same on all.
-
-        Args:
-            embeddings: this process's share, `(B, V, D)` or `(N, D)`.
-            labels: this process's, or None on all.
-            group: the processes; see `pml_supcon.functional.group_supcon_loss` for gradients and errors.
-            num_views: V of `(N, D)` embeddings; default: that of the loss.
-        """
+        """Return the mean loss of a batch that is sharded over a group; see ``group_supcon_loss`` for the gradients."""
         self.reset_stats()
         num_views = self.num_views if num_views is None else num_views
-        inputs = LossInputs(embeddings, labels, None, None, num_views)
-        options = self._options_of_call()
-        return group_anchor_losses(inputs, group, lambda: options).mean()
+        options = vars(self._options_of_call())
+        return group_supcon_loss(embeddings, labels, group=group, num_views=num_views, **options).mean()
 
     def needs_all_rows(self) -> bool:
-        """Whether it is more than a mean over dot products: with a distance, reducer or regulariser of PML's."""
+        """Return True if a distance, reducer, regulariser or statistic of PML needs the rows of the whole batch."""
         _, similarity = _pml.similarity_of(self.distance)
         plain = similarity is None and _pml.is_mean(self.reducer)
         return not plain or self.collect_stats or self.embedding_regularizer is not None
@@ -163,43 +154,45 @@ class BaseSupConLoss(BaseMetricLossFunction):
         return replace(self.options, normalize=normalize, similarity=similarity)
 
     def get_default_distance(self) -> BaseDistance:
-        """Cosine similarity, as in the paper."""
+        """Return the cosine similarity, as in the paper."""
         return CosineSimilarity()
 
 
 class SupConLossOut(BaseSupConLoss):
-    r"""L_out, the supervised contrastive loss the paper recommends (Khosla et al., NeurIPS 2020, equation 2).
+    r"""L_out, the supervised contrastive loss that the paper recommends (Khosla et al., NeurIPS 2020, equation 2).
 
         l_i = -1/|P(i)| * sum_{p in P(i)} log( exp(z_i . z_p / tau) / D_ip )
 
-    Called like any PML loss: `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)`, where
-    `embeddings` are `(N, D)` with labels `(N,)`, or `(B, V, D)` with labels `(B,)`, floating point; labels may have any
-    integer dtype, or be None where the views are known (SimCLR). With PML's default reducer the loss is the mean over
-    the anchors that have a positive and a non-empty denominator, a scalar >= 0 for `denominator="all"`.
+    Call it like any PML loss: ``loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``.
+    ``embeddings`` are floating point, ``(N, D)`` with labels ``(N,)``, or ``(B, V, D)`` with labels ``(B,)``. Labels
+    have any integer dtype, or are None if the views are known (SimCLR). With PML's default reducer the loss is the mean
+    over the anchors that have a positive and a non-empty denominator, a scalar >= 0 for ``denominator="all"``.
 
     Args:
-        temperature: `tau > 0`.
-        denominator: what `D_ip` sums over: "all" (the paper), "one_positive" or "negatives".
-        contrast_mode: "all": every row is an anchor; "one": only the first view's rows are.
-        positives_cap: at most this many positives besides the other views of the anchor's own sample; a multiple of V.
-        num_views: V of `(N, D)` embeddings, view-major (`torch.cat` of the views), where an option needs to know.
-        scale_by_temperature: multiply the loss by `temperature`, as the authors' code does.
+        temperature: ``tau > 0``.
+        denominator: the terms of ``D_ip``: "all" (the paper), "one_positive" or "negatives".
+        contrast_mode: "all": every row is an anchor; "one": the rows of the first view are.
+        positives_cap: the largest number of positives besides the other views of the anchor's own sample; a multiple
+            of V.
+        num_views: V of ``(N, D)`` embeddings, view-major (``torch.cat`` of the views), for the options that need it.
+        scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         backend: "auto", "triton" (fused CUDA kernels), "tiled" (linear memory, any device) or "reference" (dense).
-        **kwargs: PML's own: `distance`, `reducer`, `embedding_regularizer`, `embedding_reg_weight`, `collect_stats`.
-            A distance other than a dot product needs the "reference" backend, which "auto" then takes.
+        **kwargs: arguments of PML's losses: ``distance``, ``reducer``, ``embedding_regularizer``,
+            ``embedding_reg_weight``, ``collect_stats``. A distance other than a dot product needs the "reference"
+            backend, which "auto" then chooses.
 
     Raises:
-        ValueError: an option, a shape, a device or a value that does not fit.
-        TypeError: embeddings that are not floating point, labels that are not integers.
-        IndexError: an `indices_tuple` that names rows that are not there.
+        ValueError: If an option, shape, device or value is invalid.
+        TypeError: If embeddings are not floating point, or labels are not integers.
+        IndexError: If ``indices_tuple`` has row numbers out of range.
 
     Note:
-        It differs from PML 2.9's `SupConLoss` in three ways: anchors with a positive are all in the mean, where PML's
-        default reducer leaves out losses that are exactly 0; a batch without negatives has the paper's loss, where PML
-        returns 0; labels on another device are an error. See `pml_supcon.functional.supcon_loss` for the definitions.
-        On several processes take `pml_supcon.losses.GlobalBatchLoss`. Under PML's `DistributedLossWrapper` give
-        `(B, V, D)` embeddings where views count: it joins the rows of the processes one after another, so that `(N, D)`
-        rows are view-major no more; a cap counts in another order on each process and should not be used there.
+        It differs from PML 2.9's ``SupConLoss`` in three ways: all anchors with a positive are in the mean, while PML's
+        default reducer leaves out losses of exactly 0; a batch without negatives has the paper's loss, while PML
+        returns 0; labels on another device are an error. ``pml_supcon.functional.supcon_loss`` has the definitions.
+        Use ``pml_supcon.losses.GlobalBatchLoss`` on several processes. PML's ``DistributedLossWrapper`` concatenates
+        the rows of the processes: ``(N, D)`` rows are then no longer view-major. With it pass ``(B, V, D)`` embeddings
+        if an option needs the views, and no ``positives_cap``, which would count in another order on each process.
 
     Examples:
         >>> import torch
@@ -220,8 +213,8 @@ class SupConLossIn(BaseSupConLoss):
 
         l_i = -log( 1/|P(i)| * sum_{p in P(i)} exp(z_i . z_p / tau) / D_ip )
 
-    Never above L_out on the same batch (Jensen), and equal to it where every anchor has one positive. The paper finds
-    it to train worse. Input, options and errors are those of `SupConLossOut`.
+    It is never above L_out on the same batch (Jensen), and equal to it if every anchor has one positive. It trains
+    worse in the paper. Input, options and errors are the same as for ``SupConLossOut``.
 
     Examples:
         >>> import torch

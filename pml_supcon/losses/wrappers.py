@@ -1,4 +1,4 @@
-"""PML's loss wrappers that accept losses by class name, with ours on their lists and what PML's leave out."""
+"""PML's loss wrappers that accept losses by class name, extended to our losses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,17 +16,17 @@ OWN_LOSSES = ["SupConLossOut", "SupConLossIn"]
 class CrossBatchMemory(pml.CrossBatchMemory):
     """PML's memory of past embeddings (Wang et al., CVPR 2020), which also accepts our losses.
 
-    Arguments and calls are those of `pytorch_metric_learning.losses.CrossBatchMemory`: embeddings `(N, D)`, labels
-    `(N,)`. A batch is contrasted with itself, detached, and what else the memory holds once the batch is in it. With
-    one of our losses and no miner, `indices_tuple` or `enqueue_mask` it does so without PML's list of all pairs, which
-    takes memory for each; the value is the same, and `contrast_mode="one"` works. `positives_cap` is refused.
+    Arguments and calls are the same as for ``pytorch_metric_learning.losses.CrossBatchMemory``: embeddings ``(N, D)``,
+    labels ``(N,)``. A batch first enters the memory, and is then contrasted with all rows of the memory, detached. With
+    one of our losses and no miner, ``indices_tuple`` or ``enqueue_mask``, no list of all pairs is built as in PML. This
+    saves memory and gives the same value, and ``contrast_mode="one"`` works. ``positives_cap`` raises.
 
-    Unlike PML's, its `state_dict` says where the memory stands and how far it is filled, so that a loaded memory is
-    used; states saved by PML's load with `strict=False`, as an empty memory. `QueueLoss` is the exact form of the same
-    idea: gradients reach the batch's rows also as contrasted rows, and momentum encoders have their place.
+    Unlike in PML, ``state_dict`` holds the position in the memory, so that a loaded memory is used. States that PML
+    saved load with ``strict=False``, as an empty memory. ``QueueLoss`` is the exact form of the same idea: gradients
+    reach the rows of the batch also as contrasted rows, and it accepts the keys of a momentum encoder.
 
     Raises:
-        ValueError: a batch larger than the memory, or of another width.
+        ValueError: If a batch is larger than the memory, or has another width.
 
     Examples:
         >>> import torch
@@ -43,11 +43,10 @@ class CrossBatchMemory(pml.CrossBatchMemory):
 
     @property
     def num_views(self) -> int | None:
-        """V of the embeddings, where the loss knows it."""
-        views: int | None = getattr(self.loss, "num_views", None)
-        return views
+        """V of the embeddings, if the loss has it."""
+        return getattr(self.loss, "num_views", None)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # else it compiles anew wherever the memory stands
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # else each position recompiles
     def forward(
         self,
         embeddings: Tensor,
@@ -55,7 +54,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         indices_tuple: Sequence[Tensor] | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss of a batch `(N, D)` against the memory, which it enters."""
+        """Return the loss of a batch ``(N, D)`` against the memory, which it enters."""
         checks.check_embeddings("embeddings", embeddings, dims=(2,))
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(
@@ -73,7 +72,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
             return loss
         self.reset_stats()
         checks.check_labels("labels", labels, len(embeddings), getattr(labels, "device", embeddings.device))
-        labels = labels.to(embeddings.device, torch.int64)  # PML's moves them too, and the memory to the embeddings
+        labels = labels.to(embeddings.device, torch.int64)  # as in PML, which also moves the memory
         self.embedding_memory = self.embedding_memory.to(embeddings.device, embeddings.dtype)
         self.label_memory = self.label_memory.to(embeddings.device, torch.int64)
         older = self._rows_that_stay(len(embeddings))
@@ -88,12 +87,12 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         return loss
 
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int) -> None:
-        """Put rows in the place of the oldest."""
-        if batch_size:  # PML's takes the memory for filled when nothing enters it
+        """Replace the oldest rows of the memory."""
+        if batch_size:  # PML would mark the memory as filled although nothing enters it
             super().add_to_memory(embeddings, labels, batch_size)
 
     def _rows_that_stay(self, number: int) -> list[slice]:
-        """The filled rows of the memory that a batch of `number` does not replace."""
+        """Return the filled rows of the memory that a batch of ``number`` rows does not replace."""
         end = self.queue_idx + number
         if end > self.memory_size:
             first = end - self.memory_size
@@ -101,45 +100,43 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         return [slice(0, self.queue_idx), *([slice(end, self.memory_size)] if self.has_been_filled else [])]
 
     def get_extra_state(self) -> Tensor:
-        """Where the memory stands: a tensor, since some formats of checkpoints hold nothing else."""
+        """Return the position in the memory, as a tensor: some formats of checkpoints hold only tensors."""
         return torch.tensor([self.queue_idx, self.has_been_filled])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Let the memory stand where it stood."""
+        """Restore the position in the memory."""
         queue_idx, filled = state.tolist()
         if not 0 <= queue_idx < self.memory_size:
-            raise ValueError(
-                f"Expected the state of a memory of {self.memory_size} rows, but got one whose next is {queue_idx}"
-            )
+            raise ValueError(f"Expected the state of a memory of {self.memory_size} rows, but got next row {queue_idx}")
         self.queue_idx, self.has_been_filled = queue_idx, bool(filled)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}embedding_memory")
-        if isinstance(saved, Tensor):  # the memory has the dtype of the embeddings, which a new one cannot know
+        if isinstance(saved, Tensor):  # the dtype of the memory is the dtype of the first embeddings
             self.embedding_memory = self.embedding_memory.to(saved.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
     def supported_losses() -> list[str]:
-        """The names of the losses that it accepts."""
+        """Return the names of the accepted losses."""
         return [*pml.CrossBatchMemory.supported_losses(), *OWN_LOSSES]
 
 
 class SelfSupervisedLoss(pml.SelfSupervisedLoss):
     """PML's wrapper for views without labels, for any number of views, which also accepts our losses.
 
-    Called as PML's, `loss(embeddings, ref_emb)`, with more views after these, `loss(first, second, third)`, each
-    `(N, D)`; or with all of them as `(B, V, D)`. Each sample is its own class.
+    Call it like PML's, ``loss(embeddings, ref_emb)``, or with more views, ``loss(first, second, third)``, each
+    ``(N, D)``; or with all of them as ``(B, V, D)``. Each sample is its own class.
 
     Args:
-        loss: a loss of PML's that needs no more than embeddings and labels, or one of ours, alone the same when
-            symmetric: `SupConLossOut()(embeddings)` with `(B, V, D)`.
-        symmetric: True: every row is an anchor, contrasted with all others. False: the first view's rows are anchors,
-            contrasted with those of the other views only.
+        loss: a loss of PML that needs only embeddings and labels, or one of ours. Symmetric, it equals
+            ``SupConLossOut()(embeddings)`` with ``(B, V, D)``.
+        symmetric: True: every row is an anchor, contrasted with all others. False: the rows of the first view are
+            anchors, contrasted only with the rows of the other views.
 
     Raises:
-        ValueError: fewer than two views, views of different shapes, or `symmetric=False` around a loss of ours with
-            `num_views`, which would speak of the first view alone.
+        ValueError: If there are fewer than two views, or views of different shapes; for ``symmetric=False`` with a loss
+            of ours that has ``num_views``, which would describe the first view only.
 
     Examples:
         >>> import torch
@@ -162,9 +159,9 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
             )
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor | None = None, *more_ref_emb: Tensor) -> Tensor:
-        """The loss of V views `(N, D)`, or of `(B, V, D)`; each sample's label is its number."""
+        """Return the loss of V views ``(N, D)``, or of ``(B, V, D)``; the label of a sample is its number."""
         views = views_of(embeddings, (ref_emb, *more_ref_emb) if ref_emb is not None or more_ref_emb else ())
-        # the labels are on the device of the embeddings, unlike PML's
+        # unlike in PML, the labels are on the device of the embeddings
         labels = torch.arange(len(views[0]), device=views[0].device)
         own = isinstance(self.loss, BaseSupConLoss)
         loss: Tensor
@@ -180,12 +177,12 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
 
     @staticmethod
     def supported_losses() -> list[str]:
-        """The names of the losses that it accepts."""
+        """Return the names of the accepted losses."""
         return [*pml.SelfSupervisedLoss.supported_losses(), *OWN_LOSSES]
 
 
 def views_of(embeddings: Tensor, others: Sequence[Any]) -> list[Tensor]:
-    """The views, each `(N, D)`, of `(B, V, D)` embeddings or of the first view and the others."""
+    """Return the views, each ``(N, D)``, of ``(B, V, D)`` embeddings or of the first view and the others."""
     checks.check_embeddings("embeddings", embeddings, dims=(2,) if others else (2, 3))
     views = list(embeddings.unbind(dim=1)) if embeddings.ndim == 3 else [embeddings]
     if len(views) + len(others) < 2:

@@ -190,7 +190,7 @@ def wait_for(file):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_process_that_is_gone_ends_the_others_within_the_time_out(tmp_path, how):
     """The others begin the next loss when the process has ended or stopped, so that all can tell.
 

@@ -44,7 +44,7 @@ def test_embeddings_of_a_dtype_that_is_too_small(dtype):
 
 
 def test_embeddings_that_are_sparse():
-    refused(TypeError, "`embeddings` to be a dense tensor, but got one of layout torch.sparse_coo", ROWS.to_sparse())
+    refused(TypeError, "`embeddings` to be a dense tensor, but got layout torch.sparse_coo", ROWS.to_sparse())
 
 
 def test_what_is_no_tensor():
@@ -235,7 +235,7 @@ def test_a_backend_that_cannot_names_those_that_can():
 
 def test_similarities_that_are_none():
     refused(TypeError, "`similarity` to be None or a function of two tensors, but got str", similarity="cosine")
-    message = "Expected `similarity` to give a tensor (anchors, rows) = (6, 6), but got "
+    message = "Expected `similarity` to return a tensor (anchors, rows) = (6, 6), but got "
     refused(ValueError, f"{message}(6,)", similarity=lambda a, b: (a @ b.T).sum(dim=1))
     refused(ValueError, f"{message}float", similarity=lambda a, b: 1.0)
     refused(ValueError, "= (3, 6), but got (6, 6)", num_views=2, contrast_mode="one", similarity=lambda a, b: b @ b.T)

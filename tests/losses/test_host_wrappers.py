@@ -161,7 +161,7 @@ def test_cross_batch_memory_of_a_state_of_pml():
     memory.load_state_dict(theirs.state_dict(), strict=False)
     assert memory.queue_idx == 0
     state = memory.state_dict() | {"_extra_state": torch.tensor([20, 1])}
-    with pytest.raises(ValueError, match="memory of 20 rows, but got one whose next is 20"):
+    with pytest.raises(ValueError, match="memory of 20 rows, but got next row 20"):
         memory.load_state_dict(state)
 
 

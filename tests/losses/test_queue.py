@@ -428,10 +428,8 @@ def test_two_processes_are_one_with_the_whole_batch(of_two_processes, name):
 @pytest.mark.parametrize(("arguments", "error", "message"), [
     ((pml.SupConLoss(), 4, 8), TypeError, "to be a SupConLossOut or SupConLossIn, but got SupConLoss"),
     ((losses.SupConLossOut(positives_cap=2, num_views=2), 4, 8), ValueError, "without `positives_cap`, which counts"),
-    ((losses.SupConLossOut(), 0, 8), ValueError, "`embedding_size` to be an integer >= 1, but got 0"),
-    ((losses.SupConLossOut(), 4, 0), ValueError, "`queue_size` to be an integer >= 1, but got 0"),
-    ((losses.SupConLossOut(), 4, True), ValueError, "`queue_size` to be an integer >= 1, but got True"),
-    ((losses.SupConLossOut(), 4, 8.0), ValueError, r"`queue_size` to be an integer >= 1, but got 8\.0"),
+    ((losses.SupConLossOut(), 0, 8), ValueError, "`embedding_size` to be at least 1, but got 0"),
+    ((losses.SupConLossOut(), 4, True), TypeError, "`queue_size` to be an integer, but got True"),
 ])  # fmt: skip
 def test_arguments_that_no_batch_fits(arguments, error, message):
     with pytest.raises(error, match=message):
@@ -448,7 +446,7 @@ ROWS, SAMPLES = torch.randn(6, 2, 4), torch.arange(6)
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((ROWS.double(), SAMPLES), ValueError, r"float32, holds exactly, but got .*; .*dtype=torch\.float64"),
+    ((ROWS.double(), SAMPLES), ValueError, r"float32 holds exactly, but got .*; .*dtype=torch\.float64"),
     ((ROWS, SAMPLES, ROWS.double()), ValueError, r"`keys` in a dtype that .* but got torch.float64"),
     ((ROWS[..., :3], SAMPLES), ValueError, r"the width embedding_size=4, but got \(6, 2, 3\)"),
     ((ROWS, SAMPLES, ROWS[:5]), ValueError, r"shape of the embeddings, \(6, 2, 4\), but got \(5, 2, 4\)"),
@@ -456,7 +454,7 @@ ROWS, SAMPLES = torch.randn(6, 2, 4), torch.arange(6)
     ((torch.cat([ROWS, ROWS]), SAMPLES.repeat(2)), ValueError, "`queue_size` to be at least the 24 rows .* but got 16"),
     ((ROWS, SAMPLES[:5]), ValueError, r"`labels` to have shape \(6,\)"),
     ((ROWS, SAMPLES.float()), TypeError, "`labels` to hold integers"),
-    ((ROWS[:, 0], None), ValueError, "Expected `labels`, or views that are known"),
+    ((ROWS[:, 0], None), ValueError, "Expected `labels`, or known views"),
     ((ROWS.to("meta"), SAMPLES), ValueError, "on the device of the queue, cpu, but got meta"),
     (([1.0], SAMPLES), TypeError, "`embeddings` to be a torch.Tensor, but got list"),
 ])  # fmt: skip
@@ -494,7 +492,7 @@ def test_states_that_do_not_fit():
         new_queue(size=16).load_state_dict({name: x for name, x in state.items() if name != "_extra_state"})
     with pytest.raises(RuntimeError, match="size mismatch"):
         new_queue(size=8).load_state_dict(state)
-    with pytest.raises(ValueError, match="queue of 16 rows, but got one with 20 rows filled and row 3 the next"):
+    with pytest.raises(ValueError, match="queue of 16 rows, but got 20 filled rows and next row 3"):
         new_queue(size=16).load_state_dict(state | {"_extra_state": torch.tensor([3, 20, 1])})
 
 

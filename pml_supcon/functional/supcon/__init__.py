@@ -1,7 +1,7 @@
 """The supervised contrastive losses L_out and L_in (Khosla et al., NeurIPS 2020, equations 2 and 3).
 
-`problem` states what is to be computed, `reference` is the definition, `tiled` computes the same in linear memory, and
-`triton` does so in fused CUDA kernels.
+``problem`` checks the arguments. ``reference`` is the definition, ``tiled`` computes the same in linear memory, and
+``triton`` in fused CUDA kernels.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,52 +37,54 @@ def supcon_loss(
 ) -> AnchorLosses:
     r"""Return the supervised contrastive loss of every anchor.
 
-    With `s_ij = z_i . z_j / temperature` over L2-normalised rows, `P(i)` the other rows with the label of `i`, `N(i)`
-    the rows with another label:
+    With ``s_ij = z_i . z_j / temperature`` over L2-normalised rows, ``P(i)`` the other rows with the label of ``i``,
+    and ``N(i)`` the rows with another label:
 
         out:  l_i = -1/|P(i)| * sum_{p in P(i)} [ s_ip - log D_ip ]              (equation 2)
         in:   l_i = -log( 1/|P(i)| * sum_{p in P(i)} exp(s_ip) / D_ip )          (equation 3)
 
     Args:
-        embeddings: `(N, D)` floating point, view-major where `num_views` is given (the first view of every sample, then
-            the second, ...: `torch.cat` of the views), or `(B, V, D)`, which is read as `N = V * B` such rows. Sums
-            and the loss are float32 for float16 and bfloat16 input, also under autocast; so are products, except on
-            the backend "triton".
-        labels: `(N,)`, or `(B,)` where the views are known and `embeddings` has three dimensions; any integer dtype, on
-            the device of `embeddings`. None: every sample is its own class (SimCLR), which needs the views known.
-        ref_emb: `(M, D)` contrasted rows other than the anchors; no row of theirs is excluded as the anchor itself.
-        ref_labels: `(M,)` integers, the labels of `ref_emb`.
-        ref_starts_with_batch: the first N rows of `ref_emb` are the batch (its embeddings, or a momentum encoder's of
-            the same images), more follow (a memory): anchor `i` is then not contrasted with row `i`.
-        indices_tuple: pairs `(a1, p, a2, n)` or triplets `(a, p, n)` of row indices, as PML's miners give them. `P(i)`
-            and `N(i)` are then exactly these sets (a pair may be in both), and labels are not needed.
-        num_views: V of an `(N, D)` input; needed there by `contrast_mode="one"`, `positives_cap` and missing labels.
-        temperature: `tau > 0`.
+        embeddings: ``(N, D)`` floating point, view-major if ``num_views`` is given (the first view of every sample,
+            then the second, ...: ``torch.cat`` of the views), or ``(B, V, D)``, which is read as ``N = V * B`` such
+            rows. Sums and the loss are float32 for float16 and bfloat16 input, also under autocast; so are products,
+            except on the backend "triton".
+        labels: ``(N,)``, or ``(B,)`` for ``(B, V, D)`` embeddings; any integer dtype, on the device of ``embeddings``.
+            None: every sample is its own class (SimCLR); the views must then be known.
+        ref_emb: ``(M, D)`` contrasted rows instead of the batch; none of them counts as the anchor itself.
+        ref_labels: ``(M,)`` integers, the labels of ``ref_emb``.
+        ref_starts_with_batch: the first N rows of ``ref_emb`` are the batch (its embeddings, or the embeddings of a
+            momentum encoder), and further rows follow (a memory): anchor ``i`` is then not contrasted with row ``i``.
+        indices_tuple: pairs ``(a1, p, a2, n)`` or triplets ``(a, p, n)`` of row indices, the output of PML's miners.
+            ``P(i)`` and ``N(i)`` are then exactly these sets (a pair may be in both), and labels are not needed.
+        num_views: V of an ``(N, D)`` input; ``contrast_mode="one"``, ``positives_cap`` and missing labels need it.
+        temperature: ``tau > 0``.
         summation: "out" (the paper's recommendation) or "in".
-        denominator: `D_ip` is the sum of `exp(s_ia)` over `P(i)` and `N(i)` for "all" (the paper), over `p` and `N(i)`
-            for "one_positive" (NT-Xent's), over `N(i)` for "negatives" (the loss can then be negative).
-        contrast_mode: "all": every row is an anchor; "one": the first view's rows are. All rows are contrasted.
-        positives_cap: at most this many positive rows besides the other views of the anchor's own sample, a multiple of
-            V: those of the first others of the class in batch order. A dropped positive is in no denominator either.
-        scale_by_temperature: multiply the loss by `temperature`, as the authors' code does.
+        denominator: ``D_ip`` is the sum of ``exp(s_ia)`` over ``P(i)`` and ``N(i)`` for "all" (the paper), over ``p``
+            and ``N(i)`` for "one_positive" (NT-Xent), over ``N(i)`` for "negatives" (the loss can then be negative).
+        contrast_mode: "all": every row is an anchor; "one": the rows of the first view are anchors. All rows are
+            contrasted.
+        positives_cap: the largest number of positive rows besides the other views of the anchor's own sample, a
+            multiple of V. The first other samples of the class in batch order are kept. A dropped positive is in no
+            denominator either.
+        scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         normalize: divide rows by their L2 norm first.
-        similarity: a function of `(N, D)` and `(M, D)` rows that gives their `(N, M)` similarities, in place of the dot
-            product of (normalised) rows; it is divided by the temperature. Only on the backend "reference".
-        backend: "auto", or one of `BACKENDS` by name.
+        similarity: a function of ``(N, D)`` and ``(M, D)`` rows that returns ``(N, M)`` similarities. It replaces the
+            dot product of (normalised) rows, and is divided by the temperature. Only on the backend "reference".
+        backend: "auto", or one of ``BACKENDS`` by name.
 
     Returns:
-        `AnchorLosses(losses, valid)`, two `(A,)` tensors, A = B for `contrast_mode="one"` and N otherwise. `valid` says
-        which anchors have a positive and a non-empty denominator; the others' loss is 0 with gradient 0. `.mean()` is
-        the batch loss: the mean over valid anchors, 0 (with a graph) where there is none.
+        ``AnchorLosses(losses, valid)``, two ``(A,)`` tensors, A = B for ``contrast_mode="one"`` and N otherwise. An
+        anchor is valid if it has a positive and a non-empty denominator; the loss and gradient of the others are 0.
+        ``.mean()`` is the batch loss: the mean over valid anchors, 0 (with a graph) if there is none.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: shapes, devices or values do not fit, or the backend named cannot do what is asked.
-        IndexError: `indices_tuple` names rows that are not there.
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes, devices or values do not fit, or if the named backend does not support the arguments.
+        IndexError: If ``indices_tuple`` has row numbers out of range.
 
     Note:
-        Unlike PML 2.9's `SupConLoss`, a batch without negatives has the paper's loss, not 0. Unlike the authors' code,
-        anchors without a positive are left out of the mean, and the loss is not scaled by a base temperature.
+        Unlike PML 2.9's ``SupConLoss``, a batch without negatives has the paper's loss, not 0. Unlike the authors'
+        code, anchors without a positive are not in the mean, and the loss is not scaled by a base temperature.
 
     Examples:
         >>> import torch

@@ -6,20 +6,20 @@ from pml_supcon.functional.supcon import reference, tiled, triton
 from pml_supcon.functional.supcon.options import BACKEND_NAMES
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
-#: Every backend by name; "auto" takes the first that can do what is asked.
+#: Every backend by name; "auto" takes the first that supports the problem.
 BACKENDS: dict[str, ModuleType] = dict(zip(BACKEND_NAMES, (triton, tiled, reference), strict=True))
 
 
 def solve(problem: Problem) -> AnchorLosses:
-    """Return the losses of a problem, scaled as its options say, from the backend that they choose."""
+    """Return the losses of a problem, from the backend that its options choose."""
     terms: AnchorLosses = choose_backend(problem).anchor_losses(problem)
     return terms.scaled(problem)
 
 
 def choose_backend(problem: Problem) -> ModuleType:
-    """Return the backend that the options name, or for "auto" the first that can solve the problem.
+    """Return the named backend, or for "auto" the first that supports the problem.
 
-    A backend that is named and cannot solve the problem is an error: another never takes its place.
+    A named backend that does not support the problem is an error: it is never replaced.
     """
     backend = problem.options.backend
     able = [name for name, module in BACKENDS.items() if module.refusal(problem) is None]

@@ -14,13 +14,8 @@ def register_backward(losses: Any, gradient: Any, *, num_tensors: int, num_stati
     - ``gradient(upstream, statistics, for_anchors, for_rows, anchors, rows, *tensors, *options)`` returns the gradients
       of anchors and rows, each empty if it is not requested.
 
-    Args:
-        losses: the forward op.
-        gradient: the backward op. A derivative of it raises a RuntimeError.
-        num_tensors: number of leading arguments of ``losses`` that are tensors or None, ``anchors`` and ``rows``
-            included.
-        num_statistics: rows of the statistics.
-        backend: name of the backend, for the error.
+    The first ``num_tensors`` arguments of ``losses`` are tensors or None. A second derivative raises a RuntimeError
+    with the name of the backend.
     """
 
     # shapes and dtypes of the outputs, for `torch.compile`

@@ -1,12 +1,12 @@
 """The options of the loss, created and checked once."""
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pml_supcon._checks import check_choice, check_number
-from pml_supcon.functional.supcon.checks import is_int
 
 SUMMATIONS = ("out", "in")
 DENOMINATORS = ("all", "one_positive", "negatives")
@@ -51,7 +51,8 @@ def check_cap(positives_cap: int | None, num_views: int | None) -> None:
     """Raise unless the cap is None or a multiple of the number of views, where that is known."""
     if positives_cap is None:
         return
-    if not is_int(positives_cap) or positives_cap < 0 or positives_cap % (num_views or 1):
+    is_int = isinstance(positives_cap, numbers.Integral) and not isinstance(positives_cap, bool)
+    if not is_int or positives_cap < 0 or positives_cap % (num_views or 1):
         views = "" if num_views is None else f", {num_views}"
         raise ValueError(
             f"Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views{views}, "

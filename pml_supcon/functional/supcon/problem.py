@@ -1,4 +1,4 @@
-"""What is to be computed: the arguments of `supcon_loss`, checked once for every backend."""
+"""The checked arguments of ``supcon_loss``, the input of every backend."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ from torch.autograd.forward_ad import unpack_dual
 
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
-from pml_supcon.functional.supcon.options import SupConOptions, check_cap
+from pml_supcon.functional.supcon.options import SupConOptions
 
 
 class AnchorLosses(NamedTuple):
-    """The loss of every anchor, `(A,)`, and whether the anchor has one, `(A,)` bool; the others hold 0."""
+    """The loss of every anchor, ``(A,)``, and its validity, ``(A,)`` bool; the loss of an invalid anchor is 0."""
 
     losses: Tensor
     valid: Tensor
 
     def mean(self) -> Tensor:
-        """The batch loss: the mean over valid anchors; 0 with a graph where there is none."""
+        """Return the batch loss: the mean over valid anchors; 0 with a graph if no anchor is valid."""
         return self.losses.sum() / self.valid.sum().clamp(min=1)
 
     def scaled(self, problem: "Problem") -> "AnchorLosses":
@@ -33,10 +33,10 @@ class AnchorLosses(NamedTuple):
 
 
 class Cap(NamedTuple):
-    """A cap on the positives as ranks: of a class, anchor `i` keeps the rows `j` that `keeps` says.
+    """Ranks that cap the positives.
 
-    `rank` counts the samples of a class in batch order. With `k` samples to keep, anchor `i` keeps those of rank below
-    `limit_i = k + [rank_i < k]`, and its own sample's other views.
+    ``rank`` counts the samples of a class in batch order. If ``k`` samples are kept, anchor ``i`` keeps the samples of
+    rank below ``limit_i = k + [rank_i < k]``, and the other views of its own sample.
     """
 
     anchor_rank: Tensor
@@ -44,7 +44,7 @@ class Cap(NamedTuple):
     row_rank: Tensor
 
     def keeps(self, anchors: slice | Tensor, rows: slice | Tensor) -> Tensor:
-        """Which of the rows each of the anchors keeps, `(len(anchors), len(rows))` bool, given that labels agree."""
+        """Return the kept pairs, ``(len(anchors), len(rows))`` bool, given that their labels are equal."""
         rank = self.row_rank[rows]
         return (rank < self.anchor_limit[anchors, None]) | (rank == self.anchor_rank[anchors, None])
 
@@ -54,15 +54,15 @@ class Problem:
     """Checked input of a backend.
 
     Attributes:
-        anchors: `(A, D)`, float32 or float64, normalised where that was asked for.
-        rows: `(M, D)` contrasted rows; `rows is anchors` where every row is an anchor.
-        anchor_labels: `(A,)` int64, None with `pairs`.
-        row_labels: `(M,)` int64, None with `pairs`.
-        first_anchor: anchor `i` is row `first_anchor + i`, and so not contrasted with it; None: anchors are no rows.
+        anchors: ``(A, D)``, float32 or float64, normalised if the options say so.
+        rows: ``(M, D)`` contrasted rows; ``rows is anchors`` if every row is an anchor.
+        anchor_labels: ``(A,)`` int64, None with ``pairs``.
+        row_labels: ``(M,)`` int64, None with ``pairs``.
+        first_anchor: anchor ``i`` is row ``first_anchor + i`` and is not contrasted with it; None: no anchor is a row.
         cap: ranks that cap the positives, or None.
-        pairs: the pairs `(a1, p, a2, n)` given in place of labels, or None.
+        pairs: the pairs ``(a1, p, a2, n)`` that replace labels, or None.
         options: the checked options.
-        input_dtype: the dtype of the embeddings given, in which a backend may run its products.
+        input_dtype: the dtype of the embeddings; a backend may compute its products in it.
     """
 
     anchors: Tensor
@@ -97,28 +97,28 @@ class Problem:
 
     @property
     def bound(self) -> float:
-        """An upper bound of `|s_ij|` known without the data: `1 / temperature` for unit rows, else infinity."""
+        """An upper bound of ``|s_ij|`` for any data: ``1 / temperature`` for unit rows, else infinity."""
         return 1 / self.temperature if self.options.normalize and self.similarity is None else math.inf
 
     @property
     def symmetric(self) -> bool:
-        """Whether every row is an anchor, contrasted with the others, so that `s_ij = s_ji`."""
+        """True if every row is an anchor that is contrasted with the other rows, so that ``s_ij = s_ji``."""
         return self.first_anchor is not None and self.rows is self.anchors
 
     @property
     def transformed(self) -> str | None:
-        """Why an operator that has a backward pass alone would be silent or obscure about a derivative, or None."""
+        """The reason why an operator without forward mode cannot be differentiated here, or None."""
         if torch.compiler.is_compiling():
             return None
         for rows in (self.anchors, self.rows):
             if unpack_dual(rows).tangent is not None:
                 return "it has no forward-mode derivative, and the embeddings carry a tangent"
             if torch._C._functorch.is_gradtrackingtensor(rows):
-                return "torch.func does not see its derivative"
+                return "torch.func cannot differentiate it"
         return None
 
     def part(self, anchors: slice) -> "Problem":
-        """The same problem for some of the anchors alone, by labels; `anchors` has a start and a stop."""
+        """Return the problem for a slice of the anchors, with a start and a stop; not for listed pairs."""
         cap = self.cap
         assert self.anchor_labels is not None  # for the type checker: no pairs, so labels
         return replace(
@@ -141,29 +141,25 @@ def build_problem(
     num_views: int | None = None,
     options: SupConOptions,
 ) -> Problem:
-    """Check the tensors of `supcon_loss` (see there) and return them with the options as one `Problem`."""
-    contrast_mode, positives_cap = options.contrast_mode, options.positives_cap
+    """Check the tensors of ``supcon_loss`` (see there) and return them with the options as one ``Problem``."""
     checks.check_embeddings("embeddings", embeddings)
     if labels is not None:
         checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
     embeddings, labels, num_views = view_major_rows(embeddings, labels, num_views)
     num_rows = embeddings.shape[0]
-    pairs = checks.check_pairs(indices_tuple, embeddings.device)
     if labels is not None:
         checks.check_views_agree(labels, num_views)
-    elif pairs is None:
+    elif indices_tuple is None:
         labels = own_classes(num_rows, num_views, embeddings.device, has_references=ref_emb is not None)
-    checks.check_references(embeddings, labels, ref_emb, ref_labels, pairs)
-    checks.check_batch_in_references(labels, ref_emb, ref_labels, pairs, claimed=ref_starts_with_batch)
-    checks.check_pairs_in_range(pairs, num_rows, num_rows if ref_emb is None else ref_emb.shape[0])
-    check_cap(positives_cap, num_views)
-    checks.check_views_known(contrast_mode, positives_cap, num_views)
-    checks.check_cap_countable(positives_cap, has_references=ref_emb is not None, has_pairs=pairs is not None)
+    checks.check_references(embeddings, ref_emb, ref_labels, has_pairs=indices_tuple is not None)
+    if ref_starts_with_batch:
+        checks.check_batch_in_references(labels, ref_labels, has_pairs=indices_tuple is not None)
+    pairs = None
+    if indices_tuple is not None:
+        num_contrasted = num_rows if ref_emb is None else ref_emb.shape[0]
+        pairs = checks.check_pairs(indices_tuple, embeddings.device, num_rows, num_contrasted)
+    checks.check_options_fit(options, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
     labels, ref_labels = checks.int64_labels(labels, ref_labels)
-    if pairs is not None and contrast_mode == "one":
-        raise ValueError(
-            "Expected `contrast_mode` to be 'all' with `indices_tuple`, which names the anchors itself, but got 'one'"
-        )
 
     def prepare(rows: Tensor) -> Tensor:
         rows = rows.to(torch.float32) if rows.dtype in (torch.float16, torch.bfloat16) else rows
@@ -171,14 +167,14 @@ def build_problem(
 
     rows = prepare(embeddings)
     anchors, num_anchors = rows, num_rows
-    if contrast_mode == "one":
-        assert num_views is not None  # for the type checker: `check_views_known` has refused None
+    if options.contrast_mode == "one":
+        assert num_views is not None  # for the type checker: `check_options_fit` raises for None
         num_anchors = num_rows // num_views
         anchors = rows if num_views == 1 else rows[:num_anchors]
     anchor_labels = None if labels is None else labels[:num_anchors]
     cap = None
-    if positives_cap is not None and labels is not None and num_views is not None:
-        cap = rank_cap(labels, num_views, positives_cap // num_views, num_anchors)
+    if options.positives_cap is not None and labels is not None and num_views is not None:
+        cap = rank_cap(labels, num_views, options.positives_cap // num_views, num_anchors)
     return Problem(
         anchors=anchors,
         rows=rows if ref_emb is None else prepare(ref_emb),
@@ -193,7 +189,7 @@ def build_problem(
 
 
 def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, has_references: bool) -> Tensor:
-    """Labels for label-free use: every sample is its own class."""
+    """Return labels that make every sample its own class, for batches without labels."""
     if num_views is None or has_references:
         raise ValueError(
             "Expected `labels` or `indices_tuple`: only rows contrasted with themselves whose views are known "
@@ -203,7 +199,7 @@ def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, h
 
 
 def rank_cap(labels: Tensor, num_views: int, keep: int, num_anchors: int) -> Cap:
-    """The ranks that say which `keep` other samples of its class each anchor keeps."""
+    """Return the ranks by which every anchor keeps ``keep`` other samples of its class."""
     samples = labels[: labels.shape[0] // num_views].to(torch.int64)  # uint64 keeps equality
     order = torch.argsort(samples, stable=True)
     ordered = samples[order]

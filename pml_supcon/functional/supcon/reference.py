@@ -9,12 +9,12 @@ from pml_supcon.functional.supcon.tiled.precision import full_precision, product
 
 
 def refusal(problem: Problem) -> str | None:
-    """Why this backend cannot solve the problem: it always can."""
+    """Return None: this backend solves every problem."""
     return None
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
-    """Per-anchor losses from the dense `(A, M)` matrix of similarities."""
+    """Return the per-anchor losses, from the dense ``(A, M)`` matrix of similarities."""
     with full_precision(problem.anchors.device):
         similarity = problem.similarity or products
         s = similarity(problem.anchors, problem.rows)
@@ -25,7 +25,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
 
 
 def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
-    """`P(i)` and `N(i)` as two `(A, M)` masks."""
+    """Return ``P(i)`` and ``N(i)`` as two ``(A, M)`` masks."""
     num_anchors, num_rows = len(problem.anchors), len(problem.rows)
     if problem.pairs is not None:
         a1, p, a2, n = problem.pairs
@@ -46,20 +46,22 @@ def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def dense_losses(s: Tensor, positives: Tensor, negatives: Tensor, summation: str, denominator: str) -> AnchorLosses:
-    """Equations 2 and 3 over `(A, M)` similarities `s` and masks."""
+    """Return the losses of equations 2 and 3, from similarities ``s`` and masks, ``(A, M)`` each."""
+    # 1. log D_ip, (A, 1), or (A, M) for "one_positive": log( exp(s_ip) + sum_{n in N(i)} exp(s_in) )
     if denominator == "all":
         log_denominator = masked_logsumexp(s, positives | negatives)
-    elif denominator == "one_positive":
-        log_negatives = masked_logsumexp(s, negatives)
+    else:
+        log_denominator = log_negatives = masked_logsumexp(s, negatives)
+    if denominator == "one_positive":
         some = log_negatives != -torch.inf
         log_denominator = torch.where(some, torch.logaddexp(s, torch.where(some, log_negatives, 0.0)), s)
         log_denominator = torch.where(negatives, log_negatives, log_denominator)  # a pair listed as both counts once
-    else:
-        log_denominator = masked_logsumexp(s, negatives)
+    # 2. The anchors with a positive and a non-empty denominator, (A,).
     number = positives.sum(dim=1)
     valid = number > 0
     if denominator == "negatives":
         valid = valid & negatives.any(dim=1)
+    # 3. The mean over P(i) of s_ip - log D_ip (equation 2), or the log of the mean of exp(s_ip) / D_ip (equation 3).
     used = positives & valid[:, None]
     log_prob = torch.where(used, s - log_denominator, 0.0)
     if summation == "out":
@@ -70,9 +72,10 @@ def dense_losses(s: Tensor, positives: Tensor, negatives: Tensor, summation: str
 
 
 def masked_logsumexp(x: Tensor, mask: Tensor) -> Tensor:
-    """Log of the sum of `exp(x)` over the masked entries of each row, `(A, 1)`; minus infinity for an empty row.
+    """Return the log of the sum of ``exp(x)`` over the masked entries of each row, ``(A, 1)``.
 
-    `torch.logsumexp` of a row of minus infinities has a NaN gradient; here it is 0.
+    It is minus infinity for a row without masked entries, with gradient 0; ``torch.logsumexp`` has a NaN gradient
+    there.
     """
     if x.shape[1] == 0:
         return x.sum(dim=1, keepdim=True) - torch.inf  # keeps the graph

@@ -6,13 +6,13 @@ it, and serves both: each process does 1/W of the products of one process alone.
 each, are on all processes. The blocks rotate three times:
 
 1. negatives: log_neg_i = log sum_{n in N(i)} exp(s_in), then a log-sum-exp over processes;
-2. positives: the sums over P(i) that equations 2 and 3 need (`Statistics`), then a sum over processes;
+2. positives: the sums over P(i) that equations 2 and 3 need (``Statistics``), then a sum over processes;
 3. backward: G_ij = w_i dl_i/ds_ij, dL/dZ_r += G Z_q, and dL/dZ_q += G^T Z_r, which returns to process q.
 """
 
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from pml_supcon.functional.supcon.tiled.threads import map_in_threads
 def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:
     """Return the losses of all anchors of the batch, in its view-major order, on every process.
 
-    The gradient is the gradient of the sum of all processes' results. `problem` holds this process's rows alone.
+    The gradient is the gradient of the sum of all processes' results. ``problem`` holds this process's rows alone.
     """
     rows = scale_by_sqrt_temperature(problem.rows[plan.row_order], problem.temperature)
     anchors = rows
@@ -44,7 +44,7 @@ def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:
 
 
 class _Ring(torch.autograd.Function):
-    """A map from this process's sorted anchors and rows to the losses `(A,)` and validity `(A,)` of all anchors."""
+    """A map from this process's sorted anchors and rows to the losses ``(A,)`` and validity ``(A,)`` of all anchors."""
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, rows: Tensor, plan: ShardPlan) -> tuple[Tensor, Tensor]:
@@ -98,56 +98,31 @@ def gradients(
     of_anchors = torch.zeros_like(anchors)
     of_rows = of_anchors if symmetric else torch.zeros_like(rows)
     weight = statistics.negative_weight(upstream, shifted=plan.shifted)
-    on_its_way: P2PTransfer | None = None
+
+    def contributions(peer: int, block: Tensor, passes: TilePasses, tiles: Tiles) -> tuple[Tensor, Tensor]:
+        """Return the contributions of some tiles to the gradients of the anchors and of a peer's rows."""
+        of_anchors = torch.zeros_like(anchors)
+        of_block = of_anchors if symmetric and peer == plan.rank else torch.zeros_like(block)
+        targets = At(plan.anchor_blocks[plan.rank], of_anchors), At(plan.row_blocks[peer], of_block)
+        passes.gradients(tiles, statistics, upstream, weight, *targets)
+        return of_anchors, of_block
+
+    in_flight: P2PTransfer | None = None
     for peer, block in rotate_blocks(plan, rows):
-        if on_its_way is not None:  # the next one starts after it: one in flight at a time
-            of_rows += on_its_way.wait()
-            on_its_way = None
-        passes = passes_of(plan, anchors, peer, block)
-        work = partial(gradients_with, plan, passes, peer, anchors, block, statistics, upstream, weight)
+        if in_flight is not None:  # one transfer at a time: the next starts after this one
+            of_rows += in_flight.wait()
+            in_flight = None
+        work = partial(contributions, peer, block, passes_of(plan, anchors, peer, block))
         parts = map_in_threads(work, plan.tiles(peer), anchors.device)
-        of_anchors += reduce(Tensor.add_, [part.of_anchors for part in parts])
+        of_anchors += reduce(Tensor.add_, [part for part, _ in parts])
         if peer != plan.rank:
-            of_block = reduce(Tensor.add_, [part.of_block for part in parts])
-            on_its_way = return_gradient(plan, of_block, peer)
+            in_flight = return_gradient(plan, reduce(Tensor.add_, [part for _, part in parts]), peer)
         elif not symmetric:
-            of_rows += reduce(Tensor.add_, [part.of_block for part in parts])
+            of_rows += reduce(Tensor.add_, [part for _, part in parts])
         del parts
-    if on_its_way is not None:
-        of_rows += on_its_way.wait()
+    if in_flight is not None:
+        of_rows += in_flight.wait()
     return of_anchors, of_rows
-
-
-class Gradients(NamedTuple):
-    """The gradients of this process's anchors and of the rows of a peer."""
-
-    of_anchors: Tensor
-    of_block: Tensor
-
-
-def gradients_with(
-    plan: ShardPlan,
-    passes: TilePasses,
-    peer: int,
-    anchors: Tensor,
-    block: Tensor,
-    statistics: Statistics,
-    upstream: Tensor,
-    weight: Tensor,
-    tiles: Tiles,
-) -> Gradients:
-    """Return the contributions of some tiles with a peer's rows to the gradients."""
-    of_anchors = torch.zeros_like(anchors)
-    of_block = of_anchors if peer == plan.rank and plan.layout.symmetric else torch.zeros_like(block)
-    passes.gradients(
-        tiles,
-        statistics,
-        upstream,
-        weight,
-        At(plan.anchor_blocks[plan.rank], of_anchors),
-        At(plan.row_blocks[peer], of_block),
-    )
-    return Gradients(of_anchors, of_block)
 
 
 def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> TilePasses:

@@ -28,7 +28,7 @@ class ShardPlan:
         row_blocks: the places of each process's rows.
         anchor_order: sorts this process's anchors.
         row_order: sorts this process's rows.
-        anchor_places: `(A,)`: the position of the anchor at each place in the view-major order of the batch.
+        anchor_places: ``(A,)``: the position of the anchor at each place in the view-major order of the batch.
         rank: of this process.
         group: the processes.
         summation: this and the other options are those of the problem.
@@ -50,12 +50,8 @@ class ShardPlan:
     def of(problem: Problem, labels: Tensor, samples: list[int], views: int, group: ProcessGroup) -> "ShardPlan":
         """Return the plan of a batch.
 
-        Args:
-            problem: the problem of this process's rows alone.
-            labels: `(B,)`, of the samples of all processes one after another.
-            samples: how many of them each process has.
-            views: rows of each sample.
-            group: the processes.
+        ``problem`` holds the rows of this process only, ``labels`` ``(B,)`` the labels of all processes by rank, and
+        ``samples`` the number of samples of each process, with ``views`` rows each.
         """
         rank = dist.get_rank(group)
         anchor_views = views if problem.symmetric else 1

@@ -13,9 +13,9 @@ from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 
 
 def rotate_blocks(plan: ShardPlan, rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield each peer and its rows, the first being this process with `rows`, while the next block is in flight.
+    """Yield each peer and its rows, the first being this process with ``rows``, while the next block is in flight.
 
-    In the step in which we receive the block of rank `r + k`, rank `r - k` receives ours.
+    In the step in which we receive the block of rank ``r + k``, rank ``r - k`` receives ours.
     """
     peers = plan.peers
     block = rows
