@@ -1,4 +1,4 @@
-"""`reproduce.py`: it trains what is missing, goes on after a kill, on several processes too, and leaves its records."""
+"""`reproduce.py` from its command to its records: it trains missing runs only, and resumes after kills."""
 
 import json
 import signal
@@ -12,82 +12,97 @@ from PIL import Image
 from pml_supcon.experiments import app as reproduce
 from pml_supcon.experiments.experiment import TOP1
 
-pytestmark = pytest.mark.slow
-
 TINY = ["--max-train", "300", "--max-test", "60", "--batch-size", "30", "--encoder-args.channels", "[8, 8, 8, 8]"]
 TINY += ["--head-dim", "16", "--warmup-epochs", "0", "--held-out", "0.5", "--clip-gradient-norm", "0.5"]
+ONE_RATE = ["--seeds", 0, "--learning-rate", 0.1]  # no learning rate is chosen
 
 
 def reproduced(folder, *arguments, epochs=1, processes=1):
-    """The records of experiments, run to their end."""
+    """Run experiments to their end in processes of their own and return their records by name."""
     command = [*arguments, "--runs", folder, *TINY, "--epochs", epochs]
     assert Run(command, main=reproduce.main, processes=processes).wait() == [0] * processes
+    return records_in(folder)
+
+
+def records_in(folder):
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("results-*/*.json")}
-
-
-def scores_of(record):
-    return {name: training["scores"] for name, training in record["trainings"].items()}
 
 
 def finished(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
 
 
-def test_what_is_finished_is_not_repeated_and_experiments_share_it(tmp_path):
+def test_an_experiment_writes_its_record_and_repeats_no_run(tmp_path):
+    command = ["losses", *ONE_RATE, "--runs", tmp_path, *TINY, "--epochs", 1]
+    reproduce.main([*map(str, command)])
+    once, record = finished(tmp_path), records_in(tmp_path)["losses"]
+    assert len(once) == 2
+    scores = {json.loads(path.read_text())["method"]: json.loads(path.read_text())[TOP1] for path in once}
+    assert [line["values"] for line in record["lines"]] == [[scores["supcon_out"]], [scores["supcon_in"]]]
+    assert "| `supcon_in` |" in next(tmp_path.glob("results-*/losses.md")).read_text()
+    reproduce.main([*map(str, command)])
+    assert finished(tmp_path) == once
+
+
+def test_an_error_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main(["losses", "--runs", str(tmp_path), "--data", "imagefolder:/no/such/folder"])
+    assert ended.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1] == "reproduce.py: error: Expected a folder of images, but there is no folder /no/such/folder"
+
+
+@pytest.mark.slow
+def test_experiments_share_runs_with_their_seeds_and_learning_rates(tmp_path):
     record = reproduced(tmp_path, "losses", "--seeds", 3, 4)["losses"]
     once = finished(tmp_path)
     assert len(once) == 2 * (5 + 2)  # five learning rates, then two seeds
+    runs = [json.loads(path.read_text()) for path in once]
+    tested = {(run["method"], str(run["seed"])): run[TOP1] for run in runs if run["scored"] == "test"}
+    assert len(tested) == 4
     for name, training in record["trainings"].items():
-        assert sorted(training["scores"]) == ["3", "4"]
         assert len(training["tried"]) == 5
         assert f"{training['learning_rate']:g}" in training["tried"], name
-        for seed, scores in training["scores"].items():
-            runs = [json.loads(path.read_text()) for path in once]
-            assert any(
-                (run["method"], run["seed"], run["scored"], run[TOP1]) == (name, int(seed), "test", scores[TOP1])
-                for run in runs
-            )
-    lines = [line["values"] for line in record["lines"]]  # of supcon_out, supcon_in
-    assert lines[1] == [scores[TOP1] for scores in record["trainings"]["supcon_in"]["scores"].values()]
+        assert {(name, seed): each[TOP1] for seed, each in training["scores"].items()}.items() <= tested.items()
     left = {path.name for folder in tmp_path.glob("results-*") for path in folder.iterdir()}
     assert left == {"losses.json", "losses.md", "losses.svg"}
     assert set(record["seconds"]) == {path.parent.name for path in once}
 
     found = reproduced(tmp_path, "losses", "joint", "--seeds", 3, 4)
-    assert scores_of(found["losses"]) == scores_of(record)
+    assert found["losses"]["trainings"] == record["trainings"]
     assert found["joint"]["trainings"]["supcon_out"] == record["trainings"]["supcon_out"]
     again = finished(tmp_path)
-    assert {path: again[path] for path in once} == once
+    assert once.items() <= again.items()
     assert len(again) == len(once) + 3 * (5 + 2)  # two kinds of joint, and cross_entropy
     assert set(found["losses"]["seconds"]) | set(found["joint"]["seconds"]) == {path.parent.name for path in again}
 
 
-def test_a_kill_changes_nothing(tmp_path):
-    options = ["losses", "--seeds", 0, "--learning-rate", 0.1, "--save-every", 2]
+@pytest.mark.slow
+def test_kills_do_not_change_the_scores(tmp_path):
+    options, cut = ["losses", *ONE_RATE, "--save-every", 2], tmp_path / "cut"
+
+    def checkpoints():
+        return {path.name for path in cut.glob("*/checkpoints/step-*")}
+
     whole = reproduced(tmp_path / "whole", *options, epochs=12)["losses"]
     ends = []
     for signal_sent in (signal.SIGKILL, signal.SIGTERM, None):
-        before = checkpoints_in(tmp_path / "cut")
-        run = Run([*options, "--runs", tmp_path / "cut", *TINY, "--epochs", 12], main=reproduce.main)
-        deadline = time.time() + 300
-        while signal_sent and run.alive and time.time() < deadline and checkpoints_in(tmp_path / "cut") <= before:
-            time.sleep(0.01)  # until it has gone on
+        before, deadline = checkpoints(), time.time() + 300
+        run = Run([*options, "--runs", cut, *TINY, "--epochs", 12], main=reproduce.main)
+        while signal_sent and run.alive and time.time() < deadline and checkpoints() <= before:
+            time.sleep(0.01)  # until it has written a new checkpoint
         if signal_sent:
             run.send(signal_sent)
         ends += run.wait()
     assert ends == [-signal.SIGKILL, 128 + signal.SIGTERM, 0]
-    cut = json.loads(next((tmp_path / "cut").glob("results-*/losses.json")).read_text())
     for key in ("lines", "comparisons"):
-        assert cut[key] == whole[key]
-    assert not list((tmp_path / "cut").glob("*/checkpoints"))  # of finished runs
+        assert records_in(cut)["losses"][key] == whole[key]
+    assert not list(cut.glob("*/checkpoints"))  # of finished runs
 
 
-def checkpoints_in(folder):
-    return {path.name for path in folder.glob("*/checkpoints/step-*")}
-
-
+@pytest.mark.slow
 def test_two_processes_train_together(tmp_path):
-    record = reproduced(tmp_path, "head", "--seeds", 0, "--learning-rate", 0.1, processes=2)["head"]
+    record = reproduced(tmp_path, "head", *ONE_RATE, processes=2)["head"]
     assert record["origin"]["processes"] == ["2"]
     table = next(tmp_path.glob("results-*/head.md")).read_text()
     assert "| label, h |" in table
@@ -95,7 +110,8 @@ def test_two_processes_train_together(tmp_path):
     assert all(0 <= value <= 1 for line in record["lines"] for value in line["values"])
 
 
-def test_what_diverges_is_told_and_counts_as_chance(tmp_path):
+@pytest.mark.slow
+def test_a_diverged_training_is_reported_and_counts_as_chance(tmp_path):
     options = ("losses", "--seeds", 0, "--learning-rate", 1e25)
     record = reproduced(tmp_path, *options)["losses"]
     assert record["trainings"]["supcon_out"]["scores"]["0"][TOP1] == pytest.approx(0.1)
@@ -107,6 +123,7 @@ def test_what_diverges_is_told_and_counts_as_chance(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in noted} == noted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "expected"),
     [
@@ -117,51 +134,40 @@ def test_what_diverges_is_told_and_counts_as_chance(tmp_path):
         ("label-noise", {TOP1}),
     ],
 )
-def test_experiments_have_their_figures(experiment, expected, tmp_path):
-    record = reproduced(tmp_path, experiment, "--seeds", 0, "--learning-rate", 0.1)[experiment]
+def test_experiments_have_all_their_scores(experiment, expected, tmp_path):
+    record = reproduced(tmp_path, experiment, *ONE_RATE)[experiment]
     first = next(iter(record["trainings"].values()))
     assert expected <= set(first["scores"]["0"])
     assert all(value is not None for line in record["lines"] for value in line["values"])
-    assert {each["verdict"] for each in record["comparisons"]} <= {*("held", "not told apart", "reversed")}
+    assert {each["verdict"] for each in record["comparisons"]} <= {"held", "not told apart", "reversed"}
     if experiment == "label-noise":
-        wrong = [training["scores"]["0"]["train/wrong_labels"] for training in record["trainings"].values()]
-        assert sorted(set(wrong)) == [0, 30, 60, 90]
+        wrong = {training["scores"]["0"]["train/wrong_labels"] for training in record["trainings"].values()}
+        assert wrong == {0, 30, 60, 90}
 
 
+@pytest.mark.slow
 def test_few_labels_on_two_processes(tmp_path):
-    """Fewer images than a batch has, at the scale's own size."""
+    """At the scale's own size a batch may have more images than the training set."""
     command = ["few-labels", "--seeds", 0, "--learning-rate", 0.03, "--encoder-args.channels", "[8, 8, 8, 8]"]
     command += ["--epochs", 1, "--warmup-epochs", 0, "--runs", tmp_path]
     assert Run(command, main=reproduce.main, processes=2).wait() == [0, 0]
-    record = json.loads(next(tmp_path.glob("results-*/few-labels.json")).read_text())
-    images = [training["scores"]["0"]["train/images"] for training in record["trainings"].values()]
-    assert images == [25, 63, 126, 251] * 2
+    trainings = records_in(tmp_path)["few-labels"]["trainings"].values()
+    assert [training["scores"]["0"]["train/images"] for training in trainings] == [25, 63, 126, 251] * 2
 
 
-def test_what_is_wrong_is_one_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        reproduce.main(["losses", "--runs", str(tmp_path), "--data", "imagefolder:/no/such/folder"])
-    assert ended.value.code == 1
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1] == "reproduce.py: error: Expected a folder of images, but there is no folder /no/such/folder"
-
-
+@pytest.mark.slow
 def test_a_few_steps_at_the_scale_of_all_of_cifar10(tmp_path):
-    """Everything but the size is the scale's: ResNet-18, bfloat16, the choice on held-out images, then all of them."""
+    """Only the data and the epochs differ from the scale: ResNet-18, bfloat16, held-out images, then all of them."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 12, 12, 3), dtype=np.uint8)
-    for split, first, last in (("train", 0, 10), ("test", 10, 12)):
-        for label in range(10):
-            folder = tmp_path / "images" / split / str(label)
-            folder.mkdir(parents=True)
-            for number in range(first, last):
-                Image.fromarray(pixels[label, number]).save(folder / f"{number}.png")
-    few = ["--batch-size", 30, "--epochs", 1, "--warmup-epochs", 0, "--data"]
-    few += [f"imagefolder:{tmp_path / 'images'}"]
-    command = ["losses", "--scale", "cifar10", "--seeds", 0, 1, *few, "--runs", tmp_path / "runs"]
+    for label, number in np.ndindex(10, 12):
+        folder = tmp_path / "images" / ("train" if number < 10 else "test") / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[label, number]).save(folder / f"{number}.png")
+    command = ["losses", "--scale", "cifar10", "--seeds", 0, 1, "--runs", tmp_path / "runs", "--batch-size", 30]
+    command += ["--epochs", 1, "--warmup-epochs", 0, "--data", f"imagefolder:{tmp_path / 'images'}"]
     assert Run(command, main=reproduce.main).wait() == [0]
-    record = json.loads(next((tmp_path / "runs").glob("results-*/losses.json")).read_text())
-    assert record["settings"]["encoder"] == "resnet18"
-    assert record["settings"]["mixed_precision"] == "bf16"
+    record = records_in(tmp_path / "runs")["losses"]
+    assert (record["settings"]["encoder"], record["settings"]["mixed_precision"]) == ("resnet18", "bf16")
     assert [len(training["tried"]) for training in record["trainings"].values()] == [4, 4]
     metrics = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/metrics.json")]
     assert {each["precision"] for each in metrics} == {"bf16"}

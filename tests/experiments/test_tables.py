@@ -1,4 +1,4 @@
-"""Tables and drawings of `reproduce.py`."""
+"""The tables and plots of experiments."""
 
 import pytest
 
@@ -27,15 +27,8 @@ def record_with(lines, **more):
 
 
 def line_with(label, values, **more):
-    return {
-        "label": label,
-        "series": "",
-        "x": None,
-        "panel": "top-1, %",
-        "percent": True,
-        "paper": None,
-        "values": values,
-    } | more
+    line = {"label": label, "values": values, "series": "", "x": None, "panel": "top-1, %", "percent": True}
+    return line | {"paper": None} | more
 
 
 def test_tables_show_scores_the_paper_and_the_verdict():
@@ -52,19 +45,19 @@ def test_tables_show_scores_the_paper_and_the_verdict():
     assert "precision: float32; torch 2, commit abc; assembled on 2026-01-03 with def." in text
 
 
-def test_a_table_made_by_an_installed_package_names_its_version():
+def test_a_table_of_an_installed_package_names_its_version():
     text = tables_of(record_with([line_with("a", [0.9, 0.9, 0.9])], assembled={"commit": None, "date": "2026-01-03"}))
     assert "`pml-supcon reproduce losses --scale digits" in text
     assert "torch 2, pml-supcon 0.1; assembled on 2026-01-03 with 0.1." in text
 
 
-def test_a_drawing_of_nothing_but_divergence_is_empty(tmp_path):
+def test_a_plot_of_diverged_trainings_alone_is_empty(tmp_path):
     plot(record_with([line_with("a", [None, 0.9, 0.9])]), tmp_path / "a.svg")
     assert "all diverged" in (tmp_path / "a.svg").read_text()
 
 
 @pytest.mark.parametrize("with_x", [False, True])
-def test_drawings_have_every_line(with_x, tmp_path):
+def test_plots_have_every_line(with_x, tmp_path):
     lines = [
         line_with(f"name {place}", [0.9, 0.92, 0.94], series=f"series {place % 2}", x=float(place) if with_x else None)
         for place in range(4)

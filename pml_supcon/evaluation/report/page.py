@@ -148,8 +148,7 @@ class Figures:
     def severity(self, metric: str) -> Markup:
         """Draw accuracy or ECE against severity, with the clean images at 0."""
         series = self._each(
-            "corruption",
-            lambda section: [(0, section.clean[metric]), *_by_severity(section.by_severity, metric)],
+            "corruption", lambda section: [(0, section.clean[metric]), *_by_severity(section.by_severity, metric)]
         )
         most = max((value for points in series for _, value in points), default=1)
         top = 1.0 if metric == "accuracy" else min(1.0, max(0.1, 1.1 * most))

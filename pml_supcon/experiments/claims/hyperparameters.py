@@ -142,9 +142,7 @@ def optimizers(scale: Scale) -> Experiment:
         trainings=[Training(name, {"method": "supcon_out", **with_optimizer(name, scale)}) for name in OPTIMIZERS],
         lines=[
             Line(
-                f"stage 1 {first}, stage 2 {second}",
-                score_of(first, f"stage2/{second}"),
-                paper=TABLE_8[first, second],
+                f"stage 1 {first}, stage 2 {second}", score_of(first, f"stage2/{second}"), paper=TABLE_8[first, second]
             )
             for first, second in cells
         ],

@@ -1,21 +1,15 @@
-"""Reports in a browser: every figure is visible, nothing complains, and the script works."""
+"""Reports in a browser: every figure is visible, the console is empty, and the script works."""
 
 import re
 
 import pytest
 from helpers.chromium import Browser
-from helpers.report_cases import ANIMALS, ODD_NAMES, OTHER, evaluation, write_reports
+from helpers.report_cases import ANIMALS, ODD_NAMES, OTHER, evaluation
 
 from pml_supcon.corruptions import CORRUPTIONS
 from pml_supcon.evaluation.report.tables import MINUS, NONE
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def reports(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reports")
-    return write_reports(folder)
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +43,8 @@ return found;
 
 @pytest.mark.parametrize("name", ["one", "two", "odd", "many", "alone", "unlike", "same"])
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
-def test_page_opens_whole_without_a_complaint(browser, reports, name, width, scheme):
-    page = reports / f"{name}.html"
+def test_page_shows_all_figures_without_messages_in_the_console(browser, report, name, width, scheme):
+    page = report(name)
     browser.open(page, width=width, scheme=scheme)
     assert browser.complaints() == []
     assert browser.requests() == [page.as_uri()]
@@ -68,15 +62,15 @@ def test_page_opens_whole_without_a_complaint(browser, reports, name, width, sch
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
-def test_text_on_a_phone_is_large_enough(browser, reports, name):
-    browser.open(reports / f"{name}.html", width=360)
+def test_text_on_a_phone_is_large_enough(browser, report, name):
+    browser.open(report(name), width=360)
     assert browser.run(TINY_TEXT) == []
 
 
-def test_pointing_at_the_map_shows_the_image(browser, reports):
-    browser.open(reports / "two.html", width=1280)
+def test_pointing_at_the_map_shows_the_image(browser, report):
+    browser.open(report("two"), width=1280)
     section = evaluation(**OTHER).sections.map
-    # the second map, by PCA: every thirtieth point, where its mark is
+    # the second map, by PCA: every thirtieth point
     browser.run("document.querySelectorAll('.map')[1].querySelector('input[value=pca]').click()")
     shown = browser.run("""
       const map = document.querySelectorAll(".map")[1], plot = map.querySelector('.plot[data-method="pca"]');
@@ -95,15 +89,13 @@ def test_pointing_at_the_map_shows_the_image(browser, reports):
     assert [tuple(each[:2]) for each in shown] == wanted
     assert {each[2] for each in shown} == {'url("data:image'}
     assert {each[4] for each in shown} == {"pixelated"}
-    columns = rows = 20  # of 400 pictures
-    for place, each in zip(range(0, 400, 30), shown, strict=True):
+    for place, each in zip(range(0, 400, 30), shown, strict=True):  # of a sheet of 20 x 20 pictures
         across, down = (float(value.rstrip("%")) for value in each[3].split())
-        assert across == pytest.approx(100 * (place % columns) / (columns - 1), abs=0.01)
-        assert down == pytest.approx(100 * (place // columns) / (rows - 1), abs=0.01)
+        assert (across, down) == pytest.approx((100 * (place % 20) / 19, 100 * (place // 20) / 19), abs=0.01)
 
 
-def test_methods_switch_without_a_script_and_classes_are_picked_with_one(browser, reports):
-    browser.open(reports / "one.html")
+def test_methods_switch_without_a_script_and_classes_are_picked_with_one(browser, report):
+    browser.open(report("one"))
     shown = "return [...document.querySelectorAll('.plot')].filter((p) => p.offsetHeight).map((p) => p.dataset.method)"
     assert browser.run(shown) == ["tsne"]
     browser.run("document.querySelector('input[value=pca]').click()")
@@ -115,8 +107,8 @@ def test_methods_switch_without_a_script_and_classes_are_picked_with_one(browser
     assert len(browser.run(clear)) == 20
 
 
-def test_columns_sort_both_ways_and_nothing_comes_last(browser, reports):
-    browser.open(reports / "odd.html")
+def test_columns_sort_both_ways_with_missing_values_last(browser, report):
+    browser.open(report("odd"))
     column = "return [...document.querySelectorAll('[data-sortable] tbody tr')].map((row) => row.cells[2].textContent)"
     rising = browser.run(column)
     numbers = [float(text) for text in rising if text != NONE]
@@ -134,29 +126,29 @@ def test_columns_sort_both_ways_and_nothing_comes_last(browser, reports):
     assert sorted(names) == sorted(ODD_NAMES)
 
 
-def test_a_thousand_classes_stay_in_their_boxes(browser, reports):
-    browser.open(reports / "many.html", width=360)
+def test_a_thousand_classes_stay_in_their_boxes(browser, report):
+    browser.open(report("many"), width=360)
     for box in (".tall", ".legend"):
         height, whole = browser.run(
             "const e = document.querySelector(arguments[0]); return [e.clientHeight, e.scrollHeight]", box
         )
         assert height <= 0.7 * 800 + 2
         assert whole > 5000
-    assert "several classes share a marker" in (reports / "many.html").read_text()
-    assert "several classes share a marker" not in (reports / "one.html").read_text()
+    assert "several classes share a marker" in report("many").read_text()
+    assert "several classes share a marker" not in report("one").read_text()
 
 
-def test_page_is_read_without_a_script(browser, reports):
-    browser.open(reports / "one.html", script=False)
+def test_page_shows_the_map_without_a_script(browser, report):
+    browser.open(report("one"), script=False)
     shot = browser.driver.execute_cdp_cmd("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
     ask = {"nodeId": shot, "selector": ".plot[data-method=tsne] svg"}
     node = browser.driver.execute_cdp_cmd("DOM.querySelector", ask)["nodeId"]
     assert browser.driver.execute_cdp_cmd("DOM.getBoxModel", {"nodeId": node})["model"]["width"] > 300
-    browser.open(reports / "one.html")
+    browser.open(report("one"))
 
 
-def test_summary_says_which_is_better(browser, reports):
-    browser.open(reports / "two.html")
+def test_summary_says_which_evaluation_is_better(browser, report):
+    browser.open(report("two"))
     rows = browser.run(
         "return [...document.querySelectorAll('#summary tbody tr:not(.part)')]"
         ".map((row) => [...row.cells].map((cell) => cell.textContent.trim()))"

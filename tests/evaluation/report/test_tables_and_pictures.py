@@ -17,14 +17,13 @@ from pml_supcon.evaluation.sections import Sections
 
 
 @pytest.mark.parametrize(("first", "second", "lower", "said"), [
-    (0.5, 0.6, False, ("+0.100", "better")),
     (0.5, 0.6, True, ("+0.100", "worse")),
     (0.6, 0.5, False, (f"{MINUS}0.100", "worse")),
     (0.6, 0.5, True, (f"{MINUS}0.100", "better")),
     (0.5, 0.50049, True, ("0.000", "same")),
     (0.5, None, True, (NONE, "")),
 ])  # fmt: skip
-def test_difference(first, second, lower, said):
+def test_difference_says_whether_the_second_is_better(first, second, lower, said):
     assert report_tables.difference(first, second, lower=lower) == said
 
 
@@ -44,7 +43,7 @@ def decoded(uri):
     return np.asarray(Image.open(BytesIO(base64.b64decode(uri.split(",")[1]))))
 
 
-def test_pictures_keep_their_place_and_their_pixels():
+def test_an_atlas_keeps_the_order_and_the_pixels_of_its_pictures():
     pictures = [np.full((8, 8), 10 * place, dtype=np.uint8) for place in range(7)]
     pictures[3] = np.full((4, 8), 200, dtype=np.uint8)
     atlas = encode_atlas(pictures, 64, 10**6)
@@ -58,7 +57,7 @@ def test_pictures_keep_their_place_and_their_pixels():
     assert (sheet[8:16, 0:8][:2] == 0).all()
 
 
-def test_large_pictures_are_made_smaller_and_small_ones_stay():
+def test_large_pictures_are_shrunk_and_small_ones_are_unchanged():
     pictures = [photographs(1, 300)[0][:, :150], photographs(1, 20)[0]]
     large, small = encode_each(pictures, 112, 10**6)
     assert decoded(large.uri).shape == (112, 56, 3)
@@ -66,12 +65,12 @@ def test_large_pictures_are_made_smaller_and_small_ones_stay():
     assert small.pixelated
     np.testing.assert_array_equal(decoded(small.uri), pictures[1])
     within, _ = encode_each(pictures, 112, 9_000)
-    assert decoded(within.uri).shape == (112, 56, 3)  # worse, before it is smaller
+    assert decoded(within.uri).shape == (112, 56, 3)  # compressed first, shrunk only if that is too large
     assert not within.uri.startswith("data:image/png")
     assert sum(len(each.uri) for each in encode_each(pictures, 112, 1_500)) <= 1_500
 
 
-def test_results_keep_their_form_in_json():
+def test_results_have_their_fields_in_json():
     sections = evaluation().sections
     content = json.loads(json.dumps(evaluation().to_json()))
     assert list(content) == ["title", "encoder", "data", "about", "notes", "sections"]
