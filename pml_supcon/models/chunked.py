@@ -7,8 +7,7 @@ again to propagate it to the parameters. Here ``torch.utils.checkpoint`` does th
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -84,8 +83,13 @@ class ChunkedEncoder(nn.Module):
         chunks = x.tensor_split(-(-len(x) // self.chunk_size))
         if not (self.training and torch.is_grad_enabled()):
             return torch.cat([self._encode(chunk) for chunk in chunks])
-        with _no_autocast_cache():
+        # Each chunk casts the weights itself: a shared cast would sum the gradients of the chunks in half precision.
+        cache_enabled = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
             return torch.cat([self._checkpointed(chunk) for chunk in chunks])
+        finally:
+            torch.set_autocast_cache_enabled(cache_enabled)
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""
@@ -93,13 +97,12 @@ class ChunkedEncoder(nn.Module):
 
     def _checkpointed(self, chunk: Tensor) -> Tensor:
         encoded: Tensor = checkpoint(
-            self._encode, chunk, use_reentrant=False, preserve_rng_state=True, context_fn=self._contexts
+            self._encode,
+            chunk,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _stand_in_statistics(self.encoder)),  # of the first and the second pass
         )
         return encoded
-
-    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """Return the contexts of the first and the second forward pass."""
-        return nullcontext(), _stand_in_statistics(self.encoder)
 
     def _encode(self, chunk: Tensor) -> Tensor:
         encoded = self.encoder(chunk)
@@ -134,17 +137,3 @@ def _stand_in_statistics(encoder: nn.Module) -> Iterator[None]:
     finally:  # the checkpoint stops early by an exception once it has all tensors
         for module, name, buffer in kept:
             setattr(module, name, buffer)
-
-
-@contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Let each chunk cast the weights separately.
-
-    Through one cast that all chunks share, their gradients would be summed in half precision.
-    """
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)

@@ -1,6 +1,7 @@
 """Any timm model as a feature extractor, with a stem for small images."""
 
 import json
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +61,13 @@ def create_encoder(
         >>> encoder(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 512])
     """
-    _check_arguments(name, in_chans, image_size, small_stem, pretrained, checkpoint, timm_kwargs)
+    check_encoder_name(name)
+    check_choice("small_stem", small_stem, (True, False, "auto"))
+    check_int("in_chans", in_chans, low=1)
+    if image_size is not None:
+        check_int("image_size", image_size, low=1)
+    _check_weights(name, pretrained, checkpoint)
+    _check_options(timm_kwargs)
     architecture = split_model_name_tag(name)[0]
     arguments = {"num_classes": 0, "in_chans": in_chans, **timm_kwargs}
     try:
@@ -101,8 +108,8 @@ def create_encoder(
 def feature_width(encoder: nn.Module) -> int:
     """Return the width of the pooled features of ``encoder``.
 
-    That is timm's ``num_features``, except in the families whose pooled features pass one more layer (MobileNetV3,
-    EfficientViT, ...), where it is ``head_hidden_size``.
+    It is timm's ``num_features``, except in the families whose pooled features pass one more layer (MobileNetV3,
+    EfficientViT, ...): there it is ``head_hidden_size``.
 
     Examples:
         >>> feature_width(create_encoder("mobilenetv3_small_050"))
@@ -128,26 +135,16 @@ def check_encoder_name(name: str) -> None:
         raise ValueError(f"Expected `name` to be a name of timm.list_models(), but got {name!r}{hint}")
 
 
-def _check_arguments(
-    name: str,
-    in_chans: int,
-    image_size: int | None,
-    small_stem: bool | str,
-    pretrained: bool,
-    checkpoint: str | Path | None,
-    timm_kwargs: dict[str, Any],
-) -> None:
-    check_encoder_name(name)
-    check_choice("small_stem", small_stem, (True, False, "auto"))
-    check_int("in_chans", in_chans, low=1)
-    if image_size is not None:
-        check_int("image_size", image_size, low=1)
+def _check_weights(name: str, pretrained: bool, checkpoint: str | Path | None) -> None:
     if pretrained and checkpoint is not None:
         raise ValueError(
             "Expected one of `pretrained` and `checkpoint`, but got both: a checkpoint replaces all weights"
         )
     if pretrained and not is_model_pretrained(name):
         raise ValueError(f"Expected a model with pretrained weights, but timm has none for {name!r}")
+
+
+def _check_options(timm_kwargs: dict[str, Any]) -> None:
     if "num_classes" in timm_kwargs:
         raise ValueError("Expected no argument `num_classes`: an encoder has no classifier, but got one")
     for argument, option in timm_kwargs.items():
@@ -192,17 +189,10 @@ def _load_checkpoint(encoder: nn.Module, name: str, checkpoint: Path) -> None:
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     own = encoder.state_dict()
     stored = {key: value for key, value in stored.items() if key in own or key.rpartition(".")[0] not in heads}
-    problems = [f"{key} is missing" for key in own if key not in stored]
-    problems += [f"{key} is unknown" for key in stored if key not in own]
-    problems += [
-        f"{key} is {tuple(stored[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in stored and stored[key].shape != own[key].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    try:
+        encoder.load_state_dict(stored)
+    except RuntimeError as error:
         raise ValueError(
             f"The weights in {checkpoint} do not fit {name} (is its stem small in one and not in the other?): "
-            f"{'; '.join(problems[:5])}{more}"
-        )
-    encoder.load_state_dict(stored)
+            f"{textwrap.shorten(str(error), 500)}"
+        ) from error

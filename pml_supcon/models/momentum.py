@@ -69,20 +69,18 @@ class MomentumEncoder(nn.Module):
         # synchronisation where it is on a GPU. ModelEmaV3 of timm sets its copy to evaluation mode and averages buffers
         # by default; keys need the mode of training and current buffers.
         online = _unwrap(online)
-        pairs = []
-        for what in ("parameters", "buffers"):
-            own, theirs = list(getattr(self.encoder, what)()), list(getattr(online, what)())
-            if [x.shape for x in own] != [x.shape for x in theirs]:
+        own, theirs = list(self.encoder.parameters()), list(online.parameters())
+        own_buffers, their_buffers = list(self.encoder.buffers()), list(online.buffers())
+        for kind, mine, other in (("parameters", own, theirs), ("buffers", own_buffers, their_buffers)):
+            if [x.shape for x in mine] != [x.shape for x in other]:
                 raise ValueError(
-                    f"Expected an online encoder with the {what} of the copied one, {len(own)} tensors, but got "
-                    f"{len(theirs)}" + (" of other shapes" if len(own) == len(theirs) else "")
+                    f"Expected an online encoder with the {kind} of the copied one, {len(mine)} tensors, but got "
+                    f"{len(other)}" + (" of other shapes" if len(mine) == len(other) else "")
                 )
-            pairs.append((own, theirs))
-        (own, theirs), (own_buffers, their_buffers) = pairs
         if own:
             get_ema_multi_avg_fn(self.momentum)(own, theirs, 0)
-        for mine, other in zip(own_buffers, their_buffers, strict=True):
-            mine.copy_(other)
+        for buffer, online_buffer in zip(own_buffers, their_buffers, strict=True):
+            buffer.copy_(online_buffer)
 
     def extra_repr(self) -> str:
         """Return the options for ``repr``."""

@@ -1,8 +1,8 @@
 """Stems for small images, without the stride and the max-pool before the first block.
 
-A network for 224 x 224 images reduces the side of its input to a quarter before its first block. 8 x 8 positions would
-remain of 32 x 32 pixels, so the CIFAR literature (Khosla et al. 2020; Chen et al. 2020, appendix B.9) starts with a 3 x
-3 convolution of stride 1 and no pooling.
+A network for 224 x 224 images reduces the side of its input to a quarter before its first block: 32 x 32 pixels would
+become 8 x 8 positions. The CIFAR literature (Khosla et al. 2020; Chen et al. 2020, appendix B.9) therefore starts with
+a 3 x 3 convolution of stride 1 and no pooling.
 """
 
 import warnings
@@ -13,28 +13,16 @@ from timm.layers import Conv2dSame, StdConv2d, StdConv2dSame
 from timm.models import load_pretrained, register_model
 from torch import nn
 
-__all__ = ["shrink_stem", "small_stem"]
-
 # The paths of the stem's pooling in timm's families. `maxpool` (ResNets) may also hold strided convolutions.
 _STEM_POOLS = ("maxpool", "stem.pool", "pool0", "features.pool0", "features.conv1_pool")
 _KERNEL = 3
 
 
 def _stem_obstacle(encoder: nn.Module) -> str | None:
-    """Return the reason why ``shrink_stem`` does not apply to ``encoder``, or None where it applies.
+    """Return why ``shrink_stem`` does not apply to ``encoder``, as a phrase after "this model ..."; None if it applies.
 
     It applies where timm names one first convolution (``first_conv``) of stride 2 that is not a patch embedding, and
     where no later layer depends on the size of the feature map.
-
-    Args:
-        encoder: a model of timm.
-
-    Returns:
-        A phrase that follows "this model ...", or None.
-
-    Examples:
-        >>> _stem_obstacle(timm.create_model("vit_tiny_patch16_224", num_classes=0))
-        'cuts the image into patches of 16 x 16'
     """
     config: dict[str, Any] = getattr(encoder, "default_cfg", {})
     name = config.get("first_conv")
@@ -95,9 +83,7 @@ def _remove_stem_pool(encoder: nn.Module) -> None:
     modules = dict(encoder.named_modules())
     for path in _STEM_POOLS:
         pool = modules.get(path)
-        if pool is None:
-            continue
-        if path == "maxpool" or any(isinstance(module, nn.MaxPool2d) for module in pool.modules()):
+        if pool is not None and (path == "maxpool" or any(isinstance(m, nn.MaxPool2d) for m in pool.modules())):
             parent, _, name = path.rpartition(".")
             stem = encoder.get_submodule(parent)
             setattr(stem, name, nn.Identity())
@@ -116,23 +102,17 @@ def small_stem(
     pretrained_model_args: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a model with a small stem; timm calls this for ``create_model("small_stem", base=...)``.
+    """Build the timm model ``base`` with a small stem; timm calls this for ``create_model("small_stem", base=...)``.
 
     Args:
         pretrained: with a ``pretrained_cfg`` that has a source (``local-dir:``, ``hf-hub:``), load weights of the
             small-stem model; else load the weights of the base, and give a resized first convolution new ones.
         base: name of the timm model that gets the small stem.
-        pretrained_cfg: timm's description of the weights.
-        pretrained_cfg_overlay: entries that replace those of the description.
+        pretrained_cfg: timm's description of the weights; the entries of ``pretrained_cfg_overlay`` replace its own.
+        pretrained_cfg_overlay: see ``pretrained_cfg``.
         cache_dir: folder for downloads.
         pretrained_model_args: timm's record of the saved model's arguments; unused.
         **kwargs: arguments of the base (``in_chans``, ``num_classes``, ...).
-
-    Returns:
-        The model; its ``default_cfg`` names the architecture ``small_stem``.
-
-    Raises:
-        ValueError: If the stem of the base cannot be made small.
     """
     stored = isinstance(pretrained_cfg, dict) and pretrained
     weights = {} if stored else {"pretrained": pretrained, "pretrained_cfg_overlay": pretrained_cfg_overlay}
@@ -146,13 +126,8 @@ def small_stem(
     config = {**model.pretrained_cfg, **given, **(pretrained_cfg_overlay or {}), "architecture": "small_stem"}
     model.pretrained_cfg = model.default_cfg = config
     if stored:
-        load_pretrained(
-            model,
-            pretrained_cfg=config,
-            num_classes=model.num_classes,
-            in_chans=kwargs.get("in_chans", 3),
-            cache_dir=cache_dir,
-        )
+        channels = kwargs.get("in_chans", 3)
+        load_pretrained(model, config, num_classes=model.num_classes, in_chans=channels, cache_dir=cache_dir)
     return model  # type: ignore[no-any-return]
 
 

@@ -49,16 +49,17 @@ LOSSES = {"supcon": SupConLossOut(), "triplets": triplets}
 
 
 def step(model, x, loss=LOSSES["supcon"], *, seed=3, labels=LABELS):
-    """The loss and the gradient of all parameters in one row."""
+    """Return the loss and the gradient of all parameters, and of `x` where it requires one, in one row."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(seed)
     value = loss(model(x), labels)
     value.backward()
-    return value.detach(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    leaves = [*model.parameters(), *([x] if x.requires_grad else [])]
+    return value.detach(), torch.cat([leaf.grad.flatten() for leaf in leaves])
 
 
 def in_chunks(encoder, chunk_size):
-    """The same chunks with all their activations kept."""
+    """Return a module that encodes the same chunks and keeps all their activations."""
 
     class Kept(nn.Module):
         def __init__(self):
@@ -81,24 +82,14 @@ def error(came, expected):
 @pytest.mark.parametrize("chunk_size", [1, 4, 99])
 def test_equals_the_whole_batch(chunk_size, dtype, tolerance, loss):
     encoder = ViewEncoder().to(dtype)
-    x = images(dtype)
-    value, gradient = step(encoder, x, LOSSES[loss])
+    value, gradient = step(encoder, images(dtype).requires_grad_(), LOSSES[loss])
     chunked = ChunkedEncoder(encoder, chunk_size)
-    torch.testing.assert_close(chunked(x), encoder(x), rtol=tolerance, atol=tolerance)
-    ours, our_gradient = step(chunked, x, LOSSES[loss])
-    assert abs(ours / value - 1) < tolerance
+    ours, our_gradient = step(chunked, images(dtype).requires_grad_(), LOSSES[loss])
+    torch.testing.assert_close(ours, value, rtol=tolerance, atol=0)
     assert error(our_gradient, gradient) < tolerance
 
 
-def test_the_gradient_of_the_input_too():
-    encoder, found = ViewEncoder().double(), []
-    for model in (encoder, ChunkedEncoder(encoder, 4)):
-        x = images(torch.float64).requires_grad_()
-        found.append(torch.autograd.grad(LOSSES["supcon"](model(x), LABELS), x)[0])
-    assert error(*found) < 1e-12
-
-
-@pytest.mark.parametrize(("chunk_size", "sizes"), [(4, [4, 4, 3]), (5, [4, 4, 3]), (10, [6, 5]), (11, [11])])
+@pytest.mark.parametrize(("chunk_size", "sizes"), [(5, [4, 4, 3]), (10, [6, 5]), (11, [11])])
 def test_chunks_are_few_and_nearly_equal(chunk_size, sizes):
     chunked = ChunkedEncoder(ViewEncoder(), chunk_size)
     step(chunked, images())
@@ -111,10 +102,10 @@ def test_dropout_and_stochastic_depth_draw_the_same_masks_again():
     after = torch.rand(3)
     chunked = ChunkedEncoder(encoder, 4)
     ours, our_gradient = step(chunked, x)
-    assert torch.equal(torch.rand(3), after)  # the stream goes on as if nothing had been run twice
+    assert torch.equal(torch.rand(3), after)  # the second pass drew nothing from the global generator
     assert torch.equal(ours, value)
     assert error(our_gradient, gradient) < 1e-12
-    assert error(step(chunked, x, seed=4)[1], gradient) > 0.1  # other masks show
+    assert error(step(chunked, x, seed=4)[1], gradient) > 0.1  # the masks matter
 
 
 NORMS = {
@@ -133,17 +124,17 @@ def test_running_statistics_count_each_chunk_once(name):
     encoder, x = ViewEncoder(NORMS[name](), dropout=0.2).double(), images(torch.float64)
     plain = copy.deepcopy(encoder)
     buffers = dict(encoder.named_buffers())
-    begun = copy.deepcopy(buffers)
+    before = copy.deepcopy(buffers)
     for seed in range(2):
         value, gradient = step(in_chunks(plain, 4), x, seed=seed)
         ours, our_gradient = step(ChunkedEncoder(encoder, 4), x, seed=seed)
         assert torch.equal(ours, value)
         assert error(our_gradient, gradient) < 1e-12
     expected = dict(plain.named_buffers())
-    assert all(buffer is buffers[key] for key, buffer in encoder.named_buffers())  # what DDP and compilers hold on to
+    assert all(buffer is buffers[key] for key, buffer in encoder.named_buffers())  # DDP and compilers hold them
     assert buffers.keys() == expected.keys()
     assert all(torch.equal(buffers[key], expected[key]) for key in buffers)
-    moved = {key.rpartition(".")[2] for key in buffers if not torch.equal(buffers[key], begun[key])}
+    moved = {key.rpartition(".")[2] for key in buffers if not torch.equal(buffers[key], before[key])}
     tracked = {"running_mean", "running_var", "num_batches_tracked"}
     quiet = {"not tracked": tracked, "frozen": tracked, "instance": {"num_batches_tracked"}}
     assert moved == tracked - quiet.get(name, set())
@@ -156,24 +147,18 @@ def test_buffers_are_back_after_an_error_in_the_second_pass():
 
     def fails(*_):
         assert encoder.norm.running_mean is not buffers["norm.running_mean"]
-        raise RuntimeError("out of luck")
+        raise RuntimeError("failed hook")
 
     encoder.norm.register_forward_hook(fails)
-    with pytest.raises(RuntimeError, match="out of luck"):
+    with pytest.raises(RuntimeError, match="failed hook"):
         loss.backward()
     assert all(buffer is buffers[key] for key, buffer in encoder.named_buffers())
 
 
-def test_batch_norm_differs_from_the_whole_batch():
-    encoder, x = ViewEncoder(nn.BatchNorm2d(4)), images()
-    assert error(step(ChunkedEncoder(encoder, 4), x)[1], step(encoder, x)[1]) > 1e-2
-
-
 def test_autocast_is_replayed_and_gradients_are_not_summed_in_half_precision():
-    torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 8))
-    kinds = []
-    encoder[0].register_forward_hook(lambda _module, _inputs, output: kinds.append(output.dtype))
+    dtypes = []
+    encoder[0].register_forward_hook(lambda _module, _inputs, output: dtypes.append(output.dtype))
     x, target = torch.randn(1024, 16), torch.randn(1024, 8)
 
     def loss(embeddings, labels):
@@ -188,33 +173,25 @@ def test_autocast_is_replayed_and_gradients_are_not_summed_in_half_precision():
         return step(forward, x, loss, labels=target)
 
     exact = step(in_chunks(encoder, 8), x, loss, labels=target)[1]
-    kinds.clear()
-    came = mixed(ChunkedEncoder(encoder, 8))[1]
-    assert kinds == [torch.bfloat16] * 256  # 128 chunks, twice
+    dtypes.clear()
+    ours = mixed(ChunkedEncoder(encoder, 8))[1]
+    assert dtypes == [torch.bfloat16] * 256  # 128 chunks, twice
     assert torch.is_autocast_cache_enabled()
-    plain = mixed(in_chunks(encoder, 8))[1]  # through one cast of the weights
-    assert error(came, exact) < 4e-3
-    assert error(came, exact) < error(plain, exact) / 2
+    plain = mixed(in_chunks(encoder, 8))[1]  # all chunks share one cast of the weights
+    assert error(ours, exact) < min(4e-3, error(plain, exact) / 2)
 
 
-def test_without_gradients_chunks_pass_once_and_keep_nothing():
-    chunked = ChunkedEncoder(ViewEncoder(), 4)
+def test_without_gradients_or_in_evaluation_mode_each_chunk_passes_once():
+    chunked = ChunkedEncoder(ViewEncoder(dropout=0.5), 4)
     with torch.no_grad():
-        embeddings = chunked(images())
-    assert not embeddings.requires_grad
-    torch.testing.assert_close(embeddings, chunked.encoder(images()))
-    assert chunked.encoder.sizes == [4, 4, 3, B]
-
-
-def test_evaluation_mode_with_gradients_passes_once():
-    chunked = ChunkedEncoder(ViewEncoder(dropout=0.5), 4).eval()
-    gradient = step(chunked, images())[1]
-    assert chunked.encoder.sizes == [4, 4, 3]
+        assert not chunked(images()).requires_grad
+    gradient = step(chunked.eval(), images())[1]
+    assert chunked.encoder.sizes == [4, 4, 3] * 2
     assert error(gradient, step(chunked.encoder, images())[1]) < 1e-6
 
 
 def peak_bytes(model, x):
-    """What is allocated at most during a step beyond what was there before."""
+    """Return the largest number of bytes allocated during a step beyond those before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         model(x).square().sum().backward()
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -229,7 +206,7 @@ def peak_bytes(model, x):
 def test_activations_of_one_chunk_are_held_at_a_time():
     deep = [layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.GELU())]
     encoder, x = nn.Sequential(nn.Linear(8, 64), *deep, nn.Linear(64, 4)), torch.randn(4096, 8)
-    peak_bytes(encoder, x)  # gradients are there from now on
+    peak_bytes(encoder, x)  # allocates the gradients
     whole, chunked = peak_bytes(encoder, x), peak_bytes(ChunkedEncoder(encoder, 128), x)
     assert whole > 4096 * 64 * 12 * 4  # twelve layers' activations
     assert chunked < whole / 10
@@ -258,8 +235,6 @@ def test_the_encoder_is_saved_by_itself():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="`chunk_size` to be at least 1, but got 0"):
         ChunkedEncoder(ViewEncoder(), 0)
-    with pytest.raises(TypeError, match=r"`chunk_size` to be an integer, but got 2\.0"):
-        ChunkedEncoder(ViewEncoder(), 2.0)
     with pytest.raises(TypeError, match=r"`encoder` to be a torch\.nn\.Module, but got function"):
         ChunkedEncoder(images, 4)
     with pytest.raises(ValueError, match=r"`x` to have shape \(B, \.\.\.\), but got a tensor without"):
@@ -271,7 +246,7 @@ def test_bad_arguments():
 
 
 def two_process_results(rank, cut):
-    """The gradient of each split of the batch and how often gradients were reduced in each of two steps."""
+    """Return the gradient of the batch split at `cut`, and the sizes of the reduced gradients in two steps."""
     own = slice(0, cut) if rank == 0 else slice(cut, B)
     torch.manual_seed(5)
     model = DistributedDataParallel(ChunkedEncoder(ViewEncoder().double(), 3))
@@ -283,7 +258,7 @@ def two_process_results(rank, cut):
         return summed.then(lambda future: future.value()[0])
 
     model.register_comm_hook(dist.group.WORLD, counted)
-    for _ in range(2):  # DDP arranges its buckets anew after the first
+    for _ in range(2):  # DDP rebuilds its buckets after the first
         gradient = step(model, images(torch.float64)[own], GlobalBatchLoss(LOSSES["supcon"]), labels=LABELS[own])[1]
     return gradient, reductions
 
@@ -313,7 +288,7 @@ def work(rank):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each of two processes computed."""
+    """Return the results of two processes."""
     pytest.importorskip("accelerate")
     return run_processes(work, 2, tmp_path_factory.mktemp("gloo"))
 
@@ -323,7 +298,7 @@ def one_process(dtype):
     return step(ViewEncoder().to(dtype), images(dtype))[1]
 
 
-@pytest.mark.parametrize("cut", [6, 2, 0])  # rows of the first process: chunks as many, fewer, none at all
+@pytest.mark.parametrize("cut", [6, 2, 0])  # rows of the first process: as many chunks as the other, fewer, none
 def test_two_processes_have_the_gradient_of_one_and_reduce_once(results, cut):
     expected = one_process(torch.float64)
     for result in results:

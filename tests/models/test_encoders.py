@@ -1,4 +1,4 @@
-"""Encoders made from timm's models, their stems, and what is refused."""
+"""Encoders from timm's models: their stems, weights and errors."""
 
 import pytest
 import timm
@@ -8,21 +8,20 @@ from torch import nn
 from pml_supcon.models import create_encoder, feature_width, save_encoder, shrink_stem
 
 
-def shapes_of(encoder, *, size, channels=3):
-    """The spatial sizes of every stage of a ResNet."""
-    seen = {}
+def sides_of(encoder, size):
+    """Return the side of the feature map after each stage of a ResNet."""
+    sides = []
     for name in ("conv1", "layer1", "layer2", "layer3", "layer4"):
-        encoder.get_submodule(name).register_forward_hook(
-            lambda _, __, out, name=name: seen.update({name: tuple(out.shape[-2:])})
-        )
+        encoder.get_submodule(name).register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
     with torch.no_grad():
-        encoder.eval()(torch.zeros(1, channels, size, size))
-    return list(seen.values())
+        encoder.eval()(torch.zeros(1, 3, size, size))
+    return sides
 
 
 def test_small_resnet18_is_the_cifar_network():
     encoder = create_encoder("resnet18", image_size=32)
-    assert shapes_of(encoder, size=32) == [(32, 32), (32, 32), (16, 16), (8, 8), (4, 4)]
+    assert encoder.bn1.num_batches_tracked == 0  # the check of the image size leaves no trace
+    assert sides_of(encoder, 32) == [32, 32, 16, 8, 4]
     # The widely used CIFAR ResNet-18 has 11,173,962 parameters, of which 5,130 are its classifier's.
     assert sum(p.numel() for p in encoder.parameters()) == 11_173_962 - 5_130
     assert encoder.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
@@ -30,40 +29,22 @@ def test_small_resnet18_is_the_cifar_network():
 
 @pytest.mark.parametrize(
     ("image_size", "small_stem", "first"),
-    [
-        (64, "auto", 64),
-        (65, "auto", 17),
-        (32, False, 8),
-        (96, True, 96),
-        (None, "auto", 8),
-        (None, True, 32),
-    ],
+    [(64, "auto", 64), (65, "auto", 17), (32, False, 8), (96, True, 96), (None, "auto", 8), (None, True, 32)],
 )
 def test_when_the_stem_is_small(image_size, small_stem, first):
     encoder = create_encoder("resnet18", image_size=image_size, small_stem=small_stem)
-    assert shapes_of(encoder, size=image_size or 32)[1] == (first, first)
+    assert sides_of(encoder, image_size or 32)[1] == first
 
 
-def test_grey_images():
-    encoder = create_encoder("resnet18", in_chans=1, image_size=8)
-    assert encoder.conv1.weight.shape == (64, 1, 3, 3)
-    assert encoder(torch.zeros(2, 1, 8, 8)).shape == (2, 512)
-
-
-@pytest.mark.parametrize(
-    ("name", "factor"),
-    [
-        ("resnet18", 4),
-        ("resnet18d", 4),
-        ("resnetv2_50x1_bit", 4),
-        ("densenet121", 4),
-        ("efficientnet_b0", 2),
-        ("tf_efficientnet_b0", 2),
-        ("test_nfnet", 2),
-    ],
+WITH_POOL, WITHOUT_POOL = (
+    "resnet18 resnet18d resnetv2_50x1_bit densenet121",
+    "efficientnet_b0 tf_efficientnet_b0 test_nfnet",
 )
-def test_small_stems_of_the_families(name, factor):
-    """The feature map grows by what the stem shrank before: two by its stride, two more by its pooling."""
+
+
+@pytest.mark.parametrize("name", f"{WITH_POOL} {WITHOUT_POOL}".split())
+def test_small_stems_of_the_families(name):
+    factor = 4 if name in WITH_POOL.split() else 2  # the feature map grows by the strides of convolution and pooling
     with torch.device("meta"):
         plain, small = (timm.create_model(name, num_classes=0).eval() for _ in range(2))
         shrink_stem(small)
@@ -97,7 +78,7 @@ def test_stems_that_cannot_be_small(name, reason):
         shrink_stem(model)
 
 
-def test_true_is_refused_where_auto_leaves_the_stem():
+def test_true_is_an_error_where_auto_leaves_the_stem():
     with pytest.raises(ValueError, match="False or 'auto' for test_vit, but got True: it cuts the image into patches"):
         create_encoder("test_vit", image_size=32, small_stem=True)
     encoder = create_encoder("test_vit", image_size=32)
@@ -111,21 +92,12 @@ def test_arguments_reach_the_model():
     assert encoder.head_drop.p == 0.25
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "mobilenetv3_small_050", "efficientvit_b0", "test_vit"],
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "test_vit"])
 def test_feature_width_is_the_width_of_the_output(name):
     encoder = create_encoder(name, image_size=64)
     assert encoder.training
     with torch.no_grad():
         assert encoder.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, feature_width(encoder))
-
-
-def test_checking_the_size_leaves_no_trace():
-    encoder = create_encoder("resnet18", image_size=32)
-    assert encoder.bn1.num_batches_tracked == 0
-    assert all(p.grad is None for p in encoder.parameters())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +117,6 @@ def test_sizes_that_the_model_cannot_take(name, size, message):
     ("options", "message"),
     [
         ({"name": "resnt18"}, "but got 'resnt18'; did you mean .*'resnet18'"),
-        ({"name": "?"}, r"timm.list_models\(\), but got '\?'$"),
         ({"name": "local-dir:x"}, "folders are opened by `load_encoder`"),
         ({"name": "resnet18.no_such_tag"}, "timm could not build .* Invalid pretrained tag"),
         ({"in_chans": 0}, "`in_chans` to be at least 1, but got 0"),
@@ -165,7 +136,7 @@ def test_arguments_are_checked(options, message):
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """A file with the weights of a full classifier, as timm's downloads are."""
+    """Return a function that writes the weights of a whole classifier to a file, as timm's downloads are."""
 
     def write(name):
         model = timm.create_model(name)
@@ -175,14 +146,14 @@ def imagenet(tmp_path):
     return write
 
 
-def test_pretrained_weights_stay_but_for_a_resized_convolution(imagenet, tmp_path):
+def test_pretrained_weights_are_kept_except_in_a_resized_convolution(imagenet, tmp_path):
     model, source = imagenet("resnet18")
     with pytest.warns(UserWarning, match="first convolution of resnet18 became 3 x 3: it has new weights"):
         encoder = create_encoder("resnet18", image_size=32, pretrained=True, pretrained_cfg_overlay=source)
     own, given = encoder.state_dict(), model.state_dict()
     assert all(torch.equal(own[key], given[key]) for key in own if key != "conv1.weight")
     assert save_encoder(encoder, tmp_path / "out").is_dir()
-    assert source["file"] not in (tmp_path / "out/config.json").read_text(), "the old source follows the new weights"
+    assert source["file"] not in (tmp_path / "out/config.json").read_text()  # the source of the initial weights
 
 
 @pytest.mark.filterwarnings("error")
@@ -212,11 +183,9 @@ def test_checkpoint_file_folder_and_classifier(imagenet, tmp_path):
 
 def test_checkpoint_that_does_not_fit(tmp_path):
     save_encoder(create_encoder("resnet18", image_size=32), tmp_path / "small")
-    with pytest.raises(
-        ValueError, match=r"small in one .*: conv1.weight is \(64, 3, 3, 3\), expected \(64, 3, 7, 7\)$"
-    ):
+    with pytest.raises(ValueError, match=r"small in one .*: .*conv1\.weight.*64, 3, 3, 3.*64, 3, 7, 7\]\)\.$"):
         create_encoder("resnet18", checkpoint=tmp_path / "small")
-    with pytest.raises(ValueError, match=r"do not fit test_resnet .* is missing; .* and \d+ more$"):
+    with pytest.raises(ValueError, match=r"do not fit test_resnet .* Missing key.*\[\.\.\.\]$"):
         create_encoder("test_resnet", checkpoint=tmp_path / "small/model.safetensors")
     with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
         create_encoder("resnet18", checkpoint=tmp_path / "nowhere")
