@@ -25,11 +25,15 @@ def scale_by_sqrt_temperature(rows: Tensor, temperature: float) -> Tensor:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context with autocast off, if the device supports autocast."""
-    # Dynamo of older PyTorch cannot trace `is_autocast_available`; `meta` alone is compiled without autocast.
-    compiling = torch.compiler.is_compiling()
-    if device.type != "meta" if compiling else torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    return torch.autocast(device.type, enabled=False) if _supports_autocast(device.type) else nullcontext()
+
+
+def _supports_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+# Dynamo of PyTorch 2.7 cannot trace the function: let it call the function and treat the result as a constant
+torch.compiler.assume_constant_result(_supports_autocast)
 
 
 def products(anchors: Tensor, rows: Tensor) -> Tensor:
