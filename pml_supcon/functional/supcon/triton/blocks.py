@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from pml_supcon.functional.supcon.triton.primitives import INTERPRETED
+from pml_supcon.functional.supcon.triton import INTERPRETED
 
 
 class Blocks(NamedTuple):
@@ -48,8 +48,8 @@ NEGATIVES_FLOAT32: Candidates = {512: [Blocks(64, 64, 8, 2), Blocks(64, 64, 4, 2
 POSITIVES_FLOAT32: Candidates = {512: [Blocks(32, 32, 4, 2)]}
 GRADIENT_FLOAT32: Candidates = {256: [Blocks(64, 32, 8, 2), Blocks(32, 32, 8, 2)], 512: [Blocks(32, 32, 8, 2)]}
 
-#: Triton's interpreter is slow for each operation: one shape, small enough that few rows make several tiles.
-INTERPRETER = Blocks(32, 16, 4, 1)
+#: For Triton's interpreter, which is slow: one shape, small enough that few rows make several tiles.
+INTERPRETER = {"BLOCK_M": lambda _: 32, "BLOCK_N": lambda _: 16}
 
 
 def columns(width: int, itemsize: int) -> dict[str, int]:
@@ -64,12 +64,9 @@ def columns(width: int, itemsize: int) -> dict[str, int]:
 
 
 def tuned(spans: str, half: Candidates, single: Candidates) -> Callable[[Any], Any]:
-    """Return a decorator that tunes a kernel's block shape.
+    """Return a decorator that tunes a kernel's block shape, from candidates for 16-bit and for float32 rows.
 
-    Args:
-        spans: name of the kernel's constant by which candidates are chosen, "BLOCK_K" or "BLOCK_D".
-        half: candidates for 16-bit rows.
-        single: candidates for float32 rows.
+    ``spans`` names the kernel's constant whose value selects the candidates, "BLOCK_K" or "BLOCK_D".
     """
     every = dict.fromkeys(blocks for table in (half, single) for row in table.values() for blocks in row)
 
@@ -83,9 +80,11 @@ def tuned(spans: str, half: Candidates, single: Candidates) -> Callable[[Any], A
         fit = [b for b in candidates if shared_memory(b, options, x.element_size()) <= available] or candidates[-1:]
         return [blocks.config() for blocks in (fit[:1] if torch.are_deterministic_algorithms_enabled() else fit)]
 
-    configs = [blocks.config() for blocks in ([INTERPRETER] if INTERPRETED.value else every)]
-    decorate: Callable[[Any], Any] = triton.autotune(
-        configs, key=["WIDTH"], prune_configs_by={"early_config_prune": fitting}
+    configs = [blocks.config() for blocks in every]
+    decorate: Callable[[Any], Any] = (
+        triton.heuristics(INTERPRETER)  # the tuner of Triton 3.3 needs a GPU
+        if INTERPRETED
+        else triton.autotune(configs, key=["WIDTH"], prune_configs_by={"early_config_prune": fitting})
     )
     return decorate
 

@@ -5,16 +5,16 @@ label, so that the y rows with the label of x row ``i`` are ``start[i]`` to ``st
 need are None, which costs nothing in the compiled kernel.
 """
 
-import os
-
 import triton
 import triton.language as tl
+
+from pml_supcon.functional.supcon import triton as backend
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
 #: Triton's interpreter multiplies the bits of bfloat16 matrices as integers, so there they are widened first.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = tl.constexpr(backend.INTERPRETED)
 
 
 @triton.jit
