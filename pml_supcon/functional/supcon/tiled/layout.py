@@ -58,11 +58,8 @@ class Layout:
         """Yield the tiles that cover all pairs, each with its boxes, which hold all its pairs of equal labels.
 
         With symmetry the tiles are on and above the diagonal. Labels on a GPU are not read, because that would wait for
-        the device: the whole tile is then its one box.
-
-        Args:
-            anchors: only tiles of these anchors, which are sorted by label; default: all.
-            rows: only tiles of these rows. With symmetry they are the anchors, or do not overlap them.
+        the device: the whole tile is then its one box. ``anchors`` and ``rows`` limit the pairs; with symmetry they are
+        equal or do not overlap.
         """
         anchors = anchors or slice(0, len(self.anchor_labels))
         rows = rows or slice(0, len(self.row_labels))

@@ -27,8 +27,8 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     """Return per-anchor losses over the set of ``problem.pairs``; differentiable once."""
     assert problem.pairs is not None  # for the type checker: as above
     num_anchors, num_rows = len(problem.anchors), len(problem.rows)
-    # each pair once, as keys `a * M + j`; a pair in both lists counts once in a denominator
-    positives, negatives = unique_keys(*problem.pairs[:2], num_rows), unique_keys(*problem.pairs[2:], num_rows)
+    # each pair once (triplets repeat pairs), as sorted keys `a * M + j`; one in both lists counts once in a denominator
+    positives, negatives = (torch.unique(a * num_rows + j) for a, j in (problem.pairs[:2], problem.pairs[2:]))
     a1, p, a2, n = positives // num_rows, positives % num_rows, negatives // num_rows, negatives % num_rows
     both = torch.isin(positives, negatives, assume_unique=True)
     with full_precision(problem.anchors.device):
@@ -55,12 +55,6 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         else:
             losses = number.clamp(min=1).log() - segment_logsumexp(log_prob, a1, num_anchors)
         return AnchorLosses(torch.where(valid, losses, 0), valid)
-
-
-def unique_keys(anchors: Tensor, others: Tensor, num_rows: int) -> Tensor:
-    """Return the sorted set of ``anchor * num_rows + other``; triplets repeat a pair for each third member."""
-    keys: Tensor = torch.unique(anchors * num_rows + others)
-    return keys
 
 
 def segment_logsumexp(x: Tensor, segment: Tensor, size: int) -> Tensor:

@@ -78,13 +78,9 @@ class TilePasses(NamedTuple):
     ) -> None:
         """Add ``W z`` of these tiles, with ``W_ij = u_i d l_i / d s_ij``, with symmetry ``+ u_j d l_j / d s_ji``.
 
-        Args:
-            tiles: tiles and their boxes, as ``Layout.tiles`` yields them.
-            statistics: sums over all positives and negatives of each anchor.
-            upstream: ``u``, ``(A,)``.
-            weight: ``Statistics.negative_weight``, ``(A,)``.
-            grad_anchors: buffer ``(A, D)`` to add to, or None.
-            grad_rows: buffer ``(M, D)`` to add to, or None; the same buffer if the anchors are the rows.
+        ``upstream`` is ``u`` ``(A,)``, ``weight`` is ``Statistics.negative_weight`` ``(A,)``. The buffers
+        ``grad_anchors`` ``(A, D)`` and ``grad_rows`` ``(M, D)`` are None if not requested, and the same buffer if the
+        anchors are the rows.
         """
         shift = statistics.log_neg_or_0()
         for (a, r), boxes in tiles:

@@ -1,5 +1,7 @@
 """The kernels as two custom ops, which ``torch.compile`` does not look into."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,75 +53,41 @@ def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
     return anchor_ids.int(), start, stop, row_ids.int(), row_start, row_stop
 
 
-@torch.library.custom_op("pml_supcon::triton_losses", mutates_args=())
-def triton_losses(
-    anchors: Tensor,
-    rows: Tensor | None,
-    anchor_ids: Tensor,
-    anchor_start: Tensor,
-    anchor_stop: Tensor,
-    row_ids: Tensor | None,
-    row_start: Tensor | None,
-    row_stop: Tensor | None,
-    rank: Tensor | None,
-    limit: Tensor | None,
-    first_anchor: int | None,
-    dtype: torch.dtype,
-    temperature: float,
-    summation: str,
-    denominator: str,
-    shifted: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return losses ``(A,)``, their validity ``(A,)``, and the statistics ``(4, A)`` of the sorted anchors.
-
-    Anchors ``(A, D)`` and rows ``(M, D)`` are float32 in the caller's order; ``rows`` and all ``row_*`` are None if the
-    anchors are the rows. ``first_anchor`` comes from the ``Problem``, ``dtype`` is the dtype of the products, and
-    ``shifted`` is true if ``exp(s)`` could overflow. ``Side`` and ``Launches`` describe the other arguments.
-    """
-    return lay_out(
-        anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
-        first_anchor, dtype, temperature, summation, denominator, shifted,
-    ).losses()  # fmt: skip
+#: The arguments of ``lay_out``, which both ops take.
+ARGUMENTS = """
+    Tensor anchors, Tensor? rows, Tensor anchor_ids, Tensor anchor_start, Tensor anchor_stop, Tensor? row_ids,
+    Tensor? row_start, Tensor? row_stop, Tensor? rank, Tensor? limit, int? first_anchor, ScalarType dtype,
+    float temperature, str summation, str denominator, bool shifted
+"""
 
 
-@torch.library.custom_op("pml_supcon::triton_gradient", mutates_args=())
+@torch.library.custom_op(
+    "pml_supcon::triton_losses", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
+)
+def triton_losses(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return losses ``(A,)``, their validity ``(A,)``, and the statistics ``(4, A)`` of the sorted anchors."""
+    return lay_out(*arguments).losses()
+
+
+@torch.library.custom_op(
+    "pml_supcon::triton_gradient",
+    mutates_args=(),
+    schema=f"(Tensor upstream, Tensor statistics, bool for_anchors, bool for_rows, {ARGUMENTS}) -> (Tensor, Tensor)",
+)
 def triton_gradient(
-    upstream: Tensor,
-    statistics: Tensor,
-    for_anchors: bool,
-    for_rows: bool,
-    anchors: Tensor,
-    rows: Tensor | None,
-    anchor_ids: Tensor,
-    anchor_start: Tensor,
-    anchor_stop: Tensor,
-    row_ids: Tensor | None,
-    row_start: Tensor | None,
-    row_stop: Tensor | None,
-    rank: Tensor | None,
-    limit: Tensor | None,
-    first_anchor: int | None,
-    dtype: torch.dtype,
-    temperature: float,
-    summation: str,
-    denominator: str,
-    shifted: bool,
+    upstream: Tensor, statistics: Tensor, for_anchors: bool, for_rows: bool, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors ``(A, D)`` and of rows ``(M, D)``, each empty if it is not requested.
 
-    ``upstream`` ``(A,)``, in the caller's order, is 0 for invalid anchors. The other arguments are as in
-    ``triton_losses``.
+    ``upstream`` ``(A,)``, in the caller's order, is 0 for invalid anchors.
     """
-    launches = lay_out(
-        anchors, rows, anchor_ids, anchor_start, anchor_stop, row_ids, row_start, row_stop, rank, limit,
-        first_anchor, dtype, temperature, summation, denominator, shifted,
-    )  # fmt: skip
-    # sort the upstream gradient as the anchors; each side gets a gradient from its pairs with the other
-    upstream = upstream.index_select(0, anchor_ids)
+    launches = lay_out(*arguments)
     a, r = launches.anchors, launches.rows
+    # sort the upstream gradient as the anchors; each side gets a gradient from its pairs with the other
+    upstream = upstream.index_select(0, a.ids)
     return (
-        launches.gradient(a, r, statistics, upstream) if for_anchors else anchors.new_empty(0),
-        launches.gradient(r, a, statistics, upstream) if for_rows else anchors.new_empty(0),
+        launches.gradient(a, r, statistics, upstream) if for_anchors else upstream.new_empty(0),
+        launches.gradient(r, a, statistics, upstream) if for_rows else upstream.new_empty(0),
     )
 
 
@@ -141,7 +109,12 @@ def lay_out(
     denominator: str,
     shifted: bool,
 ) -> Launches:
-    """Sort both sides by label, from the flat arguments of a custom op."""
+    """Sort both sides by label, from the flat arguments of a custom op.
+
+    Anchors ``(A, D)`` and rows ``(M, D)`` are float32 in the caller's order; ``rows`` and all ``row_*`` are None if the
+    anchors are the rows. ``first_anchor`` comes from the ``Problem``, ``dtype`` is the dtype of the products, and
+    ``shifted`` is true if ``exp(s)`` could overflow. ``Side`` and ``Launches`` describe the other arguments.
+    """
     # rows by label, in the dtype of the products; ids count from the first anchor, so shift them back to gather
     anchor_side = Side(anchors.to(dtype).index_select(0, anchor_ids), anchor_ids, anchor_start, anchor_stop)
     row_side = anchor_side
