@@ -82,11 +82,7 @@ class CappedPositivesMiner(BaseMiner):
 def first_of_each(anchors: Tensor, key: Tensor, number: int, rows: int) -> Tensor:
     """Return the mask of pairs with one of the ``number`` lowest keys of their anchor (ties by index), bool ``(T,)``.
 
-    Args:
-        anchors: ``(T,)``, in ``[0, rows)``, ascending.
-        key: ``(T,)``.
-        number: Pairs to keep of each anchor, ``>= 1``.
-        rows: Number of anchors.
+    ``anchors`` ``(T,)`` is ascending, in ``[0, rows)``.
     """
     # (T,): pairs sorted by anchor, then by key; both sorts are stable, so that ties keep their order
     order = key.argsort(stable=True)

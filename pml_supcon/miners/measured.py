@@ -65,14 +65,13 @@ class MeasuredMiner(BaseMiner):
 
     def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Sequence[Tensor]:
         """Return the result of the wrapped miner."""
-        chosen: Sequence[Tensor] = self._timer.time(
-            embeddings.device, self.miner, embeddings, labels, ref_emb, ref_labels
-        )
+        batch = _pml.Batch(embeddings, labels, ref_emb, ref_labels)
+        chosen: Sequence[Tensor] = self._timer.time(embeddings.device, self.miner, *batch)
         self._calls += 1
-        for name, number in _numbers(chosen).items():
-            self._counts[name][0] += number
+        for name, indices in zip(COUNTS[2:] if len(chosen) == 3 else COUNTS[:2], chosen[::2], strict=False):
+            self._counts[name][0] += len(indices)
             self._counts[name][1] += 1
-        sums, counts = _similarities(_pml.Batch(embeddings, labels, ref_emb, ref_labels), chosen)
+        sums, counts = _similarities(batch, chosen)
         # (2, 4): the mean similarity of each kind of pair in this call, and 1 if there were any; a mean of no pairs is
         # NaN, and must not enter the sum
         present = counts > 0
@@ -122,13 +121,6 @@ class MeasuredMiner(BaseMiner):
         for values in self._similarities.values():
             totals += values.cpu()
         return totals
-
-
-def _numbers(chosen: Sequence[Tensor]) -> dict[str, int]:
-    """Return the numbers of chosen pairs or triplets, by ``COUNTS``."""
-    if len(chosen) == 3:
-        return {"triplets": len(chosen[0])}
-    return {"positive_pairs": len(chosen[0]), "negative_pairs": len(chosen[2])}
 
 
 def _similarities(batch: _pml.Batch, chosen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -45,25 +45,25 @@ class EpochPlanner:
         self.num_samples = self._codes.size
         self.labels_digest = hashlib.sha256(self._codes.tobytes()).hexdigest()
         # A unit is a group of `samples_per_class` samples of a class, else a sample; the cap is in units.
-        self._unit, self._cap = 1, batch_size
+        self._unit, self._cap, limit = 1, batch_size, ""
         if samples_per_class is not None:
+            limit = f"samples_per_class={samples_per_class}"
             self._unit, self._cap = check_int("samples_per_class", samples_per_class, low=1), 1
             if batch_size % self._unit:
-                raise ValueError(
-                    f"Expected argument `batch_size` to be a multiple of samples_per_class={samples_per_class}, "
-                    f"but got {batch_size}"
-                )
+                raise ValueError(f"Expected argument `batch_size` to be a multiple of {limit}, but got {batch_size}")
         elif max_per_class is not None:
-            self._cap = check_int("max_per_class", max_per_class, low=1)
+            self._cap, limit = check_int("max_per_class", max_per_class, low=1), f"max_per_class={max_per_class}"
         else:
             self._codes = np.zeros_like(self._codes)  # a plain shuffle: all are one class
         self._size = batch_size // self._unit
         self._counts = np.bincount(self._codes)  # (C,): samples of each class
         self._units = self._counts // self._unit  # (C,): whole units of each class
-        if samples_per_class is not None:
-            self._check_limit(batch_size, f"samples_per_class={samples_per_class}")
-        elif max_per_class is not None:
-            self._check_limit(batch_size, f"max_per_class={max_per_class}")
+        largest = int(np.minimum(self._units, self._cap).sum()) * self._unit
+        if limit and batch_size > largest:
+            raise ValueError(
+                f"Expected argument `batch_size` to be at most {largest}, the most that {limit} allows with "
+                f"{int((self._units > 0).sum())} classes of {self._unit} samples or more, but got {batch_size}"
+            )
         self.full, rest = count_batches(self._units, size=self._size, cap=self._cap)
         self.rest = rest * self._unit
         self.without_group = int((self._counts % self._unit).sum())
@@ -86,20 +86,6 @@ class EpochPlanner:
         # 3. batches drawn last hold more of the frequent classes: shuffle the full ones, so that all places in the
         # epoch have the same distribution
         return [full[i] for i in rng.permutation(self.full)] + smaller
-
-    def _check_limit(self, batch_size: int, limit: str) -> None:
-        """Raise unless the limit allows a batch of this size."""
-        largest = int(np.minimum(self._units, self._cap).sum()) * self._unit
-        if not largest:
-            raise ValueError(
-                f"Expected a class with at least {self._unit} samples, for {limit}, "
-                f"but the largest has {int(self._counts.max())}"
-            )
-        if batch_size > largest:
-            raise ValueError(
-                f"Expected argument `batch_size` to be at most {largest}, the most that {limit} allows with "
-                f"{int((self._units > 0).sum())} classes of {self._unit} samples or more, but got {batch_size}"
-            )
 
 
 def _class_codes(labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> IntArray:
