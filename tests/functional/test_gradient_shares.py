@@ -1,6 +1,7 @@
-"""Shares of the gradient, held against autograd of the dense losses, one contribution at a time."""
+"""Shares of the gradient, compared with autograd of the dense losses, one pair at a time."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.reducers import SumReducer
+from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
 
 from pml_supcon.functional import share_bins, supcon_loss
 from pml_supcon.functional.gradient_shares import gradient_shares
@@ -18,7 +20,7 @@ TEMPERATURE, MARGIN = 0.2, 0.3
 
 
 def batch(rows=14, *, width=5, seed=1, dtype=torch.float64):
-    """Rows of different lengths, uneven classes, one row that is alone in its class."""
+    """Return rows of different lengths in uneven classes, the last row alone in its class, and their labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(rows) % 4 % 3
     labels[-1] = 9
@@ -27,22 +29,18 @@ def batch(rows=14, *, width=5, seed=1, dtype=torch.float64):
     return rows * torch.linspace(0.5, 3, len(rows), dtype=dtype)[:, None], labels
 
 
-def loss_of_anchor(i, row, others, labels, loss):
-    """The loss of anchor i with the other rows held fixed, by the reference backend and by PML."""
-    rows = torch.cat([others[:i], row[None], others[i + 1 :]])
+def loss_of_anchor(i, rows, labels, loss):
+    """Return the loss of anchor i by the reference backend, or by PML."""
     if loss != "triplet":
         options = {"temperature": TEMPERATURE, "summation": loss.removeprefix("supcon_"), "backend": "reference"}
-        return supcon_loss(rows, labels, **options).losses[i]
-    same, other = labels == labels[i], labels != labels[i]
-    same[i] = False
-    p, n = (grid.flatten() for grid in torch.meshgrid(same.nonzero()[:, 0], other.nonzero()[:, 0], indexing="ij"))
-    triplets = (torch.full_like(p, i), p, n)
-    distance = LpDistance()
-    return TripletMarginLoss(MARGIN, distance=distance, reducer=SumReducer())(rows, indices_tuple=triplets)
+        return float(supcon_loss(rows, labels, **options).losses[i])
+    a, p, n = get_all_triplets_indices(labels)
+    of_anchor = [indices[a == i] for indices in (a, p, n)]
+    return float(TripletMarginLoss(MARGIN, distance=LpDistance(), reducer=SumReducer())(rows, None, of_anchor))
 
 
 def contribution(i, j, embeddings, labels, loss):
-    """Length of the gradient in row i through its pair with row j alone: a detached copy stands in the other pairs."""
+    """Return the length of row i's gradient through its pair with row j, all other pairs detached, and the loss."""
     row = embeddings[i].clone().requires_grad_()
     cosine = F.cosine_similarity(row, embeddings, dim=1)
     through_j = torch.where(torch.arange(len(labels)) == j, cosine, cosine.detach())
@@ -52,7 +50,7 @@ def contribution(i, j, embeddings, labels, loss):
 
 
 def loss_of_cosines(i, cosine, labels, loss):
-    """The paper's equations for one anchor, row by row."""
+    """Compute the paper's equations for one anchor, row by row."""
     positives = [j for j in range(len(labels)) if j != i and labels[j] == labels[i]]
     negatives = [j for j in range(len(labels)) if labels[j] != labels[i]]
     if loss == "triplet":
@@ -70,39 +68,20 @@ def shares(embeddings, labels, loss, **options):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_contribution_is_that_of_autograd(loss):
+def test_every_contribution_equals_autograd_of_a_loss_that_equals_the_packages_or_pmls(loss):
     embeddings, labels = batch()
     found = shares(embeddings, labels, loss)
     for i in range(len(labels) - 1):
         expected = [0.0 if i == j else contribution(i, j, embeddings, labels, loss)[0] for j in range(len(labels))]
         assert found.magnitudes[i].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
         value = contribution(i, 0, embeddings, labels, loss)[1]
-        assert value == pytest.approx(float(loss_of_anchor(i, embeddings[i], embeddings, labels, loss)), rel=1e-9)
+        assert value == pytest.approx(loss_of_anchor(i, embeddings, labels, loss), rel=1e-9)
     assert (found.magnitudes[-1] == 0).all()  # alone in its class: no loss
     assert (found.magnitudes[:-1] > 0).any(dim=1).all()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_contributions_with_their_directions_add_up_to_the_gradient_of_the_packages_and_pmls_losses(loss):
-    embeddings, labels = batch(seed=3)
-    found = shares(embeddings, labels, loss)
-    z = F.normalize(embeddings)
-    for i in range(len(labels) - 1):
-        row = embeddings[i].clone().requires_grad_()
-        (expected,) = torch.autograd.grad(loss_of_anchor(i, row, embeddings, labels, loss), row)
-        directions = F.normalize(z - found.cosine[i][:, None] * z[i])  # along the sphere, towards each row
-        softmax = (found.cosine[i] / TEMPERATURE).exp() * (torch.arange(len(z)) != i)
-        near = found.positives[i].double()
-        # with "out", a positive that has more than 1 / |P| of the softmax is pushed away, as negatives are
-        if loss == "supcon_out":
-            near *= (1 / near.sum() - softmax / softmax.sum()).sign()
-        away = found.negatives[i].double() - near
-        total = (away * found.magnitudes[i]) @ directions
-        torch.testing.assert_close(total, expected, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_shares_sum_to_one_over_each_kind_and_do_not_see_lengths(loss):
+def test_shares_sum_to_one_over_each_kind_and_do_not_depend_on_lengths(loss):
     embeddings, labels = batch()
     found = shares(embeddings, labels, loss)
     for kind in (found.positives, found.negatives):
@@ -115,21 +94,8 @@ def test_shares_sum_to_one_over_each_kind_and_do_not_see_lengths(loss):
     assert not (found.positives | found.negatives).diagonal().any()
 
 
-def test_hard_pairs_get_more_from_out_and_easy_positives_from_in():
-    angles = torch.tensor([0.0, 0.4, 0.8, 1.2, 0.6, 1.8], dtype=torch.float64)
-    z, labels = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([0, 0, 0, 0, 1, 1])
-    of = {loss: shares(z, labels, loss, anchors=slice(0, 1)).shares[0] for loss in LOSSES}
-    of["triplet"] = gradient_shares(z, labels, loss="triplet", margin=0.1).shares[0]
-    assert of["supcon_out"][3] > of["supcon_out"][2]
-    assert of["supcon_in"][1] > of["supcon_in"][2] > of["supcon_in"][3]
-    for loss in ("supcon_out", "supcon_in"):
-        assert of[loss][4] > of[loss][5]
-    assert of["triplet"][1] == 0  # 0.4 + margin stays below 0.6 in distance
-    assert of["triplet"][5] == 0
-
-
 def test_a_triplet_whose_loss_is_exactly_0_has_no_gradient():
-    """Anchor 0 has its positive at distance 0 and its negative at distance 1, the margin; no step rounds."""
+    """Place the positive of anchor 0 at distance 0, its negative at distance 1, the margin; no step rounds."""
     z = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5]], dtype=torch.float64)
     labels = torch.tensor([0, 0, 1])
     found = gradient_shares(z, labels, loss="triplet", margin=1.0)
@@ -139,27 +105,26 @@ def test_a_triplet_whose_loss_is_exactly_0_has_no_gradient():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_no_negatives_no_positives_and_far_from_trained(loss):
+def test_no_negatives_no_positives_and_equal_rows(loss):
     embeddings, _ = batch(6)
     found = shares(embeddings, torch.zeros(6, dtype=torch.int64), loss)
     assert not found.negatives.any()
-    assert bool(found.shares.any()) == (loss == "supcon_out")  # the others have no gradient without negatives
+    assert bool(found.shares.any()) == (loss == "supcon_out")  # the other losses have no gradient without negatives
     assert (shares(embeddings, torch.arange(6), loss).magnitudes == 0).all()
     twins = embeddings[[0, 0, 1, 1]]  # positives at distance 0, cosines of 1 up to rounding
     assert shares(twins, torch.tensor([0, 0, 1, 1]), loss).shares.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_low_precision_input_is_computed_in_float32(dtype, loss):
-    embeddings, labels = batch(dtype=torch.float32)
-    low = embeddings.to(dtype)
+    low, labels = batch(dtype=dtype)
     found = shares(low, labels.to(torch.int16), loss)
     assert found.shares.dtype == torch.float32
     torch.testing.assert_close(found.shares.double(), shares(low.double(), labels, loss).shares, rtol=2e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("anchors", [slice(-2, None), slice(0, 12, 5), slice(4, 4)])
+@pytest.mark.parametrize("anchors", [slice(-2, None), slice(4, 4)])
 def test_a_slice_of_anchors_gives_its_rows_of_all(anchors):
     embeddings, labels = batch()
     some, whole = shares(embeddings, labels, "supcon_in", anchors=anchors), shares(embeddings, labels, "supcon_in")
@@ -170,8 +135,8 @@ def test_a_slice_of_anchors_gives_its_rows_of_all(anchors):
 
 
 def bins_by_loops(found, bins):
-    """Means over anchors, pair by pair."""
-    made = []
+    """Sum over anchors, pair by pair."""
+    by_kind = []
     for kind, hardness, low in ((found.positives, 1 - found.cosine, 0.0), (found.negatives, found.cosine, -1.0)):
         share, even, count, sums, anchors = [0.0] * bins, [0.0] * bins, [0] * bins, [0.0, 0.0], 0
         for i in range(len(kind)):
@@ -187,72 +152,61 @@ def bins_by_loops(found, bins):
                 count[place] += 1
                 sums[0] += h / len(pairs)
                 sums[1] += h * float(found.shares[i, j])
-        made.append((share, even, count, *sums, anchors))
-    return made
+        by_kind.append((share, even, count, *sums, anchors))
+    return by_kind
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("chunk_size", [None, 1, 5])
-def test_bins_are_those_of_a_loop_over_pairs(loss, chunk_size):
+def test_bins_equal_a_loop_over_pairs(loss, chunk_size):
     embeddings, labels = batch(30, seed=1)
     options = {"loss": loss, "temperature": TEMPERATURE, "margin": MARGIN}
     found = binned_gradient_shares(embeddings, labels, bins=7, chunk_size=chunk_size, **options)
     expected = bins_by_loops(gradient_shares(embeddings, labels, **options), bins=7)
-    for sums, (share, even, count, hardness, gradient_hardness, anchors) in zip(found, expected, strict=True):
-        assert sums.share.tolist() == pytest.approx(share)
-        assert sums.even_share.tolist() == pytest.approx(even)
-        assert sums.count.tolist() == count
-        assert float(sums.hardness) == pytest.approx(hardness)
-        assert float(sums.gradient_hardness) == pytest.approx(gradient_hardness)
-        assert int(sums.anchors) == anchors > 0
-        assert float(sums.share.sum()) == pytest.approx(anchors)
+    for sums, by_loops in zip(found, expected, strict=True):
+        for field, right in zip(fields(sums), by_loops, strict=True):
+            assert getattr(sums, field.name).tolist() == pytest.approx(right), field.name
+        assert float(sums.share.sum()) == pytest.approx(int(sums.anchors))
+        assert sums.anchors > 0
 
 
 def test_opposite_and_equal_rows_fall_into_the_outer_bins():
     z = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
     positives, negatives = binned_gradient_shares(z, torch.tensor([0, 0, 1]), bins=4, loss="triplet", margin=3.0)
-    assert positives.count.tolist() == [0, 0, 0, 0]  # opposite: the distance has no slope along the sphere
+    assert positives.count.tolist() == [0, 0, 0, 0]  # opposite: no gradient along the sphere
     positives, negatives = binned_gradient_shares(z, torch.tensor([0, 1, 0]), bins=4, loss="triplet", margin=3.0)
     assert positives.count.tolist() == [2, 0, 0, 0]
     assert negatives.count.tolist() == [0, 0, 0, 0]
     assert gradient_shares(z, torch.tensor([0, 1, 1])).cosine.amin() == -1
 
 
-def test_memory_goes_by_the_chunk(monkeypatch):
-    asked = []
+def test_the_chunk_size_follows_from_the_bytes_of_a_matrix(monkeypatch):
+    chunks = []
 
     def spy(*args, anchors, **options):
-        asked.append(anchors)
+        chunks.append(len(range(*anchors.indices(30))))
         return gradient_shares(*args, anchors=anchors, **options)
 
     monkeypatch.setattr(share_bins, "gradient_shares", spy)
     monkeypatch.setattr(share_bins, "CHUNK_BYTES", 8 * 30 * 4)
-    embeddings, labels = batch(30)
-    binned_gradient_shares(embeddings, labels)
-    assert [len(range(*part.indices(30))) for part in asked] == [4] * 7 + [2]
-
-
-def bad_rows(value):
-    rows = torch.ones(4, 3)
-    rows[2:] = value
-    return rows
+    binned_gradient_shares(*batch(30))
+    assert chunks == [4] * 7 + [2]
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        ({"loss": "supcon_ou"}, ValueError, "`loss` to be one of .* did you mean 'supcon_out'"),
-        ({"temperature": 0.0}, ValueError, "`temperature` to be above 0, but got 0.0"),
-        ({"margin": -0.1}, ValueError, "`margin` to be at least 0, but got -0.1"),
-        ({"embeddings": torch.ones(4, 2, 3)}, ValueError, r"`embeddings` to have shape \(N, D\), but got \(4, 2, 3\)"),
-        ({"embeddings": bad_rows(0.0)}, ValueError, r"finite and not zero, but got 2 of 4 .* first is row 2"),
-        ({"embeddings": bad_rows(math.inf)}, ValueError, "2 of 4"),
-        ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"`labels` to have shape \(4,\)"),
-        ({"bins": 0}, ValueError, "`bins` to be at least 1, but got 0"),
-        ({"chunk_size": 0}, ValueError, "`chunk_size` to be at least 1"),
+        ({"loss": "supcon_ou"}, "`loss` to be one of .* did you mean 'supcon_out'"),
+        ({"temperature": 0.0}, "`temperature` to be above 0, but got 0.0"),
+        ({"margin": -0.1}, "`margin` to be at least 0, but got -0.1"),
+        ({"embeddings": torch.ones(4, 2, 3)}, r"`embeddings` to have shape \(N, D\), but got \(4, 2, 3\)"),
+        ({"embeddings": torch.tensor([1.0, 1, 0, math.inf])[:, None]}, "not zero, but got 2 of 4 .* first is row 2"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"`labels` to have shape \(4,\)"),
+        ({"bins": 0}, "`bins` to be at least 1, but got 0"),
+        ({"chunk_size": 0}, "`chunk_size` to be at least 1"),
     ],
 )
-def test_errors_say_what_was_expected_and_what_came(change, error, message):
+def test_errors_give_the_expected_and_the_actual_value(change, message):
     valid = {"embeddings": torch.ones(4, 3), "labels": torch.tensor([0, 0, 1, 1])}
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         binned_gradient_shares(**(valid | change))
