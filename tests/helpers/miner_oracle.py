@@ -1,4 +1,4 @@
-"""What the miners should find, by loops over plain numbers, and batches to find it in."""
+"""The miners' expected results by loops over plain numbers, and batches for them."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ SHAPES = [(12, 4, 3, None), (9, 3, 2, 7), (1, 2, 1, 5), (17, 5, 6, None), (6, 2,
 
 
 def batch(rows, width, classes, references, *, dtype=torch.float64):
-    """Arguments of a miner."""
+    """Return arguments of a miner."""
     embeddings, labels = torch.randn(rows, width, dtype=dtype), torch.randint(classes, (rows,))
     if references is None:
         return embeddings, labels
@@ -18,7 +18,7 @@ def batch(rows, width, classes, references, *, dtype=torch.float64):
 
 
 def pairs(labels, ref_labels=None):
-    """All positive and all negative pairs, in the order of their indices."""
+    """Return all positive and all negative pairs, in the order of their indices."""
     others = labels if ref_labels is None else ref_labels
     positive, negative = [], []
     for i, label in enumerate(labels.tolist()):
@@ -40,31 +40,31 @@ def cosine(x, y):
 
 
 def euclidean(x, y):
-    """Of normalised rows."""
+    """Return the distance of the normalised rows."""
     x, y = [a / math.hypot(*x) for a in x], [a / math.hypot(*y) for a in y]
     return math.dist(x, y)
 
 
 def far(embeddings, ref_emb=None, measure=euclidean):
-    """How far apart rows are, by `[i][j]`; with `measure=cosine` how near."""
+    """Return the distances of all pairs as `[i][j]`, or with `measure=cosine` their similarities."""
     rows, others = embeddings.tolist(), (embeddings if ref_emb is None else ref_emb).tolist()
     return [[measure(x, y) for y in others] for x in rows]
 
 
 def number_of(share, number, most=None):
-    """`ceil(share * number)` of a share in thousandths."""
+    """Return `ceil(share * number)` of a share in thousandths."""
     chosen = (round(share * 1000) * number + 999) // 1000
     return chosen if most is None else min(chosen, most)
 
 
 def hardest(items, scores, number):
-    """Highest first; of equal ones the first."""
+    """Return the items with the highest scores, highest first; of equal scores the first."""
     order = sorted(range(len(items)), key=lambda i: (-scores[i], i))
     return [items[i] for i in order[:number]]
 
 
 def as_lists(indices):
-    """Tuples of indices: `[(a, p)], [(a, n)]` of pairs, `[(a, p, n)]` of triplets."""
+    """Return the index tuples: `[(a, p)], [(a, n)]` of pairs, `[(a, p, n)]` of triplets."""
     assert all(x.dtype == torch.int64 and x.ndim == 1 for x in indices)
     if len(indices) == 3:
         return list(zip(*(x.tolist() for x in indices), strict=True))
@@ -73,7 +73,7 @@ def as_lists(indices):
 
 
 def assert_hardest(chosen, items, scores, number):
-    """The `number` hardest of all items, each once, hardest first; equal scores may be told apart by rounding."""
+    """Assert that these are the `number` hardest items, hardest first; rounding may reorder equal scores."""
     by_item = dict(zip(items, scores, strict=True))
     assert len(chosen) == len(set(chosen)) == number
     assert set(chosen) <= set(items)

@@ -1,4 +1,4 @@
-"""The dealing of classes to batches, against maximum flow and the laws of chance."""
+"""The classes of the batches, compared with maximum flow and with probability theory."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,10 @@ from pml_supcon.samplers.capped_batches import _draw, count_batches, draw_batche
 
 
 def most_units(units, *, batches, size, cap):
-    """Maximum flow source -> class (its units) -> batch (cap) -> sink (size): what any schedule can hold at most."""
+    """Return the most units that any schedule can hold: a maximum flow.
+
+    Its edges are source -> class (capacity: its units) -> batch (cap) -> sink (size).
+    """
     classes = len(units)
     graph = np.zeros((classes + batches + 2,) * 2, dtype=np.int32)
     graph[0, 1 : classes + 1] = units
@@ -27,7 +30,7 @@ def random_problems(number, seed):
             units = rng.integers(0, 12, classes)
         elif kind == 1:  # long tail
             units = np.minimum(rng.zipf(1.5, classes), 80)
-        else:  # one class above all
+        else:  # one large class
             units = np.append(rng.integers(0, 4, classes), rng.integers(20, 60))
         yield units, int(rng.integers(1, 13)), int(rng.integers(1, 6))
 
@@ -46,7 +49,7 @@ def test_no_schedule_has_more_full_batches_or_units():
     assert none > 20  # the edge cases occur
 
 
-def test_every_problem_is_dealt_in_full_and_under_the_cap():
+def test_every_problem_gets_all_its_batches_within_the_cap():
     rng = np.random.default_rng(1)
     for units, size, cap in random_problems(2000, seed=2):
         full, rest = count_batches(units, size=size, cap=cap)
@@ -58,7 +61,7 @@ def test_every_problem_is_dealt_in_full_and_under_the_cap():
         assert (units == before).all()
 
 
-def test_where_nothing_is_to_choose_every_batch_takes_the_cap():
+def test_without_a_choice_every_batch_has_the_cap_of_each_class():
     batches = list(draw_batches(np.array([6, 6, 6]), size=6, cap=2, rng=np.random.default_rng(0)))
     assert [b.tolist() for b in batches] == [[2, 2, 2]] * 3
 
@@ -72,9 +75,9 @@ def test_a_batch_without_limit_is_hypergeometric():
     assert np.var(first) == pytest.approx(variance, rel=0.1)
 
 
-def test_draws_above_the_cap_are_made_up_for_at_random():
-    # Oracle: walk a shuffled row of 6 a, 2 b, 2 c and skip what is above the cap of 1, until the batch has 2. Many
-    # batches are to come, so nothing must go.
+def test_draws_above_the_cap_are_replaced_at_random():
+    # Oracle: walk through a shuffled row of 6 a, 2 b, 2 c and skip units above the cap of 1, until the batch has 2.
+    # Many batches follow, so no unit must be in this one.
     tokens = np.repeat([0, 1, 2], [6, 2, 2])
     rng, runs = np.random.default_rng(4), 20000
     walked = np.zeros(3)

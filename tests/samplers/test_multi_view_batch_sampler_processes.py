@@ -1,13 +1,12 @@
 """MultiViewBatchSampler in two real processes (gloo), by its own sharding and by accelerate's."""
 
 import os
-import socket
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers.process_groups import free_port, run_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 from pml_supcon.samplers import MultiViewBatchSampler
@@ -23,27 +22,23 @@ def planned(epoch):
 
 
 def gathered(batches):
-    """Return the batches of both processes: [process][step]."""
+    """Return the batches of both processes, `[process][step]`."""
     parts = [None, None]
     dist.all_gather_object(parts, batches)
     return parts
-
-
-def indices(loader):
-    return [batch.tolist() for (batch,) in loader]
 
 
 def own_sharding(rank):
     sampler = MultiViewBatchSampler(LABELS, num_replicas=2, rank=rank, **OPTIONS)
     loader = DataLoader(TensorDataset(torch.arange(len(LABELS))), batch_sampler=sampler)
     for epoch in range(2):
-        zero, one = gathered(indices(loader))
+        zero, one = gathered([batch.tolist() for (batch,) in loader])
         for a, b, batch in zip(zero, one, planned(epoch), strict=True):
             assert not set(a) & set(b)
             assert sorted(a + b) == sorted(batch)
     half = iter(sampler)
     next(half)
-    # Goes on in one process what two began.
+    # One process resumes the epoch of two.
     whole = MultiViewBatchSampler(LABELS, **OPTIONS)
     whole.load_state_dict(sampler.state_dict())
     assert list(whole) == planned(2)[1:]
@@ -63,7 +58,7 @@ def accelerate_sharding(split):
     loader = prepared(sampler)
 
     def check(epoch, plan):
-        zero, one = gathered(indices(loader))
+        zero, one = gathered([batch.tolist() for (batch,) in loader])
         if split:
             assert [a + b for a, b in zip(zero, one, strict=True)] == plan, epoch
         else:
@@ -87,28 +82,14 @@ def accelerate_sharding(split):
     check(8, planned(8))
 
 
-def run(rank, port):
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    dist.init_process_group("gloo")
-    try:
-        own_sharding(rank)
-        accelerate_sharding(split=True)
-        accelerate_sharding(split=False)
-    finally:
-        dist.destroy_process_group()
+def both_kinds_of_sharding(rank, port):
+    os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own_sharding(rank)
+    accelerate_sharding(split=True)
+    accelerate_sharding(split=False)
 
 
-def test_both_processes_together_have_the_planned_epoch():
+def test_both_processes_together_have_the_planned_epoch(tmp_path):
     pytest.importorskip("accelerate")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run, args=(port,), nprocs=2)
+    run_processes(both_kinds_of_sharding, 2, tmp_path, free_port())
