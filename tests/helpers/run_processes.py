@@ -1,4 +1,4 @@
-"""Runs of the recipe in processes of their own, which can be killed: started by fork from one that has imported it."""
+"""Runs of a recipe in processes that a test may kill; they fork from a process that has imported the recipe."""
 
 import json
 import multiprocessing
@@ -19,16 +19,8 @@ from pml_supcon.training import loop
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pml_supcon.training.app", "torch._dynamo"])
-TIMES = (
-    "seconds/",
-    "version/",
-    "date",
-    "commit",
-    "peak_memory_mb",
-    "train/images_per_second",
-    "train/data_wait",
-    "miner/seconds",
-)
+TIMES = ("seconds/", "version/", "date", "commit", "peak_memory_mb")
+TIMES += ("train/images_per_second", "train/data_wait", "images_per_second", "data_wait", "miner/seconds")
 
 
 class Run:
@@ -44,20 +36,20 @@ class Run:
             process.start()
 
     def wait(self, seconds=600):
-        """The exit status of each process."""
+        """Return the exit status of each process."""
         for process in self.processes:
             process.join(seconds)
         return [process.exitcode for process in self.processes]
 
     def send(self, number):
-        """A signal to all."""
+        """Send a signal to all processes."""
         for process in self.processes:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, number)
 
     @property
     def alive(self):
-        """Whether one still runs."""
+        """True if a process still runs."""
         return any(process.is_alive() for process in self.processes)
 
 
@@ -75,31 +67,29 @@ def _run(main, arguments, rank, processes, port, before):
 
 
 def steps_in(folder):
-    """Steps that the history of a run tells of."""
+    """Return the number of steps in the history of a run."""
     file = Path(folder) / "history.jsonl"
     return file.read_text().count('"loss"') if file.exists() else 0
 
 
 def kill_ten_times(arguments, folder, *, processes=1, seed=0, apart=4):
-    """Run, `--resume` after each of ten kills, then let it end; the steps in the history after each kill.
+    """Start a run, resume it after each of ten kills, and let it end.
 
-    A process kills itself, so that no busy machine decides when: after a random step, or soon after one.
+    A process kills itself after a random step, or soon after one, so that the time does not depend on a busy machine.
     """
-    moments, killed = random.Random(seed), []
+    moments, kills = random.Random(seed), 0
     for index in range(10):
         kill = partial(die_after, moments.randint(1, apart), 0 if index % 2 else moments.uniform(0, 0.05))
         run = Run([*arguments, "--output", folder, "--resume"], processes=processes, before=kill)
-        ended = run.wait()
-        if -signal.SIGKILL not in ended:
+        if -signal.SIGKILL not in run.wait():
             break
-        killed.append(steps_in(folder))
-    assert len(killed) >= 5, "the run ended before it was killed five times"
+        kills += 1
+    assert kills >= 5, "the run ended before it was killed five times"
     assert Run([*arguments, "--output", folder, "--resume"], processes=processes).wait() == [0] * processes
-    return killed
 
 
 def die_after(steps, seconds):
-    """Kill this process some time after it has trained for so many steps."""
+    """Kill this process some seconds after this number of steps."""
     left, step = [steps], loop.take_step
 
     def take_step(*more):
@@ -114,31 +104,25 @@ def die_after(steps, seconds):
 
 
 def results_of(folder):
-    """What must not depend on kills: metrics, losses, weights of the encoder and of the last checkpoint."""
+    """Return what must not depend on kills: metrics, losses, weights of the encoder and of the last checkpoint."""
     folder = Path(folder)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    rows = [untimed(json.loads(line)) for line in (folder / "history.jsonl").read_text().splitlines()]
     return {
-        "metrics": {name: value for name, value in metrics.items() if not name.startswith(TIMES)},
-        "losses": [(row["stage"], row["step"], row["loss"], row["gradient_norm"]) for row in rows if "loss" in row],
-        "epochs": [
-            {
-                name: value
-                for name, value in row.items()
-                if not f"train/{name}".startswith(TIMES) and name != "miner/seconds"
-            }
-            for row in rows
-            if "loss" not in row
-        ],
+        "metrics": untimed(json.loads((folder / "metrics.json").read_text())),
+        "rows": rows,
         "encoder": load_file(folder / "encoder" / "model.safetensors"),
-        "weights": load_file(last / "weights.safetensors"),
+        "weights": load_file(sorted((folder / "checkpoints").glob("step-*"))[-1] / "weights.safetensors"),
     }
 
 
+def untimed(values):
+    """Return the values without times and versions."""
+    return {name: value for name, value in values.items() if not name.startswith(TIMES)}
+
+
 def assert_same(one, other):
-    """Assert equality to the last bit, which one machine with one thread and the same number of processes keeps."""
-    for name in ("metrics", "losses", "epochs"):
+    """Assert equality to the last bit, which holds on one machine with one thread and the same number of processes."""
+    for name in ("metrics", "rows"):
         assert one[name] == other[name]
     for name in ("encoder", "weights"):
         assert one[name].keys() == other[name].keys()

@@ -1,4 +1,4 @@
-"""Every configuration builds its model, its data pipeline (on fake images of the right size) and takes a step."""
+"""Every configuration builds its model and its data pipeline, on fake images of its size, and takes a step."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SIZES |= {"folder": (300, 4), "digits": (8, 10), "cifar10_resnet18": (32, 10)}
 
 
 def fake_images(folder, size, classes):
-    """Two images of every class to train on, one to test."""
+    """Write two training images and one test image of every class."""
     torch.manual_seed(0)
     for split, number in (("train", 2), ("test", 1)):
         for label in range(classes):
@@ -30,7 +30,7 @@ def fake_images(folder, size, classes):
     return folder
 
 
-def test_all_configurations_are_tried():
+def test_all_configurations_are_tested():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(SIZES)
 
 
@@ -59,5 +59,5 @@ def test_configuration_takes_a_step(name, tmp_path):
         assert views.shape == (4, settings.views if stage.number == 1 else 1, context.data.in_chans, side, side)
         recent = StepLogger(stage, History(tmp_path / "history.jsonl", accelerator), accelerator)
         take_step(stage, views, labels, stage.first_step, recent, accelerator)
-        recent.flush(stage.first_step + 1)  # refuses a loss or a gradient that is not finite
+        recent.flush(stage.first_step + 1)  # raises for a loss or gradient that is not finite
         assert any((old != new).any() for old, new in zip(before, trained, strict=True))

@@ -1,4 +1,4 @@
-"""Launches on several processes and machines, as the docs give them."""
+"""Launches on several processes and machines by the commands of the docs."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from helpers.process_groups import free_port
 REPOSITORY = Path(__file__).parent.parent.parent
 TWO_MACHINES = REPOSITORY / "benchmarks" / "two_machines.sh"
 LAUNCH = REPOSITORY / "pml_supcon" / "configs" / "launch"
+TRAIN = str(REPOSITORY / "recipes" / "train.py")
 QUICK = ["--max-train", "300", "--max-test", "100", "--batch-size", "100", "--epochs", "2"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 CPU = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
@@ -25,45 +26,50 @@ def metrics_of(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
+def final_loss(folder, processes):
+    """Return the final loss of a run on this many processes."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["processes"] == processes
+    return metrics["train/final_loss"]
+
+
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
+def expected_loss(tmp_path_factory):
+    """Return the final loss of one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    script = [sys.executable, str(REPOSITORY / "recipes" / "train.py"), *QUICK, "--output", str(folder)]
+    script = [sys.executable, TRAIN, *QUICK, "--output", str(folder)]
     subprocess.run(script, env=CPU, check=True, timeout=300, capture_output=True)
-    return metrics_of(folder)
+    return pytest.approx(final_loss(folder, 1), rel=0.1)
 
 
 @pytest.mark.slow
-def test_two_launchers_train_as_one(one_process, tmp_path):
-    """Two launchers at one address: how they meet is that of two machines, the network between these is not there."""
-    port = free_port()
-    launchers = []
-    for rank in range(2):
-        where = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank), "--master_port", str(port)]
-        where += ["--master_addr", "127.0.0.1"]
-        script = [str(REPOSITORY / "recipes" / "train.py"), *QUICK, "--output", str(tmp_path / "run")]
-        environment = {**CPU, "GLOO_SOCKET_IFNAME": "lo"}
-        launchers.append(
-            subprocess.Popen(
-                [*TORCHRUN, *where, *script], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-            )
+def test_two_launchers_train_as_one(expected_loss, tmp_path):
+    """Two launchers meet at one address, as on two machines, but without a network between them."""
+    launch = [*TORCHRUN, "--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1"]
+    launch += ["--master_port", str(free_port())]
+    launchers = [
+        subprocess.Popen(
+            [*launch, "--node_rank", str(rank), TRAIN, *QUICK, "--output", str(tmp_path / "run")],
+            env={**CPU, "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
+        for rank in range(2)
+    ]
     for launcher in launchers:
         errors = launcher.communicate(timeout=300)[1]
         assert launcher.returncode == 0, errors.decode()
-    metrics = metrics_of(tmp_path / "run")
-    assert metrics["processes"] == 2
-    assert metrics["train/final_loss"] == pytest.approx(one_process["train/final_loss"], rel=0.1)
+    assert final_loss(tmp_path / "run", 2) == expected_loss
 
 
 def network_namespaces():
-    """Those of this machine: their names."""
+    """Return the names of the network namespaces of this machine."""
     return subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout.split()
 
 
 @pytest.fixture
-def may_make_machines():
-    """Skips where there can be no network namespaces."""
+def network_namespaces_allowed():
+    """Skip the test where network namespaces cannot be created."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     if shutil.which("ip") is None:
@@ -71,12 +77,12 @@ def may_make_machines():
     name = f"try{os.getpid()}"
     tried = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True, text=True)
     if tried.returncode:
-        pytest.skip(f"this machine makes no network namespaces: {tried.stderr.strip()}")
+        pytest.skip(f"this machine allows no network namespaces: {tried.stderr.strip()}")
     subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def on_two_machines(*arguments, python=sys.executable):
-    """Run the script that makes them; what it wrote, and its machines that are left."""
+    """Run the script of two machines; return its status, its output and its remaining machines."""
     script = subprocess.Popen(
         [str(TWO_MACHINES), *arguments],
         env={**os.environ, "PYTHON": str(python)},
@@ -89,19 +95,17 @@ def on_two_machines(*arguments, python=sys.executable):
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one(may_make_machines, one_process, tmp_path):
-    """Each is a network namespace, joined to the other by a virtual cable alone."""
+def test_two_machines_train_as_one(network_namespaces_allowed, expected_loss, tmp_path):
+    """Each machine is a network namespace, joined to the other by a virtual cable alone."""
     status, written, left = on_two_machines(*QUICK, "--output", str(tmp_path / "run"))
     assert status == 0, written
     assert left == []
-    metrics = metrics_of(tmp_path / "run")
-    assert metrics["processes"] == 2
-    assert metrics["train/final_loss"] == pytest.approx(one_process["train/final_loss"], rel=0.1)
+    assert final_loss(tmp_path / "run", 2) == expected_loss
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_machine_that_fails_ends_the_other(may_make_machines, failing, tmp_path):
+def test_a_machine_that_fails_ends_the_other(network_namespaces_allowed, failing, tmp_path):
     python, waiting = tmp_path / "python", tmp_path / "waiting"
     python.write_text(
         f"""#!/bin/sh
@@ -111,7 +115,7 @@ exec sleep 600
 """
     )
     python.chmod(0o755)
-    status, written, left = on_two_machines("--epochs", "1", python=python)  # long before the other would end
+    status, written, left = on_two_machines("--epochs", "1", python=python)
     assert status == 3
     assert "it broke" in written
     assert left == []
@@ -119,19 +123,12 @@ exec sleep 600
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--chunk-size", "20", "--positives-cap", "4"],
-        ["--queue-size", "400", "--momentum", "0.9"],
-        ["--chunk-size", "20", "--queue-size", "400", "--momentum", "0.9"],
-    ],
-)
+@pytest.mark.parametrize("options", ["--positives-cap 4", "--queue-size 400 --momentum 0.9"])
 def test_large_batches_on_two_processes(options, tmp_path):
-    script = [str(REPOSITORY / "recipes" / "train.py"), *QUICK, *options, "--output", str(tmp_path / "run")]
+    script = [TRAIN, *QUICK, "--chunk-size", "20", *options.split(), "--output", str(tmp_path / "run")]
     command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", *script]
     subprocess.run(command, env=CPU, check=True, timeout=300, capture_output=True)
-    assert metrics_of(tmp_path / "run")["linear_probe/top1"] > 0.8
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["linear_probe/top1"] > 0.8
 
 
 @pytest.mark.parametrize(("name", "processes"), [("one_gpu", 1), ("several_gpus", 8), ("several_machines", 16)])
@@ -143,17 +140,17 @@ def test_accelerate_reads_the_configs(name, processes):
 
 
 @pytest.mark.slow
-def test_a_launcher_that_is_ended_ends_the_run(tmp_path):
-    """`accelerate launch` dies of SIGTERM alone; the process that it started saves and ends."""
+def test_the_end_of_the_launcher_ends_the_run(tmp_path):
+    """`accelerate launch` does not forward SIGTERM; its process saves and ends when the launcher has ended."""
     folder = tmp_path / "run"
-    script = [str(REPOSITORY / "recipes" / "train.py"), *QUICK, "--epochs", "500", "--output", str(folder)]
-    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--quiet", *script]
-    launcher = subprocess.Popen(launch, env=CPU, stderr=subprocess.PIPE, text=True)
+    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--quiet"]
+    script = [TRAIN, *QUICK, "--epochs", "500", "--output", str(folder)]
+    launcher = subprocess.Popen([*launch, *script], env=CPU, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 300
     while not (folder / "checkpoints" / "step-00000003").exists() and time.monotonic() < until:
         time.sleep(0.1)
     launcher.terminate()
-    written = launcher.communicate(timeout=300)[1]  # ends when the last process that holds the pipe is gone
+    written = launcher.communicate(timeout=300)[1]  # returns when no process holds the pipe
     assert "train.py: stopped by SIGTERM after step" in written
     assert not (folder / "metrics.json").exists()
 
@@ -166,7 +163,7 @@ from pml_supcon.training import loop
 
 marker, step = Path(sys.argv.pop(1)), loop.take_step
 hung = marker.with_name(f"hung-{os.getpid()}").open("w")
-faulthandler.dump_traceback_later(100, exit=True, file=hung)  # gloo sometimes hangs where processes meet anew
+faulthandler.dump_traceback_later(100, exit=True, file=hung)  # gloo sometimes hangs when processes reconnect
 
 def dying(stage, views, labels, number, *more):
     if number == 7 and os.environ["RANK"] == "1" and not marker.exists():
@@ -193,4 +190,4 @@ def test_a_restarted_launch_goes_on(tmp_path):
     assert (tmp_path / "died").exists()
     rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
-    assert metrics_of(tmp_path / "run")["train/steps"] == 12
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["train/steps"] == 12

@@ -1,4 +1,4 @@
-"""Nothing is lost: kills at random moments, signals, damaged and foreign checkpoints, full disks."""
+"""Resumed runs equal uninterrupted ones: after kills and signals; damaged and foreign checkpoints raise."""
 
 import errno
 import json
@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,32 +20,23 @@ from pml_supcon.training import train as engine
 from pml_supcon.training.app import main
 
 TINY = ["--max-train", "120", "--max-test", "60", "--batch-size", "30", "--epochs", "12", "--encoder-args.channels"]
-TINY += ["[8, 8, 8, 8]", "--head-dim", "16", "--save-every", "3", "--learning-rate", "0.05"]
+TINY += ["[8, 8, 8, 8]", "--head-dim", "16", "--save-every", "3", "--learning-rate", "0.05", "--pictures", "false"]
 LARGE = ["--queue-size", "120", "--momentum", "0.9", "--chunk-size", "8", "--ema", "0.9"]
 MINED = ["--method", "triplet", "--miner", "capped_positives", "--optimizer", "adamw", "--held-out", "0.2"]
 MINED += ["--encoder-args.drop_rate", "0.2", "--workers", "1", "--label-noise", "0.1"]
 STAGES = ["--epochs", "4", "--stage2-optimizer", "rmsprop", "--stage2-epochs", "30", "--stage2-learning-rate", "0.001"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(LARGE, id="queue-chunks-ema", marks=pytest.mark.slow),
-        pytest.param(MINED, id="miner-dropout-workers"),
-        pytest.param(STAGES, id="stage2", marks=pytest.mark.slow),
-    ],
-)
-def test_ten_kills_change_nothing(options, tmp_path):
-    assert Run([*TINY, *options, "--output", tmp_path / "whole"]).wait() == [0]
-    kill_ten_times([*TINY, *options], tmp_path / "killed", apart=12 if options is STAGES else 4)
-    assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
-
-
 @pytest.mark.slow
-def test_ten_kills_of_two_processes_change_nothing(tmp_path):
-    options = [*TINY, *LARGE]
-    assert Run([*options, "--output", tmp_path / "whole"], processes=2).wait() == [0, 0]
-    kill_ten_times(options, tmp_path / "killed", processes=2)
+@pytest.mark.parametrize(
+    ("options", "processes"),
+    [(LARGE, 1), (MINED, 1), (STAGES, 1), (LARGE, 2)],
+    ids=["queue-chunks-ema", "miner-dropout-workers", "stage2", "two-processes"],
+)
+def test_ten_kills_change_nothing(options, processes, tmp_path):
+    assert Run([*TINY, *options, "--output", tmp_path / "whole"], processes=processes).wait() == [0] * processes
+    apart = 12 if options is STAGES else 4
+    kill_ten_times([*TINY, *options], tmp_path / "killed", processes=processes, apart=apart)
     assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
 
 
@@ -72,30 +64,30 @@ def die_before_rename():
     checkpoints.os.replace = kill_first
 
 
-@pytest.mark.parametrize("dying", [die_in_third_checkpoint, die_before_rename])
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(dying, tmp_path):
-    arguments = [*TINY, "--epochs", "4"]
+@pytest.mark.parametrize("dying", [die_in_third_checkpoint, pytest.param(die_before_rename, marks=pytest.mark.slow)])
+def test_a_kill_during_a_checkpoint_leaves_the_one_before(dying, tmp_path):
+    arguments = [*TINY, "--epochs", "4", "--resume"]  # which starts a run if there is none
     assert Run([*arguments, "--output", tmp_path / "whole"]).wait() == [0]
     output = ["--output", tmp_path / "killed"]
     assert Run([*arguments, *output], before=dying).wait() == [-signal.SIGKILL]
     left = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
     assert any(name.startswith(".") for name in left)
     assert any(name.startswith("step-") for name in left)
-    assert Run([*arguments, *output, "--resume"]).wait() == [0]
+    assert Run([*arguments, *output]).wait() == [0]
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
     assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
 
 
 @pytest.mark.parametrize(
     ("number", "processes"),
-    [(signal.SIGTERM, 1), (signal.SIGINT, 1), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow)],
+    [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow)],
 )
 def test_a_signal_saves_and_ends(number, processes, tmp_path):
-    arguments = [*TINY, "--save-every", "1000", "--epochs", "40"]  # it still runs when the signal comes
+    arguments = [*TINY, "--save-every", "1000", "--epochs", "40"]  # long enough for the signal
     run = Run([*arguments, "--output", tmp_path / "run"], processes=processes)
     while run.alive and steps_in(tmp_path / "run") < 5:  # rows are written at the end of an epoch
         time.sleep(0.01)
-    os.kill(run.processes[-1].pid, number)  # one alone gets it
+    os.kill(run.processes[-1].pid, number)  # only one process receives it
     assert run.wait() == [128 + number] * processes
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert len(saved) == 1
@@ -107,7 +99,7 @@ def test_a_signal_saves_and_ends(number, processes, tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run with two checkpoints that has not come to its end."""
+    """Return an unfinished run with two checkpoints."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     assert Run([*TINY, "--epochs", "3", "--output", folder], before=die_before_metrics).wait() == [-signal.SIGKILL]
     return folder
@@ -122,12 +114,26 @@ def files_of(folder):
 
 
 def refused(folder, capsys, *more):
+    """Return the error of a resume, which changes no file."""
     before = files_of(folder)
     with pytest.raises(SystemExit) as ended:
         main([*TINY, "--epochs", "3", "--output", str(folder), "--resume", *more])
     assert ended.value.code == 1
     assert files_of(folder) == before
     return capsys.readouterr().err.splitlines()[-1]
+
+
+def newest(run):
+    """Return the folder of the newest checkpoint."""
+    return sorted((run / "checkpoints").iterdir())[-1]
+
+
+def replace_state(checkpoint, state):
+    """Replace the state of a checkpoint, and its digest."""
+    torch.save(state, checkpoint / "state.pt")
+    about = json.loads((checkpoint / "checkpoint.json").read_text())
+    about["files"]["state.pt"] = checkpoints._digest(checkpoint / "state.pt")
+    (checkpoint / "checkpoint.json").write_text(json.dumps(about))
 
 
 @pytest.fixture
@@ -137,24 +143,20 @@ def copied(stopped, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.pt"])
-def test_a_truncated_checkpoint_is_refused(name, copied, capsys):
-    file = sorted((copied / "checkpoints").iterdir())[-1] / name
+def test_a_damaged_checkpoint_raises(name, copied, capsys):
+    file = newest(copied) / name
     size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert "with another digest" in refused(copied, capsys)
     os.truncate(file, size - 100)
     message = refused(copied, capsys)
     assert f"{file} is not what was written: expected {size} bytes, but got {size - 100} bytes" in message
     assert f"Remove {file.parent} to go on from the checkpoint before it" in message
 
 
-def test_a_changed_byte_is_refused(copied, capsys):
-    file = sorted((copied / "checkpoints").iterdir())[-1] / "weights.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert "with another digest" in refused(copied, capsys)
-
-
 @pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', '{"format": "pml_supcon checkpoint 1"}'])
-def test_a_foreign_checkpoint_is_refused(text, copied, capsys):
-    (sorted((copied / "checkpoints").iterdir())[-1] / "checkpoint.json").write_text(text)
+def test_a_foreign_checkpoint_raises(text, copied, capsys):
+    (newest(copied) / "checkpoint.json").write_text(text)
     assert "is no checkpoint of this package" in refused(copied, capsys)
 
 
@@ -163,61 +165,53 @@ def test_a_pickle_is_never_executed(copied, capsys, tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
-    folder = sorted((copied / "checkpoints").iterdir())[-1]
-    torch.save(Evil(), folder / "state.pt")
-    about = json.loads((folder / "checkpoint.json").read_text())
-    about["files"]["state.pt"] = checkpoints._digest(folder / "state.pt")
-    (folder / "checkpoint.json").write_text(json.dumps(about))
+    replace_state(newest(copied), Evil())
     assert "is no checkpoint of this package" in refused(copied, capsys)
     assert not (tmp_path / "executed").exists()
 
 
-def test_other_settings_are_refused(copied, capsys):
+def test_other_settings_raise(copied, capsys):
     message = refused(copied, capsys, "--temperature", "0.2", "--batch-size", "40")
     assert "other settings" in message
     assert "temperature is 0.1 there and 0.2 here" in message
     assert "batch_size is 30 there and 40 here" in message
-
-
-def test_a_checkpoint_of_another_config_is_refused(copied, capsys):
-    """The configuration beside it was changed as well."""
-    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config = yaml.safe_load((copied / "config.yaml").read_text())  # the checkpoint holds its settings too
     (copied / "config.yaml").write_text(yaml.safe_dump(config | {"head_dim": 32}))
     assert "head_dim is 16 there and 32 here" in refused(copied, capsys, "--head-dim", "32")
 
 
-def test_other_labels_are_refused(copied, capsys):
-    """The same settings, but the data has changed."""
-    folder = sorted((copied / "checkpoints").iterdir())[-1]
-    state = torch.load(folder / "state.pt", weights_only=True)
+def test_other_labels_raise(copied, capsys):
+    """The settings are the same, but the data has changed."""
+    state = torch.load(newest(copied) / "state.pt", weights_only=True)
     state["sampler"]["settings"]["labels"] = "0" * 64
-    torch.save(state, folder / "state.pt")
-    about = json.loads((folder / "checkpoint.json").read_text())
-    about["files"]["state.pt"] = checkpoints._digest(folder / "state.pt")
-    (folder / "checkpoint.json").write_text(json.dumps(about))
+    replace_state(newest(copied), state)
     assert "labels=" in refused(copied, capsys)
 
 
-def test_what_is_free_to_change_may_change(copied):
-    shutil.rmtree(sorted((copied / "checkpoints").iterdir())[-1])
+def test_some_settings_may_change_and_a_finished_run_has_nothing_to_do(copied, capsys):
+    shutil.rmtree(newest(copied))
     assert Run(["--output", copied, "--resume", "--workers", "1", "--keep", "1"]).wait() == [0]
     assert [path.name for path in (copied / "checkpoints").iterdir()] == ["step-00000012"]
+    before = files_of(copied)
+    main(["--output", str(copied), "--resume"])
+    assert files_of(copied) == before
+    assert "linear_probe/top1" in capsys.readouterr().out
 
 
-def test_another_precision_is_refused(copied, capsys, monkeypatch):
+def test_another_precision_raises(copied, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setattr(AcceleratorState, "_shared_state", {})
     assert "precision=no, but this one has precision=bf16: launch it as before" in refused(copied, capsys)
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_is_refused(copied):
+def test_another_number_of_processes_raises(copied):
     before = files_of(copied)
     assert 0 not in Run(["--output", copied, "--resume"], processes=2).wait()
     assert files_of(copied) == before
 
 
-def test_a_folder_with_parts_of_a_run_is_refused(copied, capsys):
+def test_a_folder_with_parts_of_a_run_raises(copied, capsys):
     (copied / "config.yaml").unlink()
     for more in ([], ["--resume"]):
         before = files_of(copied)
@@ -227,20 +221,7 @@ def test_a_folder_with_parts_of_a_run_is_refused(copied, capsys):
         assert "holds checkpoints, history.jsonl of a run, but no config.yaml" in capsys.readouterr().err
 
 
-def test_a_run_belongs_to_one_process(copied, capsys):
-    other = Run([*TINY, "--epochs", "3", "--output", copied, "--resume"], before=wait_in_finish)
-    until = time.monotonic() + 300
-    while not (copied / "waiting").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    with pytest.raises(SystemExit):
-        main([*TINY, "--epochs", "3", "--output", str(copied), "--resume"])
-    other.send(signal.SIGKILL)
-    other.wait()
-    assert "holds a run that another process goes on with" in capsys.readouterr().err
-    assert Run([*TINY, "--epochs", "3", "--output", copied, "--resume"]).wait() == [0]
-
-
-def wait_in_finish():
+def wait_before_scoring():
     def wait(context, *more):
         (context.run.path / "waiting").touch()
         time.sleep(600)
@@ -248,11 +229,26 @@ def wait_in_finish():
     engine.score_and_save = wait
 
 
-def test_ctrl_c_while_it_is_scored_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+def test_a_run_belongs_to_one_process(copied, capsys):
+    arguments = [*TINY, "--epochs", "3", "--output", str(copied), "--resume"]
+    other = Run(arguments, before=wait_before_scoring)
+    until = time.monotonic() + 300
+    while not (copied / "waiting").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    other.send(signal.SIGKILL)
+    other.wait()
+    assert "holds a run that another process goes on with" in capsys.readouterr().err
+    main(arguments)
+    assert (copied / "metrics.json").exists()
+
+
+def test_ctrl_c_during_scoring_prints_how_to_resume(tmp_path, capsys, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pml_supcon.training.train.score_and_save", interrupted)
+    monkeypatch.setattr(engine, "score_and_save", interrupted)
     with pytest.raises(SystemExit) as ended:
         main([*TINY, "--epochs", "1", "--output", str(tmp_path / "run")])
     assert ended.value.code == 130
@@ -264,12 +260,14 @@ def test_weights_that_are_no_longer_finite_are_never_saved(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*TINY, *options, "--output", str(tmp_path / "run")])
     assert ended.value.code == 1
-    assert "no longer finite after step" in (said := capsys.readouterr().err.splitlines()[-1]) or "became" in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "no longer finite after step" in message or "became" in message
     for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
         assert all(tensor.isfinite().all() for tensor in load_file(path / "weights.safetensors").values())
 
 
-def test_what_a_miner_did_before_a_checkpoint_in_mid_epoch_is_kept(tmp_path):
+@pytest.mark.slow
+def test_miner_statistics_survive_a_checkpoint_within_an_epoch(tmp_path):
     arguments = [*TINY, "--epochs", "2", *MINED[:4], "--keep", "9"]
     assert Run([*arguments, "--output", tmp_path / "whole"]).wait() == [0]
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -280,40 +278,23 @@ def test_what_a_miner_did_before_a_checkpoint_in_mid_epoch_is_kept(tmp_path):
     assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "cut"))
 
 
-def test_a_finished_run_has_nothing_to_do(copied, capsys):
-    assert Run(["--output", copied, "--resume"]).wait() == [0]
-    before = files_of(copied)
-    main(["--output", str(copied), "--resume"])
-    assert files_of(copied) == before
-    assert "linear_probe/top1" in capsys.readouterr().out
-
-
-def test_resume_starts_where_there_is_no_run(tmp_path):
-    assert Run([*TINY, "--epochs", "1", "--output", tmp_path / "new", "--resume"]).wait() == [0]
-
-
 def test_old_checkpoints_are_pruned(tmp_path):
     main([*TINY, "--epochs", "3", "--save-every", "2", "--keep", "3", "--output", str(tmp_path / "run")])
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved == ["step-00000008", "step-00000010", "step-00000012"]
 
 
-def fail_in_third_checkpoint():
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
     written, save = [], checkpoints.save_file
 
-    def full(tensors, path):
+    def fail_in_third_checkpoint(tensors, path):
         written.append(path)
         if len(written) == 3:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         save(tensors, path)
 
-    checkpoints.save_file = full
-
-
-def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(checkpoints, "save_file", checkpoints.save_file)
-    fail_in_third_checkpoint()
+    monkeypatch.setattr(checkpoints, "save_file", fail_in_third_checkpoint)
     with pytest.raises(SystemExit) as ended:
         main([*TINY, "--output", str(tmp_path / "run")])
     assert ended.value.code == 1
@@ -324,23 +305,16 @@ def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path, capsys, mon
     assert f"last good checkpoint: {last}" in message
     assert sorted(path.name for path in last.parent.iterdir()) == ["step-00000003", "step-00000006"]
     monkeypatch.undo()
-    assert Run([*TINY, "--output", tmp_path / "run", "--resume"]).wait() == [0]
+    main([*TINY, "--output", str(tmp_path / "run"), "--resume"])
+    assert steps_in(tmp_path / "run") == 48
 
 
-def test_a_full_disk_is_told_at_the_start(tmp_path, capsys, monkeypatch):
-    from pml_supcon.training import run as run_folder
-
-    class Usage:
-        free = 1000
-
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: Usage)
+def test_too_little_space_or_permission_raises_at_the_start(tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main([*TINY, "--output", "/proc/run"])
+    assert "Expected to write into --output /proc/run" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(SystemExit):
         main([*TINY, "--output", str(tmp_path / "run")])
     assert "Expected room for 2 + 1 checkpoints of about" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_that_cannot_be_written_is_told_at_the_start(capsys):
-    with pytest.raises(SystemExit):
-        main([*TINY, "--output", "/proc/run"])
-    assert "Expected to write into --output /proc/run" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""How a training's frozen features are scored."""
+"""Scores of frozen features: the choice of the probe's penalty."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from pml_supcon.training.scoring import Embedded, probe_metrics
 
 
 def split(labels, seed, *, spread=0.5):
-    """Rows around a direction for each of eight labels, beside 40 columns that say nothing."""
+    """Return rows around a direction for each of eight labels, beside 40 columns of noise."""
     generator = torch.Generator().manual_seed(seed)
     signal = torch.eye(8)[labels % 8] + spread * torch.randn(len(labels), 8, generator=generator)
     features = torch.cat([signal, 3 * torch.randn(len(labels), 40, generator=generator)], 1)
@@ -34,7 +34,7 @@ def test_training_images_choose_the_penalty():
         torch.cat([torch.arange(110), torch.arange(11)]),  # two of some: fewer than would be held out
     ],
 )
-def test_what_cannot_choose_has_a_penalty_of_one(labels):
+def test_too_few_images_have_a_penalty_of_one(labels):
     train, test = split(labels, 0), split(labels, 1)
     found = probe_metrics(train, test, labels, seed=0)
     assert found == linear_probe_metrics(train.features, labels, test.features, labels) | {"inverse_l2": 1.0}

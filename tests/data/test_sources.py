@@ -1,14 +1,75 @@
-"""`load_data` on Parquet files that the tests write themselves, and every error it promises."""
+"""`load_data` on folders of images and on Parquet files, and its errors."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.image_folders import refuse, write_classes
 from PIL import Image
 
+from pml_supcon.data.images import MemoryImages
 from pml_supcon.data.load import load_data
 
 CIFAR10 = Path(__file__).parents[2] / "../shared/data/cifar10"
+
+
+# folders
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "valid"])
+def test_folder_with_train_and_test(tmp_path, test_name):
+    write_classes(tmp_path / "train", red=4, green=3)
+    write_classes(tmp_path / test_name, red=2, green=1)
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.class_names == ("green", "red")
+    assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert data.test_labels.tolist() == [0, 1, 1]
+    assert (data.image_size, data.family) == (12, "natural")
+    assert isinstance(data.train, MemoryImages)
+    for i in range(3):  # every image at its place, with its label
+        assert data.train.images[i, :, 5, 5].tolist() == [0, 200, 0]
+        assert data.train.images[i, :, 0, 0].tolist() == [0, 200, i]
+    assert data.train.images[6, :, 0, 0].tolist() == [200, 0, 3]
+    assert data.test.images[1, :, 5, 5].tolist() == [200, 0, 0]
+    pixels = data.train.images.double() / 255
+    assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert data.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
+
+
+def test_folder_of_class_folders_is_split(tmp_path):
+    write_classes(tmp_path, red=10, green=20)
+    (tmp_path / "red").rename(tmp_path / "train")  # a class may have this name
+    (tmp_path / ".hidden").mkdir()
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.class_names == ("green", "train")
+    assert data.train_labels.bincount().tolist() == [14, 7]
+    assert data.test_labels.bincount().tolist() == [6, 3]
+    pixels = {tuple(image[:, 0, 0].tolist()) for part in (data.train, data.test) for image in part.images}
+    assert len(pixels) == 30, "an image is in both parts or in none"
+
+
+def test_folder_errors(tmp_path):
+    refuse(f"imagefolder:{tmp_path}/nowhere", r"there is no folder .*nowhere")
+    refuse(f"imagefolder:{tmp_path}", "one folder per class, but it is empty")
+    (tmp_path / "a.png").write_bytes(b"")
+    refuse(f"imagefolder:{tmp_path}", "one folder per class, but it holds no folder")
+    refuse(f"imagefolder:{tmp_path}?label=x", "options of `imagefolder:` to be among: classes; but got label")
+    write_classes(tmp_path / "a", red=4)
+    refuse(f"imagefolder:{tmp_path}/a", "at least 2 classes")
+    write_classes(tmp_path / "a", green=1)
+    refuse(f"imagefolder:{tmp_path}/a", r"at least 2 images of every class .* one of green")
+    (tmp_path / "a" / "blue").mkdir()
+    (tmp_path / "a" / "blue" / "readme.txt").write_text("none")
+    refuse(f"imagefolder:{tmp_path}/a", "but there are none in blue")
+    write_classes(tmp_path / "b", red=2, green=2, blue=2)
+    refuse(f"imagefolder:{tmp_path}/b", r"30 % of the images .* cover its 3 classes, but it has 6")
+    write_classes(tmp_path / "c" / "test", red=2, blue=2)
+    refuse(f"imagefolder:{tmp_path}/c", "train with class folders beside")
+    write_classes(tmp_path / "c" / "train", red=2, green=2)
+    refuse(f"imagefolder:{tmp_path}/c", "among those of train, but blue are not")
+
+
+# Parquet
 
 
 @pytest.fixture
@@ -55,64 +116,45 @@ def test_parquet_without_test_uses_validation_or_splits(tmp_path, datasets):
     spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2], validation=[1, 1])
     assert load_data(spec).test_labels.tolist() == [1, 1]
     spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 2] * 10)
-    data = load_data(spec)
-    assert data.test_labels.bincount().tolist() == [3, 3, 3]
+    assert load_data(spec).test_labels.bincount().tolist() == [3, 3, 3]
 
 
 def test_parquet_integer_labels_are_numbered(tmp_path, datasets):
-    spec = write_parquet(
-        datasets, tmp_path / "a", label="target", feature=datasets.Value("int64"), train=[7, 3, 7, 3], test=[3]
-    )
-    data = load_data(spec)
+    options = {"label": "target", "feature": datasets.Value("int64")}
+    data = load_data(write_parquet(datasets, tmp_path / "a", train=[7, 3, 7, 3], test=[3], **options))
     assert data.class_names == ("3", "7")
     assert data.train_labels.tolist() == [1, 0, 1, 0]
     assert data.test_labels.tolist() == [0]
 
 
 def test_parquet_text_labels_can_be_named(tmp_path, datasets):
-    spec = write_parquet(
-        datasets, tmp_path / "a", label="word", feature=datasets.Value("string"), train=["b", "a", "b"], test=["a"]
-    )
-    with pytest.raises(
-        ValueError, match=r"column of labels \(ClassLabel or integer\), but the columns are image, word"
-    ):
-        load_data(spec)
+    options = {"label": "word", "feature": datasets.Value("string")}
+    spec = write_parquet(datasets, tmp_path / "a", train=["b", "a", "b"], test=["a"], **options)
+    refuse(spec, r"column of labels \(ClassLabel or integer\), but the columns are image, word")
     assert load_data(f"{spec}?label=word").class_names == ("a", "b")
 
 
 def test_parquet_errors(tmp_path, datasets, monkeypatch):
     spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2, 0], test=[0, 1])
-    with pytest.raises(ValueError, match=r"a column 'fine' in .*, but its columns are image, label"):
-        load_data(f"{spec}?label=fine")
-    with pytest.raises(ValueError, match="options of `hf:` to be among: classes, image, label, name; but got lable"):
-        load_data(f"{spec}?lable=fine")
-    with pytest.raises(ValueError, match=r"Expected `\?NAME=VALUE`"):
-        load_data(f"{spec}?fine")
-    spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 0], test=[2, 1])
-    with pytest.raises(ValueError, match="among those of train, but owl are not"):
-        load_data(spec)
+    refuse(f"{spec}?label=fine", r"a column 'fine' in .*, but its columns are image, label")
+    refuse(f"{spec}?lable=fine", "options of `hf:` to be among: classes, image, label, name; but got lable")
+    refuse(f"{spec}?fine", r"Expected `\?NAME=VALUE`")
     spec = write_parquet(datasets, tmp_path / "c", train=[0, 1, 0], test=[-1, 1])
-    with pytest.raises(ValueError, match=r"label in every row .*, but 1 rows of test have none"):
-        load_data(spec)
+    refuse(spec, r"label in every row .*, but 1 rows of test have none")
     spec = write_parquet(datasets, tmp_path / "d", label=None, train=[0, 1], test=[0])
-    with pytest.raises(ValueError, match=r"column of labels .*, but the columns are image"):
-        load_data(spec)
+    refuse(spec, r"column of labels .*, but the columns are image")
     spec = write_parquet(datasets, tmp_path / "e", test=[0, 1])
-    with pytest.raises(ValueError, match=r"split named train .* but its splits are test"):
-        load_data(spec)
+    refuse(spec, r"split named train .* but its splits are test")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="`datasets` could not load"):
-        load_data(f"hf:{tmp_path}/empty")
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
-        load_data(f"hf:{tmp_path}/nowhere")
+    refuse(f"hf:{tmp_path}/empty", "`datasets` could not load")
+    refuse(f"hf:{tmp_path}/nowhere", r"there is no folder .*nowhere")
 
     def offline(*args):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     absent = r"`datasets` could not load 'someone/something' \(nor is there a folder of that name\): no network"
-    with pytest.raises(ValueError, match=absent):
-        load_data("hf:someone/something")
+    refuse("hf:someone/something", absent)
 
 
 def test_parquet_with_several_label_columns(tmp_path, datasets):
@@ -122,8 +164,7 @@ def test_parquet_with_several_label_columns(tmp_path, datasets):
     rows = datasets.Dataset.from_dict({"img": images, "fine": [0, 1] * 5, "coarse": [1, 0] * 5}, features=features)
     (tmp_path / "a").mkdir()
     rows.to_parquet(tmp_path / "a/train-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match="one column of labels, but got fine, coarse"):
-        load_data(f"hf:{tmp_path}/a")
+    refuse(f"hf:{tmp_path}/a", "one column of labels, but got fine, coarse")
     data = load_data(f"hf:{tmp_path}/a?label=coarse")
     assert torch.equal(data.train.labels, (data.train.images[:, 0, 0, 0] // 9 + 1) % 2)
 
@@ -135,8 +176,7 @@ def test_corrupt_row_is_named(tmp_path, datasets):
     for split in ("train", "test"):
         path = tmp_path / f"a/{split}-00000-of-00001.parquet"
         datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
-    with pytest.raises(ValueError, match="row 0 of train is not a readable image"):
-        load_data(f"hf:{tmp_path}/a")
+    refuse(f"hf:{tmp_path}/a", "row 0 of train is not a readable image")
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not beside the repository")
