@@ -34,7 +34,9 @@ def test_all_configurations_are_tested():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(SIZES)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", [*sorted(SIZES.keys() - {"imagenet_resnet200"}), pytest.param("imagenet_resnet200", marks=pytest.mark.slow)]
+)
 def test_configuration_takes_a_step(name, tmp_path):
     size, classes = SIZES[name]
     arguments = ["--config", str(CONFIGS / f"{name}.yaml"), "--output", str(tmp_path / "run"), "--batch-size", "4"]
