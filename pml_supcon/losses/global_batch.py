@@ -150,7 +150,8 @@ class GlobalBatchLoss(nn.Module):
     @torch.no_grad()
     def _mine(self, rows: LossInputs, group: ProcessGroup | None) -> list[Tensor]:
         """Return the pairs that the miner selects, the same on all processes even if it draws at random."""
-        mine = partial(self.miner, rows.embeddings, rows.labels, rows.ref_emb, rows.ref_labels)  # type: ignore[arg-type]
+        assert self.miner is not None  # for the type checker
+        mine = partial(self.miner, rows.embeddings, rows.labels, rows.ref_emb, rows.ref_labels)
         if group is None:
             return list(mine())
         return [indices.to(rows.embeddings.device) for indices in collectives.broadcast_from_first(mine, group)]

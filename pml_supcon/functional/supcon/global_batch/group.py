@@ -104,8 +104,8 @@ def group_supcon_loss(
 
 def checked_problem(inputs: LossInputs, options: dict[str, Any], **pairing: Any) -> Problem:
     """Return the inputs of a loss and its options as a checked problem."""
-    tensors = {"ref_emb": inputs.ref_emb, "ref_labels": inputs.ref_labels, "num_views": inputs.num_views}
-    return build_problem(inputs.embeddings, inputs.labels, **tensors, **pairing, options=SupConOptions(**options))
+    more: dict[str, Any] = {"ref_emb": inputs.ref_emb, "ref_labels": inputs.ref_labels, "num_views": inputs.num_views}
+    return build_problem(inputs.embeddings, inputs.labels, **more, **pairing, options=SupConOptions(**options))
 
 
 def divide_anchors(problem: Problem, group: ProcessGroup) -> AnchorLosses:
