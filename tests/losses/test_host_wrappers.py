@@ -34,7 +34,7 @@ def test_cross_batch_memory_equals_that_of_supcon_loss(miner):
 
 
 def test_cross_batch_memory_of_keys():
-    """With `enqueue_mask`, as for a momentum encoder: queries are contrasted with the keys in the memory."""
+    """With `enqueue_mask` queries are contrasted with the keys of a momentum encoder in the memory."""
     ours = losses.CrossBatchMemory(losses.SupConLossOut(), embedding_size=4, memory_size=20)
     theirs = pml.CrossBatchMemory(pml.SupConLoss(), embedding_size=4, memory_size=20)
     mask = torch.arange(8) >= 4
@@ -44,23 +44,8 @@ def test_cross_batch_memory_of_keys():
         torch.testing.assert_close(came, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("denominator", ["all", "one_positive", "negatives"])
-def test_cross_batch_memory_of_the_inner_loss(denominator):
-    memory = losses.CrossBatchMemory(losses.SupConLossIn(denominator=denominator), embedding_size=4, memory_size=16)
-    (first, first_labels), (second, second_labels) = STEPS[:2]
-    memory(first, first_labels)
-    refs, ref_labels = torch.cat([first, second]), torch.cat([first_labels, second_labels])
-    same = second_labels[:, None] == ref_labels
-    self_pairs = torch.cat([torch.zeros(8, 8), torch.eye(8)], dim=1).bool()
-    pairs = (*torch.where(same & ~self_pairs), *torch.where(~same))
-    oracle = supcon_oracle.anchor_losses(
-        second, ref_emb=refs, indices_tuple=pairs, summation="in", denominator=denominator
-    )
-    assert memory(second, second_labels).item() == pytest.approx(supcon_oracle.mean(oracle), abs=1e-5)
-
-
 class ListedMemory(pml.CrossBatchMemory):
-    """PML's own memory, which makes lists of all pairs, around our losses."""
+    """PML's memory, which lists all pairs, around our losses."""
 
     @staticmethod
     def supported_losses():
@@ -68,12 +53,12 @@ class ListedMemory(pml.CrossBatchMemory):
 
 
 def no_lists(*_):
-    raise AssertionError("index lists were made")
+    raise AssertionError("pairs were listed")
 
 
 @pytest.mark.parametrize("loss_class", [losses.SupConLossOut, losses.SupConLossIn])
 @pytest.mark.parametrize("denominator", ["all", "one_positive", "negatives"])
-@pytest.mark.parametrize("memory_size", [8, 16, 20, 23])
+@pytest.mark.parametrize("memory_size", [8, 20, 23])
 def test_cross_batch_memory_without_lists_is_that_with_lists(loss_class, denominator, memory_size, monkeypatch):
     loss, options = loss_class(denominator=denominator), {"embedding_size": 4, "memory_size": memory_size}
     theirs, ours = ListedMemory(loss, **options), losses.CrossBatchMemory(loss, **options)
@@ -101,14 +86,8 @@ def test_cross_batch_memory_with_anchors_of_the_first_view():
     assert memory(second, labels).item() == pytest.approx(supcon_oracle.mean(oracle), abs=1e-5)
 
 
-def test_cross_batch_memory_refuses_the_cap():
-    memory = losses.CrossBatchMemory(losses.SupConLossOut(num_views=2, positives_cap=2), embedding_size=4)
-    with pytest.raises(ValueError, match="Expected no `ref_emb` with `positives_cap`"):
-        memory(STEPS[0][0], torch.arange(4).repeat(2))
-
-
 @pytest.mark.parametrize("loss", [losses.SupConLossOut(), pml.TripletMarginLoss()])
-def test_cross_batch_memory_refuses_what_does_not_fit(loss):
+def test_a_batch_that_does_not_fit_does_not_enter_the_memory(loss):
     memory = losses.CrossBatchMemory(loss, embedding_size=4, memory_size=7)
     with pytest.raises(ValueError, match=r"`memory_size` to be at least the 8 rows of a batch, .* but got 7"):
         memory(*STEPS[0])
@@ -117,13 +96,15 @@ def test_cross_batch_memory_refuses_what_does_not_fit(loss):
     if isinstance(loss, losses.SupConLossOut):
         with pytest.raises(TypeError, match=r"`labels` to be a torch\.Tensor, but got NoneType"):
             memory(STEPS[0][0][:4], None)
-        with pytest.raises(ValueError, match=r"`labels` to have shape \(4,\)"):
-            memory(STEPS[0][0][:4], STEPS[0][1])
-    assert memory.queue_idx == 0  # nothing of it has entered
+        with pytest.raises(ValueError, match="Expected no `ref_emb` with `positives_cap`"):
+            losses.CrossBatchMemory(losses.SupConLossOut(num_views=2, positives_cap=2), 4)(
+                STEPS[0][0], torch.arange(8) % 4
+            )
+    assert memory.queue_idx == 0
 
 
 def test_cross_batch_memory_stays_empty_when_nothing_enters():
-    """PML's takes itself for filled, and contrasts with rows of zeros."""
+    """PML's memory would count as filled, and contrast with rows of zeros."""
     memory = losses.CrossBatchMemory(losses.SupConLossOut(), embedding_size=4, memory_size=20)
     memory(*STEPS[0], enqueue_mask=torch.zeros(8, dtype=torch.bool))
     memory(STEPS[0][0][:0], STEPS[0][1][:0])
@@ -139,7 +120,7 @@ def test_cross_batch_memory_copies_and_states(miner, dtype):
     def new_memory():
         return losses.CrossBatchMemory(losses.SupConLossOut(), embedding_size=4, memory_size=20, miner=miner)
 
-    steps = [(rows.to(dtype) / 3, labels) for rows, labels in STEPS]  # which float32 does not hold
+    steps = [(rows.to(dtype) / 3, labels) for rows, labels in STEPS]  # not exact in float32
     for number in (1, 3):  # partly filled, and wrapped round
         memory, loaded = new_memory(), new_memory()
         for step in steps[:number]:
@@ -173,9 +154,7 @@ def test_self_supervised_loss_equals_that_of_supcon_loss(symmetric):
         ours = losses.SelfSupervisedLoss(loss, symmetric=symmetric)
         expected = value_and_gradient(theirs, one, other)
         torch.testing.assert_close(value_and_gradient(ours, one, other), expected, rtol=1e-5, atol=1e-6)
-    if symmetric:
-        views = torch.stack([one, other], dim=1)
-        torch.testing.assert_close(losses.SupConLossOut()(views), expected[0], rtol=1e-5, atol=1e-6)
+        assert torch.equal(ours(embeddings=one, ref_emb=other), ours(one, other))
 
 
 def test_self_supervised_loss_with_options_that_need_the_views():
@@ -223,14 +202,7 @@ def test_self_supervised_loss_of_the_first_view_against_the_rest(number):
 
 
 @pytest.mark.parametrize("loss", [losses.SupConLossOut(), pml.SupConLoss()])
-def test_self_supervised_loss_is_called_as_that_of_pml(loss):
-    one, other = STEPS[0][0], STEPS[1][0]
-    wrapped = losses.SelfSupervisedLoss(loss)
-    assert torch.equal(wrapped(embeddings=one, ref_emb=other), wrapped(one, other))
-
-
-@pytest.mark.parametrize("loss", [losses.SupConLossOut(), pml.SupConLoss()])
-def test_self_supervised_loss_refuses_what_are_no_views(loss):
+def test_self_supervised_loss_needs_equal_views(loss):
     wrapped, rows = losses.SelfSupervisedLoss(loss), STEPS[0][0]
     for alone in (rows, rows[:, None]):
         with pytest.raises(ValueError, match="at least two views"):
@@ -250,7 +222,7 @@ def test_self_supervised_loss_of_one_view_as_anchors_refuses_num_views():
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_self_supervised_loss_on_another_device(symmetric):
-    """PML's makes the labels on the CPU wherever the embeddings are."""
+    """PML creates the labels on the CPU."""
 
     class SupConLossOut(losses.SupConLossOut):  # PML knows losses by their name
         def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views=None):
