@@ -22,12 +22,7 @@ from .gallery import WorstQueries, worst_queries
 from .hard_mining import hard_mining_curve
 from .head_probe import majority_share, transformation_probe_metrics
 from .learning_curves import learning_curve
-from .linear_probe import (
-    fit_linear_probe,
-    linear_probe_metrics,
-    probe_logits,
-    score_linear_probe,
-)
+from .linear_probe import fit_linear_probe, linear_probe_metrics, probe_logits, score_linear_probe
 from .per_class import per_class_means
 from .probe_selection import choose_inverse_l2
 from .retrieval import retrieval_metrics, retrieval_scores

@@ -7,6 +7,21 @@ import numpy.typing as npt
 
 from pml_supcon._arrays import Floats, Labels
 
+NO_CLASS = -1  # the class of a label that no reference has
+
+
+def as_classes(wanted: Labels, labels: Labels, *, own: bool) -> tuple[Labels, Labels, Labels]:
+    """Number the classes of the references ``(M,)`` from 0.
+
+    Returns:
+        The class of each query, ``(N,)``, or `NO_CLASS`; of each reference, ``(M,)``; and R of each query, ``(N,)``:
+        the references of its class, without itself if the queries are among them (``own``).
+    """
+    classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    near = np.searchsorted(classes, wanted).clip(max=len(classes) - 1)
+    sought = np.where(classes[near] == wanted, near, NO_CLASS)
+    return sought, place, np.where(sought == NO_CLASS, 0, counts[near]) - int(own)
+
 
 def ranking_scores(
     hits: npt.NDArray[np.bool_], relevant: Labels, recall_at: Sequence[int], *, at_r: bool

@@ -25,7 +25,7 @@ class ReliabilityBin(TypedDict):
 def expected_calibration_error(probabilities: Array, labels: Array, *, bins: int = BINS) -> float:
     r"""Compute the mean distance between confidence and accuracy (ECE).
 
-    With :math:`B_m` the rows whose confidence, the largest probability, lies in :math:`(\frac{m-1}{M}, \frac{m}{M}]`,
+    With :math:`B_m` the rows whose confidence, the largest probability, is in :math:`(\frac{m-1}{M}, \frac{m}{M}]`,
 
     .. math:: \mathrm{ECE} = \sum_{m=1}^{M} \frac{|B_m|}{N} \, |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|.
 
@@ -60,26 +60,19 @@ def expected_calibration_error(probabilities: Array, labels: Array, *, bins: int
 def classwise_calibration_error(probabilities: Array, labels: Array, *, bins: int = BINS) -> float:
     r"""Compute the mean over the classes of the calibration error of each column, over all rows (classwise ECE).
 
-    With :math:`B_{mc}` the rows whose probability of class c lies in bin m,
+    With :math:`B_{mc}` the rows whose probability of class c is in bin m,
 
     .. math:: \frac{1}{C} \sum_{c=1}^{C} \sum_{m=1}^{M} \frac{|B_{mc}|}{N} \,
         |\mathrm{share\ of\ class\ } c \mathrm{\ in\ } B_{mc} - \mathrm{mean\ probability\ in\ } B_{mc}|.
 
     Kull et al., *Beyond temperature scaling* (NeurIPS 2019), section 3; the static calibration error of Nixon et al.
     (*Measuring Calibration in Deep Learning*, CVPR workshops 2019). With many classes most probabilities are close to
-    0, and so is the error.
+    0, and so is the error. A probability of 0 is in the first bin.
 
-    Args:
-        probabilities: As for `expected_calibration_error`. A probability of 0 lies in the first bin.
-        labels: As for `expected_calibration_error`.
-        bins: As for `expected_calibration_error`.
+    Arguments and errors are the same as for `expected_calibration_error`.
 
     Returns:
         The error, in [0, 1].
-
-    Raises:
-        TypeError: As `expected_calibration_error`.
-        ValueError: As `expected_calibration_error`.
 
     Examples:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
@@ -128,16 +121,10 @@ def brier_score(probabilities: Array, labels: Array) -> float:
     twice the score of the second column alone. scikit-learn's ``brier_score_loss`` rejects values that rounding
     has raised above 1.
 
-    Args:
-        probabilities: As for `expected_calibration_error`.
-        labels: As for `expected_calibration_error`.
+    Arguments and errors are the same as for `expected_calibration_error`.
 
     Returns:
         The score, in [0, 2].
-
-    Raises:
-        TypeError: As `expected_calibration_error`.
-        ValueError: As `expected_calibration_error`.
 
     Examples:
         >>> brier_score(np.array([[0.25, 0.75], [0.5, 0.5]]), np.array([1, 0]))
@@ -150,18 +137,11 @@ def brier_score(probabilities: Array, labels: Array) -> float:
 def reliability_diagram(probabilities: Array, labels: Array, *, bins: int = BINS) -> list[ReliabilityBin]:
     """Compute confidence and accuracy of each bin of `expected_calibration_error`, as plain data.
 
-    Args:
-        probabilities: As for `expected_calibration_error`.
-        labels: As for `expected_calibration_error`.
-        bins: As for `expected_calibration_error`.
+    Arguments and errors are the same as for `expected_calibration_error`.
 
     Returns:
         A dictionary for each bin, in rising order: its edges ``low`` (excluded) and ``high`` (included), the ``count``
         of its rows, and their mean ``confidence`` and ``accuracy``, in [0, 1], or None where it has no rows.
-
-    Raises:
-        TypeError: As `expected_calibration_error`.
-        ValueError: As `expected_calibration_error`.
 
     Examples:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
@@ -210,9 +190,7 @@ def calibration_metrics(
         >>> {name: round(value, 3) for name, value in found.items()}
         {'ece': 0.3, 'classwise_ece': 0.3, 'nll': 0.916, 'brier': 0.68}
     """
-    check_number("temperature", temperature, above=0, finite=False)
-    if not np.isfinite(temperature):
-        raise ValueError(f"Expected argument `temperature` to be finite, but got {temperature!r}")
+    check_number("temperature", temperature, above=0)
     rows, wanted = as_logits(logits, labels)
     scaled = rows / temperature
     probabilities = softmax(scaled, axis=1)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from sklearn.pipeline import Pipeline
 
 from pml_supcon._arrays import Array, as_embeddings, as_labels
-from pml_supcon._checks import check_fraction
+from pml_supcon._checks import check_fraction, check_type
 from pml_supcon.corruptions import CORRUPTIONS
 from pml_supcon.corruptions.corruption import SEVERITIES
 from pml_supcon.metrics.calibration import BINS, expected_calibration_error
@@ -80,11 +80,11 @@ def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Sc
         raise ValueError("Expected argument `scores` to hold at least one (corruption, severity), but got none")
     names = list(dict.fromkeys(name for name, _ in scores))
     severities = sorted({severity for _, severity in scores})
-    missing = [(name, severity) for name in names for severity in severities if (name, severity) not in scores]
+    missing = [f"{name} at {severity}" for name in names for severity in severities if (name, severity) not in scores]
     if missing:
+        holes = ", ".join(missing)
         raise ValueError(
-            "Expected argument `scores` to hold every severity of every corruption, but got none for "
-            f"{', '.join(f'{name} at {severity}' for name, severity in missing)}"
+            f"Expected argument `scores` to hold every severity of every corruption, but got none for {holes}"
         )
     return {
         severity: Scores(
@@ -219,8 +219,7 @@ def _mean_ratio(sums: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64]
 
 def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
     """Check the errors and return their sum over severities for each of `CORRUPTIONS`, (15,)."""
-    if not isinstance(errors, Mapping):
-        raise TypeError(f"Expected argument `{name}` to be a mapping, but got {type(errors).__name__}")
+    check_type(name, errors, Mapping, "a mapping")
     missing = [corruption for corruption in CORRUPTIONS if corruption not in errors]
     unknown = [str(corruption) for corruption in errors if corruption not in CORRUPTIONS]
     if missing or unknown:

@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.preprocessing import normalize
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_same_width
 from pml_supcon._checks import check_int
+from pml_supcon.metrics._ranking import as_classes
 from pml_supcon.search.indexes import make_searcher
 
 BLOCK = 4096  # queries searched at a time
@@ -91,10 +91,7 @@ def worst_queries(
             f"got others ({len(unit)} queries, {len(references)} references)"
         )
 
-    # R of each query, (N,): the references of its label, without itself. Only queries with R > 0 are scored.
-    classes, counts = np.unique(labels, return_counts=True)
-    place = np.searchsorted(classes, wanted).clip(max=len(classes) - 1)
-    relevant = np.where(classes[place] == wanted, counts[place], 0) - int(ref_includes_query)
+    _, _, relevant = as_classes(wanted, labels, own=ref_includes_query)
     scored = np.flatnonzero(relevant > 0)
 
     # The K nearest references of each scored query, (n, K), and their cosines, block by block.
@@ -108,25 +105,12 @@ def worst_queries(
         for column in range(k):  # one column at a time: all K at once would take K times the memory
             cosines[block, column] = (unit[rows] * references[found[block, column]]).sum(1)
 
-    # Order by score; among equal scores by how similar wrong neighbours are, and how dissimilar right ones.
+    # Average precision over the K neighbours, (n,): the mean, over at most R hits, of the precision at each hit.
     hits = labels[found] == wanted[scored, None]
-    scores = neighbour_precision(hits, relevant[scored])
+    precision = np.cumsum(hits, axis=1) / np.arange(1, k + 1)
+    scores = (precision * hits).sum(1) / np.minimum(k, relevant[scored])
+
+    # Order by score; among equal scores by how similar wrong neighbours are, and how dissimilar right ones.
     mistaken = np.where(hits, -cosines, cosines).sum(1)
     worst = np.lexsort((-mistaken, scores))[:queries]
     return WorstQueries(scored[worst], scores[worst], found[worst], cosines[worst].clip(-1, 1))
-
-
-def neighbour_precision(hits: npt.NDArray[np.bool_], relevant: Labels) -> Floats:
-    """Compute the average precision over K neighbours.
-
-    Args:
-        hits: ``(n, K)``, nearest first.
-        relevant: ``(n,)`` relevant references, at least 1.
-
-    Examples:
-        >>> neighbour_precision(np.array([[True, False, True], [False, True, False]]), np.array([2, 9])).round(3)
-        array([0.833, 0.167])
-    """
-    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
-    score: Floats = (precision * hits).sum(1) / np.minimum(hits.shape[1], relevant)
-    return score

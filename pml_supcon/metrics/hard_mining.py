@@ -125,8 +125,5 @@ def _curve(sums: ShareBins, low: float) -> list[dict[str, Any]]:
 
 def _summary(sums: ShareBins) -> dict[str, Any]:
     anchors = int(sums.anchors)
-    return {
-        "anchors": anchors,
-        "mean_hardness": float(sums.hardness) / anchors if anchors else None,
-        "gradient_hardness": float(sums.gradient_hardness) / anchors if anchors else None,
-    }
+    totals = {"mean_hardness": sums.hardness, "gradient_hardness": sums.gradient_hardness}
+    return {"anchors": anchors} | {name: float(total) / anchors if anchors else None for name, total in totals.items()}

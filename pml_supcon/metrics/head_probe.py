@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pml_supcon._arrays import Array, Floats, as_embeddings, as_labels, check_same_width
-from pml_supcon._checks import check_number
+from pml_supcon._checks import check_number, check_type
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
 from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER
 
@@ -94,8 +94,7 @@ def majority_share(labels: Array) -> float:
 
 
 def _stack(variants: Sequence[Array], name: str) -> Floats:
-    if not isinstance(variants, Sequence):
-        raise TypeError(f"Expected argument `{name}` to be a sequence of variants, but got {type(variants).__name__}")
+    check_type(name, variants, Sequence, "a sequence of variants")
     if len(variants) < 2:
         raise ValueError(f"Expected argument `{name}` to hold at least 2 variants, but got {len(variants)}")
     parts = [as_embeddings(variant, f"{name}[{place}]") for place, variant in enumerate(variants)]

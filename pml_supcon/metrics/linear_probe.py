@@ -4,7 +4,7 @@ from typing import Unpack
 
 from sklearn.pipeline import Pipeline
 
-from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels
+from pml_supcon._arrays import Array, Floats, as_embeddings, as_labels
 from pml_supcon.metrics.logistic import (
     INVERSE_L2,
     MAX_ITER,
@@ -114,7 +114,10 @@ def score_linear_probe(probe: Pipeline, features: Array, labels: Array) -> dict[
         {'top1': 0.5, 'top5': 1.0}
     """
     rows = _as_rows(probe, features)
-    return _score(probe, rows, as_labels(labels, "labels", len(rows)))
+    wanted = as_labels(labels, "labels", len(rows))
+    log_unseen_labels(wanted, probe.classes_)
+    top1, top5 = top_accuracies(probe, rows, wanted)
+    return {"top1": top1, "top5": top5}
 
 
 def linear_probe_metrics(
@@ -153,13 +156,7 @@ def linear_probe_metrics(
     """
     checked = ProbeOptions(**options)
     train, learnt, test, wanted = as_splits(train_features, train_labels, test_features, test_labels)
-    return _score(fit_with_chosen_penalty(train, learnt, checked), test, wanted)
-
-
-def _score(probe: Pipeline, features: Floats, labels: Labels) -> dict[str, float]:
-    log_unseen_labels(labels, probe.classes_)
-    top1, top5 = top_accuracies(probe, features, labels)
-    return {"top1": top1, "top5": top5}
+    return score_linear_probe(fit_with_chosen_penalty(train, learnt, checked), test, wanted)
 
 
 def _as_rows(probe: Pipeline, features: Array) -> Floats:

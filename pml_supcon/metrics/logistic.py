@@ -21,7 +21,6 @@ InverseL2: TypeAlias = float | Literal["auto"]
 
 INVERSE_L2 = 1.0
 MAX_ITER = 1000
-UNSEEN = np.iinfo(np.int64).max  # the rank of a label that training lacks
 
 
 class ProbeKeywords(TypedDict, total=False):
@@ -104,22 +103,17 @@ def logits_of(probe: Any, features: Floats) -> Floats:
     return scores
 
 
-def rank_of_label(probe: Any, features: Floats, labels: Labels) -> Labels:
-    """Count the labels that the probe ranks before the right one, ``(N,)``; `UNSEEN` where training lacks that label.
+def top_accuracies(probe: Any, features: Floats, labels: Labels) -> tuple[float, float]:
+    """Return the shares of rows whose label ranks first, and among the first five.
 
     scikit-learn's ``top_k_accuracy_score`` resolves ties the other way and rejects labels that training lacks.
     """
     scores = logits_of(probe, features)
     columns = np.searchsorted(probe.classes_, labels).clip(max=scores.shape[1] - 1)
     right = np.take_along_axis(scores, columns[:, None], axis=1)
-    # Before the right label: labels with a higher score, and smaller labels with the same score.
+    # The rank of the right label, (N,), from 0: higher scores, and smaller labels with the same score, are ahead of it.
     ahead = (scores > right) | ((scores == right) & (np.arange(scores.shape[1]) < columns[:, None]))
-    return np.where(probe.classes_[columns] == labels, ahead.sum(axis=1), UNSEEN)
-
-
-def top_accuracies(probe: Any, features: Floats, labels: Labels) -> tuple[float, float]:
-    """Return the shares of rows whose label ranks first, and among the first five."""
-    rank = rank_of_label(probe, features, labels)
+    rank = np.where(probe.classes_[columns] == labels, ahead.sum(axis=1), np.inf)  # infinite where training lacks it
     return float((rank < 1).mean()), float((rank < 5).mean())
 
 

@@ -1,12 +1,12 @@
 """Mean scores of the queries of each class."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from pml_supcon._arrays import Array, Floats, as_labels
+from pml_supcon._checks import check_type
 
 
 def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dict[str, float]]:
@@ -26,7 +26,7 @@ def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dic
             query.
 
     Examples:
-        >>> scores = {"precision_at_1": np.array([1.0, 0.0, 1.0, math.nan])}
+        >>> scores = {"precision_at_1": np.array([1.0, 0.0, 1.0, np.nan])}
         >>> per_class_means(scores, np.array([7, 7, 3, 9]))[7]
         {'precision_at_1': 0.5, 'queries': 2.0}
     """
@@ -38,23 +38,17 @@ def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dic
         raise ValueError(f"Expected argument `scores` to have metrics of one shape (N,), but got {shapes}")
     rows = len(next(iter(columns.values())))
     classes, place = np.unique(as_labels(labels, "labels", rows), return_inverse=True)
-    means: dict[int, dict[str, float]] = {int(label): {} for label in classes}
+    means: dict[str, Floats] = {}  # (C,) values of each metric
     for name, values in columns.items():
         counted = ~np.isnan(values)
         counts = np.bincount(place[counted], minlength=len(classes))
         sums = np.bincount(place[counted], weights=values[counted], minlength=len(classes))
-        for label, total, count in zip(classes, sums, counts, strict=True):
-            means[int(label)][name] = float(total / count) if count else math.nan
+        means[name] = np.divide(sums, counts, out=np.full(len(classes), np.nan), where=counts > 0)
     scored = ~np.all([np.isnan(values) for values in columns.values()], axis=0)
-    for label, count in zip(classes, np.bincount(place[scored], minlength=len(classes)), strict=True):
-        means[int(label)]["queries"] = float(count)
-    return means
+    means["queries"] = np.bincount(place[scored], minlength=len(classes)).astype(np.float64)
+    return {int(label): {name: float(means[name][row]) for name in means} for row, label in enumerate(classes)}
 
 
 def _as_scores(values: Array, name: str) -> Floats:
-    if not isinstance(values, torch.Tensor | np.ndarray):
-        raise TypeError(
-            f"Expected argument `scores` to hold torch tensors or numpy arrays, but got {type(values).__name__} for "
-            f"{name!r}"
-        )
+    check_type(f"scores[{name!r}]", values, (torch.Tensor, np.ndarray), "a torch tensor or a numpy array")
     return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)

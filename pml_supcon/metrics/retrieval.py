@@ -10,11 +10,11 @@ import torch
 from pml_supcon._arrays import Array, Floats, Labels, as_labels, check_sequence, count_zero_rows
 from pml_supcon._checks import check_int, check_number
 from pml_supcon._extras import require_faiss
-from pml_supcon.metrics._ranking import knn_vote, ranking_scores
+from pml_supcon.metrics._ranking import as_classes, knn_vote, ranking_scores
 from pml_supcon.search.distances import well_conditioned
 from pml_supcon.search.exact import StreamedSearcher, in_threads, split_rows
 from pml_supcon.search.indexes import check_index, make_searcher
-from pml_supcon.search.inputs import as_ranked, starts_with
+from pml_supcon.search.inputs import as_ranked, check_starts_with
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,7 @@ KNN_K = 20
 KNN_TEMPERATURE = 0.07
 
 BYTES_PER_NEIGHBOUR = 64  # distance, row, class, hit, precision and their temporaries
-# The class of a label that no reference has, and of a place that an index left empty: two numbers that are no class.
-NO_CLASS, NO_NEIGHBOUR = -1, -2
+NO_NEIGHBOUR = -2  # the class of a place that an index left empty, neither a class nor `NO_CLASS`
 
 
 class RetrievalOptions(TypedDict, total=False):
@@ -116,14 +115,16 @@ def retrieval_scores(
     wanted = as_labels(query_labels, "query_labels", len(queries))
     labels = as_labels(reference_labels, "reference_labels", len(references))
     if ref_includes_query:
-        _check_starts_with_queries(queries, wanted, references, labels)
-    sought, place = _as_classes(wanted, labels)
-    relevant: Labels = np.append(np.bincount(place), 0)[sought] - int(ref_includes_query)  # the last is NO_CLASS
+        check_starts_with(references, queries, labels=(labels, wanted))
+    sought, place, relevant = as_classes(wanted, labels, own=ref_includes_query)
     kept: Labels = np.flatnonzero(relevant > 0)
     if len(kept) == 0:
         raise ValueError(f"Expected a query with a relevant reference, but none of the {len(queries)} has one")
     available = len(references) - int(ref_includes_query)
-    _warn_of_few(available, recall_at=max(recall_at, default=1), knn_k=knn_k)
+    for name, wished in (("recall_at", max(recall_at, default=1)), ("knn_k", knn_k)):
+        if wished > available:
+            text = "`%s` asks for %d neighbours, but there are %d references: all count."
+            logger.warning(text, name, wished, available)
     least = max(1, knn_k, *recall_at)
     k = min(available, max(int(relevant.max()) if at_r else 1, least))
     device = reference.device if isinstance(reference, torch.Tensor) else torch.device("cpu")
@@ -154,11 +155,7 @@ def retrieval_scores(
 
 
 def retrieval_metrics(
-    query: Array,
-    query_labels: Array,
-    reference: Array,
-    reference_labels: Array,
-    **options: Unpack[RetrievalOptions],
+    query: Array, query_labels: Array, reference: Array, reference_labels: Array, **options: Unpack[RetrievalOptions]
 ) -> dict[str, float]:
     """Average `retrieval_scores` over the queries.
 
@@ -231,25 +228,3 @@ def check_retrieval_options(
         check_int("chunk_size", chunk_size, low=1)
     require_faiss()
     check_index(index)
-
-
-def _as_classes(wanted: Labels, labels: Labels) -> tuple[Labels, Labels]:
-    """Return both as class numbers 0..C-1 of the references; `NO_CLASS` where no reference has the label wanted."""
-    classes, place = np.unique(labels, return_inverse=True)
-    near = np.searchsorted(classes, wanted).clip(max=len(classes) - 1)
-    return np.where(classes[near] == wanted, near, NO_CLASS), place
-
-
-def _check_starts_with_queries(queries: Floats, wanted: Labels, references: Floats, labels: Labels) -> None:
-    if not (starts_with(references, queries) and np.array_equal(wanted, labels[: len(queries)])):
-        raise ValueError(
-            "Expected argument `reference` to start with the queries, and `reference_labels` with their "
-            "labels, since `ref_includes_query` is set, but got others "
-            f"({len(queries)} queries, {len(references)} references)"
-        )
-
-
-def _warn_of_few(available: int, **asked: int) -> None:
-    for name, k in asked.items():
-        if k > available:
-            logger.warning("`%s` asks for %d neighbours, but there are %d references: all count.", name, k, available)

@@ -13,7 +13,6 @@ from pml_supcon.metrics._class_scores import as_logits
 logger = logging.getLogger(__name__)
 
 LOWEST, HIGHEST = 0.01, 100.0
-NONE = 1.0  # leaves the logits as they are
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
@@ -48,7 +47,7 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     above = rows - rows[np.arange(len(rows)), wanted][:, None]  # logits minus the right column's, (N, C)
 
     def slope(log_beta: float) -> float:
-        """Derivative of the negative log-likelihood in beta, which rises with it."""
+        """Return the derivative of the negative log-likelihood in beta, which rises with it."""
         return float((softmax(math.exp(log_beta) * above, axis=1) * above).sum(axis=1).mean())
 
     low, high = -math.log(HIGHEST), -math.log(LOWEST)
@@ -64,4 +63,4 @@ def fit_temperature(logits: Array, labels: Array) -> float:
 
 def _unscaled(why: str) -> float:
     logger.warning("No temperature could be fitted, and 1 is taken: %s.", why)
-    return NONE
+    return 1.0

@@ -24,6 +24,9 @@ FAISS_MAX_K = 128
 class Searcher(Protocol):
     """A search for the references nearest to some rows of the queries.
 
+    Queries ``(N, D)`` and references ``(M, D)`` are float32. With ``own`` the first N references are the queries, and
+    no query finds itself.
+
     Attributes:
         row_bytes: Memory for each query of a call of `find`, beside the result.
     """
@@ -39,14 +42,7 @@ class Searcher(Protocol):
 
 
 class FaissSearcher:
-    """FAISS's search through all references, on the CPU, without a copy of them.
-
-    Args:
-        faiss: The module.
-        queries: ``(N, D)`` float32.
-        references: ``(M, D)`` float32.
-        own: The first N references are the queries, and no query finds itself.
-    """
+    """FAISS's search through all references, on the CPU, without a copy of them."""
 
     row_bytes = 0  # FAISS works in blocks of 4,096 queries and 1,024 references
 
@@ -74,13 +70,7 @@ def without_own(distances: Floats, neighbours: Labels, rows: Labels) -> tuple[Fl
 class StreamedSearcher:
     """An exact search for any k, on the CPU or a GPU: blocks of queries times references, then a partial sort.
 
-    Among equal distances the lower row is nearer.
-
-    Args:
-        queries: ``(N, D)`` float32.
-        references: ``(M, D)`` float32.
-        own: The first N references are the queries, and no query finds itself.
-        device: The device of the blocks.
+    Among equal distances the lower row is nearer. ``device`` holds the blocks.
     """
 
     def __init__(self, queries: Floats, references: Floats, *, own: bool, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from pml_supcon._checks import check_int, did_you_mean
 from pml_supcon._extras import require_faiss
 from pml_supcon.search.distances import well_conditioned
 from pml_supcon.search.exact import FAISS_MAX_K, FaissSearcher, Searcher, StreamedSearcher, without_own
-from pml_supcon.search.inputs import as_ranked, starts_with
+from pml_supcon.search.inputs import as_ranked, check_starts_with
 
 logger = logging.getLogger(__name__)
 
@@ -27,18 +27,7 @@ CHECKED_WIDTH = 64  # the width of an index that is built only to check its name
 
 
 class IndexSearcher:
-    """A FAISS index of the references.
-
-    Args:
-        faiss: The module.
-        queries: ``(N, D)`` float32.
-        references: ``(M, D)`` float32.
-        name: One of `INDEXES` or a string of FAISS's ``index_factory``.
-        own: The first N references are the queries, and no query finds itself.
-
-    Raises:
-        ValueError: If the name is unknown, a GPU is missing, or there are too few references to train the index.
-    """
+    """A FAISS index of the references; its ``name`` is one of `INDEXES` or a string of FAISS's ``index_factory``."""
 
     row_bytes = 0
 
@@ -185,11 +174,8 @@ def index_recall(
         raise TypeError(f"Expected argument `k` to be a sequence of integers, but got {k!r}")
     rows, references = as_ranked(query, reference)
     own = ref_includes_query
-    if own and not starts_with(references, rows):
-        raise ValueError(
-            "Expected argument `reference` to start with the queries, since `ref_includes_query` is set, but got "
-            f"others ({len(rows)} queries, {len(references)} references)"
-        )
+    if own:
+        check_starts_with(references, rows)
     available = len(references) - int(own)
     for wanted in k:
         check_int("k", wanted, low=1)

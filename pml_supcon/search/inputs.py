@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pml_supcon._arrays import Array, Floats, as_embeddings, check_same_width, count_zero_rows, row_blocks
+from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, check_same_width, count_zero_rows, row_blocks
 
 
 def as_ranked(query: Array, reference: Array) -> tuple[Floats, Floats]:
@@ -27,12 +27,16 @@ def as_ranked(query: Array, reference: Array) -> tuple[Floats, Floats]:
     return queries, references
 
 
-def starts_with(references: Floats, queries: Floats) -> bool:
-    """Return True if the first references are the queries, up to rounding, as PML requires.
+def check_starts_with(references: Floats, queries: Floats, *, labels: tuple[Labels, Labels] | None = None) -> None:
+    """Raise unless the first references are the queries, with equal ``labels`` (of references, of queries) if given.
 
-    Embeddings may have been computed twice, in batches of different sizes.
+    Embeddings may differ by rounding: they may have been computed twice, in batches of different sizes.
     """
     first = references[: len(queries)]
-    return len(first) == len(queries) and all(
-        np.allclose(queries[part], first[part]) for part in row_blocks(len(queries))
-    )
+    same = len(first) == len(queries) and all(np.allclose(queries[i], first[i]) for i in row_blocks(len(queries)))
+    if not same or (labels is not None and not np.array_equal(labels[0][: len(queries)], labels[1])):
+        raise ValueError(
+            "Expected argument `reference` to start with the queries"
+            f"{'' if labels is None else ', and `reference_labels` with their labels'}, since `ref_includes_query` is "
+            f"set, but got others ({len(queries)} queries, {len(references)} references)"
+        )

@@ -113,9 +113,11 @@ class CorruptionTester(FittedTester):
         self.transform, self.baseline, self.bins = transform, baseline, bins
         self._fit = partial(fit_linear_probe, inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize)
         self._embed: Callable[..., tuple[Tensor, Tensor]] | None = None
+        blank = {(each.name, each.severity): Scores(accuracy=1.0, ece=0.0) for each in self._corruptions}
+        names = ["accuracy", "ece", *corruption_metrics(blank), *["mean_corruption_error"] * (baseline is not None)]
         super().__init__(
             # It holds only the names: PML's calculators take one set of queries, here there is one for each corruption.
-            accuracy_calculator=FunctionCalculator(self._metric_names(), lambda **_: {}),
+            accuracy_calculator=FunctionCalculator(names, lambda **_: {}),
             use_trunk_output=use_trunk_output,
             normalize_embeddings=normalize_embeddings,
             **tester_kwargs,
@@ -181,11 +183,6 @@ class CorruptionTester(FittedTester):
         if len(self.label_levels) > 1:
             names = self.accuracy_calculator.get_curr_metrics()
             self.calculate_average_accuracies(accuracies, names, self.label_levels)
-
-    def _metric_names(self) -> list[str]:
-        blank = {(each.name, each.severity): Scores(accuracy=1.0, ece=0.0) for each in self._corruptions}
-        more = [] if self.baseline is None else ["mean_corruption_error"]
-        return ["accuracy", "ece", *corruption_metrics(blank), *more]
 
 
 def _check_listed(values: Sequence[Any], name: str, kind: str) -> None:

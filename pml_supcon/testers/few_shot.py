@@ -52,17 +52,11 @@ class FewShotTester(FittedTester):
         use_trunk_output: bool = True,
         **tester_kwargs: Any,
     ) -> None:
-        check_few_shot_options(shots, draws, classifier, seed, inverse_l2, max_iter)
+        options: dict[str, Any] = {"shots": shots, "draws": draws, "classifier": classifier, "seed": seed}
+        options |= {"inverse_l2": inverse_l2, "max_iter": max_iter}
+        check_few_shot_options(**options)
         ends = {"": "accuracy", "_low": "low", "_high": "high"}
-        score = of_splits(
-            few_shot_metrics,
-            shots=shots,
-            draws=draws,
-            classifier=classifier,
-            seed=seed,
-            inverse_l2=inverse_l2,
-            max_iter=max_iter,
-        )
+        score = of_splits(few_shot_metrics, **options)
 
         def compute(**splits: Any) -> dict[str, float]:
             return {

@@ -1,7 +1,6 @@
 """The PML tester of the hardness of pairs."""
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +10,14 @@ from pml_supcon._checks import check_int
 from pml_supcon._pml.testers import FunctionCalculator
 from pml_supcon.functional.gradient_shares import MARGIN, TEMPERATURE, check_arguments
 from pml_supcon.metrics.hard_mining import BATCHES, hard_mining_curve
+
+#: The place of each metric in the summary of `hard_mining_curve`.
+MEANS = {
+    "positive_hardness": ("positives", "mean_hardness"),
+    "positive_gradient_hardness": ("positives", "gradient_hardness"),
+    "negative_hardness": ("negatives", "mean_hardness"),
+    "negative_gradient_hardness": ("negatives", "gradient_hardness"),
+}
 
 
 class HardMiningTester(GlobalEmbeddingSpaceTester):
@@ -60,28 +67,15 @@ class HardMiningTester(GlobalEmbeddingSpaceTester):
         check_int("seed", seed, low=0)
         if pair_batch_size is not None:
             check_int("pair_batch_size", pair_batch_size, low=1)
-        curve = partial(
-            hard_mining_curve,
-            loss=loss,
-            temperature=temperature,
-            margin=margin,
-            bins=1,
-            batch_size=pair_batch_size,
-            batches=batches,
-            seed=seed,
-        )
+        options: dict[str, Any] = {"loss": loss, "temperature": temperature, "margin": margin, "seed": seed}
+        options |= {"bins": 1, "batch_size": pair_batch_size, "batches": batches}
 
         def compute(query: torch.Tensor, query_labels: torch.Tensor, **references: Any) -> dict[str, float]:
-            summary = curve(query, query_labels)["summary"]
-            values = {}
-            for kind in ("positive", "negative"):
-                found = summary[f"{kind}s"]
-                values[f"{kind}_hardness"] = found["mean_hardness"]
-                values[f"{kind}_gradient_hardness"] = found["gradient_hardness"]
-            return {name: math.nan if value is None else value for name, value in values.items()}
+            summary = hard_mining_curve(query, query_labels, **options)["summary"]
+            found = {name: summary[kind][mean] for name, (kind, mean) in MEANS.items()}
+            return {name: math.nan if value is None else value for name, value in found.items()}
 
-        names = [f"{kind}_{what}" for kind in ("positive", "negative") for what in ("hardness", "gradient_hardness")]
-        super().__init__(accuracy_calculator=FunctionCalculator(names, compute), **tester_kwargs)
+        super().__init__(accuracy_calculator=FunctionCalculator(tuple(MEANS), compute), **tester_kwargs)
 
     def get_splits_to_compute_embeddings(
         self, dataset_dict: dict[str, Any], splits_to_eval: list[tuple[str, list[str]]] | None

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from pml_supcon._checks import check_number
+from pml_supcon._arrays import check_sequence
+from pml_supcon._checks import check_number, check_type
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator
 from pml_supcon.metrics.head_probe import transformation_probe_metrics
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
@@ -78,11 +79,8 @@ class HeadProbeTester(FittedTester):
         self.transform = transform
         check_number("inverse_l2", inverse_l2, above=0, finite=False)
         ProbeOptions(max_iter=max_iter)
-        self.probe_options: dict[str, Any] = {
-            "inverse_l2": inverse_l2,
-            "max_iter": max_iter,
-            "standardize": standardize,
-        }
+        self.probe_options: dict[str, Any] = {"inverse_l2": inverse_l2, "max_iter": max_iter}
+        self.probe_options["standardize"] = standardize
         names = [f"{task}_{output}" for task in ("label", *self.tasks) for output in OUTPUTS]
         super().__init__(
             accuracy_calculator=FunctionCalculator(names, self._score), normalize_embeddings=False, **tester_kwargs
@@ -147,25 +145,18 @@ class HeadProbeTester(FittedTester):
         train, test = self._outputs(reference), self._outputs(query)
         labels = {}
         for output in OUTPUTS:
-            found = linear_probe_metrics(
-                train[output], reference_labels, test[output], query_labels, **self.probe_options
-            )
-            labels[f"label_{output}"] = found["top1"]
+            rows = train[output], reference_labels, test[output], query_labels
+            labels[f"label_{output}"] = linear_probe_metrics(*rows, **self.probe_options)["top1"]
         return labels | self._task_scores
 
 
 def _as_tasks(tasks: Any) -> dict[str, tuple[Change | None, ...]]:
     if tasks is None:
         return {}
-    if not isinstance(tasks, Mapping):
-        raise TypeError(f"Expected argument `tasks` to be a mapping of names to changes, but got {tasks!r}")
+    check_type("tasks", tasks, Mapping, "a mapping of names to changes")
     for name, variants in tasks.items():
-        if not isinstance(name, str):
-            raise TypeError(f"Expected argument `tasks` to have strings as names, but got {name!r}")
-        if not isinstance(variants, Sequence) or isinstance(variants, str):
-            raise TypeError(
-                f"Expected argument `tasks` to have a sequence of changes for {name!r}, but got {variants!r}"
-            )
+        check_type("tasks", name, str, "a mapping with strings as names")
+        check_sequence(f"tasks[{name!r}]", variants, "changes")
         for change in variants:
             if change is not None and not callable(change):
                 raise TypeError(f"Expected argument `tasks` to have callables or None for {name!r}, but got {change!r}")

@@ -219,7 +219,7 @@ def test_errors_say_what_was_expected_and_what_came(function, change, error, mes
     ("options", "error", "message"),
     [
         ({"temperature": 0}, ValueError, "`temperature` to be above 0, but got 0"),
-        ({"temperature": math.inf}, ValueError, "`temperature` to be finite, but got inf"),
+        ({"temperature": math.inf}, ValueError, "`temperature` to be a finite number, but got inf"),
         ({"labels": np.array([3])}, ValueError, "`labels` to be columns of `logits`"),
         ({"logits": np.array([[math.inf, 0.0]])}, ValueError, "`logits` to be finite"),
     ],

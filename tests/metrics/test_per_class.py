@@ -44,7 +44,12 @@ def test_per_class_means_average_to_the_whole():
         ({"a": np.ones(2)}, np.array([0]), ValueError, r"`labels` .* shape \(2,\), but got shape \(1,\)"),
         ({"a": np.ones(2), "b": np.ones(3)}, np.zeros(2, int), ValueError, r"one shape .*'a': \(2,\), 'b': \(3,\)"),
         ({"a": np.ones((2, 2))}, np.zeros(2, int), ValueError, r"of one shape \(N,\), but got {'a': \(2, 2\)}"),
-        ({"a": [1.0]}, np.zeros(1, int), TypeError, "tensors or numpy arrays, but got list for 'a'"),
+        (
+            {"a": [1.0]},
+            np.zeros(1, int),
+            TypeError,
+            r"`scores\['a'\]` to be a torch tensor or a numpy array, but got list",
+        ),
     ],
 )
 def test_per_class_means_check_what_they_get(scores, labels, error, message):

@@ -59,8 +59,7 @@ def pml(arguments, options, *, include=PML_METRICS, k=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "queries", "references"),
-    [("separate", 1000, 1000), ("within", 2000, 0), ("within and more", 500, 4500)],
+    ("name", "queries", "references"), [("separate", 1000, 1000), ("within", 2000, 0), ("within and more", 500, 4500)]
 )
 @pytest.mark.parametrize(("classes", "kind"), [(8, StreamedSearcher), (200, FaissSearcher)])
 def test_agrees_with_pml(name, queries, references, classes, kind, searchers_used):
