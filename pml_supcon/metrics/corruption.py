@@ -99,14 +99,11 @@ def corruption_metrics(scores: Mapping[tuple[str, int], Scores]) -> dict[str, fl
     """Flatten a full grid of corruptions and severities into named metrics.
 
     Args:
-        scores: A full grid, as in `scores_by_severity`.
+        scores: A full grid, as in `scores_by_severity`, which raises the same errors.
 
     Returns:
         ``accuracy_fog_3`` and ``ece_fog_3`` of each pair, ``accuracy_severity_3`` and ``ece_severity_3`` of each
         severity, and ``mean_error``, the mean over all pairs of 1 - accuracy; all in [0, 1].
-
-    Raises:
-        ValueError: As `scores_by_severity`.
 
     Examples:
         >>> corruption_metrics({("fog", 3): Scores(accuracy=0.75, ece=0.125)})["mean_error"]
@@ -125,13 +122,10 @@ def corruption_errors(scores: Mapping[tuple[str, int], Scores]) -> dict[str, lis
     """Return the errors of each corruption in the order of severity, for `mean_corruption_error`.
 
     Args:
-        scores: A full grid, as in `scores_by_severity`.
+        scores: A full grid, as in `scores_by_severity`, which raises the same errors.
 
     Returns:
         ``{name: [1 - accuracy, ...]}``.
-
-    Raises:
-        ValueError: As `scores_by_severity`.
 
     Examples:
         >>> corruption_errors({("fog", s): Scores(accuracy=1 - s / 8, ece=0.0) for s in (2, 1)})

@@ -146,13 +146,13 @@ def _check_rows(labels: Labels, shots: Sequence[int]) -> None:
     values, counts = np.unique(labels, return_counts=True)
     if len(values) < 2:
         raise ValueError(f"Expected argument `train_labels` to have at least two labels, but got only {values[0]}")
-    scarce = np.flatnonzero(counts < max(shots, default=1))
-    if len(scarce):
-        named = ", ".join(f"{counts[place]} of label {values[place]}" for place in scarce[:5])
+    most = max(shots, default=1)
+    scarce = [f"{count} of label {value}" for value, count in zip(values, counts, strict=True) if count < most]
+    if scarce:
         more = f" and {len(scarce) - 5} other labels" if len(scarce) > 5 else ""
         raise ValueError(
-            f"Expected argument `train_labels` to have at least {max(shots)} rows of every label, for "
-            f"{max(shots)} shots, but got {named}{more}"
+            f"Expected argument `train_labels` to have at least {most} rows of every label, for {most} shots, "
+            f"but got {', '.join(scarce[:5])}{more}"
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from pml_supcon._arrays import Array, Floats, as_embeddings, as_labels, check_same_width
 from pml_supcon._checks import check_number, check_type
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
-from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER
+from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, ProbeKeywords
 
 
 def transformation_probe_metrics(
@@ -58,16 +58,9 @@ def transformation_probe_metrics(
         )
     check_same_width(learnt, "train", wanted, "test")
     variants = np.arange(len(train))
-    found = linear_probe_metrics(
-        learnt,
-        variants.repeat(len(train[0])),
-        wanted,
-        variants.repeat(len(test[0])),
-        inverse_l2=inverse_l2,
-        max_iter=max_iter,
-        standardize=standardize,
-    )
-    return {"accuracy": found["top1"], "chance": 1 / len(train)}
+    splits = learnt, variants.repeat(len(train[0])), wanted, variants.repeat(len(test[0]))
+    options = ProbeKeywords(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize)
+    return {"accuracy": linear_probe_metrics(*splits, **options)["top1"], "chance": 1 / len(train)}
 
 
 def majority_share(labels: Array) -> float:

@@ -1,8 +1,9 @@
 """Well-conditioned float32 squared distances: rows are shifted and scaled first, and TF32 is off."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,6 @@ from pml_supcon.functional.supcon.tiled.precision import full_precision
 FAR = 16  # rows are shifted where |mean|^2 exceeds this many times their mean squared distance from the mean
 NEAREST_REACH, FURTHEST_REACH = 2.0**-40, 2.0**60  # between them float32 holds the squares of lengths and differences
 SMALLEST_SQUARE = 2.0**-100
-LESSER = ("tf32", "bf16")
-PRECISION_BY_BACKEND = hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision")
 
 
 def well_conditioned(queries: Floats, references: Floats) -> tuple[Floats, Floats, float]:
@@ -86,31 +85,19 @@ def squared_lengths(rows: Floats, origin: Floats | None = None) -> Floats:
 @contextmanager
 def float32_products(device: torch.device) -> Iterator[None]:
     """Disable autocast, and TF32 and bfloat16 in products of float32, and restore the user's settings after."""
-    with full_precision(device), ieee_where_set() if PRECISION_BY_BACKEND else highest_precision():
-        yield
-
-
-@contextmanager
-def ieee_where_set() -> Iterator[None]:
-    """Set IEEE float32 on each backend; from torch 2.9 on the global setting acts through these."""
+    settings: list[tuple[Callable[[str], None], str, str]]  # how to set a precision, the user's, the highest
     mkldnn: Any = torch.backends.mkldnn  # `matmul` is missing in its type stubs
-    backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
-    before = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision in LESSER]
+    if hasattr(getattr(mkldnn, "matmul", None), "fp32_precision"):  # from torch 2.9 on each backend has a setting
+        backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
+        lesser = [backend for backend in backends if backend.fp32_precision in ("tf32", "bf16")]
+        settings = [(partial(setattr, backend, "fp32_precision"), backend.fp32_precision, "ieee") for backend in lesser]
+    else:
+        settings = [(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest")]
     try:
-        for backend, _ in before:
-            backend.fp32_precision = "ieee"
-        yield
+        for change, _, highest in settings:
+            change(highest)
+        with full_precision(device):
+            yield
     finally:
-        for backend, precision in before:
-            backend.fp32_precision = precision
-
-
-@contextmanager
-def highest_precision() -> Iterator[None]:
-    """Set the highest precision; before torch 2.9 one setting holds for all backends."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        for change, before, _ in settings:
+            change(before)

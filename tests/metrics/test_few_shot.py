@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.labelled_points import of_any_length
-from scipy.stats import ttest_1samp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cosine_similarity
 
 from pml_supcon.metrics import few_shot
 from pml_supcon.metrics.few_shot import few_shot_metrics
-from pml_supcon.metrics.intervals import mean_interval
 
 
 def accuracy_by_loops(train, learnt, chosen, test, wanted):
-    """Nearest class mean of unit rows by the cosine, one test row at a time."""
+    """Classify by the nearest class mean of unit rows, by the cosine, one test row at a time."""
     unit = torch.nn.functional.normalize(torch.from_numpy(train))
     names = sorted(set(learnt.tolist()))
     means = [unit[[row for row in chosen if learnt[row] == name]].mean(dim=0) for name in names]
@@ -35,7 +33,7 @@ def test_all_rows_as_shots_are_the_nearest_class_mean():
 
 
 @pytest.mark.parametrize("classifier", ["prototypes", "logistic"])
-def test_mean_over_draws_is_that_over_all_possible_draws(classifier):
+def test_mean_over_draws_is_near_the_mean_over_all_possible_draws(classifier):
     (train, learnt), (test, wanted) = of_any_length(3, seed=3, classes=3), of_any_length(10, seed=4, classes=3)
     unit = train / np.linalg.norm(train, axis=1, keepdims=True)
     by_class = [np.flatnonzero(learnt == name) for name in sorted(set(learnt.tolist()))]
@@ -64,12 +62,6 @@ def test_draws_have_k_different_rows_of_every_class():
     assert all(len(set(rows)) == 3 for draw in chosen.tolist() for rows in draw)
     counts = np.bincount(chosen[:, 0].ravel(), minlength=7)[[0, 2, 5, 6]]
     assert (abs(counts - 150) < 35).all()  # each of four rows in three of four draws
-
-
-def test_interval_is_students():
-    accuracies = [0.5, 0.6, 0.75, 0.8]
-    wanted = ttest_1samp(accuracies, 0).confidence_interval(0.95)
-    assert mean_interval(accuracies) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_more_shots_are_better_and_draws_of_a_k_do_not_depend_on_the_others():
@@ -103,21 +95,13 @@ def test_rows_of_zeros_get_the_smaller_label_and_unseen_labels_count_as_errors(c
     ("options", "error", "message"),
     [
         ({"shots": [1, 3]}, ValueError, "3 rows of every label, for 3 shots, but got 2 of label 4, 1 of label 8"),
-        ({"shots": [0]}, ValueError, "`shots` to be at least 1, but got 0"),
         ({"shots": 5}, TypeError, "`shots` to be a sequence of integers, but got 5"),
         ({"draws": 1}, ValueError, "`draws` to be at least 2, but got 1"),
         ({"classifier": "svm"}, ValueError, "`classifier` to be one of .*, but got 'svm'"),
         ({"inverse_l2": "auto"}, TypeError, "`inverse_l2` to be a number"),
-        ({"train_labels": np.full(6, 4)}, ValueError, "at least two labels, but got only 4"),
     ],
 )
 def test_errors_say_what_was_expected_and_what_came(options, error, message):
-    arguments = {
-        "train_features": np.ones((6, 2)),
-        "train_labels": np.array([8, 4, 4, 9, 9, 9]),
-        "test_features": np.ones((2, 2)),
-        "test_labels": np.array([8, 4]),
-        "shots": [1],
-    }
+    splits = np.ones((6, 2)), np.array([8, 4, 4, 9, 9, 9]), np.ones((2, 2)), np.array([8, 4])
     with pytest.raises(error, match=message):
-        few_shot_metrics(**(arguments | options))
+        few_shot_metrics(*splits, **options)

@@ -1,5 +1,4 @@
 import json
-import math
 from functools import partial
 
 import numpy as np
@@ -10,17 +9,17 @@ from helpers.labelled_points import overlapping
 from pml_supcon.functional.gradient_shares import gradient_shares
 from pml_supcon.metrics.hard_mining import hard_mining_curve
 
-LOSSES = ["supcon_out", "supcon_in", "triplet"]
+OPTIONS = {"temperature": 0.3, "margin": 0.4}
 clusters = partial(overlapping, classes=5, width=6, spread=0.6)
 
 
 def curve_by_loops(batches, loss, bins):
-    """Bins of both kinds, pair by pair, over the anchors of all batches."""
-    curves = {}
+    """Return `hard_mining_curve` of some batches, summed pair by pair over the anchors of all batches."""
+    curve = {"summary": {}}
     for kind, low in (("positives", 0.0), ("negatives", -1.0)):
         share, even, count, anchors, mean, pulled = [0.0] * bins, [0.0] * bins, [0] * bins, 0, 0.0, 0.0
         for points, labels in batches:
-            found = gradient_shares(torch.from_numpy(points), torch.from_numpy(labels), loss=loss)
+            found = gradient_shares(torch.from_numpy(points), torch.from_numpy(labels), loss=loss, **OPTIONS)
             z = points / np.linalg.norm(points, axis=1, keepdims=True)
             for i in range(len(z)):
                 js = [j for j in range(len(z)) if j != i and (labels[i] == labels[j]) == (kind == "positives")]
@@ -36,34 +35,33 @@ def curve_by_loops(batches, loss, bins):
                     count[place] += 1
                     mean += hardness / len(js)
                     pulled += hardness * float(found.shares[i, j])
-        curves[kind] = (share, even, count, anchors, mean, pulled)
-    return curves
+        centres = [low + (place + 0.5) * 2 / bins for place in range(bins)]
+        curve[kind] = [
+            {"hardness": h, "share": s / anchors, "even_share": e / anchors, "ratio": s / e if e else None, "count": n}
+            for h, s, e, n in zip(centres, share, even, count, strict=True)
+        ]
+        means = {"mean_hardness": mean / anchors, "gradient_hardness": pulled / anchors}
+        curve["summary"][kind] = {"anchors": anchors} | means
+    return curve
 
 
-def assert_is(found, expected, bins):
-    for kind, low in (("positives", 0.0), ("negatives", -1.0)):
-        share, even, count, anchors, mean, pulled = expected[kind]
-        assert [one["hardness"] for one in found[kind]] == pytest.approx(
-            [low + (place + 0.5) * 2 / bins for place in range(bins)]
-        )
-        assert [one["share"] for one in found[kind]] == pytest.approx(np.array(share) / anchors)
-        assert [one["even_share"] for one in found[kind]] == pytest.approx(np.array(even) / anchors)
-        assert [one["count"] for one in found[kind]] == count
-        for one, part, whole in zip(found[kind], share, even, strict=True):
-            assert one["ratio"] == (pytest.approx(part / whole) if whole else None)
-        summary = {"anchors": anchors, "mean_hardness": mean / anchors, "gradient_hardness": pulled / anchors}
-        assert found["summary"][kind] == pytest.approx(summary)
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for kind in ("positives", "negatives"):
+        assert found["summary"][kind] == pytest.approx(expected["summary"][kind])
+        for one, other in zip(found[kind], expected[kind], strict=True):
+            assert one == pytest.approx(other)
         assert sum(one["share"] for one in found[kind]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_curve_is_that_of_a_loop_over_pairs(loss):
+@pytest.mark.parametrize("loss", ["supcon_out", "supcon_in", "triplet"])
+def test_curve_agrees_with_a_loop_over_pairs(loss):
     points, labels = clusters(40, seed=1)
-    found = hard_mining_curve(points, labels, loss=loss, bins=9)
-    assert_is(found, curve_by_loops([(points, labels)], loss, 9), 9)
+    found = hard_mining_curve(points, labels, loss=loss, bins=9, **OPTIONS)
+    assert_same(found, curve_by_loops([(points, labels)], loss, 9))
     assert found == json.loads(json.dumps(found))
-    scaled = torch.from_numpy(points * np.linspace(1, 9, 40)[:, None])  # directions alone count
-    again = hard_mining_curve(scaled, torch.from_numpy(labels), loss=loss, bins=9)
+    scaled = torch.from_numpy(points * np.linspace(1, 9, 40)[:, None])  # only directions count
+    again = hard_mining_curve(scaled, torch.from_numpy(labels), loss=loss, bins=9, **OPTIONS)
     assert again["summary"]["positives"] == pytest.approx(found["summary"]["positives"])
 
 
@@ -71,31 +69,15 @@ def test_batches_are_drawn_by_the_seed_and_their_anchors_count_together():
     points, labels = clusters(60, seed=2)
     generator = torch.Generator().manual_seed(5)
     rows = [torch.randperm(60, generator=generator)[:20].numpy() for _ in range(3)]
-    options = {"bins": 8, "batch_size": 20, "batches": 3}
+    options = {"bins": 8, "batch_size": 20, "batches": 3, **OPTIONS}
     found = hard_mining_curve(points, labels, seed=5, **options)
-    assert_is(found, curve_by_loops([(points[chosen], labels[chosen]) for chosen in rows], "supcon_out", 8), 8)
+    assert_same(found, curve_by_loops([(points[chosen], labels[chosen]) for chosen in rows], "supcon_out", 8))
     assert hard_mining_curve(points, labels, seed=5, **options) == found
     assert hard_mining_curve(points, labels, seed=6, **options) != found
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
     hard_mining_curve(points, labels, seed=5, **options)
     assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_losses_mine_as_the_paper_says():
-    points, labels = clusters(80, seed=3, spread=0.4)
-    found = {loss: hard_mining_curve(points, labels, loss=loss)["summary"] for loss in LOSSES}
-
-    def gain(loss, kind):
-        return found[loss][kind]["gradient_hardness"] - found[loss][kind]["mean_hardness"]
-
-    assert gain("supcon_out", "positives") > 0.02
-    assert gain("supcon_in", "positives") < 0  # its gradient goes to the easy positives
-    assert all(gain(loss, "negatives") > 0.1 for loss in LOSSES)
-    cold = hard_mining_curve(points, labels, temperature=0.05)["summary"]["negatives"]["gradient_hardness"]
-    assert cold > found["supcon_out"]["negatives"]["gradient_hardness"]
-    wide = hard_mining_curve(points, labels, loss="triplet", margin=0.5)["summary"]["positives"]["anchors"]
-    assert wide > found["triplet"]["positives"]["anchors"]
 
 
 def test_no_triplet_with_a_loss_leaves_an_empty_curve():
@@ -111,12 +93,8 @@ def test_no_triplet_with_a_loss_leaves_an_empty_curve():
         ({"labels": np.arange(4)}, ValueError, "two rows with the same label, but no row has a positive"),
         ({"batch_size": 5}, ValueError, "`batch_size` to be between 2 and 4, the rows, but got 5"),
         ({"batch_size": 2.0}, TypeError, "`batch_size` to be an integer, but got 2.0"),
-        ({"batches": 0}, ValueError, "`batches` to be at least 1"),
         ({"bins": 0}, ValueError, "`bins` to be at least 1"),
-        ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),
         ({"loss": "npairs"}, ValueError, "`loss` to be one of"),
-        ({"temperature": -1.0}, ValueError, "`temperature` to be above 0"),
-        ({"margin": math.inf}, ValueError, "`margin` to be a finite number"),
         ({"embeddings": np.zeros((4, 2))}, ValueError, "finite and not zero, but got 4 of 4"),
     ],
 )
@@ -125,7 +103,7 @@ def test_errors_say_what_was_expected_and_what_came(change, error, message):
         hard_mining_curve(**({"embeddings": np.eye(4), "labels": np.array([0, 0, 1, 1])} | change))
 
 
-def test_batches_without_positives_are_passed_over_and_all_such_refused():
+def test_batches_without_positives_are_skipped_unless_all_are():
     points, labels = np.eye(6), np.array([0, 0, 1, 2, 3, 4])
     found = hard_mining_curve(points, labels, batch_size=3, batches=30)["summary"]
     assert 0 < found["positives"]["anchors"] < 60

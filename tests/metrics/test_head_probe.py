@@ -10,7 +10,7 @@ from pml_supcon.metrics.head_probe import majority_share, transformation_probe_m
 
 
 def variants(rows, *, seed, number=3, width=5, apart=0.6):
-    """Features of the same images, moved by each change in a direction of its own."""
+    """Return features of the same images under each change, which shifts them in its direction."""
     rng = np.random.default_rng(seed)
     base = rng.normal(size=(rows, width)) * 10.0 ** np.arange(-2, width - 2)
     directions = np.random.default_rng(9).normal(size=(number, width)) * 10.0 ** np.arange(-2, width - 2)
@@ -18,7 +18,7 @@ def variants(rows, *, seed, number=3, width=5, apart=0.6):
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_accuracy_is_that_of_scikit_learns_own_classifier(number):
+def test_accuracy_agrees_with_scikit_learn(number):
     train, test = variants(80, seed=1, number=number), variants(50, seed=2, number=number)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000))
     probe.fit(np.concatenate(train), [change for change in range(number) for _ in range(80)])
@@ -27,11 +27,6 @@ def test_accuracy_is_that_of_scikit_learns_own_classifier(number):
     assert found == pytest.approx({"accuracy": right / (50 * number), "chance": 1 / number})
     assert 1 / number < found["accuracy"] < 1
     assert transformation_probe_metrics([torch.from_numpy(rows) for rows in train], test) == found
-
-
-def test_features_that_do_not_see_the_change_are_at_chance():
-    same, other = variants(60, seed=1, number=1)[0], variants(40, seed=2, number=1)[0]
-    assert transformation_probe_metrics([same] * 4, [other] * 4) == {"accuracy": 0.25, "chance": 0.25}
 
 
 def test_options_reach_the_probe():
@@ -46,11 +41,9 @@ def test_options_reach_the_probe():
     ("change", "error", "message"),
     [
         ({"train": np.ones((2, 4, 3))}, TypeError, "`train` to be a sequence of variants, but got ndarray"),
-        ({"test": [np.ones((4, 3))]}, ValueError, "`test` to hold at least 2 variants, but got 1"),
         ({"test": [np.eye(3)] * 3}, ValueError, "same number of variants, but got 2 and 3"),
         ({"train": [np.eye(3), np.eye(3)[:2]]}, ValueError, r"same images, but got shapes \(3, 3\) and \(2, 3\)"),
         ({"test": [np.ones((3, 2))] * 2}, ValueError, r"the same width, but got shapes \(6, 3\) and \(6, 2\)"),
-        ({"train": [np.eye(3, dtype=int)] * 2}, TypeError, r"`train\[0\]` to be floating point"),
         ({"inverse_l2": "auto"}, TypeError, "`inverse_l2` to be a number, but got 'auto'"),
     ],
 )

@@ -38,20 +38,20 @@ def test_most_rows_stay_the_same_arrays():
 
 
 @pytest.mark.parametrize("offset", [1000, 12345, -(2**20)])
-def test_rows_on_a_grid_stay_on_one(offset):
+def test_rows_on_a_grid_stay_on_a_grid(offset):
     references = on_a_grid(300, seed=1, classes=5)[0].astype(np.float32)
     moved = well_conditioned(references[:40] + np.float32(offset), references + np.float32(offset))
     assert np.array_equal(in_float32(*moved[:2]), squared_distances(references[:40], references))
 
 
-def test_one_long_row_does_not_hide_the_others():
+def test_rows_of_very_different_lengths_are_an_error():
     references = clustered(100, seed=1)[0].astype(np.float32)
     references[7] *= np.float32(1e30)
     with pytest.raises(ValueError, match=r"squared distances fit into float32, but got lengths of .*e\+30 beside 1.0e"):
         well_conditioned(references, references)
 
 
-def test_squared_lengths_from_an_origin_go_through_in_parts():
+def test_squared_lengths_from_an_origin_are_computed_in_blocks():
     rows = np.random.default_rng(0).normal(size=(20_001, 3)).astype(np.float32)
     origin = np.array([5.0, -1.0, 0.25])
     assert squared_lengths(rows, origin) == pytest.approx(((rows - origin) ** 2).sum(1), rel=1e-12)

@@ -22,26 +22,23 @@ CPU = torch.device("cpu")
 
 
 def rows_of_values(size):
-    """Rows of distances of every kind that selection could trip over."""
+    """Return rows of distances with ties, signed zeros, infinities, subnormal numbers and uneven samples."""
     rng = np.random.default_rng(7)
     normal = rng.normal(size=size)
     holes = normal.copy()
     holes[:: max(1, size // 5)] = math.inf
     return {
         "of both signs": normal,
-        "negative": -np.abs(normal) - 1e-3,
         "ties": rng.integers(-3, 4, size=size),
         "ties in pairs": np.repeat(normal, 2)[:size],
         "one value": np.zeros(size),
         "zeros of both signs": rng.choice([0.0, -0.0, 1.0, -1.0], size=size),
         "infinities": holes,
         "all infinite": np.full(size, math.inf),
-        "minus infinity": np.where(normal > 1, -math.inf, normal),
         "tiny": normal * 1e-42,  # below the least normal float32
         "huge": normal * 1e37,
-        "rising": np.arange(size),
         "falling": -np.arange(size),
-        # What a sample with a step sees is not what the row is like.
+        # The sample of `upper_bound`, with a step, misrepresents these rows.
         "few near": np.where(np.arange(size) % 19 == 0, normal, normal + 100),
         "few far": np.where(np.arange(size) % 19 == 0, normal + 100, normal),
     }
@@ -85,7 +82,7 @@ def searchers(query, reference, *, own):
 
 
 @pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize("k", [1, 50, 99, 128, 499])
+@pytest.mark.parametrize("k", [1, 128, 499])
 def test_searchers_rank_by_distance_and_row_where_distances_tie(own, k):
     reference, _ = on_a_grid(500, seed=1, classes=5)
     query = reference[:200] if own else on_a_grid(200, seed=2, classes=5)[0]
@@ -109,24 +106,13 @@ def test_searchers_give_the_distances_of_float64():
 
 
 @pytest.mark.parametrize("kind", ["faiss", "streamed"])
-def test_a_query_is_left_out_where_more_duplicates_than_neighbours_are_asked_for(kind):
+def test_a_query_is_left_out_among_more_duplicates_than_neighbours(kind):
     points = np.ones((50, 4), dtype=np.float32)
     own = np.arange(50)
     distances, neighbours = searchers(points, points, own=True)[kind].find(own, 3)
     assert distances.shape == neighbours.shape == (50, 3)
     assert not (neighbours == own[:, None]).any()
     assert neighbours.tolist() == [[row for row in range(4) if row != query][:3] for query in range(50)]
-
-
-def test_first_ranks_of_a_searcher():
-    reference, labels = on_a_grid(400, seed=3, classes=40)
-    wanted = labels[:100]
-    ranked = rankings(reference[:100], reference, ref_includes_query=True)
-    expected = [1 + (labels[order] == label).argmax() for (order, _), label in zip(ranked, wanted, strict=True)]
-    searcher = StreamedSearcher(reference[:100], reference, own=True, device=CPU)
-    rows = np.arange(99, -1, -1)
-    assert searcher.first_ranks(rows, wanted[rows], labels).tolist() == expected[::-1]
-    assert max(expected) > 20
 
 
 @pytest.mark.parametrize("count", [0, 2, 100])
@@ -152,26 +138,32 @@ def test_chunks_are_of_equal_size(chunk_size, sizes):
     assert [len(chunk) for chunk in split_rows(np.arange(9), row_bytes=2**24, chunk_size=None)] == [3, 3, 3]
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_blocks_are_products_of_float32_whatever_is_set(autocast, monkeypatch):
+def products_of():
+    """Return torch's precision of float32 products, by backend from torch 2.9 on."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    return torch.get_float32_matmul_precision()
+
+
+def test_blocks_are_products_of_float32_in_spite_of_the_users_settings(monkeypatch):
     points = clustered(2000, seed=1)[0]
     searcher = StreamedSearcher(points[:50], points, own=False, device=CPU)
     right = searcher.block(np.arange(50)).numpy()
     inside, addmm = [], torch.addmm
 
-    def watched(*arguments, **options):
+    def recorded(*arguments, **options):
         inside.append((torch.is_autocast_enabled("cpu"), products_of()))
         return addmm(*arguments, **options)
 
-    monkeypatch.setattr(torch, "addmm", watched)
+    monkeypatch.setattr(torch, "addmm", recorded)
     torch.set_float32_matmul_precision("highest")
     normal = products_of()
     torch.set_float32_matmul_precision("medium")
     lesser = products_of()
     try:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             found = searcher.block(np.arange(50))
-        assert products_of() == lesser != normal  # as the user has set them
+        assert products_of() == lesser != normal  # the user's settings
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -180,15 +172,8 @@ def test_blocks_are_products_of_float32_whatever_is_set(autocast, monkeypatch):
     assert np.array_equal(found.numpy(), right)
 
 
-def products_of():
-    """Return torch's precision of float32 products, by backend from 2.9 on."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
-    return torch.get_float32_matmul_precision()
-
-
 def test_any_device_but_the_cpu_selects_for_itself(monkeypatch):
-    """With torch's device of shapes alone, which is neither the CPU nor CUDA."""
+    """Use torch's meta device, which is neither the CPU nor CUDA."""
     points = clustered(60, seed=1)[0]
     searcher = StreamedSearcher(points, points, own=False, device=CPU)
     expected = searcher.find(np.arange(10), 5)

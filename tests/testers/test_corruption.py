@@ -1,5 +1,3 @@
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -7,19 +5,14 @@ from torch.utils.data import TensorDataset
 
 from pml_supcon.corruptions import CORRUPTIONS, Corruption
 from pml_supcon.metrics import fit_linear_probe
-from pml_supcon.metrics.corruption import corruption_metrics, probe_scores
+from pml_supcon.metrics.corruption import corruption_metrics, mean_corruption_error, probe_scores
 from pml_supcon.testers import CorruptionTester
 
 SPLITS = [("test", ["train"])]
 
 
-def random_errors(seed):
-    rng = np.random.default_rng(seed)
-    return {name: rng.uniform(0.3, 1, 5).tolist() for name in CORRUPTIONS}
-
-
 def pictures(rows, seed):
-    """Stripes whose direction is the class, uint8 (rows, 1, 16, 16), grey."""
+    """Return grey stripes whose direction is the class, uint8 (rows, 1, 16, 16), and the classes."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(2, size=rows)
     waves = np.sin(np.arange(16) * rng.uniform(0.6, 1.2, size=(rows, 1)) + rng.uniform(0, 6, size=(rows, 1)))
@@ -29,7 +22,7 @@ def pictures(rows, seed):
 
 
 class Trunk(torch.nn.Module):
-    """Mean energy of the differences along both axes: tells stripes by their direction."""
+    """An encoder of the direction of stripes: the mean absolute difference along each axis."""
 
     def forward(self, images):
         return torch.stack([images.diff(dim=axis).abs().mean((1, 2, 3)) for axis in (2, 3)], dim=1)
@@ -71,11 +64,10 @@ def test_the_tester_agrees_with_the_steps_taken_by_hand():
 def test_all_corruptions_with_a_baseline():
     (train, learnt), (test, wanted) = pictures(300, 1), pictures(30, 2)
     data = {"train": TensorDataset(train, learnt), "test": TensorDataset(test, wanted)}
-    baseline = random_errors(3)
+    baseline = {name: np.random.default_rng(len(name)).uniform(0.3, 1, 5).tolist() for name in CORRUPTIONS}
     found = corruption_tester(baseline=baseline).test(data, 1, Trunk(), splits_to_eval=SPLITS)["test"]
     errors = {name: [1 - found[f"accuracy_{name}_{level}_level0"] for level in range(1, 6)] for name in CORRUPTIONS}
-    expected = np.mean([sum(errors[name]) / sum(baseline[name]) for name in CORRUPTIONS])
-    assert found["mean_corruption_error_level0"] == pytest.approx(expected)
+    assert found["mean_corruption_error_level0"] == pytest.approx(mean_corruption_error(errors, baseline))
 
 
 def test_levels_of_labels_and_an_unknown_label(caplog):
@@ -84,8 +76,7 @@ def test_levels_of_labels_and_an_unknown_label(caplog):
     others = torch.stack([wanted, torch.where(wanted == 1, 0, 7)], dim=1)
     data = {"train": TensorDataset(train, levels), "test": TensorDataset(test, others)}
     one = corruption_tester(corruptions=["contrast"], severities=[1], label_hierarchy_level="all")
-    with caplog.at_level(logging.WARNING):
-        found = one.test(data, 1, Trunk(), splits_to_eval=SPLITS)["test"]
+    found = one.test(data, 1, Trunk(), splits_to_eval=SPLITS)["test"]
     assert f"{int((wanted == 0).sum())} of 100 test rows" in caplog.text
     assert found["accuracy_level1"] < 0.7 < found["accuracy_level0"]
     assert 0.3 < found["accuracy_contrast_1_level1"] < 0.7 < found["accuracy_contrast_1_level0"]
@@ -94,17 +85,14 @@ def test_levels_of_labels_and_an_unknown_label(caplog):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "text"),
+    ("options", "text"),
     [
-        ({"corruptions": ["fogg"]}, ValueError, "did you mean 'fog'"),
-        ({"corruptions": "fog"}, TypeError, "`corruptions` to be a sequence of names, but got 'fog'"),
-        ({"corruptions": []}, ValueError, "`corruptions` to hold at least one"),
-        ({"severities": [1, 1]}, ValueError, r"none twice, but got \(1, 1\)"),
-        ({"inverse_l2": -1.0}, ValueError, "`inverse_l2` to be above 0"),
-        ({"baseline": {}, "severities": [1]}, ValueError, r"since `baseline` is given, .* at severities \(1,\)"),
-        ({"baseline": {}}, ValueError, "but got none for gaussian_noise"),
+        ({"corruptions": []}, "`corruptions` to hold at least one"),
+        ({"severities": [1, 1]}, r"none twice, but got \(1, 1\)"),
+        ({"baseline": {}, "severities": [1]}, r"since `baseline` is given, .* at severities \(1,\)"),
+        ({"baseline": {}}, "but got none for gaussian_noise"),
     ],
 )
-def test_wrong_options(options, error, text):
-    with pytest.raises(error, match=text):
+def test_wrong_options(options, text):
+    with pytest.raises(ValueError, match=text):
         corruption_tester(**options)

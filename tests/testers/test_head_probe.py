@@ -18,11 +18,9 @@ def make_tester(**options):
 
 
 def blind_head():
-    """A projection that keeps what the label needs, the mean of red over all others, and no direction."""
+    """Return a projection that keeps the means of red and green, which show the label, and no direction."""
     head = torch.nn.Linear(15, 2, bias=False)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.weight[0, 0], head.weight[1, 1] = 1.0, 1.0
+    torch.nn.init.eye_(head.weight)
     return head
 
 
@@ -46,8 +44,8 @@ def test_tester_reports_what_the_head_loses_and_agrees_with_the_functions():
         for name in names:
             images = data[name].tensors[0]
             changed = images if change is None else change(images, torch.arange(len(images)))
-            made = trunk(to_float(changed))
-            parts.append(head(made) if output == "head" else made)
+            features = trunk(to_float(changed))
+            parts.append(head(features) if output == "head" else features)
         return torch.cat(parts)
 
     for task, changes in tasks.items():
@@ -84,7 +82,7 @@ def test_tester_takes_all_tasks_or_none_and_pictures_as_tensors():
     assert plain == {key: found[key] for key in ("epoch", "label_encoder_level0", "label_head_level0")}
 
 
-def test_tester_refuses_before_long_work():
+def test_tester_raises_before_it_computes_embeddings():
     data = {"train": labelled_images(10, 1), "test": labelled_images(10, 2)}
     with pytest.raises(ValueError, match="`embedder_model` to be the projection head, but got none, or Identity"):
         make_tester().test(data, 1, Untouchable(), None, [("test", ["train"])])
@@ -97,13 +95,11 @@ def test_tester_refuses_before_long_work():
     [
         ({"tasks": {"sobel": (Sobel(),)}}, ValueError, "at least 2 variants of each task, .* got 'sobel' with 1"),
         ({"tasks": {"label": (None, Sobel())}}, ValueError, "none named 'label'"),
-        ({"tasks": []}, TypeError, r"`tasks` to be a mapping of names to changes, but got \[\]"),
-        ({"tasks": {1: (None, Sobel())}}, TypeError, "`tasks` to have strings as names, but got 1"),
-        ({"tasks": {"sobel": "sobel"}}, TypeError, "a sequence of changes for 'sobel', but got 'sobel'"),
+        ({"tasks": []}, TypeError, "`tasks` to be a mapping of names to changes, but got list"),
+        ({"tasks": {"sobel": "sobel"}}, TypeError, r"`tasks\['sobel'\]` to be a sequence of changes, but got 'sobel'"),
         ({"tasks": {"turn": (None, 90)}}, TypeError, "callables or None for 'turn', but got 90"),
         ({"use_trunk_output": True}, TypeError, "Expected no argument `use_trunk_output`, but got True"),
         ({"inverse_l2": "auto"}, TypeError, "`inverse_l2` to be a number"),
-        ({"max_iter": 0}, ValueError, "`max_iter` to be at least 1"),
     ],
 )
 def test_tester_checks_its_options_when_made(options, error, message):

@@ -15,24 +15,20 @@ def make_tester(**options):
 
 
 def test_tester_fits_on_the_references_and_scores_the_query_from_the_trunk():
-    data = data_sets(
-        **{name: of_any_scale(100, seed=s, spread=0.5) for s, name in enumerate(("train", "more", "test"))}
-    )
+    points = {name: of_any_scale(100, seed=s, spread=0.5) for s, name in enumerate(("train", "more", "test"))}
+    data = data_sets(**points)
     trunk, embedder = torch.nn.Linear(6, 6), torch.nn.Linear(6, 1)
     found = make_tester().test(data, 3, trunk, embedder, [("test", ["train", "more"])])
     with torch.no_grad():
         rows = {name: trunk(dataset.tensors[0]) for name, dataset in data.items()}
-    train, learnt = (
-        torch.cat(parts)
-        for parts in ((rows["train"], rows["more"]), [data[name].tensors[1] for name in ("train", "more")])
-    )
+    train, learnt = torch.cat([rows["train"], rows["more"]]), torch.cat([data[n].tensors[1] for n in ("train", "more")])
     expected = linear_probe_metrics(train, learnt, rows["test"], data["test"].tensors[1])
     assert found == {"test": {"epoch": 3} | {f"{name}_level0": value for name, value in expected.items()}}
     assert expected["top1"] > 0.5
 
 
 def test_tester_does_not_normalise_unless_asked():
-    lengths = torch.tensor([[1.0], [2.0], [8.0], [16.0]])  # the label is in the length alone, which divides exactly
+    lengths = torch.tensor([[1.0], [2.0], [8.0], [16.0]])  # only the length shows the label; it divides exactly
     data = TensorDataset(lengths, torch.tensor([0, 0, 1, 1]))
     arguments = ({"train": data, "test": data}, 1, torch.nn.Identity(), None, SPLITS)
     assert make_tester().test(*arguments)["test"]["top1_level0"] == 1.0
@@ -59,7 +55,7 @@ def test_tester_passes_its_options_on():
         ([("test", ["train"]), ("train", ["test", "train"])], r"got query 'train' .* \['test', 'train'\]. Pass"),
     ],
 )
-def test_tester_refuses_to_score_its_own_training_rows_before_long_work(splits, message):
+def test_tester_rejects_scores_of_its_training_rows_before_it_computes_embeddings(splits, message):
     data = data_sets(train=of_any_scale(10, seed=1), test=of_any_scale(10, seed=3))
     with pytest.raises(ValueError, match=message):
         make_tester().test(data, 1, Untouchable(), splits_to_eval=splits)
