@@ -40,7 +40,7 @@ def clustering_metrics(embeddings: Array, labels: Array) -> dict[str, float]:
     require_faiss()
     rows = as_embeddings(embeddings, "embeddings", dtype=np.float32)
     classes = as_labels(labels, "labels", len(rows))
-    # min_points_per_centroid=1: the number of clusters is given, so FAISS shall not warn on stderr of small ones.
+    # min_points_per_centroid=1 silences FAISS's warning on stderr about small clusters: their number is fixed here.
     kmeans = FaissKMeans(niter=KMEANS_STEPS, min_points_per_centroid=1)
     clusters = kmeans(torch.from_numpy(np.ascontiguousarray(rows)), len(np.unique(classes))).numpy()
     return {

@@ -85,8 +85,7 @@ def _pca(rows: Floats, seed: int) -> Floats:
 def _tsne(rows: Floats, seed: int) -> Floats:
     init = "pca" if rows.shape[1] > 1 else "random"
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    flat: Floats = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(rows)
-    return flat
+    return np.asarray(TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(rows))
 
 
 def _umap(rows: Floats, seed: int) -> Floats:
@@ -94,8 +93,7 @@ def _umap(rows: Floats, seed: int) -> Floats:
     init = "spectral" if len(rows) > 15 else "random"
     neighbours = min(15, len(rows) - 1)
     method = require_umap().UMAP(n_neighbors=neighbours, init=init, random_state=seed, n_jobs=1)
-    flat: Floats = method.fit_transform(rows)
-    return flat
+    return np.asarray(method.fit_transform(rows))
 
 
 METHODS: dict[str, Callable[[Floats, int], Floats]] = {"pca": _pca, "tsne": _tsne, "umap": _umap}

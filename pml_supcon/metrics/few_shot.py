@@ -159,7 +159,7 @@ def _check_rows(labels: Labels, shots: Sequence[int]) -> None:
 def check_few_shot_options(
     shots: Sequence[int], draws: int, classifier: str, seed: int, inverse_l2: float, max_iter: int
 ) -> None:
-    """Raise unless the options are those of `few_shot_metrics`."""
+    """Raise unless the options have the types and ranges of `few_shot_metrics`."""
     check_sequence("shots", shots, "integers")
     for k in shots:
         check_int("shots", k, low=1)

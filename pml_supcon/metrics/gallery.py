@@ -58,7 +58,7 @@ def worst_queries(
         reference_labels: ``(M,)`` integers.
         queries: The number of queries to return, at most.
         neighbours: K, at least 1; all references where there are fewer.
-        ref_includes_query: The first N references are the queries, and no query finds itself.
+        ref_includes_query: The first N references are the queries, and no query is its own neighbour.
 
     Returns:
         The worst queries. A query without a relevant reference (R = 0) has no score and is left out, so that there may

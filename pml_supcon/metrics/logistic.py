@@ -1,4 +1,4 @@
-"""The logistic regression under the probes; its functions take arrays that were checked."""
+"""The logistic regression under the probes; its functions take checked arrays."""
 
 import logging
 import sys
@@ -78,7 +78,7 @@ def fit(features: Floats, labels: Labels, options: ProbeOptions) -> Pipeline:
             warnings.warn(
                 f"The linear probe did not converge within max_iter={options.max_iter}, so that its accuracy is not "
                 f"final. Raise max_iter{scale} or lower inverse_l2={options.inverse_l2}. "
-                f"scikit-learn said: {warning.message}",
+                f"scikit-learn's warning: {warning.message}",
                 ConvergenceWarning,
                 stacklevel=_callers_level(),
             )
@@ -118,7 +118,7 @@ def top_accuracies(probe: Any, features: Floats, labels: Labels) -> tuple[float,
 
 
 def log_unseen_labels(labels: Labels, known: Labels, consequence: str = "they count as errors") -> None:
-    """Log a warning with the number of rows whose label is not among the ``known``."""
+    """Log a warning with the number of rows whose label is not one of ``known``, the labels of training."""
     unseen = labels[~np.isin(labels, known)]
     if len(unseen):
         logger.warning(

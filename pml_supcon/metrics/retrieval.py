@@ -81,9 +81,9 @@ def retrieval_scores(
         query_labels: ``(N,)`` integers of any size, compared as int64.
         reference: ``(M, D)`` floats.
         reference_labels: ``(M,)`` integers.
-        ref_includes_query: The first N references are the queries, and no query finds itself.
+        ref_includes_query: The first N references are the queries, and no query is its own neighbour.
         recall_at: The k of ``recall_at_k``, each at least 1. Where a query has fewer references than k, all
-            of them count, and a warning says so.
+            of them count, and a warning is logged.
         knn_k: Neighbours that vote, at least 1; with fewer references as for ``recall_at``.
         knn_temperature: :math:`\tau`, above 0; ``math.inf`` makes it the unweighted majority vote.
         at_r: False leaves out ``r_precision`` and ``mean_average_precision_at_r``, so that k is small for classes of

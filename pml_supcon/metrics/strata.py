@@ -31,7 +31,7 @@ def draw_rows(labels: Labels, count: int, rng: np.random.Generator, *, at_least:
     """Draw ``count`` row numbers, in rising order, with the `stratified_quotas` of each label."""
     _, places, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     quotas = stratified_quotas(sizes, count, at_least=at_least, leave=leave)
-    # Sort a permutation by label, (N,): rows of one label stand together, in random order. Take the first of each.
+    # Sort a permutation by label, (N,): rows of one label are adjacent, in random order. Take the first of each.
     order = rng.permutation(len(labels))
     order = order[np.argsort(places[order], kind="stable")]
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -1,6 +1,6 @@
 """Exact nearest neighbours of rows, in blocks of bounded memory.
 
-PML's own search took 17 to 72 times as long where measured, and resolves ties by chance; here the lower row is nearer.
+PML's own search took 17 to 72 times as long where measured, and breaks ties at random; here the lower row is nearer.
 """
 
 import math
@@ -25,7 +25,7 @@ class Searcher(Protocol):
     """A search for the references nearest to some rows of the queries.
 
     Queries ``(N, D)`` and references ``(M, D)`` are float32. With ``own`` the first N references are the queries, and
-    no query finds itself.
+    no query is its own neighbour.
 
     Attributes:
         row_bytes: Memory for each query of a call of `find`, beside the result.

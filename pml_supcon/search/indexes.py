@@ -148,8 +148,8 @@ def index_recall(
         k: Numbers of neighbours, each from 1 to M (M - 1 with ``ref_includes_query``).
         queries: The number of queries searched, at most; drawn with ``seed``.
         seed: Seed of the draw, at least 0.
-        ref_includes_query: The first N references are the queries, and no query finds itself: that hit is easy and
-            would flatter the index.
+        ref_includes_query: The first N references are the queries, and no query is its own neighbour: such an easy
+            hit would raise the recall.
 
     Returns:
         The recall in [0, 1] for each k.

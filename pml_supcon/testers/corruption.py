@@ -116,7 +116,7 @@ class CorruptionTester(FittedTester):
         blank = {(each.name, each.severity): Scores(accuracy=1.0, ece=0.0) for each in self._corruptions}
         names = ["accuracy", "ece", *corruption_metrics(blank), *["mean_corruption_error"] * (baseline is not None)]
         super().__init__(
-            # It holds only the names: PML's calculators take one set of queries, here there is one for each corruption.
+            # Only names: PML's calculators take one set of queries, but each corruption has its own.
             accuracy_calculator=FunctionCalculator(names, lambda **_: {}),
             use_trunk_output=use_trunk_output,
             normalize_embeddings=normalize_embeddings,

@@ -35,7 +35,7 @@ class HeadProbeTester(FittedTester):
         max_iter: Iterations of L-BFGS, at least 1.
         standardize: Give each feature mean 0 and variance 1 first, by the statistics of the references.
         **tester_kwargs: Options of PML's ``BaseTester`` other than ``accuracy_calculator``, ``normalize_embeddings``,
-            ``use_trunk_output``, ``pca`` and those of a visualizer.
+            ``use_trunk_output``, ``pca`` and the options of a visualizer.
 
     Raises:
         TypeError: If an option is not one of these, or has the wrong type, or a variant is neither callable nor None.

@@ -1,4 +1,4 @@
-"""Points with labels for the tests of metrics, search and testers, and every metric of a ranking as loops."""
+"""Points with labels for the tests of metrics, search and testers, and loops that compute every ranking metric."""
 
 import math
 from collections import defaultdict
@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 
 def clustered(rows, *, seed, width=8, spread=1.0, classes=30):
-    """Normalised points of uneven classes: class c is about twice as likely as class c + classes / 6."""
+    """Return normalised points of uneven classes: class c is about twice as likely as class c + classes / 6."""
     rng = np.random.default_rng(seed)
     share = 0.5 ** (np.arange(classes) * 6 / classes)
     labels = rng.choice(classes, size=rows, p=share / share.sum())
@@ -20,7 +20,7 @@ def clustered(rows, *, seed, width=8, spread=1.0, classes=30):
 
 
 def on_a_grid(rows, *, seed, classes, side=3, width=4):
-    """Points at small integers: float32 is exact, distances tie often, and many points lie at one place."""
+    """Return points with small integer coordinates: exact in float32, with many ties and duplicates."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, size=rows)
     centres = np.random.default_rng(98).integers(-side, side, size=(classes, width))
@@ -28,14 +28,14 @@ def on_a_grid(rows, *, seed, classes, side=3, width=4):
 
 
 def with_lone_labels(labels, rows, *, start=1000):
-    """The same labels, but with the given rows the only ones of their class."""
+    """Return the labels, with a class of its own for each of the given rows."""
     labels = labels.copy()
     labels[rows] = start + np.arange(len(rows))
     return labels
 
 
 def rankings(query, reference, *, ref_includes_query):
-    """Of each query its references' rows, nearest first, equal ones by row; and the squared distances; in float64."""
+    """Yield for each query the rows of its references, nearest first, ties by row, and squared float64 distances."""
     for q, point in enumerate(query.astype(np.float64)):
         distances = np.square(reference.astype(np.float64) - point).sum(axis=1)
         order = np.argsort(distances, kind="stable")
@@ -46,7 +46,7 @@ def rankings(query, reference, *, ref_includes_query):
 def scores_by_loops(
     ranked, wanted, labels, *, ref_includes_query=False, recall_at=(1, 2, 4, 8), knn_k=20, knn_temperature=0.07
 ):
-    """Every definition, query by query, of `(rows, squared distances)` in their order; a row below 0 is none."""
+    """Compute every metric query by query, from `(rows, squared distances)` in order; a row below 0 is no neighbour."""
     names = ["precision_at_1", *(f"recall_at_{k}" for k in recall_at), "mean_reciprocal_rank"]
     names += ["r_precision", "mean_average_precision_at_r", "knn_accuracy"]
     scores = {name: [] for name in names}
@@ -78,7 +78,7 @@ def scores_by_loops(
 
 
 def overlapping(rows, *, seed, classes, width, apart=1.0, spread=1.0, first_label=0):
-    """Features of classes that overlap: centres `apart` from each other, noise of width `spread`, integer labels."""
+    """Return features and labels of overlapping classes: centres of scale `apart`, noise of scale `spread`."""
     labels = np.random.default_rng(seed).integers(0, classes, rows)
     centres = np.random.default_rng(99).normal(size=(classes, width)) * apart
     points = centres[labels] + spread * np.random.default_rng(seed + 1).normal(size=(rows, width))
@@ -86,7 +86,7 @@ def overlapping(rows, *, seed, classes, width, apart=1.0, spread=1.0, first_labe
 
 
 def of_any_length(rows, *, seed, classes=4, width=5):
-    """Overlapping classes of `rows` each, in features of very different lengths."""
+    """Return overlapping classes of `rows` rows each, in features of very different lengths."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(classes), rows))
     points = np.random.default_rng(99).normal(size=(classes, width))[labels] + rng.normal(size=(len(labels), width))
@@ -94,13 +94,13 @@ def of_any_length(rows, *, seed, classes=4, width=5):
 
 
 def of_any_scale(rows, *, seed, classes=8, width=6, spread=1.5):
-    """Overlapping classes in columns of different scales and means."""
+    """Return overlapping classes in columns of different scales and means."""
     points, labels = overlapping(rows, seed=seed, classes=classes, width=width, spread=spread)
     return points * 10.0 ** np.linspace(-2, 2, width) + np.arange(width) * 50, labels
 
 
 def data_sets(**splits):
-    """A data set of float32 features and labels for each split, as PML's testers take them."""
+    """Return a data set of float32 features and labels for each split, as PML's testers take them."""
     return {
         name: TensorDataset(torch.from_numpy(points).float(), torch.from_numpy(labels))
         for name, (points, labels) in splits.items()
@@ -108,7 +108,7 @@ def data_sets(**splits):
 
 
 class Untouchable(torch.nn.Module):
-    """A model that must not be called: an error has to come before embeddings are computed."""
+    """A model for tests of errors that are raised before embeddings are computed: a call fails the test."""
 
     def forward(self, rows):
         raise AssertionError("embeddings were computed")

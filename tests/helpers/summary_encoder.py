@@ -1,11 +1,11 @@
-"""An encoder that sees colour and direction, and labelled images to probe it with."""
+"""An encoder of colour and direction, and labelled images to probe it with."""
 
 import torch
 from torch.utils.data import TensorDataset
 
 
 class Summaries(torch.nn.Module):
-    """An encoder that sees colour and direction: means and edges of each channel; dropout would show in training."""
+    """An encoder of colour and direction: means and edges of each channel; dropout shows if it is in training mode."""
 
     def __init__(self):
         super().__init__()
@@ -19,7 +19,7 @@ class Summaries(torch.nn.Module):
 
 
 def labelled_images(rows, seed):
-    """Uint8 images brighter at the top and to the left, whose label is in their red."""
+    """Return uint8 images that are brighter at the top and left, with labels that depend on their red."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (rows,), generator=generator)
     images = torch.rand(rows, 3, 8, 8, generator=generator) * 60
