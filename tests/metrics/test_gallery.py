@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from helpers.labelled_points import overlapping, rankings
+from sklearn.preprocessing import normalize
 
 from pml_supcon.metrics.gallery import worst_queries
 
@@ -8,32 +10,22 @@ from pml_supcon.metrics.gallery import worst_queries
 def by_loops(query, wanted, reference, labels, *, neighbours, own):
     """Return {query: (score, references, cosines)} of each query that has a relevant reference."""
     found = {}
-    for q in range(len(query)):
-        others = [r for r in range(len(reference)) if not (own and r == q)]
-        relevant = sum(labels[r] == wanted[q] for r in others)
-        if not relevant:
-            continue
-        cosines = {r: query[q] @ reference[r] / np.linalg.norm(query[q]) / np.linalg.norm(reference[r]) for r in others}
-        nearest = sorted(others, key=lambda r: -cosines[r])[:neighbours]
-        hits, total = 0, 0.0
-        for rank, r in enumerate(nearest, start=1):
-            if labels[r] == wanted[q]:
-                hits += 1
-                total += hits / rank
-        found[q] = total / min(len(nearest), relevant), nearest, [cosines[r] for r in nearest]
+    for q, (order, distances) in enumerate(rankings(normalize(query), normalize(reference), ref_includes_query=own)):
+        relevant = int((labels == wanted[q]).sum()) - own
+        if relevant:
+            hits = labels[order[:neighbours]] == wanted[q]
+            precisions = [hits[: rank + 1].mean() for rank in np.flatnonzero(hits)]
+            cosines = 1 - distances[:neighbours] / 2
+            found[q] = sum(precisions) / min(neighbours, relevant), order[:neighbours].tolist(), cosines.tolist()
     return found
-
-
-def points(rows, seed):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(4, size=rows)
-    return rng.normal(size=(rows, 5)) + 1.2 * np.eye(4, 5)[labels], labels
 
 
 @pytest.mark.parametrize(("own", "block", "kind"), [(False, 3, np.asarray), (True, 4096, torch.as_tensor)])
 def test_agrees_with_loops(monkeypatch, own, block, kind):
     monkeypatch.setattr("pml_supcon.metrics.gallery.BLOCK", block)
-    (query, wanted), (reference, labels) = points(40, 1), points(60, 2)
+    (query, wanted), (reference, labels) = (
+        overlapping(rows, seed=rows, classes=4, width=5, apart=0.7) for rows in (40, 60)
+    )
     if own:
         reference, labels = np.concatenate([query, reference]), np.concatenate([wanted, labels])
     wanted[7] = 3
