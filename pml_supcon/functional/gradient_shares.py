@@ -96,7 +96,12 @@ def gradient_shares(
         # 1. unit rows z = w / |w|, (N, D), in float32 at least, and cosines c_ij of the anchors with all rows, (A, N)
         wide = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
         lengths = wide.norm(dim=1, keepdim=True)
-        _check_lengths(lengths)
+        bad = (~(lengths.isfinite() & (lengths > 0))).flatten().nonzero().flatten()
+        if len(bad):
+            raise ValueError(
+                f"Expected argument `embeddings` to have rows that are finite and not zero, but got {len(bad)} of "
+                f"{len(lengths)} that are not (the first is row {int(bad[0])})"
+            )
         z, labels = wide / lengths, labels.long()
         chosen = torch.arange(len(z), device=z.device)[anchors or slice(None)]
         cosine = (z[chosen] @ z.T).clamp_(-1, 1)  # only rounding exceeds the range
@@ -160,13 +165,3 @@ def check_arguments(embeddings: Tensor, labels: Tensor, loss: str, temperature: 
     check_number("margin", margin, low=0)
     checks.check_embeddings("embeddings", embeddings, dims=(2,))
     checks.check_labels("labels", labels, len(embeddings), embeddings.device)
-
-
-def _check_lengths(lengths: Tensor) -> None:
-    """Raise if a row has a length of 0 or a length that is not finite."""
-    bad = (~(lengths.isfinite() & (lengths > 0))).flatten().nonzero().flatten()
-    if len(bad):
-        raise ValueError(
-            f"Expected argument `embeddings` to have rows that are finite and not zero, but got {len(bad)} of "
-            f"{len(lengths)} that are not (the first is row {int(bad[0])})"
-        )

@@ -58,11 +58,6 @@ class RunningHighest:
             self._lowest = scores[order[-1]]
 
 
-def number_of_triplets(pos_anchors: Tensor, neg_anchors: Tensor, anchors: int) -> int:
-    """Return the number of triplets (anchor, positive, negative) among ``anchors`` rows."""
-    return int(torch.bincount(neg_anchors, minlength=anchors)[pos_anchors].sum())
-
-
 def triplets(
     pos_anchors: Tensor, positives: Tensor, neg_anchors: Tensor, negatives: Tensor, *, anchors: int, pairs_a_part: int
 ) -> Iterator[Tensor]:

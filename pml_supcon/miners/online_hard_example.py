@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
@@ -102,7 +103,8 @@ class OnlineHardExampleMiner(BaseMiner):
 
     def _hardest_triplets(self, batch: _pml.Batch, pairs: _pml.Pairs) -> tuple[Tensor, ...]:
         rows, references = len(batch.embeddings), len(batch.ref_emb)
-        total = _ranking.number_of_triplets(pairs.pos_anchors, pairs.neg_anchors, rows)
+        # each positive pair forms a triplet with each negative of its anchor
+        total = int(torch.bincount(pairs.neg_anchors, minlength=rows)[pairs.pos_anchors].sum())
         if total == 0:
             nothing = pairs.positives[:0]
             return nothing, nothing.clone(), nothing.clone()
@@ -111,14 +113,10 @@ class OnlineHardExampleMiner(BaseMiner):
         room = max(rows * references, SMALLEST_PART)
         hardest = _ranking.RunningHighest(_ranking.number_of(self.share, total, self.most), room)
         for part in _ranking.triplets(*pairs, anchors=rows, pairs_a_part=room // references):
-            hardest.add(self._hardness(batch, part, far), part)
-        anchors, positives, negatives = hardest.items()
-        return anchors, positives, negatives
-
-    def _hardness(self, batch: _pml.Batch, part: Tensor, far: Tensor | None) -> Tensor:
-        """Return the hardness of the triplets of a part, ``(T,)``."""
-        a, p, n = part
-        if far is not None:
-            return far[a, p] - far[a, n]
-        (terms,) = _pml.loss_terms(self.loss, batch, (a, p, n), {"triplet": part.shape[1]})
-        return terms
+            a, p, n = part
+            if far is None:
+                (hardness,) = _pml.loss_terms(self.loss, batch, (a, p, n), {"triplet": part.shape[1]})
+            else:
+                hardness = far[a, p] - far[a, n]
+            hardest.add(hardness, part)
+        return hardest.items().unbind()

@@ -16,15 +16,8 @@ def count_batches(units: IntArray, *, size: int, cap: int) -> tuple[int, int]:
     """Return how many full batches the cap allows, and the size of the smaller batch that is left.
 
     The full batches are the most that any schedule can have, and with the smaller batch no schedule of one
-    more batch holds more units.
-
-    Args:
-        units: int64 ``(C,)``, the units of each class, ``>= 0``.
-        size: Units in a full batch, ``>= 1``.
-        cap: Most units of one class in a batch, ``>= 1``.
-
-    Returns:
-        ``(full, rest)`` with ``0 <= rest < size``; ``rest`` is 0 where there is no smaller batch.
+    more batch holds more units. ``units`` int64 ``(C,)`` are the units of each class, ``size >= 1`` the units in a full
+    batch, ``cap >= 1`` the most units of one class in a batch. The smaller batch has a size in ``[0, size)``.
 
     Examples:
         >>> count_batches(np.array([10, 3, 2]), size=4, cap=2)
@@ -50,16 +43,7 @@ def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generat
 
     Each batch first takes the units that later batches cannot hold, then units drawn uniformly at random from the
     rest; draws above the cap are put back. How often two classes share a batch thus depends only on chance and the
-    cap, also for classes with few units.
-
-    Args:
-        units: int64 ``(C,)``, the units of each class; not changed.
-        size: Units in a full batch.
-        cap: Most units of one class in a batch.
-        rng: The random generator.
-
-    Yields:
-        int64 ``(C,)``: the units that the batch takes from each class, each in ``[0, cap]``.
+    cap, also for classes with few units. A batch is int64 ``(C,)``: its units of each class, each in ``[0, cap]``.
 
     Examples:
         >>> [int(b.sum()) for b in draw_batches(np.array([10, 3, 2]), size=4, cap=2, rng=np.random.default_rng(0))]

@@ -120,22 +120,18 @@ class MultiViewBatchSampler(BatchSampler):
                 f"Expected samples for one batch at least, but got {self._planner.num_samples} labels with "
                 f"batch_size={batch_size}, drop_last={drop_last}, num_replicas={num_replicas}"
             )
-        self.left_out = self._count_left_out(0 if yields_rest else self._planner.rest)
-        # (epoch, batches done): the start of the next iteration, and the place of the current one.
-        self._next = self._at = (0, 0)
-        self._loaded = False
-
-    def _count_left_out(self, last: int) -> int:
-        """Return the samples that an epoch leaves out, ``last`` of them in the smaller batch; warn on rank 0."""
-        grouped, limited = self._planner.without_group, self._planner.above_limit
-        left_out = grouped + limited + last
-        if left_out and self.rank == 0:
+        # Samples in incomplete groups, above the limit, and in the smaller batch if it is left out.
+        reasons = self._planner.without_group, self._planner.above_limit, 0 if yields_rest else self._planner.rest
+        self.left_out = sum(reasons)
+        if self.left_out and self.rank == 0:
             logger.warning(
                 "MultiViewBatchSampler leaves out %d of %d samples in each epoch, drawn anew: %d in incomplete "
                 "groups, %d of classes too frequent for the limit, %d in the last, smaller batch.",
-                *(left_out, self._planner.num_samples, grouped, limited, last),
+                *(self.left_out, self._planner.num_samples, *reasons),
             )
-        return left_out
+        # (epoch, batches done): the start of the next iteration, and the place of the current one.
+        self._next = self._at = (0, 0)
+        self._loaded = False
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch: the same number on every rank and in every epoch, also a resumed one."""

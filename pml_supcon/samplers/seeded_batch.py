@@ -23,14 +23,3 @@ class SeededBatch(list[int]):
     def __init__(self, indices: Iterable[int], place: Sequence[int]) -> None:
         super().__init__(indices)
         self.seed = int(np.random.SeedSequence(list(place)).generate_state(1, np.uint64)[0] >> 1)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle for data loader workers; the default of list would call ``__init__`` without a place."""
-        return (_restore, (list(self), self.seed))
-
-
-def _restore(indices: list[int], seed: int) -> SeededBatch:
-    batch = SeededBatch.__new__(SeededBatch)
-    batch.extend(indices)
-    batch.seed = seed
-    return batch

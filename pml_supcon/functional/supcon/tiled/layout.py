@@ -18,23 +18,14 @@ Tile = tuple[slice, slice]  # of anchors and of rows
 
 @dataclass(frozen=True)
 class Layout:
-    """Labels, identities and ranks of sorted anchors and rows.
+    """Labels, identities and ranks of sorted anchors and rows."""
 
-    Attributes:
-        anchor_labels: ``(A,)``, ascending.
-        row_labels: ``(M,)``, ascending.
-        anchor_ids: ``(A,)``; an anchor is not contrasted with the row of the same id. None: it is contrasted with all.
-        row_ids: ``(M,)``, or None.
-        cap: ranks that cap the positives, or None.
-        symmetric: anchors are the rows, in the same order.
-    """
-
-    anchor_labels: Tensor
-    row_labels: Tensor
-    anchor_ids: Tensor | None
-    row_ids: Tensor | None
-    cap: Cap | None
-    symmetric: bool
+    anchor_labels: Tensor  # (A,), ascending
+    row_labels: Tensor  # (M,), ascending
+    anchor_ids: Tensor | None  # (A,); an anchor is not contrasted with the row of the same id; None: with all rows
+    row_ids: Tensor | None  # (M,), or None
+    cap: Cap | None  # ranks that cap the positives
+    symmetric: bool  # the anchors are the rows, in the same order
 
     @staticmethod
     def of(problem: Problem) -> tuple["Layout", Tensor, Tensor]:

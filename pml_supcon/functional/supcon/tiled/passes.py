@@ -18,21 +18,13 @@ class RowsBySlice(Protocol):
 
 
 class TilePasses(NamedTuple):
-    """The inputs of the three passes; each pass takes a list of tiles, so that threads and processes can divide them.
+    """The inputs of the passes; each pass takes a list of tiles, so that threads and processes can divide them."""
 
-    Attributes:
-        anchors: sorted anchors.
-        rows: sorted contrasted rows; the products of both are the similarities.
-        layout: labels, identities and caps, which decide which pairs are positives.
-        dtype: of the rows.
-        shifted: compute with logarithms, because ``exp(s)`` could overflow.
-    """
-
-    anchors: RowsBySlice
-    rows: RowsBySlice
-    layout: Layout
-    dtype: torch.dtype
-    shifted: bool
+    anchors: RowsBySlice  # sorted
+    rows: RowsBySlice  # sorted; the products of anchors and rows are the similarities
+    layout: Layout  # labels, identities and caps, which decide which pairs are positives
+    dtype: torch.dtype  # of the rows
+    shifted: bool  # compute with logarithms, because `exp(s)` could overflow
 
     def log_negatives(self, tiles: Sequence[tuple[Tile, list[Tile]]]) -> Tensor:
         """Return ``log sum_{n in N(i)} exp(s_in)`` over these tiles, ``(A,)``; minus infinity without negatives."""

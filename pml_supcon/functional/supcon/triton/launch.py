@@ -17,42 +17,24 @@ FLOAT16_WEIGHT = 2.0**14
 
 
 class Side(NamedTuple):
-    """Anchors or contrasted rows in the order of their labels.
+    """Anchors or contrasted rows in the order of their labels."""
 
-    Attributes:
-        rows: ``(n, D)`` in the dtype of the products.
-        ids: ``(n,)`` int32, places in the caller's order, counted from the first row that is an anchor (``first``).
-        start: ``(n,)`` int32, with ``stop``: the rows of the other side from ``start`` to ``stop`` have the row's
-            label.
-        stop: ``(n,)`` int32.
-    """
-
-    rows: Tensor
-    ids: Tensor
-    start: Tensor
-    stop: Tensor
+    rows: Tensor  # (n, D) in the dtype of the products
+    ids: Tensor  # (n,) int32, places in the caller's order, counted from the first row that is an anchor (`first`)
+    start: Tensor  # (n,) int32, with `stop`: the other side's rows from `start` to `stop` have the row's label
+    stop: Tensor  # (n,) int32
 
 
 class Launches(NamedTuple):
-    """Both sides (the same object if every row is an anchor), and the arguments of the kernels.
-
-    Attributes:
-        anchors: the side of the anchors.
-        rows: the side of the contrasted rows.
-        rank: ``(M,)`` int32 in the caller's order, None without a cap.
-        limit: ``(A,)`` int32 by id: the cap keeps rows whose rank is lower, or equal to the anchor's.
-        first: index of the first anchor among the rows; rows before it have negative ids.
-        temperature: of the similarities.
-        options: the kernels' constants by name, without ``BLOCK_K`` and ``BLOCK_D``.
-    """
+    """Both sides (the same object if every row is an anchor), and the arguments of the kernels."""
 
     anchors: Side
     rows: Side
-    rank: Tensor | None
-    limit: Tensor | None
-    first: int
+    rank: Tensor | None  # (M,) int32 in the caller's order, None without a cap
+    limit: Tensor | None  # (A,) int32 by id: the cap keeps rows whose rank is lower, or equal to the anchor's
+    first: int  # index of the first anchor among the rows; rows before it have negative ids
     temperature: float
-    options: dict[str, Any]
+    options: dict[str, Any]  # the kernels' constants by name, without `BLOCK_K` and `BLOCK_D`
 
     def losses(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses ``(A,)`` and validity ``(A,)`` by id, and the statistics ``(4, A)`` of the sorted anchors."""

@@ -54,9 +54,7 @@ def dot_products(
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return a tile of ``x y^T``, ``(BLOCK_M, BLOCK_N)``, and the first ``BLOCK_K`` columns of y.
 
-    ``x`` holds the first ``BLOCK_K`` columns of x.
-
-    If ``BLOCK_K`` spans the width, x stays on the chip for all tiles, and y for a second product.
+    ``x`` holds the first ``BLOCK_K`` columns of x; if these are all, x stays on the chip for all tiles.
     """
     # the first BLOCK_K columns, then the remaining ones block by block: x y^T = sum over blocks of x_k y_k^T
     y = load_rows(y_ptr, columns, num_y, 0, WIDTH, BLOCK_K)
