@@ -15,34 +15,25 @@ MINERS = {
     "capped": lambda: CappedPositivesMiner(2),
     "measured": lambda: MeasuredMiner(CappedPositivesMiner(2)),
 }
-LOSSES = {
-    "contrastive": pml.ContrastiveLoss,
-    "triplet": pml.TripletMarginLoss,
-    "supcon of pml": pml.SupConLoss,
-    "supcon": SupConLossOut,
-}
 
 
-@pytest.mark.parametrize("references", [False, True])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [pml.ContrastiveLoss(), pml.TripletMarginLoss(), SupConLossOut()])
 @pytest.mark.parametrize("miner", MINERS)
-def test_every_loss_accepts_the_result_of_every_miner(miner, loss, references):
+def test_every_loss_accepts_the_result_of_every_miner(miner, loss):
     embeddings, labels = torch.randn(16, 6, requires_grad=True), torch.arange(16) % 4
-    more = {"ref_emb": torch.randn(9, 6), "ref_labels": torch.arange(9) % 4} if references else {}
-    value = LOSSES[loss]()(embeddings, labels, MINERS[miner]()(embeddings, labels, **more), **more)
+    references = {"ref_emb": torch.randn(9, 6), "ref_labels": torch.arange(9) % 4}
+    value = loss(embeddings, labels, MINERS[miner]()(embeddings, labels, **references), **references)
     value.backward()
-    assert value.isfinite()
-    assert value > 0
+    assert 0 < value < torch.inf
     assert embeddings.grad.isfinite().all()
     assert embeddings.grad.any()
 
 
 @pytest.mark.parametrize("miner", MINERS)
-@pytest.mark.parametrize("labels", [[0] * 6, list(range(6))], ids=["one class", "singletons"])
-def test_batches_without_triplets_have_no_triplet_loss(labels, miner):
-    embeddings, labels = torch.randn(6, 3, requires_grad=True), torch.tensor(labels)
-    loss = pml.TripletMarginLoss()(embeddings, labels, MINERS[miner]()(embeddings, labels))
-    assert loss == 0
+def test_batches_without_triplets_have_no_triplet_loss(miner):
+    for labels in (torch.zeros(6).long(), torch.arange(6)):
+        embeddings = torch.randn(6, 3, requires_grad=True)
+        assert pml.TripletMarginLoss()(embeddings, labels, MINERS[miner]()(embeddings, labels)) == 0
 
 
 @pytest.mark.parametrize("memory", [pml.CrossBatchMemory, CrossBatchMemory])

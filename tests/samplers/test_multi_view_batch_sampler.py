@@ -148,12 +148,8 @@ def test_ranks_share_each_batch(options, batch_size):
             assert all(rank.left_out == whole.left_out + dropped for rank in ranks)
 
 
-def test_the_last_batch_is_smaller_or_left_out_if_it_has_fewer_samples_than_processes():
-    assert len(MultiViewBatchSampler(range(11), 4, num_replicas=3)) == 3
-    sampler = MultiViewBatchSampler(range(11), 4, num_replicas=4, rank=3)
-    assert (len(sampler), sampler.left_out) == (2, 3)
-    assert [len(batch) for batch in sampler] == [1, 1]
-    (batch,) = MultiViewBatchSampler([0, 1, 2], 8)  # a data set smaller than a batch
+def test_a_data_set_smaller_than_a_batch_is_one_batch():
+    (batch,) = new(8, [0, 1, 2])
     assert sorted(batch) == [0, 1, 2]
 
 
