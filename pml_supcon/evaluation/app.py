@@ -1,16 +1,4 @@
-r"""Score a frozen encoder by all metrics of the paper, and write a report: one HTML file, and its numbers as JSON.
-
-    python recipes/evaluate.py runs/mine                         # a run of train.py, on its own data
-    python recipes/evaluate.py runs/mine --compare runs/other    # two runs side by side
-    python recipes/evaluate.py my/encoder --data imagefolder:my/images
-    python recipes/evaluate.py resnet50.a1_in1k --data hf:cifar10 --sections retrieval,linear_probe
-    python recipes/evaluate.py runs/mine --transfer torchvision:SVHN,torchvision:DTD
-    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/evaluate.py runs/mine
-
-The sections are retrieval, linear probes with all labels and with few, calibration, corruptions, the information that
-the projection head discards, implicit hard mining, and transfer. All processes compute the features, which are cached
-for later evaluations. `--help` lists the settings; `docs/guides/reading_the_report.md` explains the report.
-"""
+"""The program `evaluate.py`: score a frozen encoder and write a report. Usage: `recipes/evaluate.py`."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +9,7 @@ from accelerate import Accelerator
 
 from pml_supcon._extras import require_faiss, require_umap
 from pml_supcon._files import write_atomic
-from pml_supcon.data.images import ImageData, as_tensor
+from pml_supcon.data.images import as_tensor
 from pml_supcon.data.load import open_data
 from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.evaluation.context import EvaluationContext
@@ -73,28 +61,23 @@ def build_context(
     loaded: LoadedEncoder, first: LoadedEncoder, settings: EvaluateSettings, accelerator: Accelerator
 ) -> EvaluationContext:
     """Build the context of an encoder on the data of the settings, by default the data of the first encoder's run."""
-    data = load_images(loaded, first, settings, accelerator)
-    loaded.to(accelerator.device)
-    cache = FeatureCache(settings.cache or home_of(loaded) / "features") if settings.use_cache else None
-    return EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache)
-
-
-def load_images(
-    loaded: LoadedEncoder, first: LoadedEncoder, settings: EvaluateSettings, accelerator: Accelerator
-) -> ImageData:
-    """Load the images at the size of the encoder's input."""
+    # the limits of the run apply to the data of the run
     own = first.run if settings.data in (None, first.run.get("data")) else {}
     spec = settings.data or own.get("data")
     if spec is None:
         raise ValueError(f"Expected --data, because {first.name} is not a run with data of its own, but got none")
     with accelerator.main_process_first():  # one process downloads
-        return open_data(
+        opened = open_data(
             spec,
             image_size=settings.image_size or loaded.image_size,
             max_train=settings.max_train or own.get("max_train"),
             max_test=settings.max_test or own.get("max_test"),
             new_classes="some",
-        ).decode()
+        )
+        data = opened.decode()
+    loaded.to(accelerator.device)
+    cache = FeatureCache(settings.cache or folder_of(loaded) / "features") if settings.use_cache else None
+    return EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache)
 
 
 def evaluate(context: EvaluationContext) -> Evaluation | None:
@@ -104,6 +87,8 @@ def evaluate(context: EvaluationContext) -> Evaluation | None:
     if not context.is_main:
         return None
     loaded, data = context.loaded, context.data
+    about = environment(context.accelerator.device)
+    about |= {"processes": context.accelerator.num_processes, "seed": context.settings.seed, **seconds}
     return Evaluation(
         title=f"{loaded.run['method'] if loaded.run else loaded.name} on {data.spec}",
         encoder=loaded.name,
@@ -115,12 +100,7 @@ def evaluate(context: EvaluationContext) -> Evaluation | None:
             image_size=data.image_size,
             in_chans=data.in_chans,
         ),
-        about={
-            **environment(context.accelerator.device),
-            "processes": context.accelerator.num_processes,
-            "seed": context.settings.seed,
-            **seconds,
-        },
+        about=about,
         notes=context.notes,
         sections=sections,
         pictures=collect_pictures(context, sections),
@@ -156,12 +136,12 @@ def write(output: Path, evaluations: Sequence[Evaluation]) -> None:
         write_atomic(output / name, json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
     write_report(output / REPORT, evaluations)
     for evaluation in evaluations:
-        print(summary_table({"encoder": evaluation.encoder, **summary_of(evaluation.sections)}))
+        print(summary_table({"encoder": evaluation.encoder, **main_scores(evaluation.sections)}))
         print("".join(f"note: {sentence}\n" for sentence in evaluation.notes), end="")
     print(f"report: {output / REPORT}")
 
 
-def summary_of(sections: Sections) -> dict[str, float]:
+def main_scores(sections: Sections) -> dict[str, float]:
     """Return the main scores of an evaluation by name."""
     scores: dict[str, float] = {}
     if retrieval := sections.retrieval:
@@ -182,24 +162,21 @@ def summary_of(sections: Sections) -> dict[str, float]:
     return scores | {f"transfer/{other.data}": other.linear_probe["top1"] for other in sections.transfer or []}
 
 
-def home_of(loaded: LoadedEncoder) -> Path:
+def folder_of(loaded: LoadedEncoder) -> Path:
     """Return the folder for files of an encoder: its run, else `runs`."""
     return Path(loaded.name) if loaded.run else Path("runs")
 
 
 def default_output(loaded: LoadedEncoder, settings: EvaluateSettings) -> Path:
     """Return `RUN/evaluation`, with settings other than the default in its name."""
-    parts = ["evaluation"]
-    if not loaded.run:
-        parts.append(Path(loaded.name).name)
+    parts = ["evaluation"] if loaded.run else ["evaluation", Path(loaded.name).name]
     if settings.data is not None and settings.data != loaded.run.get("data"):
         parts.append(settings.data)
-    if settings.sections:
-        parts += settings.sections
+    parts += settings.sections
     if settings.compare is not None:
         parts.append(f"beside-{Path(settings.compare).name}")
     name = "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part).strip("-.") for part in parts)
-    return home_of(loaded) / name
+    return folder_of(loaded) / name
 
 
 if __name__ == "__main__":

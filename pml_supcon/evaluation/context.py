@@ -1,14 +1,17 @@
 """The context of an evaluation: the encoder, the data, and the features of both splits."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
-from pml_supcon.data.images import ImageData, evenly
+from pml_supcon.data.images import ImageData, LazyImages, MemoryImages, evenly
 from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.evaluation.loading import LoadedEncoder
 from pml_supcon.evaluation.settings import EvaluateSettings
@@ -56,19 +59,14 @@ class EvaluationContext:
         """True if there is a projection head."""
         return self.loaded.head is not None
 
-    @property
-    def encoder(self) -> nn.Module:
-        """The encoder, in evaluation mode, on the accelerator's device."""
-        return self.loaded.model
-
     def note(self, text: str) -> None:
         """Add a sentence to the notes, unless they have it."""
         if text not in self.notes:
             self.notes.append(text)
 
-    def count(self, split: Split) -> int:
-        """Return the number of images of a split."""
-        return len(self.data.train if split == "train" else self.data.test)
+    def images(self, split: Split) -> MemoryImages | LazyImages:
+        """Return the images of a split."""
+        return self.data.train if split == "train" else self.data.test
 
     def labels(self, split: Split, *, most: int | None = None) -> Tensor:
         """Return the labels of a split, int64 ``(N,)``; at most `most`, evenly spread."""
@@ -97,7 +95,7 @@ class EvaluationContext:
         Raises:
             FeaturesError: If features are not finite, on all processes; names their number.
         """
-        most = None if most is None or most >= self.count(split) else most
+        most = None if most is None or most >= len(self.images(split)) else most
         place = None if change is not None else (split, most)
         features = self._unchanged[place] if place in self._unchanged else self._read_or_compute(split, change, most)
         if place is not None:  # several sections use them
@@ -110,7 +108,7 @@ class EvaluationContext:
         return features
 
     def _rows(self, split: Split, most: int | None) -> Tensor:
-        count = self.count(split)
+        count = len(self.images(split))
         return torch.tensor(evenly(count, count if most is None else most))
 
     def _read_or_compute(self, split: Split, change: Change | None, most: int | None) -> Tensor:
@@ -125,23 +123,11 @@ class EvaluationContext:
         return torch.empty(0, 0) if features is None else features
 
     def _compute(self, split: Split, change: Change | None, most: int | None) -> Tensor | None:
-        data = self.data
-        images = ImagesToEmbed(
-            data.train if split == "train" else data.test,
-            image_size=data.image_size,
-            mean=data.mean,
-            std=data.std,
-            change=change,
-        )
-        rows = self._rows(split, most).tolist()
-        features = embed(
-            self.encoder,
-            images,
-            rows,
-            self.accelerator,
-            batch_size=self.settings.batch_size,
-            workers=self.settings.workers,
-        )
+        data, settings, rows = self.data, self.settings, self._rows(split, most).tolist()
+        normalisation: dict[str, Any] = {"image_size": data.image_size, "mean": data.mean, "std": data.std}
+        images = ImagesToEmbed(self.images(split), **normalisation, change=change)
+        options = {"batch_size": settings.batch_size, "workers": settings.workers}
+        features = embed(self.loaded.model, images, rows, self.accelerator, **options)
         bad = 0 if features is None else int((~features.isfinite().all(1)).sum())
         [bad] = broadcast_object_list([bad])
         if bad:
@@ -154,8 +140,8 @@ class EvaluationContext:
     def _key(self, split: Split, change: Change | None, most: int | None) -> dict[str, object]:
         """Return the cache's key: all that determines the features."""
         if split not in self._fingerprints:
-            images = self.data.train if split == "train" else self.data.test
-            self._fingerprints[split] = images.fingerprint() if self.is_main and self.cache is not None else ""
+            needed = self.is_main and self.cache is not None
+            self._fingerprints[split] = self.images(split).fingerprint() if needed else ""
         return {
             "version": 1,
             "encoder": self.loaded.digest,
@@ -167,3 +153,24 @@ class EvaluationContext:
             "change": None if change is None else change.key,
             "batch_size": self.settings.batch_size,
         }
+
+
+@contextmanager
+def warnings_as_notes(context: EvaluationContext, prefix: str) -> Iterator[None]:
+    """Add the warnings of a block to the notes, each once, instead of showing them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        context.note(f"{prefix}: {message}")
+
+
+def note_missing_classes(
+    context: EvaluationContext, train_labels: Tensor, test_labels: Tensor, consequence: str
+) -> None:
+    """Note the classes that test has and train lacks, with the number of their test images."""
+    counts = test_labels.bincount(minlength=context.data.num_classes)
+    missing = set(test_labels.tolist()) - set(train_labels.tolist())
+    if missing:
+        names = ", ".join(f"{context.data.class_names[label]} ({int(counts[label])})" for label in sorted(missing))
+        context.note(f"No training image has a class of these test images: {names}; {consequence}.")

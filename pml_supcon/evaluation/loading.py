@@ -99,7 +99,11 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
             "a checkpoint of another program with `create_encoder(..., checkpoint=...)` and `save_encoder`)"
         )
     if not path.is_dir():
-        return _from_timm(name)
+        if "/" in name or not is_model(split_model_name_tag(name)[0]):
+            raise FileNotFoundError(
+                f"Expected a run, an encoder's folder or the name of a timm model, but there is no {name}"
+            )
+        return _describe(name, create_encoder(name, pretrained=True, small_stem=False))
     run: dict[str, Any] = {}
     folder, head, classifier = path, None, None
     if (path / CONFIG).is_file():
@@ -131,14 +135,6 @@ def _load(folder: Path) -> nn.Module:
     return model
 
 
-def _from_timm(name: str) -> LoadedEncoder:
-    if "/" in name or not is_model(split_model_name_tag(name)[0]):
-        raise FileNotFoundError(
-            f"Expected a run, an encoder's folder or the name of a timm model, but there is no {name}"
-        )
-    return _describe(name, create_encoder(name, pretrained=True, small_stem=False), None, None, {})
-
-
 def _settings_of(config: Path) -> dict[str, Any]:
     """Read the data and the method of a run from its `config.yaml`."""
     try:
@@ -148,9 +144,7 @@ def _settings_of(config: Path) -> dict[str, Any]:
         raise ValueError(f"Expected {config} to be the settings of a run, but it is not: {error!r}") from error
 
 
-def _describe(
-    name: str, model: Any, head: nn.Module | None, classifier: dict[str, Tensor] | None, run: dict[str, Any]
-) -> LoadedEncoder:
+def _describe(name: str, model: Any, head: Any = None, classifier: Any = None, run: Any = None) -> LoadedEncoder:
     config = timm.data.resolve_model_data_config(model)
     in_chans, side, _ = config["input_size"]
     digest = hashlib.sha256(repr(sorted((k, str(v)) for k, v in config.items())).encode())
@@ -158,15 +152,6 @@ def _describe(
     for key, value in model.state_dict().items():
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return LoadedEncoder(
-        name,
-        model.eval().requires_grad_(False),
-        None if head is None else head.eval().requires_grad_(False),
-        classifier,
-        in_chans,
-        side,
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        run,
-        digest.hexdigest(),
-    )
+    head = None if head is None else head.eval().requires_grad_(False)
+    model, mean, std = model.eval().requires_grad_(False), tuple(config["mean"]), tuple(config["std"])
+    return LoadedEncoder(name, model, head, classifier, in_chans, side, mean, std, run or {}, digest.hexdigest())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
-from typing import Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from pml_supcon._checks import did_you_mean
 from pml_supcon.corruptions import CORRUPTIONS
@@ -13,16 +13,9 @@ from pml_supcon.training.config.parser import OneLineParser, normalised
 from pml_supcon.training.optimization import check_optimizer
 
 Section = Literal[
-    "retrieval",
-    "linear_probe",
-    "calibration",
-    "corruption",
-    "projection_head",
-    "hard_mining",
-    "transfer",
-    "gallery",
-    "map",
-]
+    "retrieval", "linear_probe", "calibration", "corruption", "projection_head", "hard_mining", "transfer",
+    "gallery", "map",
+]  # fmt: skip
 MapMethod = Literal["pca", "tsne", "umap"]
 
 
@@ -170,15 +163,13 @@ class EvaluateSettings(AnalysisSettings, ProbeSettings, RetrievalSettings, Input
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if value is not None and not low <= value <= high:
+            for value in _values(getattr(self, name)):
+                if not low <= value <= high:
                     bounds = f"at least {low}" if high == inf else f"from {low} to {high}"
                     raise ValueError(f"Expected --{name} to be {bounds}, but got {value}")
         for name in ("inverse_l2", "knn_temperature", "probe_learning_rate", "shares"):
-            values = getattr(self, name)
-            for value in values if isinstance(values, tuple) else (values,):
-                if value is not None and not value > 0:
+            for value in _values(getattr(self, name)):
+                if not value > 0:  # also NaN
                     raise ValueError(f"Expected --{name} to be above 0, but got {value}")
         for name in self.corruptions:
             if name not in CORRUPTIONS:
@@ -188,6 +179,10 @@ class EvaluateSettings(AnalysisSettings, ProbeSettings, RetrievalSettings, Input
             check_optimizer(self.probe_optimizer, "probe_optimizer")
         if "transfer" in self.sections and not self.transfer:
             raise ValueError("Expected --transfer to name data for the section transfer, but got none")
+
+
+def _values(setting: Any) -> tuple[float, ...]:
+    return setting if isinstance(setting, tuple) else () if setting is None else (setting,)
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> EvaluateSettings:

@@ -27,7 +27,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Return an evaluation with its `sections`, `notes` and `seconds`; read it if the run's folder has it.
 
-    Call it on all processes. Probes are fitted to the training images of the run with their true labels.
+    Call it on all processes. Probes are fitted to the training images of the run, with correct labels.
 
     Args:
         path: The run's folder.
@@ -39,7 +39,11 @@ def evaluate_run(
     file = path / f"evaluation-{digest[:12]}.json"
     if not broadcast_object_list([file.exists()])[0]:
         settings = EvaluateSettings(encoder=str(path), seed=trained.seed, workers=trained.workers, **options)
-        context = _context(path, trained, settings, accelerator)
+        loaded = load_trained_encoder(str(path)).to(accelerator.device)
+        data = open_images(trained, accelerator).decode()
+        split = split_training_set(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
+        data = loaded.adapt_data(replace(data, train=split.training_images(data)))
+        context = EvaluationContext(loaded, data, settings, accelerator, cache=None)
         try:
             sections, seconds = run_sections(context, settings.sections)
         except (FloatingPointError, FeaturesError) as error:  # on all processes
@@ -51,16 +55,6 @@ def evaluate_run(
     read = json.loads(file.read_text()) if accelerator.is_main_process else None
     evaluation: dict[str, Any] = broadcast_object_list([read])[0]
     return evaluation
-
-
-def _context(
-    path: Path, trained: TrainSettings, settings: EvaluateSettings, accelerator: Accelerator
-) -> EvaluationContext:
-    loaded = load_trained_encoder(str(path)).to(accelerator.device)
-    data = open_images(trained, accelerator).decode()
-    split = split_training_set(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
-    data = replace(data, train=split.training_images(data))
-    return EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache=None)
 
 
 def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:

@@ -1,19 +1,6 @@
-r"""Repeat the paper's experiments at the scale of your machine and judge its claims.
-
-    python recipes/reproduce.py losses                        # the digits, five seeds, a few minutes
-    python recipes/reproduce.py all --scale digits            # all experiments, less than two hours
-    python recipes/reproduce.py methods positives --scale cifar10-small
-    accelerate launch --config_file pml_supcon/configs/launch/one_gpu.yaml recipes/reproduce.py methods --scale cifar10
-    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/reproduce.py losses
-
-All methods of a table have the same budget. The learning rate of each is chosen among the same number of values on
-held-out training images. Each method is then trained with every seed, and the test split is scored once, after the last
-epoch. After an interruption the same command continues; finished runs are not repeated. Flags that `--help` does not
-list set options of all trainings, as `train.py` takes them (`--epochs 1 --warmup-epochs 0`).
-"""
+"""The program `reproduce.py`: repeat the paper's experiments and judge its claims. Usage: `recipes/reproduce.py`."""
 
 import json
-import os
 import signal
 from collections.abc import Sequence
 from typing import Any
@@ -40,13 +27,12 @@ AGAIN = "the same command continues from here"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the missing trainings, then write records, tables and plots."""
-    settings = parse(arguments, prog="reproduce.py", description=(__doc__ or "").split("\n")[0])
+    settings = parse(arguments, prog="reproduce.py", description="Repeat the paper's experiments and judge its claims.")
     try:
         check_writable(settings.results, "--results")
         check_writable(settings.runs, "--runs")
         commit()  # cached now, because files may change during the run
-        precision = settings.scale.settings.get("mixed_precision")
-        accelerator = make_accelerator(precision, GROUP_TIMEOUT)
+        accelerator = make_accelerator(settings.scale.settings.get("mixed_precision"), GROUP_TIMEOUT)
         runner = TrainingRunner(settings.runs, accelerator)
         experiments = [EXPERIMENTS[name](settings.scale) for name in settings.experiments]
         if any("corruption" in options["sections"] for each in experiments for options in each.evaluations):
@@ -85,9 +71,7 @@ def write(settings: ReproduceSettings, experiment: Experiment, record: dict[str,
     write_atomic(settings.results / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     table = tables_of(described)
     write_atomic(settings.results / f"{name}.md", table)
-    partial = settings.results / f".{name}.partial.svg"
-    plot(described, partial)
-    os.replace(partial, settings.results / f"{name}.svg")
+    write_atomic(settings.results / f"{name}.svg", lambda path: plot(described, path))
     print(f"\n{experiment.title}\n\n{table}\n{settings.results / name}.json, .md, .svg\n", flush=True)
 
 

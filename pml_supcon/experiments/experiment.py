@@ -142,11 +142,19 @@ def line_of(name: str, *, paper: float | None = None) -> Line:
 
 
 def ahead_of(
-    ahead: str, behind: str, *, paper: float | None = None, equal: bool = False, claimed: bool = True
+    ahead: str,
+    behind: str,
+    *,
+    metric: str = TOP1,
+    title: str = "",
+    paper: float | None = None,
+    equal: bool = False,
+    lower: bool = False,
+    claimed: bool = True,
 ) -> Comparison:
-    """Return the ordering of two trainings by accuracy."""
-    title = f"`{ahead}` {'about equal to' if equal else 'over'} `{behind}`"
-    return Comparison(score_of(ahead), score_of(behind), title, paper, equal, claimed=claimed)
+    """Return the ordering of two trainings by a metric."""
+    title = title or f"`{ahead}` {'about equal to' if equal else 'over'} `{behind}`"
+    return Comparison(score_of(ahead, metric), score_of(behind, metric), title, paper, equal, lower, claimed)
 
 
 def difference_of(paper: Mapping[str, float], ahead: str, behind: str) -> float | None:

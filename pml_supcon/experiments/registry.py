@@ -1,4 +1,4 @@
-"""The experiments by name, in the order of the result pages."""
+"""The registry of the experiments."""
 
 from collections.abc import Callable
 
@@ -16,20 +16,11 @@ from pml_supcon.experiments.claims.objectives import joint, losses, methods, min
 from pml_supcon.experiments.experiment import Experiment
 from pml_supcon.experiments.scales import Scale
 
+#: The functions of the experiments by name, in the order of the result pages.
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
-    "losses": losses,
-    "methods": methods,
-    "positives": positives,
-    "temperature": temperature,
-    "batch-size": batch_size,
-    "optimizers": optimizers,
-    "augmentations": augmentations,
-    "stability": stability,
-    "corruption": corruption,
-    "head": head,
-    "mining": mining,
-    "few-labels": few_labels,
-    "label-noise": label_noise,
-    "transfer": transfer,
-    "joint": joint,
+    claim.__name__.replace("_", "-"): claim
+    for claim in (
+        *(losses, methods, positives, temperature, batch_size, optimizers, augmentations, stability),
+        *(corruption, head, mining, few_labels, label_noise, transfer, joint),
+    )
 }

@@ -150,9 +150,8 @@ class TrainingRunner:
     def resolved(self, settings: TrainSettings) -> TrainSettings:
         """Return settings with the launcher's precision: a run in another precision is another run."""
         precision = self.accelerator.mixed_precision
-        return (
-            settings if settings.mixed_precision or precision == "no" else replace(settings, mixed_precision=precision)
-        )
+        named = settings.mixed_precision or precision == "no"
+        return settings if named else replace(settings, mixed_precision=precision)
 
     def _record_divergence(self, file: Path, message: str, chance: float, started: float) -> None:
         if self.accelerator.is_main_process:

@@ -10,13 +10,8 @@ import yaml
 CONFIGS = Path(__file__).parent.parent / "configs"
 CIFAR_TRANSFER = ("torchvision:CIFAR100", "torchvision:SVHN", "torchvision:STL10")
 IMAGENET_TRANSFER = (
-    "torchvision:CIFAR10",
-    "torchvision:CIFAR100",
-    "torchvision:Food101",
-    "torchvision:Flowers102",
-    "torchvision:DTD",
-    "torchvision:OxfordIIITPet",
-    "torchvision:FGVCAircraft",
+    *("torchvision:CIFAR10", "torchvision:CIFAR100", "torchvision:Food101", "torchvision:Flowers102"),
+    *("torchvision:DTD", "torchvision:OxfordIIITPet", "torchvision:FGVCAircraft"),
 )
 NATURAL = ("simaugment", "autoaugment", "randaugment", "stacked_randaugment")
 
@@ -67,9 +62,9 @@ class Scale:
         """The data with the first and the second half of its classes; None if the scale names transfer data."""
         if self.transfer is not None:
             return None
-        join = "&" if "?" in self.settings["data"] else "?"
-        all_classes = f"{self.settings['data']}{join}classes="
-        return f"{all_classes}0-4", f"{all_classes}5-9"
+        data = self.settings["data"]
+        prefix = f"{data}{'&' if '?' in data else '?'}classes="
+        return f"{prefix}0-4", f"{prefix}5-9"
 
 
 def settings_of_config(name: str) -> dict[str, Any]:
@@ -109,9 +104,8 @@ DIGITS = Scale(
     seeds=5,
 )
 # The first 4,000 training images of CIFAR-10, of which 3,200 are trained on and 800 held out to choose learning rates;
-# the first 2,000 test images; a resnet10t of 32 to 256 channels with its own stem; 25 epochs of 50 steps: with
-# L_out the embeddings stay collapsed for the first few hundred steps. bfloat16 takes 0.6 of the time on a
-# CPU that has it.
+# the first 2,000 test images; a resnet10t of 32 to 256 channels with its default stem; 25 epochs of 50 steps, because
+# with L_out the embeddings stay collapsed for some hundred steps. bfloat16 takes 0.6 of the time on a CPU that has it.
 CIFAR10_SMALL = Scale(
     name="cifar10-small",
     settings={

@@ -47,19 +47,16 @@ def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> Re
         "separate folder of results.",
         allow_abbrev=False,
     )
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help=f"{', '.join(KNOWN)}")
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help=", ".join(KNOWN))
     parser.add_argument("--scale", choices=list(SCALES), default="digits", help="data, encoder and budget")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the scale's (digits: 0 to 4, others: 0 to 2)")
     parser.add_argument("--runs", type=Path, help="folder of the runs; default: runs/reproduce/SCALE")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        help="folder of records, tables and plots; default: RUNS/results, or RUNS/results-DIGEST with settings",
-    )
+    help_text = "folder of records, tables and plots; default: RUNS/results, or RUNS/results-DIGEST with settings"
+    parser.add_argument("--results", type=Path, help=help_text)
     parsed, flags = parser.parse_known_args(arguments)
     unknown = [name for name in parsed.experiments if name not in KNOWN]
     if unknown:
-        first = " (they stand before the settings of trainings)" if flags else ""
+        first = " (before the settings of trainings)" if flags else ""
         parser.error(f"Expected experiments among {', '.join(KNOWN)}{first}, but got {', '.join(unknown)}")
     if late := [word for word in flags if word in KNOWN]:
         parser.error(f"Expected all experiments before the settings of trainings, but got {', '.join(late)} after them")
@@ -72,26 +69,22 @@ def parse(arguments: Sequence[str] | None, *, prog: str, description: str) -> Re
         parser.error(f"Expected --seeds to be at least 0, but got {min(seeds)}")
     runs = parsed.runs or Path("runs") / "reproduce" / scale.name
     flagged = as_flags(given) | ({} if seeds == own else {"--seeds": " ".join(map(str, seeds))})
-    return ReproduceSettings(chosen, scale, flagged, seeds, runs, parsed.results or runs / results_of(flagged))
+    # given settings change the name of the results folder, so that a quick trial overwrites nothing
+    digest = hashlib.sha256(json.dumps(flagged).encode()).hexdigest()[:8]
+    results = parsed.results or runs / (f"results-{digest}" if flagged else "results")
+    return ReproduceSettings(chosen, scale, flagged, seeds, runs, results)
 
 
 def given_settings(flags: Sequence[str], scale: Scale, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Return the settings that flags name, checked together with the scale's settings."""
-    made = normalised(flags, SWITCHES)
-    names = [flag[2:].partition("=")[0].partition(".")[0] for flag in made if flag.startswith("--")]
+    words = normalised(flags, SWITCHES)
+    names = [word[2:].partition("=")[0].partition(".")[0] for word in words if word.startswith("--")]
     if refused := [name for name in names if name in RESERVED]:
         parser.error(f"Expected settings that all trainings can share, but got --{', --'.join(refused)}")
-    settings = parse_settings(made, prog=parser.prog, defaults=scale.settings)
-    if "encoder" in names:  # the scale's arguments are those of its own encoder
+    settings = parse_settings(words, prog=parser.prog, defaults=scale.settings)
+    if "encoder" in names:  # the scale's arguments are for its own encoder
         names.append("encoder_args")
     return {name: getattr(settings, name) for name in names}
-
-
-def results_of(given: Mapping[str, str]) -> str:
-    """Return the name of the results folder; given settings change it, so that a quick trial overwrites nothing."""
-    if not given:
-        return "results"
-    return f"results-{hashlib.sha256(json.dumps(given).encode()).hexdigest()[:8]}"
 
 
 def as_flags(given: Mapping[str, Any]) -> dict[str, str]:

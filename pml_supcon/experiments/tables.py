@@ -15,35 +15,26 @@ def tables_of(record: Mapping[str, Any]) -> str:
     Args:
         record: The result of ``with_text``.
     """
-    parts = [
-        f"**The paper:** {record['claim']} *({record['source']})*",
-        scores_table(record),
-        comparisons_table(record),
-    ]
-    parts += [" ".join([*record["notes"], *_warnings(record)]), _origin(record)]
+    claim = f"**The paper:** {record['claim']} *({record['source']})*"
+    notes = " ".join([*record["notes"], *_warnings(record)])
+    parts = [claim, scores_table(record), comparisons_table(record), notes, _origin(record)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def scores_table(record: Mapping[str, Any]) -> str:
     """Return the table of scores: mean over the seeds, standard deviation, and the paper's value."""
-    with_paper = any(line["paper"] is not None for line in record["lines"])
     panels = list(dict.fromkeys(line["panel"] for line in record["lines"]))
-    head = ["", *(["measure"] if len(panels) > 1 else [panels[0]]), *(["paper"] if with_paper else [])]
-    if len(panels) > 1:
-        head.insert(2, "here")
+    several = len(panels) > 1
     rows = []
     for line in record["lines"]:
-        cells = [line["label"], *([line["panel"]] if len(panels) > 1 else []), spread(line["values"], line["percent"])]
-        if with_paper:
-            cells.append(MISSING if line["paper"] is None else decimal(line["paper"]))
-        rows.append(cells)
-    return _table(head, rows, numbers=len(head) - (2 if len(panels) > 1 else 1))
+        paper = MISSING if line["paper"] is None else decimal(line["paper"])
+        measure = [line["panel"]] if several else []
+        rows.append([line["label"], *measure, mean_and_deviation(line["values"], line["percent"]), paper])
+    return _table(["", "measure", "here", "paper"] if several else ["", panels[0], "paper"], rows, numbers=2)
 
 
 def comparisons_table(record: Mapping[str, Any]) -> str:
     """Return the table of orderings: verdict, mean difference and interval, and the paper's difference."""
-    with_paper = any(each["paper"] is not None for each in record["comparisons"])
-    head = ["ordering", "here", "ahead by", "95% interval", *(["paper"] if with_paper else [])]
     rows = []
     for each in record["comparisons"]:
         unit = 100 if each["percent"] else 1
@@ -53,14 +44,13 @@ def comparisons_table(record: Mapping[str, Any]) -> str:
             f"**{each['verdict']}**" if each["verdict"] in ("held", "reversed") else each["verdict"],
             MISSING if each["mean"] is None else signed(each["mean"] * unit),
             f"{signed(each['low'] * unit)} to {signed(each['high'] * unit)}" if known else MISSING,
+            MISSING if each["paper"] is None else decimal(each["paper"], sign="+"),
         ]
-        if with_paper:
-            cells.append(MISSING if each["paper"] is None else decimal(each["paper"], sign="+"))
         rows.append(cells)
-    return _table(head, rows, numbers=len(head) - 2)
+    return _table(["ordering", "here", "ahead by", "95% interval", "paper"], rows, numbers=3)
 
 
-def spread(values: Sequence[float | None], percent: bool) -> str:
+def mean_and_deviation(values: Sequence[float | None], percent: bool) -> str:
     """Format the mean over seeds and the standard deviation."""
     if any(value is None for value in values):
         return "diverged"
@@ -86,8 +76,7 @@ def _warnings(record: Mapping[str, Any]) -> list[str]:
     if edges:
         warnings.append(
             "The chosen learning rate is the lowest or highest of the candidates, so a better one may exist, for: "
-            + ", ".join(f"`{name}`" for name in edges)
-            + "."
+            f"{', '.join(f'`{name}`' for name in edges)}."
         )
     for name, training in record["trainings"].items():
         if training["diverged"]:
@@ -102,27 +91,24 @@ def _warnings(record: Mapping[str, Any]) -> list[str]:
 
 def _origin(record: Mapping[str, Any]) -> str:
     origin = {name: ", ".join(values) for name, values in record["origin"].items()}
-    seeds = ", ".join(map(str, record["seeds"]))
+    seeds, code = ", ".join(map(str, record["seeds"])), record["assembled"]["commit"]
     given = "".join(
         f" {flag} {value if flag == '--seeds' else shlex.quote(value)}" for flag, value in record["given"].items()
     )
-    code = record["assembled"]["commit"]
     program, of = ("pml-supcon reproduce", "version/pml-supcon") if code is None else (PROGRAM, "commit")
-    assembled = origin[of] if code is None else code
-    setup = {
-        "processes": origin["processes"],
-        "device": origin["device"],
-        "CPU cores": origin["cpus"],
-        "precision": origin["precision"].replace("no", "float32"),
-    }
+    setup = {"processes": origin["processes"], "device": origin["device"], "CPU cores": origin["cpus"]}
+    setup["precision"] = origin["precision"].replace("no", "float32")
     return (
         f"`{program} {record['experiment']} --scale {record['scale']}{given}`, seeds {seeds}; trained on "
         f"{origin['date']}, {', '.join(f'{name}: {value}' for name, value in setup.items())}; torch "
         f"{origin['version/torch']}, {of.removeprefix('version/')} {origin[of]}; assembled on "
-        f"{record['assembled']['date']} with {assembled}."
+        f"{record['assembled']['date']} with {code or origin[of]}."
     )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int) -> str:
-    rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+    """Format a table; the last column (the paper) is left out if no row has a value."""
+    table = [head, ["---"] * (len(head) - numbers) + ["---:"] * numbers, *rows]
+    if all(row[-1] == MISSING for row in rows):
+        table = [row[:-1] for row in table]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)

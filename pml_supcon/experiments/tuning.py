@@ -33,7 +33,7 @@ class Choice:
 
 def candidates(training: Training, scale: Scale) -> dict[float, TrainSettings]:
     """Return the settings of the tuning trainings by learning rate; empty if there is one candidate only."""
-    own, rates = tuned(training), rates_of(training, scale)
+    own, rates = tuning_settings(training), candidate_rates(training, scale)
     if len(rates) == 1:
         return {}
     common = {**scale.settings, **scale.tuning}
@@ -44,19 +44,19 @@ def candidates(training: Training, scale: Scale) -> dict[float, TrainSettings]:
 def choose(tried: Mapping[float, float], training: Training, scale: Scale) -> Choice:
     """Return the candidate with the highest held-out accuracy."""
     if not tried:
-        return Choice(rates_of(training, scale)[0], {})
+        return Choice(candidate_rates(training, scale)[0], {})
     best = max(tried.values())
     return Choice(min(rate for rate, score in tried.items() if score == best), tried)
 
 
-def tuned(training: Training) -> dict[str, Any]:
+def tuning_settings(training: Training) -> dict[str, Any]:
     """Return the settings under which a training's learning rate is chosen."""
     return dict(training.settings if training.tuned_as is None else training.tuned_as)
 
 
-def rates_of(training: Training, scale: Scale) -> tuple[float, ...]:
+def candidate_rates(training: Training, scale: Scale) -> tuple[float, ...]:
     """Return the candidate learning rates of a training."""
-    return scale.rates_for(tuned(training).get("optimizer", scale.settings.get("optimizer", "sgd")))
+    return scale.rates_for(tuning_settings(training).get("optimizer", scale.settings.get("optimizer", "sgd")))
 
 
 def settings_of(common: Mapping[str, Any], own: Mapping[str, Any]) -> TrainSettings:

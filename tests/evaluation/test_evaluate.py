@@ -205,7 +205,8 @@ def test_two_processes_compute_the_features_of_one(a_run, whole, tmp_path):
 def test_two_encoders_are_compared(a_run, tmp_path):
     other = tmp_path / "other"
     train.main([*QUICK, "--method", "cross_entropy", "--output", str(other)])
-    evaluate(a_run, tmp_path / "out", "--compare", other)
+    sections = "retrieval,projection_head,hard_mining"
+    evaluate(a_run, tmp_path / "out", "--compare", other, "--sections", sections, "--probe_images", 100)
     compared = json.loads((tmp_path / "out" / "evaluation-compared.json").read_text())
     assert compared["title"] == "cross_entropy on digits"
     assert compared["sections"]["hard_mining"]["of"] == "encoder"
@@ -236,23 +237,15 @@ def colour_encoder(tmp_path):
     return save_encoder(encoder, tmp_path / "encoder", mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
 
 
-def test_an_encoder_without_a_run_on_an_image_folder(colour_encoder, tmp_path):
-    data = coloured_folder(tmp_path / "images", ["ape", "bee", "cat"])
-    found = evaluate(colour_encoder, tmp_path / "out", "--data", data, "--transfer", data, *FEW)
-    assert found["data"]["classes"] == ["ape", "bee", "cat"]
-    assert "colour" in found["sections"]["projection_head"]["tasks"]
-    [there] = found["sections"]["transfer"]
-    assert there["linear_probe"]["top1"] == found["sections"]["linear_probe"]["metrics"]["top1"]
-
-
-def test_transfer_is_to_other_images(colour_encoder, tmp_path):
+def test_transfer_is_to_other_data(colour_encoder, tmp_path):
     home = coloured_folder(tmp_path / "home", ["ape", "bee", "cat"])
     away = coloured_folder(tmp_path / "away", ["dog", "eel"], ["dog", "eel", "fox"], counts=(20, 5))
-    flags = ["--data", home, "--transfer", away, "--sections", "transfer", *FEW]
+    flags = ["--data", home, "--transfer", f"{home},{away}", "--sections", "transfer,linear_probe", *FEW]
     found = evaluate(colour_encoder, tmp_path / "out", *flags)
-    [there] = found["sections"]["transfer"]
-    assert (there["classes"], there["train"], there["test"]) == (3, 40, 15)
-    assert there["linear_probe"]["top1"] <= 2 / 3
+    same, other = found["sections"]["transfer"]
+    assert same["linear_probe"]["top1"] == found["sections"]["linear_probe"]["metrics"]["top1"]
+    assert (other["classes"], other["train"], other["test"]) == (3, 40, 15)
+    assert other["linear_probe"]["top1"] <= 2 / 3
     assert any("fox (5)" in text and away in text for text in found["notes"])
 
 
@@ -275,6 +268,8 @@ def test_test_images_of_new_classes_are_searched_among_each_other(colour_encoder
 def test_a_class_without_training_images_is_scored_and_noted(colour_encoder, tmp_path):
     data = coloured_folder(tmp_path / "images", ["ape", "bee", "cat"], ["ape", "bee", "fox"])
     found = evaluate(colour_encoder, tmp_path / "out", "--data", data, *FEW)
+    assert found["data"]["classes"] == ["ape", "bee", "cat", "fox"]
+    assert "colour" in found["sections"]["projection_head"]["tasks"]
     assert found["sections"]["retrieval"]["lone_queries"] == 12
     notes = " ".join(found["notes"])
     assert "fox (12)" in notes

@@ -42,7 +42,7 @@ def test_flags_of_trainings_change_the_scale_and_the_results_folder():
         (["losses", "--seed", "3"], "Expected settings that all trainings can share, but got --seed"),
         (["losses", "--epoch", "3"], "did you mean 'epochs'"),
         (["losses", "--epochs", "1"], "x: error: Expected --warmup_epochs to be at most --epochs=1, but got 2.0"),
-        (["--epochs", "1", "losses"], "(they stand before the settings of trainings), but got 1"),
+        (["--epochs", "1", "losses"], "(before the settings of trainings), but got 1"),
         (["losses", "--epochs", "3", "methods"], "Expected all experiments before the settings of trainings"),
         (["losses", "--seeds", "-1"], "Expected --seeds to be at least 0, but got -1"),
     ],

@@ -40,7 +40,7 @@ def reliability(name: str, diagrams: Sequence[Sequence[Bin]], when: str) -> Mark
         below.set(xlabel="confidence", ylabel="images", ylim=(0, 1), yticks=[0, 1])
 
     gaps = [_largest_gap(bins) for bins in diagrams]
-    label = f"Reliability diagram {when}: accuracy against confidence. {_each(gaps)}"
+    label = f"Reliability diagram {when}: accuracy against confidence. {_joined(gaps)}"
     return draw(name, label, plot, height=4.2)
 
 
@@ -90,8 +90,8 @@ def curves(
         if close:
             axes.set_ylim(*_tenths([y for points in series for _, y in points], bands or ()))
 
-    spoken = [", ".join(f"{value:.3f} at {place:,g}" for place, value in points) for points in series]
-    return draw(name, f"{what}: {y} against {x}. {_each(spoken)}", plot)
+    texts = [", ".join(f"{value:.3f} at {place:,g}" for place, value in points) for points in series]
+    return draw(name, f"{what}: {y} against {x}. {_joined(texts)}", plot)
 
 
 def small_curves(name: str, series: Sequence[Points], *, what: str) -> Markup:
@@ -105,8 +105,8 @@ def small_curves(name: str, series: Sequence[Points], *, what: str) -> Markup:
         axes.set(ylim=(0, 1.04), yticks=[0, 0.5, 1], xticks=places)
         axes.set_yticklabels(["0", "", "1"])
 
-    spoken = [", ".join(f"{value:.2f} at {place:g}" for place, value in points) for points in series]
-    return draw(name, f"{what}: accuracy against severity. {_each(spoken)}", plot, width=2.2, height=1.7)
+    texts = [", ".join(f"{value:.2f} at {place:g}" for place, value in points) for points in series]
+    return draw(name, f"{what}: accuracy against severity. {_joined(texts)}", plot, width=2.2, height=1.7)
 
 
 def head_tasks(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Markup:
@@ -122,20 +122,19 @@ def head_tasks(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Markup:
             axes.plot([min(known), max(known)], [row, row], color=RULE, linewidth=4, zorder=1)
             axes.plot([task["chance"]] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.5, zorder=2)
         for stroke, part in zip(STROKES, ("encoder", "head"), strict=False):
-            known = [
-                (task[part], row) for row, task in zip(rows, tasks.values(), strict=True) if task[part] is not None
-            ]
+            pairs = zip((task[part] for task in tasks.values()), rows, strict=True)
+            known = [(accuracy, row) for accuracy, row in pairs if accuracy is not None]
             axes.plot(*_columns(known), color=stroke.color, marker=stroke.marker, markersize=8, linestyle="", zorder=3)
         axes.set(xlim=(-0.02, 1.04), xlabel="accuracy of a linear probe", ylim=(len(names) - 0.4, -0.6))
         axes.set_yticks(rows, names)
         axes.grid(visible=False, axis="y")
 
-    spoken = (
+    texts = (
         f"{task}: encoder {scores['encoder']:.3f}, head "
         f"{'none' if scores['head'] is None else format(scores['head'], '.3f')}, chance {scores['chance']:.3f}"
         for task, scores in tasks.items()
     )
-    label = f"Accuracy of a linear probe of the encoder and of the head. {'; '.join(spoken)}."
+    label = f"Accuracy of a linear probe of the encoder and of the head. {'; '.join(texts)}."
     return draw(name, label, plot, height=1.0 + 0.42 * max(2, len(names)))
 
 
@@ -161,8 +160,8 @@ def hard_mining(name: str, losses: Mapping[str, Mapping[str, Sequence[Bin]]], si
         axes.set(ylabel="share", ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(5))
 
-    spoken = [f"{loss}: {_centre(parts[sign])}" for loss, parts in losses.items()]
-    return draw(name, f"Share of the gradient of {sign} against their hardness. {_each(spoken)}", plot)
+    texts = [f"{loss}: {_centre(parts[sign])}" for loss, parts in losses.items()]
+    return draw(name, f"Share of the gradient of {sign} against their hardness. {_joined(texts)}", plot)
 
 
 def _even(bins: Sequence[Bin]) -> Points:
@@ -175,9 +174,8 @@ def _centre(bins: Sequence[Bin]) -> str:
     known = [(each["hardness"], each["share"]) for each in bins if each["share"] is not None]
     if not known:
         return "no pairs"
-    return (
-        f"mean hardness weighted by the gradient {sum(h * s for h, s in known) / (sum(s for _, s in known) or 1):.2f}"
-    )
+    mean = sum(hardness * share for hardness, share in known) / (sum(share for _, share in known) or 1)
+    return f"mean hardness weighted by the gradient {mean:.2f}"
 
 
 def _ticks(axes: Any, places: Sequence[float], log: bool) -> None:
@@ -185,9 +183,7 @@ def _ticks(axes: Any, places: Sequence[float], log: bool) -> None:
         axes.set_xscale("log")
     # on a logarithmic axis ticks may be too close for all labels
     shown = [
-        place
-        for i, place in enumerate(places)
-        if not log or not i or place >= 2 * places[i - 1] or i + 1 == len(places)
+        place for i, place in enumerate(places) if not log or i in (0, len(places) - 1) or place >= 2 * places[i - 1]
     ]
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -206,9 +202,9 @@ def _columns(points: Any) -> tuple[list[float], list[float]]:
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _each(spoken: Sequence[str]) -> str:
+def _joined(texts: Sequence[str]) -> str:
     """Join the texts of evaluations or series, with a letter each if there are several."""
-    if len(spoken) == 1:
-        return f"{spoken[0]}."
-    prefixes = [f"{letter}: " if ": " not in text else "" for letter, text in zip("ABCDEFGH", spoken, strict=False)]
-    return " ".join(f"{prefix}{text}." for prefix, text in zip(prefixes, spoken, strict=False))
+    if len(texts) == 1:
+        return f"{texts[0]}."
+    prefixes = [f"{letter}: " if ": " not in text else "" for letter, text in zip("ABCDEFGH", texts, strict=False)]
+    return " ".join(f"{prefix}{text}." for prefix, text in zip(prefixes, texts, strict=False))

@@ -34,13 +34,8 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
     if len(evaluations) not in (1, 2):
         raise ValueError(f"Expected argument `evaluations` to hold one or two, but got {len(evaluations)}")
     folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, **blocks)
     environment.filters |= {"figure": tables.figure, "named": tables.named}
     # style sheet and script are part of this package: they are not escaped
     assets = {name: Markup((folder / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
@@ -103,11 +98,9 @@ def _galleries(evaluations: Sequence[Evaluation]) -> list[list[dict[str, Any]]]:
         pictures = dict(zip(places, encoded, strict=True))
         galleries.append(
             [
-                {
-                    **asdict(query),
-                    "picture": pictures["test", query.query],
-                    "pictures": [pictures["train", neighbour.reference] for neighbour in query.neighbours],
-                }
+                asdict(query)
+                | {"picture": pictures["test", query.query]}
+                | {"pictures": [pictures["train", neighbour.reference] for neighbour in query.neighbours]}
                 for query in queries
             ]
         )

@@ -120,10 +120,8 @@ def rows(metrics: Sequence[Values]) -> list[Row]:
 def summary(sections: Sequence[Sections]) -> list[tuple[str, str, list[Row]]]:
     """Return the main metrics of the sections: a title, an anchor of the page, and a few rows for each."""
     table = []
-    for title, name, shown in (
-        ("Retrieval", "retrieval", ("precision_at_1", "mean_average_precision_at_r", "knn_accuracy")),
-        ("Linear probe", "linear_probe", ("top1", "top5")),
-    ):
+    shown = ("precision_at_1", "mean_average_precision_at_r", "knn_accuracy", "top1", "top5")
+    for title, name in (("Retrieval", "retrieval"), ("Linear probe", "linear_probe")):
         metrics = [part_of(each, name, "metrics") for each in sections]
         values = [{metric: each[metric] for metric in shown if metric in each} for each in metrics]
         table.append((title, name.replace("_", "-"), rows(values)))
@@ -191,20 +189,20 @@ def _by_class(sections: Sections) -> dict[str, dict[str, float | None]]:
 def about(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
     """Return the versions, device and seconds of the evaluations, by name."""
     names = dict.fromkeys(name for each in evaluations for name in each.about)
-    return [(name, [spoken(each.about.get(name)) for each in evaluations]) for name in names]
+    return [(name, [as_text(each.about.get(name)) for each in evaluations]) for name in names]
 
 
-def spoken(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Format a JSON value as text.
 
     Examples:
-        >>> spoken({"map": 1.25, "parts": [1, None]})
+        >>> as_text({"map": 1.25, "parts": [1, None]})
         'map 1.250, parts 1 –'
     """
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {spoken(item)}" for name, item in value.items()) or NONE
+        return ", ".join(f"{name} {as_text(item)}" for name, item in value.items()) or NONE
     if isinstance(value, list | tuple):
-        return " ".join(map(spoken, value)) or NONE
+        return " ".join(map(as_text, value)) or NONE
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return figure(value)
     return str(value)

@@ -5,11 +5,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from pml_supcon._checks import check_choice, check_int, check_number
+from pml_supcon._checks import check_int, check_number
 from pml_supcon.data.images import ImageData
 from pml_supcon.training.callbacks import all_finite
 from pml_supcon.training.config import Plan
-from pml_supcon.training.config.settings import Schedule
 from pml_supcon.training.launch import check_launch
 from pml_supcon.training.loop import run_stage
 from pml_supcon.training.optimization import check_optimizer
@@ -27,9 +26,6 @@ def train_augmented_probe(
     batch_size: int,
     augment: str = "auto",
     seed: int = 0,
-    optimizer_args: dict[str, Any] | None = None,
-    weight_decay: float = 0.0,
-    schedule: Schedule = "cosine",
     workers: int = 0,
 ) -> nn.Linear:
     """Train a linear classifier on augmented training images. All processes call it and divide each batch.
@@ -47,9 +43,6 @@ def train_augmented_probe(
         batch_size: Images in a batch over all processes, a multiple of their number.
         augment: The augmentation, as for `--augment` of `train.py`.
         seed: Seed of the weights, the batches and the augmentation.
-        optimizer_args: Further arguments of the optimizer, such as ``momentum``.
-        weight_decay: Weight decay of the weight; the bias has none.
-        schedule: Schedule of the learning rate, ``cosine`` or ``constant``.
         workers: Processes that load images.
 
     Returns:
@@ -65,7 +58,6 @@ def train_augmented_probe(
     check_int("epochs", epochs, low=1)
     check_int("batch_size", batch_size, low=1)
     check_number("learning_rate", learning_rate, above=0)
-    check_choice("schedule", schedule, ("cosine", "constant"))
     if batch_size % accelerator.num_processes:
         raise ValueError(
             f"Expected argument `batch_size` to be a multiple of the {accelerator.num_processes} processes, but got "
@@ -74,11 +66,11 @@ def train_augmented_probe(
     plan = Plan(
         epochs=epochs,
         optimizer=optimizer,
-        optimizer_args=optimizer_args or {},
+        optimizer_args={},
         learning_rate=learning_rate,
-        weight_decay=weight_decay,
+        weight_decay=0.0,
         warmup_epochs=0.0,
-        schedule=schedule,
+        schedule="cosine",
         decay_epochs=[],
         decay_rate=0.1,
     )

@@ -7,14 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pml_supcon.evaluation.context import EvaluationContext
-from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
+from pml_supcon.evaluation.context import EvaluationContext, note_missing_classes, warnings_as_notes
 from pml_supcon.metrics import calibration_metrics, fit_linear_probe, fit_temperature, probe_logits, reliability_diagram
 from pml_supcon.metrics.calibration import ReliabilityBin
-from pml_supcon.metrics.logistic import InverseL2
 
 Logits = npt.NDArray[np.float64]
-MIN_IMAGES = 4  # of test, so that each half has two
+MIN_IMAGES = 4  # test images, two in each half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +51,8 @@ def calibration(context: EvaluationContext) -> CalibrationSection | None:
         return None
     train_labels, test_labels = context.labels("train"), context.labels("test")
     note_missing_classes(context, train_labels, test_labels, "calibration leaves them out")
-    penalty: InverseL2 = "auto" if settings.inverse_l2 is None else settings.inverse_l2
     with warnings_as_notes(context, "Calibration"):
-        probe = fit_linear_probe(train, train_labels, inverse_l2=penalty, seed=settings.seed)
+        probe = fit_linear_probe(train, train_labels, inverse_l2=settings.inverse_l2 or "auto", seed=settings.seed)
     # logits (N, C) of the test images whose class train has, and the column of each one's class
     known = torch.isin(test_labels, train_labels)
     logits = probe_logits(probe, test[known]).astype(np.float64)
@@ -66,16 +63,12 @@ def calibration(context: EvaluationContext) -> CalibrationSection | None:
         context.note(f"The temperature is 1: {len(logits)} test images are too few to fit one.")
     scaled = {"before": logits, "after": logits / temperatures[:, None]}
     metrics = {name: calibration_metrics(rows, columns, bins=settings.bins) for name, rows in scaled.items()}
-    return CalibrationSection(
-        bins=settings.bins,
-        temperature=math.exp(float(np.log(temperatures).mean())),
-        before=metrics["before"],
-        after=metrics["after"],
-        reliability={
-            name: reliability_diagram(torch.from_numpy(rows).softmax(dim=1), columns, bins=settings.bins)
-            for name, rows in scaled.items()
-        },
-    )
+    reliability = {
+        name: reliability_diagram(torch.from_numpy(rows).softmax(dim=1), columns, bins=settings.bins)
+        for name, rows in scaled.items()
+    }
+    temperature = math.exp(float(np.log(temperatures).mean()))
+    return CalibrationSection(bins=settings.bins, temperature=temperature, **metrics, reliability=reliability)
 
 
 def crossed_temperatures(logits: Logits, columns: npt.NDArray[np.int64], *, seed: int) -> Logits:

@@ -13,8 +13,7 @@ from scipy.special import softmax
 
 from pml_supcon.corruptions import CORRUPTIONS, Corruption, strengths_for
 from pml_supcon.corruptions.corruption import SEVERITIES
-from pml_supcon.evaluation.context import EvaluationContext
-from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
+from pml_supcon.evaluation.context import EvaluationContext, note_missing_classes, warnings_as_notes
 from pml_supcon.metrics import fit_linear_probe
 from pml_supcon.metrics.corruption import (
     Errors,
@@ -24,7 +23,6 @@ from pml_supcon.metrics.corruption import (
     probe_scores,
     scores_by_severity,
 )
-from pml_supcon.metrics.logistic import InverseL2
 
 SEED = 0  # of the corruptions, not the run's seed: all evaluations use the same images, as with a benchmark on disk
 
@@ -97,9 +95,8 @@ def corruption(context: EvaluationContext) -> CorruptionSection | None:
     elif context.is_main:
         train_labels = context.labels("train")
         note_missing_classes(context, train_labels, labels, "under corruption they count as errors")
-        penalty: InverseL2 = "auto" if settings.inverse_l2 is None else settings.inverse_l2
         with warnings_as_notes(context, "Corruption"):
-            probe = fit_linear_probe(train, train_labels, inverse_l2=penalty, seed=settings.seed)
+            probe = fit_linear_probe(train, train_labels, inverse_l2=settings.inverse_l2 or "auto", seed=settings.seed)
     # all processes compute features (N, width) of the corrupted images; the main one scores them
     cells: dict[tuple[str, int], Scores] = {}
     for name in names:

@@ -28,10 +28,9 @@ def map_embeddings(context: EvaluationContext) -> MapSection | None:
     features = context.features("test")
     if not context.is_main:
         return None
-    settings = context.settings
-    result = embedding_map(
-        F.normalize(features), methods=settings.map_methods, max_rows=settings.map_points, seed=settings.seed
-    )
+    settings, features = context.settings, F.normalize(features)
+    options = {"max_rows": settings.map_points, "seed": settings.seed}
+    result = embedding_map(features, methods=settings.map_methods, **options)
     return MapSection(
         methods={name: points.round(4).tolist() for name, points in result.coordinates.items()},
         indices=result.rows.tolist(),

@@ -36,7 +36,7 @@ def gallery(context: EvaluationContext) -> list[GalleryQuery] | None:
         *search[:4],
         queries=context.settings.gallery_queries,
         neighbours=context.settings.gallery_neighbours,
-        ref_includes_query=search.own,
+        ref_includes_query=search.same_images,
     )
     names = context.data.class_names
     query_labels, reference_labels = search.query_labels.tolist(), search.reference_labels.tolist()

@@ -51,12 +51,7 @@ def hard_mining(context: EvaluationContext) -> HardMiningSection | None:
             f"Shares of the gradient are from batches of {batch_size} test images, not {settings.mining_batch_size}: "
             "there are no more."
         )
-    options = {"bins": BINS, "batch_size": batch_size, "batches": settings.mining_batches, "seed": settings.seed}
-    return HardMiningSection(
-        losses={loss: hard_mining_curve(features, labels, loss=loss, **options) for loss in LOSSES},
-        of=output,
-        temperature=TEMPERATURE,
-        margin=MARGIN,
-        batches=settings.mining_batches,
-        batch_size=batch_size,
-    )
+    batches = {"batches": settings.mining_batches, "batch_size": batch_size}
+    options = {"bins": BINS, "seed": settings.seed, **batches}
+    losses = {loss: hard_mining_curve(features, labels, loss=loss, **options) for loss in LOSSES}
+    return HardMiningSection(losses=losses, of=output, temperature=TEMPERATURE, margin=MARGIN, **batches)

@@ -1,15 +1,13 @@
 """The section "linear_probe": linear classifiers of the frozen features, with all labels and with few."""
 
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pml_supcon.data.splits import stratified_subset
-from pml_supcon.evaluation.context import EvaluationContext
-from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
+from pml_supcon.evaluation.context import EvaluationContext, note_missing_classes, warnings_as_notes
 from pml_supcon.evaluation.sections.augmented_probe import train_augmented_probe
 from pml_supcon.metrics.few_shot import FewShotResult, few_shot_metrics
 from pml_supcon.metrics.learning_curves import learning_curve
@@ -77,10 +75,13 @@ def linear_probe(context: EvaluationContext) -> LinearProbeSection | None:
     """
     settings = context.settings
     train, test = context.features("train"), context.features("test")
-    classifiers = [] if settings.probe_optimizer is None else _train_augmented(context, settings.probe_optimizer)
+    test_labels = context.labels("test")
+    augmented = None
+    if settings.probe_optimizer is not None:
+        augmented = _augmented_probe(context, settings.probe_optimizer, test, test_labels)
     if not context.is_main:
         return None
-    train_labels, test_labels = context.labels("train"), context.labels("test")
+    train_labels = context.labels("train")
     note_missing_classes(
         context, train_labels, test_labels, "they count as errors of the linear probe and of few-shot accuracy"
     )
@@ -88,15 +89,9 @@ def linear_probe(context: EvaluationContext) -> LinearProbeSection | None:
         inverse_l2, tried = _choose_penalty(context, train, train_labels)
         probe = fit_linear_probe(train, train_labels, inverse_l2=inverse_l2)
         predicted = probe.classes_[probe_logits(probe, test).argmax(axis=1)]  # (N,)
-        curve = learning_curve(
-            train,
-            train_labels,
-            test,
-            test_labels,
-            shares=settings.shares,
-            seed=settings.seed,
-            inverse_l2=INVERSE_L2 if settings.inverse_l2 is None else settings.inverse_l2,
-        )
+        rows = train, train_labels, test, test_labels
+        fixed = settings.inverse_l2 or INVERSE_L2  # no label influences this penalty
+        curve = learning_curve(*rows, shares=settings.shares, seed=settings.seed, inverse_l2=fixed)
     return LinearProbeSection(
         metrics=score_linear_probe(probe, test, test_labels),
         inverse_l2=inverse_l2,
@@ -106,24 +101,26 @@ def linear_probe(context: EvaluationContext) -> LinearProbeSection | None:
             for label in test_labels.unique().tolist()
         },
         learning_curve=[
-            {"share": point["share"], "images": point["rows"], "top1": point["top1"], "top5": point["top5"]}
+            CurvePoint(share=point["share"], images=point["rows"], top1=point["top1"], top5=point["top5"])
             for point in curve
         ],
-        few_shot=_few_shot(context, train, train_labels, test, test_labels),
-        augmented=_score_augmented(context, classifiers, test, test_labels) if classifiers else None,
+        few_shot=_few_shot(context, *rows),
+        augmented=augmented,
     )
 
 
-def _train_augmented(context: EvaluationContext, optimizer: str) -> list[tuple[float, int, nn.Linear]]:
-    """Train a classifier on augmented images for each share of the labels, all of them first: share, images, layer."""
+def _augmented_probe(
+    context: EvaluationContext, optimizer: str, test: Tensor, test_labels: Tensor
+) -> AugmentedProbe | None:
+    """Train a probe on augmented images for each share of the labels, and score it on the main process."""
     settings, data = context.settings, context.data
     rate = settings.probe_learning_rate or PROBE_LEARNING_RATES.get(optimizer, PROBE_LEARNING_RATE)
-    labels, trained = data.train_labels, []
-    for share in (1.0, *(share for share in settings.shares if share < 1)):
+    labels, curve = data.train_labels, list[CurvePoint]()
+    for share in sorted({1.0, *settings.shares}):
         count = max(len(labels.unique()), round(share * len(labels)))
         rows = torch.tensor(stratified_subset(labels, count, settings.seed))
         classifier = train_augmented_probe(
-            context.encoder,
+            context.loaded.model,
             replace(data, train=data.train.select(rows, labels[rows])),
             context.accelerator,
             optimizer=optimizer,
@@ -133,23 +130,13 @@ def _train_augmented(context: EvaluationContext, optimizer: str) -> list[tuple[f
             seed=settings.seed,
             workers=settings.workers,
         )
-        trained.append((share, count, classifier))
-    return trained
-
-
-def _score_augmented(
-    context: EvaluationContext, trained: list[tuple[float, int, nn.Linear]], test: Tensor, test_labels: Tensor
-) -> AugmentedProbe:
-    scores = [(share, count, classifier_metrics(each, test, test_labels)) for share, count, each in trained]
-    return AugmentedProbe(
-        optimizer=str(context.settings.probe_optimizer),
-        epochs=context.settings.probe_epochs,
-        metrics=scores[0][2],
-        learning_curve=[
-            {"share": share, "images": count, "top1": metrics["top1"], "top5": metrics["top5"]}
-            for share, count, metrics in sorted(scores, key=itemgetter(0))
-        ],
-    )
+        if context.is_main:
+            scores = classifier_metrics(classifier, test, test_labels)
+            curve.append({"share": share, "images": count, "top1": scores["top1"], "top5": scores["top5"]})
+    if not context.is_main:
+        return None
+    metrics = {"top1": curve[-1]["top1"], "top5": curve[-1]["top5"]}
+    return AugmentedProbe(optimizer=optimizer, epochs=settings.probe_epochs, metrics=metrics, learning_curve=curve)
 
 
 def _choose_penalty(
@@ -181,6 +168,5 @@ def _few_shot(
             f"Few-shot accuracy is left out for {', '.join(map(str, left_out))} shots: the class "
             f"{context.data.class_names[smallest_class]} has {fewest} training images."
         )
-    return few_shot_metrics(
-        train, train_labels, test, test_labels, shots=shots, draws=settings.draws, seed=settings.seed
-    )
+    rows = train, train_labels, test, test_labels
+    return few_shot_metrics(*rows, shots=shots, draws=settings.draws, seed=settings.seed)

@@ -1,7 +1,7 @@
 """The section "projection_head": the information that the projection head discards, by linear probes."""
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -48,8 +48,8 @@ def projection_head(context: EvaluationContext) -> ProjectionHeadSection | None:
         context.note("The images are grey: the head is not probed for colour.")
 
     def features_of(change: Change | None, output: Output) -> dict[str, Tensor]:
-        splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-        return {split: context.features(split, change=change, of=output, most=most) for split in splits}
+        options: dict[str, Any] = {"change": change, "of": output, "most": most}
+        return {"train": context.features("train", **options), "test": context.features("test", **options)}
 
     # features[output][key of the change][split]: (n, width); tasks share the features of unchanged images
     outputs: list[Output] = ["encoder", "head"] if context.has_head else ["encoder"]

@@ -50,13 +50,13 @@ class RetrievalSection:
 
 
 class Search(NamedTuple):
-    """The unit embeddings ``(N, width)`` and labels of queries and references; ``own``: both are the same images."""
+    """The unit embeddings ``(N, width)`` and labels of queries and references, and if both are the same images."""
 
     queries: Tensor
     query_labels: Tensor
     references: Tensor
     reference_labels: Tensor
-    own: bool
+    same_images: bool
 
 
 def retrieval(context: EvaluationContext) -> RetrievalSection | None:
@@ -67,7 +67,7 @@ def retrieval(context: EvaluationContext) -> RetrievalSection | None:
     settings = context.settings
     scores = retrieval_scores(
         *search[:4],
-        ref_includes_query=search.own,
+        ref_includes_query=search.same_images,
         recall_at=settings.recall_at,
         knn_k=settings.knn_k,
         knn_temperature=settings.knn_temperature,
@@ -75,7 +75,7 @@ def retrieval(context: EvaluationContext) -> RetrievalSection | None:
         index=settings.index,
     )
     metrics = {name: float(np.nanmean(values)) for name, values in scores.items()}
-    zeros = count_zero_rows(search.queries) + (0 if search.own else count_zero_rows(search.references))
+    zeros = count_zero_rows(search.queries) + (0 if search.same_images else count_zero_rows(search.references))
     if zeros:
         context.note(f"{zeros} embeddings are zero: they have no direction, and their neighbours are arbitrary.")
     lone = int(np.isnan(scores["precision_at_1"]).sum())
@@ -83,7 +83,7 @@ def retrieval(context: EvaluationContext) -> RetrievalSection | None:
         context.note(
             f"{lone} of {len(search.queries)} test images have no reference of their class: retrieval leaves them out."
         )
-    available = len(search.references) - int(search.own)
+    available = len(search.references) - int(search.same_images)
     if (most := max(*settings.recall_at, settings.knn_k)) > available:
         context.note(f"The settings ask for {most} neighbours, but there are {available}: all of them are used.")
     names = context.data.class_names
@@ -133,9 +133,9 @@ def _describe_index(context: EvaluationContext, search: Search) -> Index:
         search.queries,
         search.references,
         index=name,
-        k=[k for k in INDEX_RECALL_AT if k <= len(search.references) - int(search.own)],
+        k=[k for k in INDEX_RECALL_AT if k <= len(search.references) - int(search.same_images)],
         queries=queries,
         seed=context.settings.seed,
-        ref_includes_query=search.own,
+        ref_includes_query=search.same_images,
     )
     return {"name": name, "recall_at_k": {str(k): value for k, value in recall.items()}, "queries": queries}

@@ -1,14 +1,13 @@
 """The section "transfer": a linear probe and k-NN of the frozen encoder on other data sets."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 
-from pml_supcon.data.images import ImageData
 from pml_supcon.data.load import OpenedData, open_data
-from pml_supcon.evaluation.context import EvaluationContext
-from pml_supcon.evaluation.notes import note_missing_classes, warnings_as_notes
+from pml_supcon.evaluation.context import EvaluationContext, note_missing_classes, warnings_as_notes
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_scores
 
@@ -42,7 +41,9 @@ def transfer(context: EvaluationContext) -> list[TransferResult] | None:
 
 def transfer_to(context: EvaluationContext, spec: str) -> TransferResult | None:
     """Score one data set; the probe's penalty is chosen on held-out training images unless the settings have one."""
-    other = replace(context, data=_load_other(context, spec))
+    with context.accelerator.main_process_first():  # one process downloads
+        data = open_images(spec, context.settings, image_size=context.data.image_size).decode()
+    other = replace(context, data=context.loaded.adapt_data(data))
     train, test = other.features("train"), other.features("test")
     if not context.is_main:
         return None
@@ -52,15 +53,9 @@ def transfer_to(context: EvaluationContext, spec: str) -> TransferResult | None:
     note_missing_classes(
         other, train_labels, test_labels, f"in {spec} they count as errors of the probe, and k-NN leaves them out"
     )
-    scores = retrieval_scores(
-        F.normalize(test),
-        test_labels,
-        F.normalize(train),
-        train_labels,
-        knn_k=settings.knn_k,
-        knn_temperature=settings.knn_temperature,
-        at_r=False,
-    )
+    rows = F.normalize(test), test_labels, F.normalize(train), train_labels
+    options: dict[str, Any] = {"knn_k": settings.knn_k, "knn_temperature": settings.knn_temperature}
+    scores = retrieval_scores(*rows, **options, at_r=False)
     return TransferResult(
         data=spec,
         linear_probe=linear_probe_metrics(train, train_labels, test, test_labels, inverse_l2=penalty),
@@ -69,12 +64,6 @@ def transfer_to(context: EvaluationContext, spec: str) -> TransferResult | None:
         train=len(train_labels),
         test=len(test_labels),
     )
-
-
-def _load_other(context: EvaluationContext, spec: str) -> ImageData:
-    with context.accelerator.main_process_first():  # one process downloads
-        data = open_images(spec, context.settings, image_size=context.data.image_size).decode()
-    return context.loaded.adapt_data(data)
 
 
 def open_images(spec: str, settings: EvaluateSettings, *, image_size: int | None = None) -> OpenedData:

@@ -1,10 +1,19 @@
-"""Experiments on what a trained encoder is worth: corruptions, the projection head, transfer."""
+"""Experiments on a trained encoder: corruptions, the projection head, transfer."""
 
 from pml_supcon.experiments.claims.hyperparameters import BOTH
-from pml_supcon.experiments.experiment import ACCURACY, Comparison, Experiment, Line, Training, line_of, score_of
+from pml_supcon.experiments.experiment import (
+    ACCURACY,
+    Comparison,
+    Experiment,
+    Line,
+    Training,
+    ahead_of,
+    line_of,
+    score_of,
+)
 from pml_supcon.experiments.scales import Scale
 
-SEVERITIES = (0, 1, 2, 3, 4, 5)  # 0: as they are
+SEVERITIES = (0, 1, 2, 3, 4, 5)  # 0: clean images
 
 #: In per cent, by severity.
 TABLE_6 = {
@@ -17,7 +26,7 @@ TASKS = ("rotation", "corruption", "sobel")
 
 
 def corruption(scale: Scale) -> Experiment:
-    """Figure 3 (right) and table 6."""
+    """Test accuracy and calibration under corruptions (figure 3, right, and table 6)."""
     del scale
     panels = {"accuracy": ACCURACY, "ece": "calibration error (ECE), %"}
     lines = [
@@ -34,11 +43,11 @@ def corruption(scale: Scale) -> Experiment:
         for severity in SEVERITIES
     ]
     comparisons = [
-        Comparison(
-            score_of("supcon_out", f"corruption/{which}/{severity}"),
-            score_of("cross_entropy", f"corruption/{which}/{severity}"),
-            f"{name} at severity {severity}: `supcon_out` {'about equal to' if equal else over} `cross_entropy`",
-            round(sign * (TABLE_6[which, "supcon_out"][severity] - TABLE_6[which, "cross_entropy"][severity]), 2),
+        ahead_of(
+            *BOTH,
+            metric=f"corruption/{which}/{severity}",
+            title=f"{name} at severity {severity}: `supcon_out` {'about equal to' if equal else over} `cross_entropy`",
+            paper=round(sign * (TABLE_6[which, "supcon_out"][severity] - TABLE_6[which, "cross_entropy"][severity]), 2),
             equal=equal,
             lower=which == "ece",
         )
@@ -58,14 +67,14 @@ def corruption(scale: Scale) -> Experiment:
         evaluations=[{"sections": ("corruption",), "own_classifier": True}],
         x_title="severity (0: as they are), mean over 15 corruptions",
         notes=[
-            "Scored are cross entropy's own classifier, and for SupCon a linear probe of clean training images; "
-            "probabilities are not scaled by a temperature. An ECE difference above 0 means that SupCon's is smaller."
+            "Cross entropy is scored by its own classifier, SupCon by a linear probe of clean training images, both "
+            "without temperature scaling. An ECE difference above 0 means that SupCon's ECE is smaller."
         ],
     )
 
 
 def head(scale: Scale) -> Experiment:
-    """Section 3.1: why the head is dropped."""
+    """Test the information that the projection head discards (section 3.1)."""
     tasks = ("label", *TASKS) if scale.name == "digits" else ("label", "colour", *TASKS)
     quantities = {
         (task, side): score_of("supcon_out", f"head/{task}/{side}") for task in tasks for side in ("encoder", "head")
@@ -74,7 +83,7 @@ def head(scale: Scale) -> Experiment:
     return Experiment(
         name="head",
         title="What the projection head loses",
-        claim="The encoder's output h keeps what the head's output g(h) throws away: h is what should be used.",
+        claim="The encoder's output h keeps information that the head's output g(h) discards: h should be used.",
         source="section 3.1 drops the head; the tasks are those of SimCLR's table 3 (ICML 2020)",
         trainings=[Training("supcon_out", {"method": "supcon_out"})],
         lines=[
@@ -89,33 +98,29 @@ def head(scale: Scale) -> Experiment:
         ],
         evaluations=[{"sections": ("projection_head",), "probe_images": 2000}],
         notes=[
-            "Tasks: the label, and how an image was changed (rotation by quarter turns, noise or not, Sobel or not)."
+            "The tasks are the label and the transformation of an image: rotation by quarter turns, noise or none, "
+            "Sobel filter or none."
         ],
     )
 
 
 def transfer(scale: Scale) -> Experiment:
-    """Table 4, by linear probes in the place of fine-tuning."""
+    """Test transfer (table 4) by linear probes instead of fine-tuning."""
     names = ("supcon_out", "cross_entropy", "simclr")
     halves = scale.halves
     data = {} if halves is None else {"data": halves[0]}
     specs = scale.transfer if scale.transfer is not None else (halves or ())[1:]
-    lines, comparisons = [], []
+    lines, comparisons, same = [], [], "`supcon_out` about equal to"
     for spec in specs:
         where = spec if halves is None else "the classes that training did not see"
         lines += [Line(f"`{name}`, {where}", score_of(name, f"transfer/{spec}"), panel=ACCURACY) for name in names]
         comparisons += [
-            Comparison(
-                score_of("supcon_out", f"transfer/{spec}"),
-                score_of(other, f"transfer/{spec}"),
-                f"{where}: `supcon_out` about equal to `{other}`",
-                equal=True,
-            )
+            ahead_of("supcon_out", other, metric=f"transfer/{spec}", title=f"{where}: {same} `{other}`", equal=True)
             for other in names[1:]
         ]
     half = "Encoders are trained on classes 0 to 4; a linear probe is fitted to training images of classes 5 to 9. "
     note = (half if halves is not None else "") + (
-        "The paper fine-tunes the encoder; here it stays frozen under a linear probe. Learning rates are those chosen "
+        "The paper fine-tunes the encoder; here a linear probe scores the frozen encoder. Learning rates were chosen "
         "on all classes."
     )
     return Experiment(

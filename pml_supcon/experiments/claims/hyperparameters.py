@@ -1,4 +1,4 @@
-"""Experiments on how it is trained: positives, temperature, batch size, optimizers, augmentations, and stability."""
+"""Experiments on hyperparameters: positives, temperature, batch size, optimizers, augmentations, and stability."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,6 +11,7 @@ from pml_supcon.experiments.experiment import (
     Quantity,
     Training,
     ahead_of,
+    difference_of,
     line_of,
     score_of,
 )
@@ -24,24 +25,20 @@ BOTH = ("supcon_out", "cross_entropy")
 
 #: Top-1 accuracy in per cent, by the optimizers of stage 1 and stage 2.
 TABLE_8 = {
-    ("lars", "lars"): 78.2,
-    ("lars", "rmsprop"): 78.7,
-    ("lars", "sgd"): 77.6,
-    ("rmsprop", "lars"): 77.4,
-    ("rmsprop", "rmsprop"): 77.8,
-    ("rmsprop", "sgd"): 76.9,
-    ("sgd", "lars"): 77.7,
-    ("sgd", "rmsprop"): 76.1,
-    ("sgd", "sgd"): 77.7,
+    "lars": {"lars": 78.2, "rmsprop": 78.7, "sgd": 77.6},
+    "rmsprop": {"lars": 77.4, "rmsprop": 77.8, "sgd": 76.9},
+    "sgd": {"lars": 77.7, "rmsprop": 76.1, "sgd": 77.7},
 }
-#: The same augmentation in both stages.
-TABLE_9 = {"autoaugment": 78.6, "randaugment": 78.4, "simaugment": 77.9, "stacked_randaugment": 75.9}
-AUTOAUGMENT = 77.6  # cross entropy, table 3
+#: Top-1 accuracy of SupCon with the same augmentation in both stages (table 9), and of cross entropy (table 3).
+AUGMENTED = {
+    **{"supcon_out, autoaugment": 78.6, "supcon_out, randaugment": 78.4, "supcon_out, simaugment": 77.9},
+    **{"supcon_out, stacked_randaugment": 75.9, "cross_entropy, autoaugment": 77.6},
+}
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def positives(scale: Scale) -> Experiment:
-    """Table 5."""
+    """Test the number of positives (table 5)."""
     named = {"all" if number is None else str(number): number for number in POSITIVES}
     names, shared = list(named), None if scale.tune_variants else BASE
     trainings = [
@@ -51,7 +48,7 @@ def positives(scale: Scale) -> Experiment:
     return Experiment(
         name="positives",
         title="Number of positives",
-        claim="More positives help, then it levels off.",
+        claim="More positives increase accuracy up to a point; then accuracy stays about the same.",
         source="supplement, table 5, ImageNet, ResNet-50",
         trainings=trainings,
         lines=[
@@ -59,25 +56,25 @@ def positives(scale: Scale) -> Experiment:
             for name in names
         ],
         comparisons=[
-            Comparison(
-                score_of(more),
-                score_of(fewer),
-                f"{more} {'about equal to' if place >= 3 else 'over'} {fewer}",
-                round(POSITIVES[named[more]] - POSITIVES[named[fewer]], 1),
+            ahead_of(
+                more,
+                fewer,
+                title=f"{more} {'about equal to' if place >= 3 else 'over'} {fewer}",
+                paper=round(POSITIVES[named[more]] - POSITIVES[named[fewer]], 1),
                 equal=place >= 3,
             )
             for place, (fewer, more) in enumerate(pairwise(names))
         ],
         notes=[
-            "An image's own other view is one of the positives, and always there; what is over the cap leaves the "
+            "The other view of an image always counts as one of its positives. Positives over the cap leave the "
             "denominator too, as in the paper."
-            + ("" if scale.tune_variants else " The learning rate is the one chosen for all positives.")
+            + ("" if scale.tune_variants else " The learning rate was chosen with all positives.")
         ],
     )
 
 
 def temperature(scale: Scale) -> Experiment:
-    """Figure 4 (d)."""
+    """Test the temperature (figure 4 (d))."""
     del scale
     return Experiment(
         name="temperature",
@@ -93,7 +90,7 @@ def temperature(scale: Scale) -> Experiment:
 
 
 def batch_size(scale: Scale) -> Experiment:
-    """Figure 4 (b)."""
+    """Test the batch size (figure 4 (b))."""
     sizes = scale.batch_sizes
     trainings = [
         Training(f"{method} {size}", {"method": method, "batch_size": size}) for method in BOTH for size in sizes
@@ -103,7 +100,7 @@ def batch_size(scale: Scale) -> Experiment:
     return Experiment(
         name="batch-size",
         title="Batch size",
-        claim="Larger batches help both; SupCon is ahead of cross entropy at every size.",
+        claim="Both methods are better with larger batches; SupCon is ahead of cross entropy at every size.",
         source="figure 4 (b) and section 4.3, a figure without numbers",
         trainings=trainings,
         lines=[
@@ -114,70 +111,62 @@ def batch_size(scale: Scale) -> Experiment:
         comparisons=[
             *(ahead_of(large, small) for large, small in ends),
             *(ahead_of(f"supcon_out {size}", f"cross_entropy {size}") for size in sizes),
-            _steadier(spread, "batch sizes", claimed=False),
+            _less_spread(spread, "batch sizes", claimed=False),
         ],
         x_title="images in a batch",
         x_log=True,
-        notes=["Epochs are the same for all sizes, as in the paper, so that large batches have fewer steps."],
+        notes=["All sizes have the same epochs, as in the paper, so large batches have fewer steps."],
     )
 
 
 def with_optimizer(optimizer: str, scale: Scale) -> dict[str, Any]:
-    """The settings of an optimizer; none where it is the scale's own."""
+    """Return the settings of an optimizer, none for the default of the scale."""
     if optimizer == scale.settings.get("optimizer", "sgd"):
         return {}
     return {"optimizer": optimizer, "optimizer_args": {"momentum": 0.9}}
 
 
 def optimizers(scale: Scale) -> Experiment:
-    """Table 8."""
-    size = min(256, scale.settings.get("batch_size", 256))
+    """Test the optimizers of both stages (table 8)."""
+    probe = {
+        "probe_epochs": min(scale.settings["epochs"], 90),
+        "probe_batch_size": min(256, scale.settings.get("batch_size", 256)),
+        **{"shares": (1.0,), "inverse_l2": 1.0, "shots": (1,), "draws": 2},
+    }
     cells = [(first, second) for first in OPTIMIZERS for second in OPTIMIZERS]
     best = score_of("lars", "stage2/rmsprop")
     return Experiment(
         name="optimizers",
         title="Optimizers of both stages",
-        claim="LARS for the encoder and RMSprop for the classifier do best; no choice is far behind.",
+        claim="LARS for the encoder with RMSprop for the classifier is best; no other choice is far behind.",
         source="supplement, table 8, ImageNet, ResNet-50",
         trainings=[Training(name, {"method": "supcon_out", **with_optimizer(name, scale)}) for name in OPTIMIZERS],
         lines=[
             Line(
-                f"stage 1 {first}, stage 2 {second}", score_of(first, f"stage2/{second}"), paper=TABLE_8[first, second]
+                f"stage 1 {first}, stage 2 {second}", score_of(first, f"stage2/{second}"), paper=TABLE_8[first][second]
             )
             for first, second in cells
         ],
         comparisons=[
             Comparison(
                 best,
-                score_of(first, f"stage2/{second}"),
-                f"lars, rmsprop over {first}, {second}",
-                round(TABLE_8["lars", "rmsprop"] - TABLE_8[first, second], 1),
+                score_of(cell[0], f"stage2/{cell[1]}"),
+                f"lars, rmsprop over {', '.join(cell)}",
+                round(TABLE_8["lars"]["rmsprop"] - TABLE_8[cell[0]][cell[1]], 1),
             )
-            for first, second in cells
-            if (first, second) != ("lars", "rmsprop")
+            for cell in cells
+            if cell != ("lars", "rmsprop")
         ],
-        evaluations=[
-            {
-                "sections": ("linear_probe",),
-                "probe_optimizer": name,
-                "probe_epochs": min(scale.settings["epochs"], 90),
-                "probe_batch_size": size,
-                "shares": (1.0,),
-                "inverse_l2": 1.0,
-                "shots": (1,),
-                "draws": 2,
-            }
-            for name in OPTIMIZERS
-        ],
+        evaluations=[{"sections": ("linear_probe",), "probe_optimizer": name, **probe} for name in OPTIMIZERS],
         notes=[
-            "`sgd` is SGD with momentum. The learning rate of stage 1 is chosen for each optimizer; those of stage 2 "
-            "are `evaluate.py`'s own, the same for all encoders."
+            "`sgd` is SGD with momentum. The learning rate of stage 1 is chosen for each optimizer; stage 2 has the "
+            "defaults of `evaluate.py` for all encoders."
         ],
     )
 
 
 def augmentations(scale: Scale) -> Experiment:
-    """Tables 3 and 9, figure 4 (a)."""
+    """Test the augmentations (tables 3 and 9, figure 4 (a))."""
     trainings = [
         Training(f"{method}, {name}", _augmented(method, name, scale), tuned_as={"method": method})
         for method in BOTH
@@ -189,23 +178,15 @@ def augmentations(scale: Scale) -> Experiment:
         claim="SupCon is ahead of cross entropy under the same augmentation.",
         source="table 3 and the supplement's table 9, ImageNet, ResNet-50",
         trainings=trainings,
-        lines=[line_of(f"supcon_out, {name}", paper=TABLE_9.get(name)) for name in scale.augmentations]
-        + [
-            line_of(f"cross_entropy, {name}", paper=AUTOAUGMENT if name == "autoaugment" else None)
-            for name in scale.augmentations
-        ],
+        lines=[line_of(training.name, paper=AUGMENTED.get(training.name)) for training in trainings],
         comparisons=[
-            ahead_of(
-                f"supcon_out, {name}",
-                f"cross_entropy, {name}",
-                paper=round(TABLE_9[name] - AUTOAUGMENT, 1) if name == "autoaugment" else None,
-                claimed=name == "autoaugment",
-            )
+            ahead_of(ours, theirs, paper=difference_of(AUGMENTED, ours, theirs), claimed=name == "autoaugment")
             for name in scale.augmentations
+            for ours, theirs in [[f"{method}, {name}" for method in BOTH]]
         ],
         notes=[
-            "Learning rates are those chosen under the scale's own augmentation. The paper's "
-            "table 3 has 78.7 for SupCon with AutoAugment."
+            "Learning rates were chosen under the default augmentation of the scale. The paper's table 3 has 78.7 for "
+            "SupCon with AutoAugment."
         ],
     )
 
@@ -215,7 +196,7 @@ def _augmented(method: str, name: str, scale: Scale) -> dict[str, Any]:
 
 
 def stability(scale: Scale) -> Experiment:
-    """Figure 4 (a): learning rate, optimizer, augmentation."""
+    """Test the spread of accuracy over learning rates, optimizers and augmentations (figure 4 (a))."""
     groups: dict[str, list[Training]] = {"learning rates": [], "optimizers": [], "augmentations": []}
     for method in BOTH:
         own = {"method": method}
@@ -228,7 +209,7 @@ def stability(scale: Scale) -> Experiment:
         groups["augmentations"] += [
             Training(f"{method}, {name}", _augmented(method, name, scale), tuned_as=own) for name in scale.augmentations
         ]
-    spreads = {what: {method: _over(group, method) for method in BOTH} for what, group in groups.items()}
+    spreads = {what: {method: _spread_of(group, method) for method in BOTH} for what, group in groups.items()}
     panel = "standard deviation of top-1 accuracy, points"
     return Experiment(
         name="stability",
@@ -244,18 +225,18 @@ def stability(scale: Scale) -> Experiment:
                 for method in BOTH
             ),
         ],
-        comparisons=[_steadier(spread, what) for what, spread in spreads.items()],
+        comparisons=[_less_spread(spread, what) for what, spread in spreads.items()],
         notes=[
             "Learning rates are multiples of the chosen one. A training that diverges counts as the accuracy of chance."
         ],
     )
 
 
-def _over(group: Sequence[Training], method: str) -> Quantity:
+def _spread_of(group: Sequence[Training], method: str) -> Quantity:
     return Quantity(tuple(training.name for training in group if training.name.startswith(f"{method},")))
 
 
-def _steadier(spread: dict[str, Quantity], what: str, *, claimed: bool = True) -> Comparison:
+def _less_spread(spread: dict[str, Quantity], what: str, *, claimed: bool = True) -> Comparison:
     ours, theirs = (spread[method] for method in BOTH)
     title = f"spread over {what}: `supcon_out` under `cross_entropy`"
     return Comparison(ours, theirs, title, lower=True, claimed=claimed)

@@ -1,4 +1,4 @@
-"""Experiments on what is trained with: losses, methods, miners, one stage or two."""
+"""Experiments on training objectives: losses, methods, miners, one stage or two."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ MINED = {
 }
 NOT_CUBIC = ("triplet, batch_hard", "max_margin, ohem")  # other miners list all triplets of a batch
 
-#: Top-1 accuracy in per cent; N-pairs is section 4.1's.
+#: Top-1 accuracy in per cent; N-pairs from section 4.1.
 TABLE_2 = {
     "CIFAR-10": {"supcon_out": 96.0, "cross_entropy": 95.0, "simclr": 93.6, "max_margin": 92.4},
     "ImageNet": {"supcon_out": 78.7, "cross_entropy": 78.2, "simclr": 70.2, "max_margin": 78.0, "npairs": 57.4},
@@ -32,7 +32,7 @@ TABLE_2 = {
 
 
 def losses(scale: Scale) -> Experiment:
-    """Equations 2 and 3."""
+    """Test the two supervised contrastive losses (equations 2 and 3)."""
     del scale
     return Experiment(
         name="losses",
@@ -45,24 +45,24 @@ def losses(scale: Scale) -> Experiment:
     )
 
 
-def plain(method: str, scale: Scale) -> dict[str, Any]:
-    """The settings of a method."""
+def settings_of_method(method: str, scale: Scale) -> dict[str, Any]:
+    """Return the settings of a method."""
     sampled = method == "triplet" and scale.triplets_per_anchor is not None
     return {"method": method} | ({"triplets_per_anchor": scale.triplets_per_anchor} if sampled else {})
 
 
 def methods(scale: Scale) -> Experiment:
-    """Table 2, and the losses that the paper names beside it."""
+    """Test the methods (table 2), and other losses that the paper names."""
     imagenet = scale.name == "imagenet"
     paper = TABLE_2["ImageNet" if imagenet else "CIFAR-10"]
     names = ("supcon_out", "cross_entropy", "simclr", "max_margin", "triplet", "npairs")
-    drawn = "" if scale.triplets_per_anchor is None else f"; {scale.triplets_per_anchor} triplets an anchor are drawn"
+    drawn = "" if scale.triplets_per_anchor is None else f"; {scale.triplets_per_anchor} triplets per anchor are drawn"
     return Experiment(
         name="methods",
         title="Methods",
         claim="SupCon is ahead of cross entropy, SimCLR and max-margin, and far ahead of the N-pairs loss.",
         source="table 2, ImageNet; section 4.1" if imagenet else "table 2, CIFAR-10, ResNet-50",
-        trainings=[Training(name, plain(name, scale)) for name in names],
+        trainings=[Training(name, settings_of_method(name, scale)) for name in names],
         lines=[line_of(name, paper=paper.get(name)) for name in names],
         comparisons=[
             *(
@@ -72,16 +72,16 @@ def methods(scale: Scale) -> Experiment:
             ahead_of("cross_entropy", "simclr", paper=difference_of(paper, "cross_entropy", "simclr")),
         ],
         notes=[
-            "The paper has on CIFAR-100 76.5 (SupCon), 75.3, 70.7, 70.5, on ImageNet 78.7, 78.2, 70.2, 78.0, and 57.4 "
-            "for N-pairs; its max-margin figures are another paper's. The margins of triplet and max-margin are PML's "
-            f"own (0.05, 1){drawn}; N-pairs has one pair of each class. All rows train a projection head and then a "
-            "linear classifier, but for cross entropy, whose own classifier is scored."
+            "For SupCon, cross entropy, SimCLR and max-margin the paper has 76.5, 75.3, 70.7, 70.5 on CIFAR-100 and "
+            "78.7, 78.2, 70.2, 78.0 on ImageNet, with 57.4 for N-pairs; max-margin is from another paper. Triplet "
+            f"and max-margin have PML's default margins (0.05, 1){drawn}; N-pairs has one pair per class. All methods "
+            "train a projection head, then a linear classifier, except cross entropy, whose own classifier is scored."
         ],
     )
 
 
 def joint(scale: Scale) -> Experiment:
-    """One stage or two."""
+    """Test joint training of encoder and classifier (section 4.5)."""
     del scale
     trainings: dict[str, dict[str, Any]] = {
         "supcon_out": {"method": "supcon_out"},
@@ -92,7 +92,7 @@ def joint(scale: Scale) -> Experiment:
     return Experiment(
         name="joint",
         title="One stage or two",
-        claim="A classifier trained beside the encoder, without a gradient into it, does about as well as afterwards.",
+        claim="A classifier trained with the encoder, without a gradient into it, about matches one trained later.",
         source="section 4.5, in words",
         trainings=[Training(name, settings) for name, settings in trainings.items()],
         lines=[line_of(name) for name in trainings],
@@ -101,30 +101,23 @@ def joint(scale: Scale) -> Experiment:
             ahead_of("joint", "supcon_out", equal=True, claimed=False),
         ],
         notes=[
-            "`joint, classifier alone` is what the paper describes; `joint` trains the encoder by the classifier's "
-            "cross entropy too."
+            "The paper describes `joint, classifier alone`; with `joint` the classifier's cross entropy trains the "
+            "encoder as well."
         ],
     )
 
 
 def mining(scale: Scale) -> Experiment:
-    """Section 3.2.3 and the supplement's sections 7 and 8."""
+    """Test implicit hard mining and its cost (section 3.2.3, and sections 7 and 8 of the supplement)."""
     mined = MINED if scale.triplets_per_anchor is None else {name: MINED[name] for name in NOT_CUBIC}
-    settings = {name: plain(name, scale) for name in ("supcon_out", "triplet", "max_margin")} | mined
+    settings = {name: settings_of_method(name, scale) for name in ("supcon_out", "triplet", "max_margin")} | mined
     cost = {name: Quantity((name,), "loss/milliseconds", percent=False) for name in settings}
     lines = [line_of(name) for name in settings]
     lines += [Line(f"`{name}`", cost[name], panel="loss and miner, milliseconds a step") for name in settings]
     comparisons = [ahead_of("supcon_out", name, claimed=name.startswith("triplet")) for name in mined]
-    comparisons += [
-        Comparison(
-            cost["supcon_out"],
-            cost[name],
-            f"milliseconds: `supcon_out` under `{name}`",
-            lower=True,
-            claimed=name.startswith("triplet"),
-        )
-        for name in mined
-    ]
+    for name in mined:
+        title, claimed = f"milliseconds: `supcon_out` under `{name}`", name.startswith("triplet")
+        comparisons.append(Comparison(cost["supcon_out"], cost[name], title, lower=True, claimed=claimed))
     lines += [
         Line(
             f"hardest {percent}% of {kind}, `{loss}`",
@@ -151,8 +144,8 @@ def mining(scale: Scale) -> Experiment:
         name="mining",
         title="Hard mining",
         claim=(
-            "The gradient of L_out goes to hard positives and hard negatives by itself; triplets need mined pairs, "
-            "which cost more."
+            "The gradient of L_out concentrates on hard positives and hard negatives without a miner; triplets need "
+            "mined pairs, which cost more."
         ),
         source="supplement, sections 7 and 8, in words and formulas",
         trainings=[Training(name, own) for name, own in settings.items()],
@@ -165,8 +158,8 @@ def mining(scale: Scale) -> Experiment:
         x_log=True,
         notes=[
             "Hardness is 1 - cosine for positives and the cosine for negatives, of test images under the trained head. "
-            "The gradients of the three losses are those at the encoder that L_out has trained. Milliseconds are those "
-            "of the loss with its miner and its gradient, of all rows by turns on one batch; their interval over seeds "
-            "is one of repeated timings on one machine."
+            "The gradients of all three losses are computed for the encoder that L_out trained. Milliseconds are of a "
+            "loss with its miner, forward and backward, measured round-robin on one batch; their interval is over "
+            "repeated timings on one machine."
         ],
     )
