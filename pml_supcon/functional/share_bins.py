@@ -82,7 +82,8 @@ def binned_gradient_shares(
     check_arguments(embeddings, labels, loss, temperature, margin)
     rows = len(embeddings)
     size = chunk_size or max(1, CHUNK_BYTES // (max(rows, 1) * max(4, embeddings.element_size())))
-    sums = _no_sums(bins, embeddings.device), _no_sums(bins, embeddings.device)
+    zeros = torch.zeros(bins, dtype=torch.float64, device=embeddings.device)
+    sums = (ShareBins(zeros, zeros, zeros.long(), zeros.sum(), zeros.sum(), zeros.long().sum()),) * 2
     for start in range(0, rows, size):
         part = slice(start, start + size)
         found = gradient_shares(embeddings, labels, loss=loss, temperature=temperature, margin=margin, anchors=part)
@@ -114,9 +115,3 @@ def _binned(shares: Tensor, kind: Tensor, hardness: Tensor, low: float, bins: in
         gradient_hardness=(shares * hardness).sum(),
         anchors=pulled.sum(),
     )
-
-
-def _no_sums(bins: int, device: torch.device) -> ShareBins:
-    """Return sums over no anchors."""
-    floats = torch.zeros(bins, dtype=torch.float64, device=device)
-    return ShareBins(floats, floats, floats.long(), floats.sum(), floats.sum(), floats.long().sum())

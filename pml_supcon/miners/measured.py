@@ -10,6 +10,7 @@ from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 from torch.nn import functional as F
 
+from pml_supcon._checks import check_type
 from pml_supcon._pml import miners as _pml
 
 COUNTS = ("positive_pairs", "negative_pairs", "triplets")
@@ -47,11 +48,7 @@ class MeasuredMiner(BaseMiner):
     """
 
     def __init__(self, miner: BaseMiner) -> None:
-        if not isinstance(miner, BaseMiner):
-            raise TypeError(
-                "Expected argument `miner` to be a miner of pytorch-metric-learning (a BaseMiner), "
-                f"but got {type(miner).__name__}"
-            )
+        check_type("miner", miner, BaseMiner, "a miner of pytorch-metric-learning (a BaseMiner)")
         super().__init__(distance=miner.distance, collect_stats=False)
         self.miner = miner
         self.reset()

@@ -106,8 +106,7 @@ class OnlineHardExampleMiner(BaseMiner):
         # each positive pair forms a triplet with each negative of its anchor
         total = int(torch.bincount(pairs.neg_anchors, minlength=rows)[pairs.pos_anchors].sum())
         if total == 0:
-            nothing = pairs.positives[:0]
-            return nothing, nothing.clone(), nothing.clone()
+            return (pairs.positives[:0],) * 3
         far = _pml.distances(self.distance, batch) if self.loss is None else None
         # score the triplets in parts of about N * M, and keep only the highest so far
         room = max(rows * references, SMALLEST_PART)

@@ -59,13 +59,13 @@ def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generat
 
 def _draw(left: IntArray, size: int, *, cap: int, later: int, rng: np.random.Generator) -> IntArray:
     """Draw one batch of ``size`` units from ``left``, with ``later`` full batches still to come after it."""
-    # 1. (C,): later batches can hold at most cap * later units of a class, so anything above goes now. With f of
-    # `left` these are f(later + 1) - f(later) units. They always fit: f(later) fills the later batches, and f is
+    # 1. (C,): later batches can hold at most cap * later units of a class; this batch takes all units above that. With
+    # f of `left` these are f(later + 1) - f(later) units. They always fit: f(later) fills the later batches, and f is
     # concave with f(0) = 0, so f(x) fills any x of them.
     batch = np.maximum(left - cap * later, 0)
     while missing := size - int(batch.sum()):
         # 2. Number the remaining units of all classes below the cap from 0 to ends[-1] - 1 and draw `missing` of them.
-        # A class above the cap is cut back to it and offers nothing more; the loop draws again for the difference.
+        # A class above the cap is reduced to it and not drawn from again; the loop draws again for the difference.
         ends = np.cumsum(np.where(batch < cap, left - batch, 0))
         drawn = rng.choice(int(ends[-1]), missing, replace=False, shuffle=False)
         classes = np.searchsorted(ends, drawn, side="right")

@@ -60,8 +60,6 @@ class MultiViewBatchSampler(BatchSampler):
         rank: Rank of this process, in ``[0, num_replicas)``.
 
     Attributes:
-        batch_size: The argument.
-        drop_last: The argument.
         left_out: Samples that an epoch leaves out because of incomplete groups, the limit or the smaller
             batch. Where it is not 0, rank 0 logs one warning that gives the reasons (logger ``pml_supcon``).
 

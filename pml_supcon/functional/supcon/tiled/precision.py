@@ -70,9 +70,6 @@ class _Products(torch.autograd.Function):
     def jvp(ctx: Any, tangent_a: Tensor | None, tangent_b: Tensor | None) -> Tensor:
         # dy = da b^T + a db^T
         a, b = ctx.saved_tensors
-        parts = []
-        if tangent_a is not None:
-            parts.append(products(tangent_a, b))
-        if tangent_b is not None:
-            parts.append(products(a, tangent_b))
+        terms = ((tangent_a, b), (a, tangent_b))
+        parts = [products(x, y) for x, y in terms if x is not None and y is not None]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]

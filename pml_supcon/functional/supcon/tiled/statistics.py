@@ -14,23 +14,17 @@ from pml_supcon.functional.supcon.problem import AnchorLosses
 class Statistics:
     """Sums over the positives and negatives of each anchor, ``(A,)`` each, gathered block by block.
 
-    Attributes:
-        table: ``(5, A)``, the sums below as one tensor, saved for the backward pass.
-        number: number of positives, ``|P(i)|``.
-        log_neg: log of the sum over ``N(i)`` of ``exp(s)``.
-        log_pos: log of the sum over ``P(i)`` of ``exp(x)``; ``x`` is ``s``, or for "one_positive" the log of
-            ``exp(s) / (exp(s) + sum over N(i))``.
-        linear: minus the sum over ``P(i)`` of ``x``, for L_out.
-        log_share: for "one_positive", with ``q_p = exp(s_ip) / (exp(s_ip) + sum over N(i))``, log of the sum over
-            ``P(i)`` of ``1 - q_p`` (L_out) or of ``q_p (1 - q_p)`` (L_in); see ``negative_share``.
+    For "one_positive" with ``q_p = exp(s_ip) / (exp(s_ip) + sum over N(i))``, ``log_share`` is the log of the sum over
+    ``P(i)`` of ``1 - q_p`` (L_out) or of ``q_p (1 - q_p)`` (L_in); see ``negative_share``.
     """
 
     def __init__(self, table: Tensor, summation: str, denominator: str) -> None:
+        # (5, A): the sums below as one tensor, saved for the backward pass
         self.table, self.summation, self.denominator = table, summation, denominator
-        self.number: Tensor = table[0]
-        self.log_neg: Tensor = table[1]
-        self.log_pos: Tensor = table[2]
-        self.linear: Tensor = table[3]
+        self.number: Tensor = table[0]  # number of positives, |P(i)|
+        self.log_neg: Tensor = table[1]  # log of the sum over N(i) of exp(s)
+        self.log_pos: Tensor = table[2]  # log of the sum over P(i) of exp(x); x is s, or log q for "one_positive"
+        self.linear: Tensor = table[3]  # minus the sum over P(i) of x, for L_out
         self.log_share: Tensor = table[4]
 
     @classmethod

@@ -48,13 +48,12 @@ def map_in_threads(
 
 
 @lru_cache(maxsize=1)
-def pool(process: int, threads: int) -> ThreadPoolExecutor:
+def pool(_process: int, threads: int) -> ThreadPoolExecutor:
     """Return the thread pool of this process; a forked process creates its own.
 
     A process must be forked before the first multi-threaded operation: later, PyTorch's own threads are missing in the
     fork, and any operation can hang.
     """
-    del process
     workers = min(threads, MAX_THREADS)
     ready = threading.Barrier(workers + 1)
 
