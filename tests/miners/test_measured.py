@@ -1,6 +1,7 @@
 """MeasuredMiner: its report against loops, and the result of the wrapped miner, which it does not change."""
 
 import math
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -39,10 +40,6 @@ def indices(*lists):
     return tuple(torch.tensor(x, dtype=torch.int64) for x in lists)
 
 
-def mean(values):
-    return sum(values) / len(values)
-
-
 def report_of_call(rows, chosen):
     """Return the expected report of one call, without the time, by loops."""
     near = oracle.far(rows[0], rows[2] if len(rows) == 4 else None, oracle.cosine)
@@ -57,7 +54,7 @@ def report_of_call(rows, chosen):
         "positive_similarity": pairs[0], "positive_similarity_all": positive,
         "negative_similarity": pairs[1], "negative_similarity_all": negative,
     }  # fmt: skip
-    return report | {name: mean([near[i][j] for i, j in listed]) for name, listed in lists.items() if listed}
+    return report | {name: fmean([near[i][j] for i, j in listed]) for name, listed in lists.items() if listed}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -76,7 +73,7 @@ def test_the_report_equals_loops_over_the_pairs(name, references, dtype):
     assert all(type(value) is float for value in report.values())
     assert set(report) == set().union(*reports)
     for key, value in report.items():
-        assert value == pytest.approx(mean([one[key] for one in reports if key in one]), abs=1e-5), key
+        assert value == pytest.approx(fmean([one[key] for one in reports if key in one]), abs=1e-5), key
 
 
 def test_a_call_without_pairs_leaves_the_means_finite():
@@ -92,7 +89,7 @@ def test_a_call_without_pairs_leaves_the_means_finite():
         miner(*call)
     report, right = miner.report(), report_of_call(rows, some)
     negatives = [report_of_call(x, none)["negative_similarity_all"] for x in (rows, rows, singletons)]
-    right |= {"positive_pairs": 2 / 4, "negative_pairs": 1 / 4, "negative_similarity_all": mean(negatives)}
+    right |= {"positive_pairs": 2 / 4, "negative_pairs": 1 / 4, "negative_similarity_all": fmean(negatives)}
     del report["seconds"]
     assert report == pytest.approx(right, abs=1e-5)
     miner.reset()
