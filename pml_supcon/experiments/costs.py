@@ -19,12 +19,7 @@ CLASSES, SPREAD = 10, 0.7  # spread of rows around their class centre: some nega
 def milliseconds_of(trainings: Mapping[str, TrainSettings], accelerator: Accelerator, *, seed: int) -> dict[str, float]:
     """Return the median time of each loss on one batch, measured round-robin so that background load affects all alike.
 
-    Call it on all processes; each has a shard of the batch.
-
-    Args:
-        trainings: Settings by name; ``head_dim``, ``batch_size`` and ``views`` give the shape of the batch.
-        accelerator: The processes.
-        seed: The seed of the embeddings.
+    Call it on all processes; each has a shard of the batch, whose shape follows from the settings.
     """
     device = accelerator.device
     criteria = {name: build_criterion(settings).to(device) for name, settings in trainings.items()}

@@ -14,11 +14,7 @@ WIDTH = 7.0  # inches
 def plot(record: Mapping[str, Any], path: Path) -> None:
     """Write an SVG with one panel for each metric: curves where the rows have an x value, else a row of dots each.
 
-    A dot is a seed, a bar the 95% interval of the mean.
-
-    Args:
-        record: The result of ``with_text``.
-        path: The file.
+    A dot is a seed, a bar the 95% interval of the mean. The record is the result of ``with_text``.
     """
     import matplotlib
 

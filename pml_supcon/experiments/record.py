@@ -81,12 +81,7 @@ def record_of(
 
 
 def compared(comparison: Comparison, scores: Sequence[Scores]) -> dict[str, Any]:
-    """Return the paired differences over seeds, their interval and the verdict.
-
-    Args:
-        comparison: An ordering of the paper.
-        scores: Scores by training, one entry for each seed.
-    """
+    """Return the paired differences over seeds (one entry of ``scores`` each), their interval and the verdict."""
     sign = -1 if comparison.lower else 1
     pairs = [(comparison.ahead.of(each), comparison.behind.of(each)) for each in scores]
     differences = [None if ahead is None or behind is None else sign * (ahead - behind) for ahead, behind in pairs]

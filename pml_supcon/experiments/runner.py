@@ -32,15 +32,7 @@ ORIGIN = ("commit", "date", "device", "cpus", "processes", "precision", "version
 def run_experiment(
     experiment: Experiment, scale: Scale, seeds: Sequence[int], runner: "TrainingRunner", log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run the missing parts of an experiment and return its record. Call it on all processes.
-
-    Args:
-        experiment: One of the paper's claims.
-        scale: Data, encoder and budget.
-        seeds: The seeds of every training.
-        runner: Trains, or returns the record of a finished run.
-        log: Prints one line.
-    """
+    """Run the missing parts of an experiment and return its record. Call it on all processes."""
     runner.seconds.clear()
     outcomes: dict[str, Outcome] = {}
     for training in experiment.trainings:

@@ -10,11 +10,7 @@ PROGRAM = "python recipes/reproduce.py"
 
 
 def tables_of(record: Mapping[str, Any]) -> str:
-    """Return the page section of an experiment: claim, scores, verdicts, notes and origin.
-
-    Args:
-        record: The result of ``with_text``.
-    """
+    """Return the page section of a result of ``with_text``: claim, scores, verdicts, notes and origin."""
     claim = f"**The paper:** {record['claim']} *({record['source']})*"
     notes = " ".join([*record["notes"], *_warnings(record)])
     parts = [claim, scores_table(record), comparisons_table(record), notes, _origin(record)]

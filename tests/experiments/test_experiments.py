@@ -114,7 +114,7 @@ def test_the_name_of_a_run_depends_on_all_settings_that_affect_its_results(tmp_p
     assert plain.path_of(one) != half.path_of(one) == plain.path_of(named)  # the launcher's precision counts
 
 
-def test_intervals_are_those_of_the_paired_test():
+def test_intervals_equal_the_paired_t_test():
     ours, theirs = np.random.default_rng(0).normal(0.9, 0.02, (2, 5))
     found = interval_of(list(ours - theirs))
     expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)

@@ -64,18 +64,9 @@ def curves(
     log: bool = False,
     bands: Sequence[Points] | None = None,
 ) -> Markup:
-    """Draw a line for each evaluation.
+    """Draw a line for each evaluation, with the interval ``(low, high)`` of each point in ``bands``.
 
-    Args:
-        name: The id of the figure, unique on the page.
-        series: The points ``(x, y)`` of each evaluation.
-        what: The figure in a few words.
-        x: The name of the horizontal axis.
-        y: The name of the vertical axis.
-        top: The end of the vertical axis.
-        close: Limit the vertical axis to the tenths around the values, so that small differences are visible.
-        log: Make the horizontal axis logarithmic.
-        bands: The interval ``(low, high)`` of each point of each evaluation.
+    With ``close`` the vertical axis is limited to the tenths around the values, so that small differences are visible.
     """
 
     def plot(figure: Figure) -> None:
@@ -139,13 +130,7 @@ def head_tasks(name: str, tasks: Mapping[str, Mapping[str, Any]]) -> Markup:
 
 
 def hard_mining(name: str, losses: Mapping[str, Mapping[str, Sequence[Bin]]], sign: str) -> Markup:
-    """Draw the share of the gradient by hardness, over the share of the pairs (filled).
-
-    Args:
-        name: The id of the figure, unique on the page.
-        losses: The bins of each loss.
-        sign: ``positives`` or ``negatives``.
-    """
+    """Draw the share of the gradient of ``positives`` or ``negatives`` by hardness, over their share of the pairs."""
 
     def plot(figure: Figure) -> None:
         axes = figure.subplots()

@@ -46,14 +46,7 @@ class Map(NamedTuple):
 
 
 def build_map(name: str, section: MapSection, classes: Sequence[str], owner: str = "") -> Map:
-    """Draw the map of an evaluation.
-
-    Args:
-        name: The id of the map, unique on the page.
-        section: The evaluation's section "map".
-        classes: The names of the classes.
-        owner: The evaluation, for the text alternative.
-    """
+    """Draw the map of an evaluation, with the id ``name``; screen readers get the name of the ``owner``."""
     labels = np.array(section.labels, dtype=int)
     radius = 4.0 if len(labels) <= 300 else 3.0 if len(labels) <= 1000 else 2.4
     places = {method: scaled(np.array(points, dtype=float)) for method, points in section.methods.items()}

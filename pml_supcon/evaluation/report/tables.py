@@ -97,6 +97,8 @@ def difference(first: float | None, second: float | None, *, lower: bool) -> Dif
     Examples:
         >>> difference(0.25, 0.125, lower=True), difference(0.5, 0.5001, lower=False)
         (Difference(text='−0.125', side='better'), Difference(text='0.000', side='same'))
+        >>> [tuple(difference(0.25, second, lower=False)) for second in (0.125, 0.375, None)]
+        [('−0.125', 'worse'), ('+0.125', 'better'), ('–', '')]
     """
     if first is None or second is None:
         return Difference(NONE, "")

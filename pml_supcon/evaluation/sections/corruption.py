@@ -140,11 +140,7 @@ class TrainedClassifier:
 def read_baseline(path: Path, *, data: Mapping[str, Any], strengths: str, images: int) -> Errors:
     """Read the errors of another evaluation under the 15 corruptions, in the form that `mean_corruption_error` takes.
 
-    Args:
-        path: Its `evaluation.json`.
-        data: Values that its "data" must equal.
-        strengths: "32" or "224", which must equal its own.
-        images: The number of corrupted test images, which must equal its own.
+    Its data, strengths and number of corrupted test images must equal the given ones.
 
     Raises:
         ValueError: If it is not an evaluation, lacks some of the corruptions or severities, has other strengths or

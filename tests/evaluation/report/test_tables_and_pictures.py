@@ -6,25 +6,12 @@ from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
-import pytest
 from helpers.report_cases import ANIMALS, evaluation, photographs
 from PIL import Image
 
 from pml_supcon.evaluation.report import tables as report_tables
 from pml_supcon.evaluation.report.pictures import encode_atlas, encode_each
-from pml_supcon.evaluation.report.tables import MINUS, NONE
 from pml_supcon.evaluation.sections import Sections
-
-
-@pytest.mark.parametrize(("first", "second", "lower", "said"), [
-    (0.5, 0.6, True, ("+0.100", "worse")),
-    (0.6, 0.5, False, (f"{MINUS}0.100", "worse")),
-    (0.6, 0.5, True, (f"{MINUS}0.100", "better")),
-    (0.5, 0.50049, True, ("0.000", "same")),
-    (0.5, None, True, (NONE, "")),
-])  # fmt: skip
-def test_difference_says_whether_the_second_is_better(first, second, lower, said):
-    assert report_tables.difference(first, second, lower=lower) == said
 
 
 def test_classes_join_retrieval_and_probe_worst_first():

@@ -210,16 +210,10 @@ def test_two_processes_train_the_weights_of_one(tmp_path):
     torch.testing.assert_close(one, alone.weight.detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"optimizer": "momentun"}, ValueError, "--probe_optimizer to be one of timm's optimizers, but got 'momentun'"),
-        ({"batch_size": 0}, ValueError, "`batch_size` to be at least 1, but got 0"),
-        ({"learning_rate": 1e38, "epochs": 2}, FloatingPointError, "became"),
-    ],
-)
-def test_augmented_probe_refuses_bad_options(options, error, message):
+def test_augmented_probe_reports_a_diverged_loss():
     data = load_data("digits", max_train=64, max_test=20)
-    given = {"optimizer": "sgd", "epochs": 1, "learning_rate": 0.1, "batch_size": 16} | options
-    with pytest.raises(error, match=message):
-        train_augmented_probe(Pixels(), data, Accelerator(cpu=True), **given)
+    options = {"optimizer": "sgd", "epochs": 2, "learning_rate": 1e38, "batch_size": 16}
+    with pytest.raises(FloatingPointError, match="became"):
+        train_augmented_probe(Pixels(), data, Accelerator(cpu=True), **options)
+    with pytest.raises(ValueError, match="`learning_rate` to be above 0, but got 0"):
+        train_augmented_probe(Pixels(), data, Accelerator(cpu=True), **options | {"learning_rate": 0})
