@@ -19,19 +19,15 @@ from pml_supcon.search.exact import FaissSearcher, StreamedSearcher
 PML_METRICS = ("precision_at_1", "mean_reciprocal_rank", "r_precision", "mean_average_precision_at_r")
 
 
-def case(name, *, queries, references, make=clustered, **options):
-    """Return the arguments and options of `retrieval_metrics`, and a lower bound of the number of lone queries."""
+def case(own, queries, references, *, make=clustered, **options):
+    """Return the arguments and options of `retrieval_metrics`; some queries are lone."""
     query, wanted = make(queries, seed=1, **options)
     reference, labels = make(references, seed=2, **options)
-    lone = np.arange(0, queries, 17)
-    wanted = with_lone_labels(wanted, lone)
+    wanted = with_lone_labels(wanted, np.arange(0, queries, 17))
     labels = with_lone_labels(labels, np.arange(3, references, 23), start=5000)
-    if name == "separate":
-        return (query, wanted, reference, labels), {"ref_includes_query": False}, len(lone)
-    if name == "within":
-        return (query, wanted, query, wanted), {"ref_includes_query": True}, len(lone)
-    both = np.concatenate([query, reference]), np.concatenate([wanted, labels])
-    return (query, wanted, *both), {"ref_includes_query": True}, len(lone)
+    if own:
+        reference, labels = np.concatenate([query, reference]), np.concatenate([wanted, labels])
+    return (query, wanted, reference, labels), {"ref_includes_query": own}
 
 
 def by_loops(arguments, options):
@@ -41,12 +37,10 @@ def by_loops(arguments, options):
     return scores_by_loops(ranked, wanted, labels, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "queries", "references"), [("separate", 1000, 1000), ("within", 2000, 0), ("within and more", 500, 4500)]
-)
+@pytest.mark.parametrize(("own", "queries", "references"), [(False, 1000, 1000), (True, 2000, 0), (True, 500, 4500)])
 @pytest.mark.parametrize(("classes", "kind"), [(8, StreamedSearcher), (200, FaissSearcher)])
-def test_agrees_with_pml(name, queries, references, classes, kind, searchers_used):
-    arguments, options, lone = case(name, queries=queries, references=references, classes=classes, width=16)
+def test_agrees_with_pml(own, queries, references, classes, kind, searchers_used):
+    arguments, options = case(own, queries, references, classes=classes, width=16)
     assert (arguments[0][:50] @ arguments[2].T).min() < -0.5  # in all directions
     # PML ranks all references at k=None. It converts labels to float32: here none is above 2**24.
     calculator = AccuracyCalculator(include=PML_METRICS, device=torch.device("cpu"), k=None)
@@ -54,11 +48,11 @@ def test_agrees_with_pml(name, queries, references, classes, kind, searchers_use
     ours = retrieval_metrics(*arguments, chunk_size=300, **options)
     assert [type(searcher) for searcher in searchers_used] == [kind]  # one index for all chunks
     assert {metric: ours[metric] for metric in PML_METRICS} == pytest.approx(expected, abs=1e-6)
-    assert ours["lone_queries"] >= lone > 0
+    assert ours["lone_queries"] >= queries / 17
     assert 0.05 < ours["mean_average_precision_at_r"] < ours["precision_at_1"] < 0.95  # no two metrics are equal
 
 
-@pytest.mark.parametrize("name", ["separate", "within", "within and more"])
+@pytest.mark.parametrize(("own", "others"), [(False, 120), (True, 0), (True, 120)])
 @pytest.mark.parametrize(
     ("make", "temperature"),
     # On a grid distances tie, and only weights of 1 have exact sums, so that the same votes tie.
@@ -73,10 +67,12 @@ def test_agrees_with_pml(name, queries, references, classes, kind, searchers_use
         (StreamedSearcher, False, 500, 7),
     ],
 )
-def test_agrees_with_loops(name, make, temperature, kind, at_r, chunk_size, threads, monkeypatch, searchers_used):
+def test_agrees_with_loops(
+    own, others, make, temperature, kind, at_r, chunk_size, threads, monkeypatch, searchers_used
+):
     monkeypatch.setattr(indexes_module, "FAISS_MAX_K", 10_000 if kind is FaissSearcher else 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    arguments, options, _ = case(name, queries=150, references=120, make=make, classes=8)
+    arguments, options = case(own, 150, others, make=make, classes=8)
     options |= {"recall_at": (1, 3, 10), "knn_k": 7, "knn_temperature": temperature}
     expected = by_loops(arguments, options)
     means = {metric: np.nanmean(values) for metric, values in expected.items()}
