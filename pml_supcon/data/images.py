@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-_NAMED = 5  # so many broken images are named in an error
+_NAMED = 5  # maximum number of broken images named in an error
 
 
 class Images(Protocol):
@@ -25,19 +25,15 @@ class Images(Protocol):
 
     def __len__(self) -> int:
         """Return the number of images."""
-        ...
 
     def __getitem__(self, index: int) -> Image.Image | Tensor:
         """Return a PIL image, not necessarily decoded, or a uint8 tensor (C, H, W)."""
-        ...
 
     def where(self, index: int) -> str:
         """Name the image for an error message: its path, or its row."""
-        ...
 
     def fingerprint(self) -> str:
         """Return a digest that changes when the images do, without decoding them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -173,11 +169,10 @@ def for_each(
             return str(error)
         return None
 
-    wanted = list(indices)
+    indices = list(indices)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        results = tqdm(threads.map(work, wanted), total=len(wanted), desc=title, disable=None, leave=False)
-        broken = [message for message in results if message is not None]
-    raise_broken(broken)
+        results = tqdm(threads.map(work, indices), total=len(indices), desc=title, disable=None, leave=False)
+        raise_broken([message for message in results if message is not None])
 
 
 def raise_broken(messages: Sequence[str]) -> None:
@@ -223,7 +218,7 @@ def _open(images: Images, index: int) -> Image.Image | Tensor:
     if not isinstance(image, Tensor) and image.mode not in GREY_MODES | _COLOUR_MODES:
         raise ValueError(
             f"Expected 8-bit images, but {images.where(index)} has mode {image.mode!r}: convert it first, "
-            "as cutting its values off would lose what it shows"
+            "because clipping its values would lose detail"
         )
     return image
 

@@ -108,7 +108,38 @@ class OpenedData:
 
     def decode(self) -> ImageData:
         """Decode the images; see ``load_data``."""
-        return _assemble(self.spec, self.source, self.train, self.test, self.image_size)
+        pools = [self.train, self.test]
+        grey, sizes = _survey(pools)
+        in_chans = 1 if grey else 3
+        size = next(iter(sizes)) if len(sizes) == 1 else None
+        moments = Moments(in_chans)
+        in_memory = size is not None and (len(self.train) + len(self.test)) * in_chans * math.prod(size) <= MEMORY_LIMIT
+        pixels = [torch.empty(len(pool), in_chans, *(size or ()), dtype=torch.uint8) for pool in pools if in_memory]
+        odd = _decode(self.train, pixels[0] if pixels else None, in_chans, "train", moments)
+        odd += _decode(self.test, pixels[1] if pixels else None, in_chans, "test", None)
+        if odd:  # beyond the surveyed images there are other sizes
+            pixels, size = [], None
+        splits: list[MemoryImages | LazyImages] = [
+            MemoryImages(pixels[index], pool.labels) if pixels else LazyImages(pool.images, pool.labels, in_chans)
+            for index, pool in enumerate(pools)
+        ]
+        image_size = self.image_size
+        if image_size is None:
+            keep = size is not None and size[0] == size[1] <= SMALL_IMAGE
+            image_size = size[0] if size is not None and keep else LARGE_IMAGE
+        mean, std = moments.result()
+        symbols = self.source.symbols or (in_chans == 1 and image_size <= SMALL_IMAGE)
+        return ImageData(
+            train=splits[0],
+            test=splits[1],
+            class_names=self.source.class_names,
+            in_chans=in_chans,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            spec=self.spec,
+            family="digits" if symbols else "natural",
+        )
 
 
 def open_data(
@@ -133,40 +164,6 @@ def open_data(
     train = subset_of(train, max_train, "max_train", seed, first=source.shuffled)
     test = subset_of(test, max_test, "max_test", seed, first=source.shuffled)
     return OpenedData(spec, source, train, test, image_size)
-
-
-def _assemble(spec: str, source: Source, train: Pool, test: Pool, image_size: int | None) -> ImageData:
-    """Read the headers, decide if the images stay in memory, and decode them."""
-    grey, sizes = _survey([train, test])
-    in_chans = 1 if grey else 3
-    size = next(iter(sizes)) if len(sizes) == 1 else None
-    moments = Moments(in_chans)
-    in_memory = size is not None and (len(train) + len(test)) * in_chans * math.prod(size) <= MEMORY_LIMIT
-    pixels = [torch.empty(len(pool), in_chans, *(size or ()), dtype=torch.uint8) for pool in (train, test) if in_memory]
-    odd = _decode(train, pixels[0] if pixels else None, in_chans, "train", moments)
-    odd += _decode(test, pixels[1] if pixels else None, in_chans, "test", None)
-    if odd:  # beyond the surveyed images there are other sizes
-        pixels, size = [], None
-    splits: list[MemoryImages | LazyImages] = [
-        MemoryImages(pixels[index], pool.labels) if pixels else LazyImages(pool.images, pool.labels, in_chans)
-        for index, pool in enumerate((train, test))
-    ]
-    if image_size is None:
-        keep = size is not None and size[0] == size[1] <= SMALL_IMAGE
-        image_size = size[0] if size is not None and keep else LARGE_IMAGE
-    mean, std = moments.result()
-    symbols = source.symbols or (in_chans == 1 and image_size <= SMALL_IMAGE)
-    return ImageData(
-        train=splits[0],
-        test=splits[1],
-        class_names=source.class_names,
-        in_chans=in_chans,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        spec=spec,
-        family="digits" if symbols else "natural",
-    )
 
 
 def _survey(pools: Sequence[Pool]) -> tuple[bool, set[tuple[int, int]]]:

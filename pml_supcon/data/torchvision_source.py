@@ -76,7 +76,7 @@ def find_class(place: str, options: dict[str, str]) -> tuple[str, type]:
     return name, kind
 
 
-#: Where torchvision's classes keep the paths of their images.
+#: Attributes of torchvision's classes that hold the paths of the images.
 _FILES = ("samples", "_samples", "_image_files", "_images", "images")
 
 
@@ -96,9 +96,7 @@ class _Items:
         return f"image {index} of torchvision's {self.name}"
 
     def fingerprint(self) -> str:
-        held = (
-            getattr(self.dataset, name, ()) for name in ("samples", "_samples", "_image_files", "_images", "images")
-        )
+        held = (getattr(self.dataset, name, ()) for name in _FILES)
         items = [item[0] if isinstance(item, tuple) else item for found in held for item in found]
         files = [str(item) for item in items if isinstance(item, str | Path) and Path(item).is_file()]
         return digest_of(self.name, repr(self.dataset), *stamps(files))

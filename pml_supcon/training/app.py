@@ -1,5 +1,6 @@
 """The program `train.py`: train an encoder by any method of the paper, then score it. Usage: `recipes/train.py`."""
 
+import json
 import signal
 import sys
 import time
@@ -8,16 +9,12 @@ from typing import NoReturn
 
 from accelerate import PartialState
 
-from pml_supcon.training import pictures as report
 from pml_supcon.training.checkpoint import CheckpointError
 from pml_supcon.training.config.parser import parse_settings
 from pml_supcon.training.environment import commit
 from pml_supcon.training.launch import make_accelerator
-from pml_supcon.training.run import (
-    RunFolder,
-    check_tracker,
-    open_run,
-)
+from pml_supcon.training.pictures import summary_table
+from pml_supcon.training.run import METRICS, RunFolder, check_tracker, open_run
 from pml_supcon.training.signals import Stopped, exit_with_error
 from pml_supcon.training.train import load_run, train_and_score
 
@@ -61,11 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def print_summary(run: RunFolder) -> None:
     """Print the summary of a finished run on the main process."""
-    if not PartialState().is_main_process:
-        return
-    metrics = run.metrics()
-    print(report.summary_table({name: value for name, value in metrics.items() if name.startswith(SHOWN)}))
-    print(f"run folder: {run.path}")
+    if PartialState().is_main_process:
+        metrics = json.loads((run.path / METRICS).read_text())
+        print(summary_table({name: value for name, value in metrics.items() if name.startswith(SHOWN)}))
+        print(f"run folder: {run.path}")
 
 
 def exit_stopped(stopped: Stopped, run: RunFolder | None) -> NoReturn:

@@ -18,15 +18,12 @@ class Callback(Protocol):
 
     def is_due(self, stage: Stage, step: int) -> bool:
         """Return True if ``save`` is to be called after this step. The loop also calls it after the last step."""
-        ...
 
     def save(self, stage: Stage, step: int) -> None:
         """Save the state after a step."""
-        ...
 
     def epoch_metrics(self, stage: Stage, epoch: int) -> Row:
         """Return further metrics at the end of an epoch."""
-        ...
 
 
 class CheckpointCallback:

@@ -65,8 +65,7 @@ class CheckpointFolder:
 
     def newest(self) -> Path | None:
         """Return the newest checkpoint, or None."""
-        found = self.all()
-        return found[-1] if found else None
+        return next(reversed(self.all()), None)
 
     def all(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""
@@ -125,13 +124,7 @@ def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
         CheckpointError: If it is truncated, modified, not of this package, or has other settings.
     """
     about = _about(path)
-    differences = [
-        f"{name} is {about['settings'].get(name)!r} there and {expected.get(name)!r} here"
-        for name in sorted({*about["settings"], *expected})
-        if about["settings"].get(name) != expected.get(name)
-    ]
-    if differences:
-        raise CheckpointError(f"{path} is of a run with other settings: {'; '.join(differences)}")
+    check_same_settings(path, about["settings"], expected)
     for name, digest in about["files"].items():
         file = path / name
         if not file.is_file() or _digest(file) != digest:
@@ -147,21 +140,29 @@ def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of this package: {str(error).splitlines()[0]}") from error
 
 
+def check_same_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise CheckpointError, with the differences, unless the settings at a path are those of this run."""
+    differences = [
+        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+    if differences:
+        raise CheckpointError(f"{path} is of a run with other settings: {'; '.join(differences)}")
+
+
 def _about(path: Path) -> dict[str, Any]:
     """Return the content of ``checkpoint.json``, or raise CheckpointError."""
     try:
-        about = json.loads((path / ABOUT).read_text())
+        about: dict[str, Any] = json.loads((path / ABOUT).read_text())
         if about["format"] != FORMAT:
             raise ValueError(f"expected the format {FORMAT!r}, but got {about['format']!r}")
         wrong = [name for name, kind in FIELDS.items() if not isinstance(about[name], kind)]
         if wrong or {name: set(digest) for name, digest in about["files"].items()} != DIGESTS:
             raise ValueError(f"unexpected {', '.join(wrong) or 'files'}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is no checkpoint of this package: its {ABOUT} is not that of one ({error})"
-        ) from None
-    described: dict[str, Any] = about
-    return described
+        raise CheckpointError(f"{path} is no checkpoint of this package: its {ABOUT} is invalid ({error})") from None
+    return about
 
 
 def _digest(file: Path) -> dict[str, Any]:

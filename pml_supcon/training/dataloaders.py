@@ -13,33 +13,25 @@ from pml_supcon.training.config import TrainSettings
 from pml_supcon.views import MultiViewDataset, MultiViewTensorDataset, SeededDataset, augmentation
 
 
-def build_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
-    """Build the batch sampler of stage 1; several processes drop the last, smaller batch to have equal shares."""
-    return MultiViewBatchSampler(
-        labels,
-        settings.batch_size,
-        max_per_class=settings.max_per_class,
-        samples_per_class=settings.samples_per_class,
-        drop_last=accelerator.num_processes > 1,
-        seed=settings.seed,
-        num_replicas=accelerator.num_processes,
-        rank=accelerator.process_index,
-    )
-
-
-def build_plain_sampler(
-    labels: Tensor, batch_size: int, accelerator: Accelerator, *, seed: int
+def build_sampler(
+    labels: Tensor, batch_size: int, accelerator: Accelerator, *, seed: int, **options: Any
 ) -> MultiViewBatchSampler:
-    """Build the sampler of shuffled batches for the linear classifier."""
-    most = len(labels) // accelerator.num_processes * accelerator.num_processes
+    """Build the batch sampler of a stage; several processes drop the last, smaller batch to have equal shares."""
     return MultiViewBatchSampler(
         labels,
-        min(batch_size, most),
+        batch_size,
         drop_last=accelerator.num_processes > 1,
         seed=seed,
         num_replicas=accelerator.num_processes,
         rank=accelerator.process_index,
+        **options,
     )
+
+
+def build_stage1_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
+    """Build the batch sampler of stage 1."""
+    options = {"max_per_class": settings.max_per_class, "samples_per_class": settings.samples_per_class}
+    return build_sampler(labels, settings.batch_size, accelerator, seed=settings.seed, **options)
 
 
 def check_shares(settings: TrainSettings, accelerator: Accelerator) -> None:
@@ -75,9 +67,7 @@ def build_loader(
     transform = augmentation(augment, data.image_size, mean=data.mean, std=data.std, family=data.family)
     in_memory = isinstance(images, MemoryImages)
     if data_on_device is True and not in_memory:
-        raise ValueError(
-            "Expected images of one size that fit into memory with --data_on_device, but these are decoded when read"
-        )
+        raise ValueError("Expected images of one size that fit into memory with --data_on_device, but got others")
     if data_on_device is True and device.type != "cuda":
         raise ValueError(f"Expected a GPU with --data_on_device, but got {device.type}")
     on_device = in_memory and device.type == "cuda" and data_on_device is not False

@@ -15,26 +15,22 @@ import torch
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Return the versions, commit, date, machine and peak memory of this process, for the record of a run."""
+    """Return versions, commit, date, machine, and the peak memory of this process, for the record of a run."""
     packages = ("pml-supcon", "torch", "torchvision", "timm", "pytorch-metric-learning", "accelerate")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {
+    described = {
         **{f"version/{package}": version(package) for package in packages},
         "version/python": platform.python_version(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "cpus": os.cpu_count(),
         "peak_memory_mb": round(peak / 2**20),
-        **on_device(device),
+        "device": device.type,
     }
-
-
-def on_device(device: torch.device) -> dict[str, Any]:
-    """Return the device and the peak of its memory that this process has allocated."""
-    if device.type != "cuda":
-        return {"device": device.type}
-    peak = round(torch.cuda.max_memory_allocated(device) / 2**20)
-    return {"device": torch.cuda.get_device_name(device), "peak_device_memory_mb": peak}
+    if device.type == "cuda":
+        described["device"] = torch.cuda.get_device_name(device)
+        described["peak_device_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return described
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from pml_supcon.data.images import LazyImages, MemoryImages
 from pml_supcon.models import feature_width
@@ -43,8 +43,7 @@ class ImagesToEmbed(Dataset[Tensor]):
         """Return a batch, float ``(N, C, image_size, image_size)``."""
         places = torch.as_tensor(indices)
         if isinstance(self.images, MemoryImages):
-            made: Tensor = self._transform(places)(self.images.images[places])
-            return made
+            return self._transform(places)(self.images.images[places])
         singly = [self._transform(places[i : i + 1])(self.images[index][0]) for i, index in enumerate(indices)]
         return torch.stack(singly)
 
@@ -88,7 +87,7 @@ def embed(
             images,
             batch_sampler=batches[rank::number],  # type: ignore[arg-type]  # lists of indices
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=default_convert,
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # the iterator draws a seed, which must not advance the training's generator
         )
@@ -107,7 +106,3 @@ def embed(
                 first = (start + place) * batch_size
                 features[first : first + len(part)] = gathered[place * batch_size :][: len(part)].cpu()
     return features
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -1,6 +1,6 @@
 """The methods of stage 1: the head or classifier on the encoder, and the loss."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from pml_supcon.models import ProjectionHead
 from pml_supcon.training.config import TrainSettings
 from pml_supcon.views import flatten_views, split_views
 
+Part = TypeVar("Part", bound=nn.Module)
 TRIPLET_MARGIN, PAIR_MARGIN = 0.05, 1.0  # of distances between unit vectors; PML's own
 SEMI_HARD_MARGIN = 0.2  # Schroff et al. (FaceNet, CVPR 2015)
 
@@ -73,16 +74,10 @@ def build_top(settings: TrainSettings, width: int, num_classes: int) -> nn.Modul
     return head if classifier is None else HeadAndClassifier(head, classifier, alone=settings.classifier_alone)
 
 
-def classifier_of(top: nn.Module) -> nn.Linear | None:
-    """Return the classifier of a module from ``build_top``, or None."""
-    found = top.classifier if isinstance(top, HeadAndClassifier) else top
-    return found if isinstance(found, nn.Linear) else None
-
-
-def head_of(top: nn.Module) -> ProjectionHead | None:
-    """Return the projection head of a module from ``build_top``, or None."""
-    found = top.head if isinstance(top, HeadAndClassifier) else top
-    return found if isinstance(found, ProjectionHead) else None
+def part_of(top: nn.Module, kind: type[Part]) -> Part | None:
+    """Return the ``ProjectionHead`` or the ``nn.Linear`` classifier of a module from ``build_top``, or None."""
+    parts = (top.head, top.classifier) if isinstance(top, HeadAndClassifier) else (top,)
+    return next((part for part in parts if isinstance(part, kind)), None)
 
 
 class Criterion(nn.Module):
@@ -92,11 +87,9 @@ class Criterion(nn.Module):
         miner: The miner with its statistics, or None.
     """
 
-    miner: MeasuredMiner | None
-
     def __init__(self) -> None:
         super().__init__()
-        self.miner = None  # set on the instance: a class attribute would hide the module of this name
+        self.miner: MeasuredMiner | None = None  # set on the instance: a class attribute would hide the module
 
     def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
@@ -132,8 +125,8 @@ class Classification(Criterion):
     def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
         """See the class."""
         del keys
-        wanted = labels.repeat(outputs.shape[1])
-        return F.cross_entropy(flatten_views(outputs).float(), wanted, label_smoothing=self.label_smoothing)
+        targets = labels.repeat(outputs.shape[1])  # (V * B,), as ``flatten_views`` orders the rows
+        return F.cross_entropy(flatten_views(outputs).float(), targets, label_smoothing=self.label_smoothing)
 
     def embeddings(self, outputs: Tensor) -> None:
         """Return None: logits are not embeddings."""
@@ -202,7 +195,7 @@ def build_miner(settings: TrainSettings) -> nn.Module | None:
     """Build the miner of the settings, or return None."""
     # semi-hard triplets of the triplet loss use its margin, so that every mined triplet has a gradient
     semi_hard = settings.margin or (TRIPLET_MARGIN if settings.method == "triplet" else SEMI_HARD_MARGIN)
-    made: dict[str | None, Any] = {
+    builders: dict[str | None, Any] = {
         None: lambda: None,
         "batch_hard": pml_miners.BatchHardMiner,
         "semi_hard": lambda: pml_miners.TripletMarginMiner(margin=semi_hard, type_of_triplets="semihard"),
@@ -212,5 +205,5 @@ def build_miner(settings: TrainSettings) -> nn.Module | None:
         ),
         "capped_positives": lambda: CappedPositivesMiner(settings.miner_cap, choose=settings.miner_choice),
     }
-    miner: nn.Module | None = made[settings.miner]()
+    miner: nn.Module | None = builders[settings.miner]()
     return miner

@@ -9,7 +9,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from pml_supcon._checks import did_you_mean
-from pml_supcon.training.config import Plan
+from pml_supcon.training.config.settings import Plan
 
 WARMUP_FROM = 0.01  # of the peak learning rate
 

@@ -23,22 +23,21 @@ from pml_supcon.data.load import OpenedData, open_data
 from pml_supcon.data.splits import TrainingSplit, split_training_set
 from pml_supcon.models import check_encoder_name
 from pml_supcon.samplers import MultiViewBatchSampler
-from pml_supcon.training.checkpoint import Checkpoint, CheckpointError, CheckpointFolder, read_checkpoint
-from pml_supcon.training.config import FREE_TO_CHANGE, TrainSettings
-from pml_supcon.training.config.settings import DEFAULT_ENCODER
-from pml_supcon.training.dataloaders import build_sampler, check_shares
+from pml_supcon.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointFolder,
+    check_same_settings,
+    read_checkpoint,
+)
+from pml_supcon.training.config import TrainSettings
+from pml_supcon.training.config.settings import DEFAULT_ENCODER, FREE_TO_CHANGE
+from pml_supcon.training.dataloaders import build_stage1_sampler, check_shares
 from pml_supcon.training.optimization import build_optimizer, check_optimizer
 
-CONFIG, METRICS, ENCODER, HEAD = "config.yaml", "metrics.json", "encoder", "head.safetensors"
-CLASSIFIER = "classifier.safetensors"
-LEAVES = (
-    "checkpoints",
-    "history.jsonl",
-    METRICS,
-    ENCODER,
-    HEAD,
-    CLASSIFIER,
-)  # what a run leaves beside its configuration
+CONFIG, METRICS, ENCODER = "config.yaml", "metrics.json", "encoder"
+HEAD, CLASSIFIER = "head.safetensors", "classifier.safetensors"
+LEAVES = ("checkpoints", "history.jsonl", METRICS, ENCODER, HEAD, CLASSIFIER)  # of a run, besides its settings
 
 
 class RunFolder:
@@ -121,11 +120,6 @@ class RunFolder:
         """Write the flat record of the run."""
         write_atomic(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
 
-    def metrics(self) -> dict[str, Any]:
-        """Return the record of a finished run."""
-        read: dict[str, Any] = json.loads((self.path / METRICS).read_text())
-        return read
-
     def _lock(self) -> None:
         """Lock the run for this process; the operating system releases the lock at its end."""
         # A POSIX lock, because workers of the data loader do not inherit it and may outlive a killed run
@@ -141,21 +135,14 @@ class RunFolder:
             saved = dict(yaml.safe_load(file.read_text()))
         except (yaml.YAMLError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file} is not the configuration of a run: {error}") from error
-        own = plain(self.settings)
-        differences = [
-            f"{name} is {saved.get(name)!r} there and {own[name]!r} here"
-            for name in own
-            if name not in FREE_TO_CHANGE and saved.get(name) != own[name]
-        ]
-        if differences:
-            raise CheckpointError(f"{self.path} holds a run with other settings: {'; '.join(differences)}")
+        here = computed(self.settings)
+        check_same_settings(self.path, {name: saved.get(name) for name in here}, here)
 
 
 def plain(settings: TrainSettings) -> dict[str, Any]:
     """Return the settings as plain values for YAML and JSON."""
-    described = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()}
-    read: dict[str, Any] = json.loads(json.dumps(described))
-    return read
+    values: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
+    return values
 
 
 def computed(settings: TrainSettings) -> dict[str, Any]:
@@ -195,12 +182,6 @@ def check_space(path: Path, checkpoint: int, keep: int, there: int) -> None:
         )
 
 
-def default_path(settings: TrainSettings) -> Path:
-    """Return a new path under ``runs/`` from the time, the data, the method and the seed."""
-    data = "".join(c if c.isalnum() else "-" for c in settings.data).strip("-")
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{data}-{settings.method}-seed{settings.seed}"
-
-
 @dataclass(frozen=True)
 class RunContext:
     """The context of a run: its folder, settings, processes and data.
@@ -228,7 +209,9 @@ class RunContext:
 
 def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
     """Return the folder of the run, after all checks that need no data."""
-    run = RunFolder(settings.output or broadcast_object_list([default_path(settings)])[0], settings)
+    data = "".join(c if c.isalnum() else "-" for c in settings.data).strip("-")
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{data}-{settings.method}-seed{settings.seed}"
+    run = RunFolder(settings.output or Path("runs") / broadcast_object_list([name])[0], settings)
     check_shared_folder(run, accelerator)
     require_faiss()
     check_encoder_name(settings.encoder or DEFAULT_ENCODER)
@@ -285,7 +268,7 @@ def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelera
     split = split_training_set(
         opened.train_labels, held_out=settings.held_out, label_noise=settings.label_noise, seed=settings.seed
     )
-    sampler = build_sampler(settings, split.labels, accelerator)  # its checks come before the slow decoding
+    sampler = build_stage1_sampler(settings, split.labels, accelerator)  # its checks come before the slow decoding
     data: Any = opened.decode()
     images, held_out = split.training_images(data), split.held_out_images(data)
     return RunContext(run, settings, accelerator, data, split, images, held_out, sampler)

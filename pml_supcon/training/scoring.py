@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from pml_supcon.data.images import LazyImages, MemoryImages, evenly
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_metrics, retrieval_scores
 from pml_supcon.metrics.probe_selection import HELD_OUT
-from pml_supcon.training import pictures as report
-from pml_supcon.training.features import ImagesToEmbed
-from pml_supcon.training.features import embed as compute_features
+from pml_supcon.training import features as shared
+from pml_supcon.training.pictures import draw_embedding_map, draw_gallery
 from pml_supcon.training.run import RunContext
 
 KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # maximum number of images, because k-NN runs during training
@@ -40,11 +39,10 @@ def embed(
         FloatingPointError: If they are not finite, or equal for all images, because the training diverged.
     """
     data = context.data
-    prepared = ImagesToEmbed(images, image_size=data.image_size, mean=data.mean, std=data.std)
+    prepared = shared.ImagesToEmbed(images, image_size=data.image_size, mean=data.mean, std=data.std)
     workers = context.settings.workers if isinstance(images, LazyImages) else 0
-    features = compute_features(
-        encoder, prepared, range(len(images)), context.accelerator, batch_size=BATCH, workers=workers
-    )
+    rows = range(len(images))
+    features = shared.embed(encoder, prepared, rows, context.accelerator, batch_size=BATCH, workers=workers)
     [broken] = broadcast_object_list([None if features is None else describe_defect(features)])
     if broken:  # raised on all processes, because otherwise the others would wait in a collective
         raise FloatingPointError(f"the encoder's features are {broken} after the last step")
@@ -144,13 +142,9 @@ def knn_accuracy(context: RunContext, encoder: nn.Module) -> dict[str, float]:
 
 def draw(context: RunContext, embedded: dict[str, Embedded]) -> None:
     """Draw the t-SNE map of the scored embeddings, and the gallery of queries with their nearest neighbours."""
-    data, path, test, train = context.data, context.run.path, embedded["test"], embedded["train"]
-    report.draw_embedding_map(
-        test.rows, test.labels, data.class_names, path / "embedding_map.png", context.settings.seed
-    )
-    queries, references = (
-        (scored_images(context)[0], test.rows, test.labels),
-        (context.images, train.rows, train.labels),
-    )
+    names, path, test, train = context.data.class_names, context.run.path, embedded["test"], embedded["train"]
+    draw_embedding_map(test.rows, test.labels, names, path / "embedding_map.png", context.settings.seed)
+    queries = scored_images(context)[0], test.rows, test.labels
+    references = context.images, train.rows, train.labels
     own = has_new_classes(embedded)
-    report.draw_gallery(queries, queries if own else references, data.class_names, path / "gallery.png", own=own)
+    draw_gallery(queries, queries if own else references, names, path / "gallery.png", own=own)

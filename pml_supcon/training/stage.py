@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 from pml_supcon.models import ChunkedEncoder, MomentumEncoder, create_encoder, feature_width
 from pml_supcon.samplers import MultiViewBatchSampler
-from pml_supcon.training.config import Plan
-from pml_supcon.training.config.settings import DEFAULT_ENCODER
-from pml_supcon.training.dataloaders import build_loader, build_plain_sampler
+from pml_supcon.training.config.settings import DEFAULT_ENCODER, Plan
+from pml_supcon.training.dataloaders import build_loader, build_sampler
 from pml_supcon.training.methods import Classification, Criterion, EncoderWithTop, build_criterion, build_top
 from pml_supcon.training.optimization import build_optimizer, build_schedule
 from pml_supcon.training.run import RunContext
@@ -90,7 +89,9 @@ def build_stage1(context: RunContext) -> Stage:
         model.compile()
     criterion = build_criterion(settings).to(device)  # a queue is a buffer on the device of the embeddings
     plan, sampler = settings.stage1(), context.sampler
-    optimizer, schedule, prepared = _prepare(plan, model, network, len(sampler), context.accelerator)
+    optimizer = build_optimizer(plan, model)
+    schedule = build_schedule(plan, optimizer, len(sampler))
+    prepared, optimizer = context.accelerator.prepare(network, optimizer)
     loader = build_loader(
         context.data,
         context.images,
@@ -147,8 +148,11 @@ def build_classifier_stage(
     """Build a stage that trains a linear classifier on any frozen encoder over augmented images."""
     set_seed(seed)
     model = FrozenEncoderWithClassifier(encoder, data.num_classes, channels_last=channels_last)
-    sampler = build_plain_sampler(images.labels, batch_size, accelerator, seed=seed)
-    optimizer, schedule, prepared = _prepare(plan, model, model, len(sampler), accelerator)
+    most = len(images) // accelerator.num_processes * accelerator.num_processes
+    sampler = build_sampler(images.labels, min(batch_size, most), accelerator, seed=seed)
+    optimizer = build_optimizer(plan, model)
+    schedule = build_schedule(plan, optimizer, len(sampler))
+    prepared, optimizer = accelerator.prepare(model, optimizer)
     loader = build_loader(
         data,
         images,
@@ -161,16 +165,6 @@ def build_classifier_stage(
     )
     criterion = Classification(label_smoothing)
     return Stage(2, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, first_step=first_step)
-
-
-def _prepare(
-    plan: Plan, model: nn.Module, network: nn.Module, steps_per_epoch: int, accelerator: Accelerator
-) -> tuple[Any, Scheduler, nn.Module]:
-    """Return the optimizer, its schedule, and the network wrapped by accelerate."""
-    optimizer = build_optimizer(plan, model)
-    schedule = build_schedule(plan, optimizer, steps_per_epoch)
-    prepared, optimizer = accelerator.prepare(network, optimizer)
-    return optimizer, schedule, prepared
 
 
 def build_model(context: RunContext) -> EncoderWithTop:

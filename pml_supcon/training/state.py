@@ -21,6 +21,7 @@ def modules_of(stage: Stage) -> dict[str, nn.Module]:
 
 def capture(stage: Stage, step: int, about: dict[str, Any], accelerator: Accelerator) -> Checkpoint:
     """Return the state after a step, complete on the main process. A collective: every process must call it."""
+    batches = None if stage.ends_epoch(step) else (step - stage.first_step) % stage.steps_per_epoch
     weights = {
         f"{name}.{key}": tensor
         for name, module in modules_of(stage).items()
@@ -30,15 +31,10 @@ def capture(stage: Stage, step: int, about: dict[str, Any], accelerator: Acceler
         "optimizer": stage.optimizer.state_dict(),
         "schedule": stage.schedule.state_dict(),
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-        "sampler": stage.sampler.state_dict(batches_done=batches_done(stage, step)),
+        "sampler": stage.sampler.state_dict(batches_done=batches),
         "random": gather_object([random_state(accelerator.device)]),
     }
     return Checkpoint({**about, "stage": stage.number, "step": step}, weights, state)
-
-
-def batches_done(stage: Stage, step: int) -> int | None:
-    """Return the number of finished batches of the current epoch; None at its end."""
-    return None if stage.ends_epoch(step) else (step - stage.first_step) % stage.steps_per_epoch
 
 
 def restore(stage: Stage, checkpoint: Checkpoint, accelerator: Accelerator) -> None:
@@ -50,10 +46,8 @@ def restore(stage: Stage, checkpoint: Checkpoint, accelerator: Accelerator) -> N
     try:
         for name, module in modules_of(stage).items():
             prefix = f"{name}."
-            own = {
-                key.removeprefix(prefix): value for key, value in checkpoint.weights.items() if key.startswith(prefix)
-            }
-            module.load_state_dict(own)
+            names = [key for key in checkpoint.weights if key.startswith(prefix)]
+            module.load_state_dict({key.removeprefix(prefix): checkpoint.weights[key] for key in names})
         stage.optimizer.load_state_dict(checkpoint.state["optimizer"])
         stage.schedule.load_state_dict(checkpoint.state["schedule"])
         stage.sampler.load_state_dict(checkpoint.state["sampler"])

@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from safetensors.torch import save_file
+from torch import nn
 
-from pml_supcon.models import save_encoder, save_head
-from pml_supcon.training import pictures as report
+from pml_supcon.models import ProjectionHead, save_encoder, save_head
 from pml_supcon.training.callbacks import CheckpointCallback
 from pml_supcon.training.checkpoint import Checkpoint
 from pml_supcon.training.environment import environment
 from pml_supcon.training.loop import run_stage
-from pml_supcon.training.methods import classifier_of, head_of
+from pml_supcon.training.methods import part_of
 from pml_supcon.training.monitoring import History
+from pml_supcon.training.pictures import draw_loss_curve
 from pml_supcon.training.run import (
     CLASSIFIER,
     ENCODER,
@@ -52,11 +53,7 @@ def load_run(run: RunFolder, accelerator: Accelerator) -> LoadedRun:
 
 
 def train_and_score(prepared: LoadedRun, started: float) -> None:
-    """Train all stages, score the encoder and write the record.
-
-    Args:
-        prepared: The run.
-        started: The start of the program (``time.perf_counter``).
+    """Train all stages, score the encoder and write the record; ``started`` is ``time.perf_counter`` at the start.
 
     Raises:
         FloatingPointError: If the loss, its gradient, the weights or the features become infinite or NaN.
@@ -66,20 +63,21 @@ def train_and_score(prepared: LoadedRun, started: float) -> None:
     """
     context, stage1, checkpoint = prepared
     try:
-        # 1. Train both stages, from the checkpoint if there is one. 2. Score the frozen encoder, write the record.
+        # 1. Train both stages, from the checkpoint if there is one.
         history = open_history(context, checkpoint)
         stage, seconds = train(context, stage1, checkpoint, history, started)
+        # 2. Score the frozen encoder and write the record.
         score_and_save(context, stage1, stage, history, seconds)
-    finally:  # no collective, which a process that is gone would not answer
+    finally:  # no collective, because a lost process would not answer
         for tracker in context.accelerator.trackers:
             tracker.finish()
         context.run.release()
 
 
 def open_history(context: RunContext, checkpoint: Checkpoint | None) -> History:
-    """The history of the run, and the tracker."""
+    """Open the history of the run, and its tracker."""
     settings, accelerator = context.settings, context.accelerator
-    if settings.tracker is not None:  # it wants a folder, which the accelerator is made before
+    if settings.tracker is not None:  # it needs the folder, which is created after the accelerator
         accelerator.project_configuration.set_directories(str(context.run.path))
         accelerator.log_with = filter_trackers(settings.tracker, str(context.run.path))
         plain = (int, float, str)
@@ -111,20 +109,18 @@ def train(
 def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: History, seconds: float) -> None:
     """Score the frozen encoder and save it: all processes compute features, the main process does the rest."""
     started = time.perf_counter()
-    model, settings, accelerator = stage.scored(), context.settings, context.accelerator
+    model, settings, accelerator, folder = stage.scored(), context.settings, context.accelerator, context.run.path
     embedded = embed_splits(context, model.encoder)
     if embedded is None:
         return
-    save_encoder(model.encoder, context.run.path / ENCODER, mean=context.data.mean, std=context.data.std)
-    head = head_of(stage1.scored().top)
+    save_encoder(model.encoder, folder / ENCODER, mean=context.data.mean, std=context.data.std)
+    head = part_of(stage1.scored().top, ProjectionHead)
     if head is not None:
-        save_head(head, context.run.path / HEAD)
-    classifier = classifier_of(model.top)
+        save_head(head, folder / HEAD)
+    classifier = part_of(model.top, nn.Linear)
     if classifier is not None:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()},
-            context.run.path / CLASSIFIER,
-        )
+        weights = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
+        save_file(weights, folder / CLASSIFIER)
     losses, per_epoch = history.losses(1), stage1.steps_per_epoch
     metrics: dict[str, Any] = {
         **score(embedded, context.split.labels, classifier, settings.seed),
@@ -134,23 +130,16 @@ def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: Hi
         "train/wrong_labels": context.split.wrong,
         **last_epoch_metrics(history),
         "seconds/total": 0.0,
-        "seed": settings.seed,
-        "method": settings.method,
+        **{name: getattr(settings, name) for name in ("seed", "method", "augment", "optimizer", "data", "scored")},
         "miner": settings.miner or "none",
-        "augment": settings.augment,
-        "optimizer": settings.optimizer,
         "stage2": "none" if settings.has_classifier else settings.stage2_optimizer or "lbfgs",
-        "data": settings.data,
-        "scored": settings.scored,
-        "batch_size": settings.batch_size,
-        "chunk_size": settings.chunk_size or 0,
-        "queue_size": settings.queue_size or 0,
+        **{name: getattr(settings, name) or 0 for name in ("batch_size", "chunk_size", "queue_size")},
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         **environment(accelerator.device),
     }
     if settings.pictures:
-        report.draw_loss_curve(losses, per_epoch, context.run.path / "loss_curve.png")
+        draw_loss_curve(losses, per_epoch, folder / "loss_curve.png")
         draw(context, embedded)
     metrics["seconds/total"] = round(seconds + time.perf_counter() - started, 1)
     scores = {name: value for name, value in metrics.items() if name.startswith(("linear_probe/", "retrieval/"))}

@@ -23,7 +23,7 @@ from pml_supcon.experiments.tuning import settings_of
 from pml_supcon.models import create_encoder
 from pml_supcon.models.encoders import check_encoder_name
 from pml_supcon.training.config.parser import parse_settings
-from pml_supcon.training.dataloaders import build_sampler, check_shares
+from pml_supcon.training.dataloaders import build_stage1_sampler, check_shares
 
 TRAIN_IMAGES, TEST_IMAGES, SIDE, BATCH = 160, 40, 32, 40
 LOCAL_IMAGES, LOCAL_ENCODER = "imagefolder:my/images", "my/encoder"
@@ -49,7 +49,7 @@ def check_batches(asked):
     """Refuse batches that the classes cannot fill, however many images each has."""
     if asked.data in CLASSES:
         labels = torch.arange(CLASSES[asked.data]).repeat(asked.batch_size)
-        build_sampler(asked, labels, SimpleNamespace(num_processes=1, process_index=0))
+        build_stage1_sampler(asked, labels, SimpleNamespace(num_processes=1, process_index=0))
 
 
 def check_encoder(asked):

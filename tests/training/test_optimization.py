@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pml_supcon.training.config import Plan, TrainSettings
+from pml_supcon.training.config import TrainSettings
+from pml_supcon.training.config.settings import Plan
 from pml_supcon.training.optimization import build_optimizer, build_schedule, check_optimizer
 
 DEFAULTS = {"epochs": 4, "optimizer": "sgd", "optimizer_args": {}, "learning_rate": 0.2, "weight_decay": 0.1}

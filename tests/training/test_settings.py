@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from pml_supcon.training import app as train
-from pml_supcon.training.config import FREE_TO_CHANGE, TrainSettings, checks
+from pml_supcon.training.config import TrainSettings, checks
 from pml_supcon.training.config.parser import NAMES, SWITCHES, normalised, parse_settings
-from pml_supcon.training.config.settings import Method
+from pml_supcon.training.config.settings import FREE_TO_CHANGE, Method
 from pml_supcon.training.run import plain
 
 NO_DATA = ["--data", "imagefolder:/no/such/folder"]

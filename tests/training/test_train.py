@@ -146,7 +146,7 @@ def test_map_of_few_points(number, width, tmp_path):
         (["--optimizer", "sdg"], "did you mean 'sgd'"),
         (["--max-per-class", "3"], "at most 30"),
         (["--samples-per-class", "3"], "multiple of samples_per_class"),
-        (["--samples-per-class", "200", "--batch-size", "200"], "at least 200 samples"),
+        (["--samples-per-class", "200", "--batch-size", "200"], "samples_per_class=200"),
         (["--epochs", "none"], "epochs"),
         (["--encoder-args.chanels", "3"], "chanels"),
         (["--config", "{tmp}/bad.yaml"], "did you mean 'epochs'"),

@@ -8,7 +8,7 @@ from torch import nn
 from pml_supcon._checks import check_int, check_number
 from pml_supcon.data.images import ImageData
 from pml_supcon.training.callbacks import all_finite
-from pml_supcon.training.config import Plan
+from pml_supcon.training.config.settings import Plan
 from pml_supcon.training.launch import check_launch
 from pml_supcon.training.loop import run_stage
 from pml_supcon.training.optimization import check_optimizer

@@ -1,12 +1,11 @@
 """The typed settings of a training run, from flags and YAML (``--help`` lists them, ``--print_config`` prints them)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pml_supcon.training.config.checks import check
 from pml_supcon.training.config.settings import (
     DEFAULT_ENCODER,
     DEFAULT_ENCODER_ARGS,
-    FREE_TO_CHANGE,
     DataSettings,
     MethodSettings,
     ModelSettings,
@@ -16,19 +15,7 @@ from pml_supcon.training.config.settings import (
     Stage2Settings,
 )
 
-__all__ = [  # noqa: RUF022 - as `--help` lists them
-    "MethodSettings",
-    "DataSettings",
-    "ModelSettings",
-    "Stage1Settings",
-    "Stage2Settings",
-    "RunSettings",
-    "TrainSettings",
-    "Plan",
-    "GROUPS",
-    "FREE_TO_CHANGE",
-]
-
+#: The groups, in the order of `--help`.
 GROUPS = (MethodSettings, DataSettings, ModelSettings, Stage1Settings, Stage2Settings, RunSettings)
 
 
@@ -48,33 +35,17 @@ class TrainSettings(RunSettings, Stage2Settings, Stage1Settings, ModelSettings, 
 
     def stage1(self) -> Plan:
         """Return the optimisation of stage 1."""
-        return Plan(
-            epochs=self.epochs,
-            optimizer=self.optimizer,
-            optimizer_args=self.optimizer_args,
-            learning_rate=self.learning_rate * (self.batch_size / 256 if self.scale_learning_rate else 1),
-            weight_decay=self.weight_decay,
-            warmup_epochs=self.warmup_epochs,
-            schedule=self.schedule,
-            decay_epochs=self.decay_epochs,
-            decay_rate=self.decay_rate,
-            decay_all=self.decay_all,
-            clip_gradient_norm=self.clip_gradient_norm,
-        )
+        return self._plan("", self.batch_size)
 
     def stage2(self) -> Plan | None:
         """Return the optimisation of stage 2, or None for logistic regression by L-BFGS or without a stage 2."""
         if self.stage2_optimizer is None:
             return None
-        batch_size = self.stage2_batch_size or self.batch_size
-        return Plan(
-            epochs=self.stage2_epochs,
-            optimizer=self.stage2_optimizer,
-            optimizer_args=self.stage2_optimizer_args,
-            learning_rate=self.stage2_learning_rate * (batch_size / 256 if self.stage2_scale_learning_rate else 1),
-            weight_decay=self.stage2_weight_decay,
-            warmup_epochs=self.stage2_warmup_epochs,
-            schedule=self.stage2_schedule,
-            decay_epochs=self.stage2_decay_epochs,
-            decay_rate=self.stage2_decay_rate,
-        )
+        return self._plan("stage2_", self.stage2_batch_size or self.batch_size)
+
+    def _plan(self, prefix: str, batch_size: int) -> Plan:
+        names = [field.name for field in fields(Plan) if hasattr(self, prefix + field.name)]
+        values = {name: getattr(self, prefix + name) for name in names}
+        if getattr(self, f"{prefix}scale_learning_rate"):
+            values["learning_rate"] *= batch_size / 256
+        return Plan(**values)
