@@ -84,10 +84,10 @@ def loss_terms(
     by_type = {kind: values for kind, values in given if kind != "already_reduced"}
     shapes = sorted((kind, tuple(values.shape)) for kind, values in given if kind != "already_reduced")
     if given and shapes != sorted((kind, (number,)) for kind, number in numbers.items() if number):
-        came = ", ".join(f"{kind} {tuple(values.shape)}" for kind, values in given)
+        given_terms = ", ".join(f"{kind} {tuple(values.shape)}" for kind, values in given)
         raise TypeError(
             "Expected argument `loss` to have a term for each pair or triplet (by PML's reduction types: "
             f"{', '.join(f'{kind} ({number},)' for kind, number in numbers.items())}), "
-            f"but got {type(loss).__name__} with {came}"
+            f"but got {type(loss).__name__} with {given_terms}"
         )
     return [by_type.get(kind, batch.embeddings.new_zeros(number)) for kind, number in numbers.items()]

@@ -108,18 +108,17 @@ def broadcast_from_first(make: Callable[[], Sequence[Tensor]], group: dist.Proce
         RuntimeError: If ``make`` fails; names the rank and the error.
     """
     first = dist.get_global_rank(group, 0)
-    made: list[Any] = [None, None]
+    result: list[Any] = [None, None]  # the tensors, and the error
     if dist.get_rank() == first:
         try:
-            made[0] = [indices.cpu() for indices in make()]
+            result[0] = [indices.cpu() for indices in make()]
         except Exception as error:
-            made[1] = f"{type(error).__name__}: {error}"
+            result[1] = f"{type(error).__name__}: {error}"
     with collective_errors(group):
-        dist.broadcast_object_list(made, first, group=group, device=device_of(group))
-    if made[1] is not None:
-        raise RuntimeError(f"rank 0: {made[1]}")
-    tensors: list[Tensor] = made[0]
-    return tensors
+        dist.broadcast_object_list(result, first, group=group, device=device_of(group))
+    if result[1] is not None:
+        raise RuntimeError(f"rank 0: {result[1]}")
+    return result[0]  # type: ignore[no-any-return]
 
 
 def agree(

@@ -112,8 +112,8 @@ class GlobalBatchLoss(nn.Module):
     def _loss_of_group(self, own: LossInputs, indices_tuple: Any, group: ProcessGroup) -> Tensor:
         """Return the loss of the batch of all processes; our own losses do not gather the rows."""
         loss = self.loss
-        alone = self.miner is None and indices_tuple is None and own.ref_emb is None and not own.more
-        if alone and isinstance(loss, BaseSupConLoss) and type(loss) in OWN_LOSSES and not loss.needs_all_rows():
+        plain = self.miner is None and indices_tuple is None and own.ref_emb is None and not own.more
+        if plain and isinstance(loss, BaseSupConLoss) and type(loss) in OWN_LOSSES and not loss.needs_all_rows():
             return loss.loss_of_group(own.embeddings, own.labels, group, self.num_views)
         error: Exception | None = None
         try:

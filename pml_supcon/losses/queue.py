@@ -157,9 +157,9 @@ class QueueLoss(nn.Module):
     def _labels(self, embeddings: Tensor, labels: Tensor | None) -> Tensor:
         """Return the labels of the batch, int64; without labels every sample is its own class."""
         if self.labelled is not None and self.labelled != (labels is not None):
-            came, before = ("no labels", "labels") if self.labelled else ("labels", "no labels")
+            given, before = ("no labels", "labels") if self.labelled else ("labels", "no labels")
             raise ValueError(
-                f"Expected {before} as in the calls that filled the queue, but got {came}; use one `QueueLoss` with "
+                f"Expected {before} as in the calls that filled the queue, but got {given}; use one `QueueLoss` with "
                 "labels and another without"
             )
         if labels is not None:

@@ -37,7 +37,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
     Attributes:
         options: The checked options.
         num_views: V of ``(N, D)`` embeddings, or None.
-        group: Processes that all call the loss with the same batch, and divide its work; None: this process alone.
+        group: Processes that all call the loss with the same batch, and divide its work; None: no other process.
             ``GlobalBatchLoss`` sets it for the time of a call.
     """
 

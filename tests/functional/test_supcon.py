@@ -1,4 +1,4 @@
-"""`supcon_loss` against the specification's values, an oracle of plain loops, and the properties of the losses."""
+"""`supcon_loss` against the specification's values and an oracle of plain loops, which rejects wrong losses."""
 
 import itertools
 import math
@@ -65,40 +65,15 @@ def test_oracle_for_rows_contrasted_with_themselves(backend, summation, denomina
             assert_equals_oracle(ours, expected, f"B={num_samples}, D={width}, {kind}, cap={cap}")
 
 
-@pytest.mark.parametrize("temperature", [0.01, 1, 10])
-@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_oracle_at_other_temperatures(backend, summation, denominator, temperature):
-    given = {"summation": summation, "denominator": denominator, "temperature": temperature}
-    rows, refs, labels = random_rows(10, 3), random_rows(7, 3), torch.tensor([0, 0, 1, 2, 3]).repeat(2)
-    references = {"ref_emb": refs, "ref_labels": torch.tensor([0, 1, 2, 0, 4, 1, 9])}
-    for options in ({}, {"positives_cap": 2}, {"contrast_mode": "one"}, references):
-        expected = supcon_oracle.anchor_losses(rows, labels, num_views=2, **given, **options)
-        ours = supcon_loss(rows, labels, num_views=2, backend=backend, **given, **options)
-        assert_equals_oracle(ours, expected, f"{list(options)}")
-
-
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_oracle_for_equal_rows(backend, summation, denominator):
-    """Rows that are duplicates, within a class and across classes, and rows that all are one."""
+    """Duplicate rows within a class and across classes, and all rows equal."""
     labels = torch.tensor([0, 0, 1, 1, 2, 3])
     for rows in (torch.ones(6, 3), torch.eye(3).repeat(2, 1), random_rows(3, 3)[[0, 0, 0, 1, 1, 2]]):
         for temperature in (0.01, 0.3):
             given = {"summation": summation, "denominator": denominator, "temperature": temperature}
             expected = supcon_oracle.anchor_losses(rows.double(), labels, **given)
             assert_equals_oracle(supcon_loss(rows.double(), labels, backend=backend, **given), expected, f"{rows}")
-
-
-@pytest.mark.parametrize("num_views", [1, 2, 3])
-@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_oracle_without_labels(backend, summation, denominator, num_views):
-    for num_samples in (1, 2, 5):
-        rows = random_rows(num_samples * num_views, 3)
-        given = {"num_views": num_views, "summation": summation, "denominator": denominator, "temperature": 0.4}
-        expected = supcon_oracle.anchor_losses(rows, **given)
-        assert_equals_oracle(supcon_loss(rows, backend=backend, **given), expected, f"B={num_samples}")
-        views = rows.view(num_views, num_samples, 3).transpose(0, 1)
-        del given["num_views"]
-        assert_equals_oracle(supcon_loss(views, backend=backend, **given), expected, f"B={num_samples}, (B, V, D)")
 
 
 @pytest.mark.parametrize("contrast_mode", ["all", "one"])
@@ -127,7 +102,7 @@ def test_embeddings_that_are_their_own_references(backend, normalize):
 
 
 def random_tuple(kind, number, num_refs):
-    """Index tuples that no labels would give, some pairs positive and negative at once, some of them twice."""
+    """Return index tuples that no labels give: some pairs are positive and negative at once, some are repeated."""
     a1, p = torch.nonzero(torch.rand(number, num_refs) < 0.4, as_tuple=True)
     a2, n = torch.nonzero(torch.rand(number, num_refs) < 0.4, as_tuple=True)
     if kind == "pairs":
@@ -155,22 +130,12 @@ def test_oracle_for_listed_pairs(kind, summation, denominator, way, monkeypatch)
         pairs = random_tuple(kind, number, number)
         expected = supcon_oracle.anchor_losses(rows, indices_tuple=pairs, **given)
         assert_equals_oracle(supcon_loss(rows, indices_tuple=pairs, **given), expected, f"N={number}")
-        labels = torch.zeros(number, dtype=torch.int64)  # labels play no part where pairs are listed
+        labels = torch.zeros(number, dtype=torch.int64)  # labels are ignored with listed pairs
         assert_equals_oracle(supcon_loss(rows, labels, indices_tuple=pairs, **given), expected, f"N={number}, labels")
         pairs = random_tuple(kind, number, 6)
         expected = supcon_oracle.anchor_losses(rows, ref_emb=refs, indices_tuple=pairs, **given)
         ours = supcon_loss(rows, ref_emb=refs, indices_tuple=pairs, **given)
         assert_equals_oracle(ours, expected, f"N={number}, references")
-
-
-def test_scale_by_temperature_multiplies_the_loss(backend):
-    rows, labels = random_rows(6, 3), torch.tensor([0, 0, 1, 1, 1, 2])
-    plain, scaled = (
-        supcon_loss(rows, labels, temperature=0.3, scale_by_temperature=scale, backend=backend)
-        for scale in (False, True)
-    )
-    torch.testing.assert_close(scaled.losses, plain.losses * 0.3)
-    assert torch.equal(scaled.valid, plain.valid)
 
 
 WRONG_BATCH = {"rows": [[1.0, 0.2, 0.1], [2.0, 1.0, -0.5], [-0.3, 1.0, 0.4], [0.8, -0.9, 0.3], [0.5, 0.5, 1.5],
@@ -186,39 +151,11 @@ def test_the_oracle_rejects_wrong_losses(summation, mistake):
     expected = supcon_oracle.mean(
         supcon_oracle.anchor_losses(rows, labels, temperature=0.5, summation=summation, positives_cap=cap)
     )
-    came = wrong_losses.batch_loss(rows, labels, 0.5, summation=summation, cap=cap, mistake=mistake).item()
-    if mistake is None:  # the mistakes' own frame is right, with and without a cap
-        assert came == pytest.approx(expected, abs=1e-12)
+    wrong = wrong_losses.batch_loss(rows, labels, 0.5, summation=summation, cap=cap, mistake=mistake).item()
+    if mistake is None:  # without a mistake the loss is right, with and without a cap
+        assert wrong == pytest.approx(expected, abs=1e-12)
         capped = supcon_oracle.anchor_losses(rows, labels, temperature=0.5, summation=summation, positives_cap=2)
-        came = wrong_losses.batch_loss(rows, labels, 0.5, summation=summation, cap=2).item()
-        assert came == pytest.approx(supcon_oracle.mean(capped), abs=1e-12)
+        wrong = wrong_losses.batch_loss(rows, labels, 0.5, summation=summation, cap=2).item()
+        assert wrong == pytest.approx(supcon_oracle.mean(capped), abs=1e-12)
     else:
-        assert abs(came - expected) > 0.02, "a mistake that the oracle cannot tell from the loss"
-
-
-@pytest.mark.parametrize("contrast_mode", ["all", "one"])
-@pytest.mark.parametrize("denominator", ["all", "one_positive", "negatives"])
-def test_in_is_never_above_out(backend, denominator, contrast_mode):
-    given = {"num_views": 2, "denominator": denominator, "contrast_mode": contrast_mode, "backend": backend}
-    rows, labels = random_rows(24, 4), torch.randint(0, 4, (12,)).repeat(2)
-    out, inside = (supcon_loss(rows, labels, summation=summation, **given) for summation in ("out", "in"))
-    assert (inside.losses <= out.losses + 1e-12).all()
-    assert (inside.losses < out.losses - 1e-3).any()
-    for single in ({"positives_cap": 0}, {"labels": None}):  # one positive each, the other view
-        here = {"labels": labels, **given, **single}
-        out, inside = (supcon_loss(rows, summation=summation, **here) for summation in ("out", "in"))
-        torch.testing.assert_close(inside.losses, out.losses, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_order_names_and_rotation_do_not_matter(backend, summation, denominator):
-    given = {"num_views": 2, "summation": summation, "denominator": denominator, "backend": backend}
-    rows, samples = random_rows(20, 4), torch.randint(0, 3, (10,))
-    plain = supcon_loss(rows, samples.repeat(2), **given).losses
-    order = torch.randperm(10)
-    both = torch.cat([order, order + 10])
-    torch.testing.assert_close(supcon_loss(rows[both], samples[order].repeat(2), **given).losses, plain[both])
-    renamed = torch.tensor([-5, 2**40, 3])[samples].repeat(2)
-    torch.testing.assert_close(supcon_loss(rows, renamed, **given).losses, plain)
-    rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
-    torch.testing.assert_close(supcon_loss(rows @ rotation, samples.repeat(2), **given).losses, plain)
+        assert abs(wrong - expected) > 0.02, "the oracle does not reject the mistake"

@@ -1,4 +1,4 @@
-"""The backends of `supcon_loss` beside each other on odd shapes and tile borders, and which one is taken."""
+"""The backends of `supcon_loss` compared on odd shapes and at tile borders, and the choice among them."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def assert_backends_agree(rows, labels, *, rtol=1e-9, atol=1e-11, **options):
 
 @pytest.fixture(params=[False, True], ids=["labels on the host", "labels not on the host"])
 def hidden_labels(request, monkeypatch):
-    """The tiled backend reads labels that are in host memory; elsewhere it does without, which this makes it do."""
+    """Make the tiled backend treat labels in host memory like labels on another device, which it does not read."""
     if request.param:
         monkeypatch.setattr(layout, "on_host", lambda labels: False)
 
@@ -39,7 +39,7 @@ def test_odd_shapes_and_tile_borders(monkeypatch, summation, denominator, number
     for kind, labels in label_kinds(number).items():
         for width in (1, 3, 128) if kind == "mixed" or number == 1 else (3,):
             assert_backends_agree(random_rows(number, width), labels, **given)
-            # exponentials with a shift: the bound on s is above what the exponent holds
+            # exponentials with a shift: the bound on s exceeds the range of the exponent
             assert_backends_agree(random_rows(number, width), labels, temperature=0.0015, atol=1e-9, **given)
 
 
@@ -63,33 +63,30 @@ def test_tile_borders_with_samples_and_references(monkeypatch, summation, denomi
 
 
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_gradients_that_nobody_wants_are_not_made(monkeypatch, summation, denominator):
-    """References that are a memory's: a third of the products of a backward pass, and a buffer as large as they are."""
+def test_gradients_that_are_not_requested_are_not_computed(monkeypatch, summation, denominator):
+    """Without gradients of a memory, the backward pass saves a third of its products and a buffer."""
     added = []
     add = torch.Tensor.addmm_
     spy = lambda self, *products: (added.append(len(self)), add(self, *products))[1]  # noqa: E731
     monkeypatch.setattr(torch.Tensor, "addmm_", spy)
     options = {"summation": summation, "denominator": denominator, "backend": "tiled"}
-    rows, refs, found = random_rows(12, 4), random_rows(9, 4), []
+    rows, refs, gradients = random_rows(12, 4), random_rows(9, 4), []
     labels, ref_labels = torch.arange(12) // 3, torch.arange(9) // 2
-    for wanted, sizes in (((True, True), [12, 9]), ((True, False), [12]), ((False, True), [9])):
-        inputs = [x.detach().requires_grad_(want) for x, want in zip((rows, refs), wanted, strict=True)]
+    for requested, sizes in (((True, True), [12, 9]), ((True, False), [12]), ((False, True), [9])):
+        inputs = [x.detach().requires_grad_(flag) for x, flag in zip((rows, refs), requested, strict=True)]
         added.clear()
         supcon_loss(inputs[0], labels, ref_emb=inputs[1], ref_labels=ref_labels, **options).mean().backward()
         assert added == sizes
-        found.append([x.grad for x in inputs])
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[2][1])
-    assert found[1][1] is found[2][0] is None
+        gradients.append([x.grad for x in inputs])
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert torch.equal(gradients[0][1], gradients[2][1])
+    assert gradients[1][1] is gradients[2][0] is None
 
 
 @pytest.mark.parametrize("structure", ["rows", "one, cap", "references"])
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_nothing_waits_for_the_device(monkeypatch, summation, denominator, structure):
-    """Tensors on the meta device have no values: whoever looked at one, or at how many there are, would fail.
-
-    Operators never get there, so what they run is called in their place.
-    """
+def test_nothing_synchronises_with_the_device(monkeypatch, summation, denominator, structure):
+    """Run the functions inside the operators on the meta device: reading a value or a count would fail there."""
     more = {
         "rows": {},
         "one, cap": {"contrast_mode": "one", "positives_cap": 2},
@@ -124,12 +121,3 @@ def test_auto_takes_the_first_backend_that_can(monkeypatch):
     supcon_loss(rows, labels, similarity=lambda a, b: -torch.cdist(a, b))
     supcon_loss(rows, indices_tuple=(torch.tensor([0]), torch.tensor([1]), torch.tensor([0]), torch.tensor([2])))
     assert used == ["tiled", "reference", "tiled"]
-
-
-@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_a_similarity_of_ones_own(summation, denominator):
-    rows, labels = random_rows(8, 3), torch.arange(8) // 3
-    given = {"summation": summation, "denominator": denominator}
-    cosine = lambda a, b: torch.nn.functional.cosine_similarity(a[:, None], b, dim=2)  # noqa: E731
-    ours = supcon_loss(rows, labels, similarity=cosine, **given)
-    torch.testing.assert_close(ours.losses, supcon_loss(rows, labels, **given).losses)

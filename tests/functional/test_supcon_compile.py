@@ -16,13 +16,13 @@ def fresh_compiler():
 
 def assert_same(model, step, compiled, *inputs):
     """Compare loss and gradients of a step and of its compiled form."""
-    found = []
+    results = []
     for way in (step, compiled):
         model.zero_grad()
         loss = way(*inputs)
         loss.backward()
-        found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
-    torch.testing.assert_close(*found)
+        results.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("options", [{}, {"summation": "in", "denominator": "one_positive"}, {"positives_cap": 2}])
@@ -49,7 +49,7 @@ def test_loss_module_compiles_whole(backend):
 
 @pytest.mark.parametrize(("backend", "dynamic"), [("tiled", None), ("tiled", True), ("reference", True)])
 def test_a_temperature_that_changes_compiles_whole(backend, dynamic):
-    """At its second value the compiler takes a number for a symbol, and with `dynamic=True` sizes too."""
+    """From its second value on, the temperature is a symbol in the graph; with `dynamic=True` sizes are too."""
     model = torch.nn.Linear(6, 4)
 
     def step(rows, labels, temperature):
@@ -61,7 +61,7 @@ def test_a_temperature_that_changes_compiles_whole(backend, dynamic):
 
 
 def test_operators_keep_their_contract():
-    """PyTorch's own checks of the tiled operators: schema, fake tensors, autograd registration."""
+    """PyTorch checks schema, fake tensors and autograd registration of the tiled operators."""
     from pml_supcon.functional.supcon.tiled.operators import tiled_losses
 
     z = torch.nn.functional.normalize(torch.randn(12, 3), dim=1).requires_grad_()

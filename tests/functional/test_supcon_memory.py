@@ -1,4 +1,4 @@
-"""Linear memory, measured: the peak of a step above its inputs, in a process of its own."""
+"""Linear memory: the measured peak of a step above its inputs, in a separate process."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 MB = 10**6
 WIDTH = 16
 
-#: Freed blocks go back at once, so that what is resident is what is in use; see `benchmarks/memory.py`.
+#: Freed blocks return to the system at once: resident memory is then memory in use; see `benchmarks/memory.py`.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 
 #: Options by name, and numbers of rows.
@@ -50,12 +50,12 @@ def peak(number, width, classes=20, references=False, listed=0, hidden=False, **
 torch.set_num_threads(2)
 width, cases = json.loads(sys.argv[1])
 for options, _ in cases.values():
-    peak(600, width, **options)  # what a first step loads
+    peak(600, width, **options)  # a first step loads modules
 print(json.dumps({name: [peak(size, width, **options) for size in sizes] for name, (options, sizes) in cases.items()}))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's record of a process's peak")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak memory in Linux /proc")
 def test_memory_is_linear_in_the_rows():
     """A matrix of similarities would take 67 MB at 4,096 rows, and 4 times as much at twice as many."""
     command = [sys.executable, "-c", PROBE, json.dumps([WIDTH, CASES])]

@@ -1,4 +1,4 @@
-"""The plan of a batch over processes: all pairs are computed once, and what is sent is awaited; without processes."""
+"""The shard plan, without processes: all pairs are computed once, and every block sent is received."""
 
 import random
 from collections import defaultdict
@@ -15,34 +15,28 @@ from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import build_problem
 from pml_supcon.functional.supcon.tiled import layout
 
-PROCESSES = range(1, 8)
 TRIALS = 6
 modes = pytest.mark.parametrize("contrast_mode", ["all", "one"])
+sizes_of_group = pytest.mark.parametrize("processes", range(1, 8))
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Many tiles and boxes of few rows; and processes without a group, whose rank stands in its place."""
+    """Use small tiles and boxes, and the rank of a process in place of its group."""
     monkeypatch.setattr(layout, "TILE", 5)
     monkeypatch.setattr(layout, "STRIP", 3)
     monkeypatch.setattr(dist, "get_rank", lambda group: group)
 
 
 def plans(samples, views, contrast_mode, labels):
-    """What each process plans."""
-    made = []
-    for rank, number in enumerate(samples):
-        problem = build_problem(
-            torch.randn(number, views, 2),
-            torch.zeros(number, dtype=torch.int64),
-            options=SupConOptions(contrast_mode=contrast_mode),
-        )
-        made.append(ShardPlan.of(problem, labels, samples, views, rank))
-    return made
+    """Return the plan of each process."""
+    options, zeros = SupConOptions(contrast_mode=contrast_mode), torch.zeros(sum(samples), dtype=torch.int64)
+    problems = [build_problem(torch.randn(number, views, 2), zeros[:number], options=options) for number in samples]
+    return [ShardPlan.of(problem, labels, samples, views, rank) for rank, problem in enumerate(problems)]
 
 
 def batches(processes, contrast_mode):
-    """Uneven shares, some of them empty: the shares, views, labels and what each process plans."""
+    """Yield uneven numbers of samples, some of them 0, the views, the labels and the plans."""
     draw = random.Random(processes)
     for trial in range(TRIALS):
         samples = [draw.choice([0, 0, 1, 3, 7, 12]) for _ in range(processes)]
@@ -52,8 +46,8 @@ def batches(processes, contrast_mode):
 
 
 @modes
-@pytest.mark.parametrize("processes", PROCESSES)
-def test_places_are_those_of_each_process(processes, contrast_mode):
+@sizes_of_group
+def test_the_places_of_each_process(processes, contrast_mode):
     for samples, views, labels, every in batches(processes, contrast_mode):
         anchor_views = views if contrast_mode == "all" else 1
         owner = torch.arange(len(samples)).repeat_interleave(torch.tensor(samples))
@@ -68,7 +62,7 @@ def test_places_are_those_of_each_process(processes, contrast_mode):
 
 
 @modes
-@pytest.mark.parametrize("processes", PROCESSES)
+@sizes_of_group
 def test_every_pair_is_computed_once(processes, contrast_mode):
     for samples, _, _, every in batches(processes, contrast_mode):
         anchor_labels, row_labels = every[0].layout.anchor_labels, every[0].layout.row_labels
@@ -90,7 +84,7 @@ def test_every_pair_is_computed_once(processes, contrast_mode):
 
 
 @modes
-@pytest.mark.parametrize("processes", PROCESSES)
+@sizes_of_group
 def test_equal_shares_are_equal_work(processes, contrast_mode):
     labels = torch.arange(24 * processes) % 5
     work = []
@@ -101,24 +95,24 @@ def test_equal_shares_are_equal_work(processes, contrast_mode):
 
 
 class Wires:
-    """Between each two processes, in order: what is sent, and how much of it has been asked for."""
+    """The blocks sent and received between each two processes, in order."""
 
     def __init__(self, monkeypatch):
-        self.sent, self.awaited = defaultdict(list), defaultdict(list)
+        self.sent, self.received = defaultdict(list), defaultdict(list)
         monkeypatch.setattr("pml_supcon.functional.supcon.global_batch.transfers.collective_errors", nullcontext)
         monkeypatch.setattr(dist, "get_global_rank", lambda group, rank: rank)
         monkeypatch.setattr(dist, "P2POp", lambda way, tensor, peer, group: (way, tensor, peer, group))
         monkeypatch.setattr(dist, "batch_isend_irecv", lambda operations: [self.post(*one) for one in operations])
 
     def post(self, way, tensor, peer, own):
-        """The n-th receive takes the n-th send, once it is waited for."""
+        """Match the n-th receive with the n-th send, at the time of its `wait`."""
         assert peer != own
         assert len(tensor) > 0
         if way is dist.isend:
             self.sent[own, peer].append(tensor.clone())
             return SimpleNamespace(wait=lambda: None)
-        wire, number = self.sent[peer, own], len(self.awaited[peer, own])
-        self.awaited[peer, own].append(tensor)
+        wire, number = self.sent[peer, own], len(self.received[peer, own])
+        self.received[peer, own].append(tensor)
 
         def wait():
             assert wire[number].shape == tensor.shape
@@ -128,33 +122,33 @@ class Wires:
 
 
 @modes
-@pytest.mark.parametrize("processes", PROCESSES)
-def test_what_is_sent_is_what_is_awaited(processes, contrast_mode, monkeypatch):
-    """All processes in step, as `ring.gradients` goes: blocks are those of the peer, gradients come home once."""
+@sizes_of_group
+def test_every_block_sent_is_received(processes, contrast_mode, monkeypatch):
+    """Run all processes in step, as in `ring.gradients`: blocks come from the peer, gradients return once."""
     for samples, views, _, every in batches(processes, contrast_mode):
         wires = Wires(monkeypatch)
         sizes = [views * number for number in samples]
-        travels = [rotate_blocks(plan, torch.full((sizes[plan.rank], 2), float(plan.rank))) for plan in every]
-        homeward, home = [None] * processes, [[] for _ in every]
+        rotations = [rotate_blocks(plan, torch.full((sizes[plan.rank], 2), float(plan.rank))) for plan in every]
+        in_flight, returned = [None] * processes, [[] for _ in every]
         for _ in every[0].peers:
             peers = []
-            for travel in travels:
-                peer, block = next(travel)
+            for rotation in rotations:
+                peer, block = next(rotation)
                 assert block.tolist() == [[peer, peer]] * sizes[peer]
                 peers.append(peer)
             assert sorted(peers) == list(range(processes))
             for rank in range(processes):
-                if homeward[rank] is not None:
-                    home[rank].append(homeward[rank].wait())
+                if in_flight[rank] is not None:
+                    returned[rank].append(in_flight[rank].wait())
                 if peers[rank] != rank:
                     gradient = torch.tensor([[float(rank), peers[rank]]]).repeat(sizes[peers[rank]], 1)
-                    homeward[rank] = return_gradient(every[rank], gradient, peers[rank])
-        for travel in travels:
-            assert next(travel, None) is None
+                    in_flight[rank] = return_gradient(every[rank], gradient, peers[rank])
+        for rotation in rotations:
+            assert next(rotation, None) is None
         for rank in range(processes):
-            if homeward[rank] is not None:
-                home[rank].append(homeward[rank].wait())
+            if in_flight[rank] is not None:
+                returned[rank].append(in_flight[rank].wait())
             hosts = [plan.rank for plan in every if rank in plan.peers[1:]]
-            assert sorted(gradient.tolist() for gradient in home[rank]) == [[[h, rank]] * sizes[rank] for h in hosts]
-        for wire in {*wires.sent, *wires.awaited}:
-            assert [len(x) for x in wires.sent[wire]] == [len(x) for x in wires.awaited[wire]], (samples, wire)
+            assert sorted(block.tolist() for block in returned[rank]) == [[[h, rank]] * sizes[rank] for h in hosts]
+        for wire in {*wires.sent, *wires.received}:
+            assert [len(x) for x in wires.sent[wire]] == [len(x) for x in wires.received[wire]], (samples, wire)

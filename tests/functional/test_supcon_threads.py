@@ -1,4 +1,4 @@
-"""Tiles shared out over threads: the same numbers, repeatable, with torch's number of threads left alone."""
+"""Tiles divided over threads: the same numbers, repeatable, without a change of torch's number of threads."""
 
 import threading
 
@@ -40,9 +40,9 @@ def test_equal_to_the_reference(summation, denominator, temperature):
         torch.testing.assert_close(shared, dense, rtol=1e-8, atol=1e-9)
 
 
-def test_work_is_shared_and_the_threads_stay(monkeypatch):
+def test_work_is_divided_and_the_threads_stay(monkeypatch):
     seen = set()
-    positives, meeting = layout.Layout.positives, threading.Barrier(2, timeout=60)  # of the two threads, both at work
+    positives, meeting = layout.Layout.positives, threading.Barrier(2, timeout=60)  # of both threads
 
     def spy(self, box):
         thread = threading.current_thread().name, torch.get_num_threads()
@@ -70,9 +70,8 @@ def test_repeats_to_the_last_bit():
     assert all(torch.equal(mine, theirs) for other in others for mine, theirs in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("first", range(2))  # a fresh start each
-def test_callers_that_start_together_keep_their_threads(first):
-    """As `DataParallel` calls: each from a thread of its own, which takes torch's default number at its first look."""
+def test_callers_that_start_together_keep_their_threads():
+    """Call from several new threads, like `DataParallel`; each reads torch's number of threads first."""
     number = 6
     start, seen = threading.Barrier(number), []
 
@@ -90,7 +89,7 @@ def test_callers_that_start_together_keep_their_threads(first):
     assert torch.get_num_threads() == 2
 
 
-def test_errors_come_through():
+def test_errors_are_raised():
     def fail(items):
         raise KeyError(len(items))
 
@@ -98,7 +97,7 @@ def test_errors_come_through():
         threads.map_in_threads(fail, range(20), torch.device("cpu"))
 
 
-def test_results_stand_in_order():
+def test_results_are_in_order():
     parts = threads.map_in_threads(list, range(9), torch.device("cpu"))
     assert parts == [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
-    assert threads.map_in_threads(list, range(7), torch.device("cpu")) == [list(range(7))]  # too few to share
+    assert threads.map_in_threads(list, range(7), torch.device("cpu")) == [list(range(7))]  # too few to divide

@@ -1,4 +1,4 @@
-"""Real processes on this machine, in a gloo group, for tests of what they do together."""
+"""Real processes on this machine, in a gloo group."""
 
 import socket
 from collections.abc import Callable
@@ -11,13 +11,13 @@ import torch.multiprocessing as mp
 
 
 def run_processes(work: Callable[..., Any], number: int, folder: Path, *arguments: Any) -> list[Any]:
-    """What `work(rank, *arguments)` returns on each of the processes, by rank; `work` is a module's function."""
+    """Return the results of `work(rank, *arguments)` by rank; `work` is a function of a module."""
     mp.spawn(_process, args=(number, str(folder), work, arguments), nprocs=number)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(number)]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """Return a free port of this machine."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])

@@ -20,7 +20,7 @@ SPEC_ROWS = torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1)
 SPEC_LABELS = torch.tensor([0, 0, 1, 0])
 SPEC_TEMPERATURE = 0.5
 
-#: Its values, worked out there: (summation, further options, has labels) -> by denominator.
+#: Its values: (summation, further options, has labels) -> by denominator.
 SPEC_TABLE = [
     ("out", {}, True, (2.359539547, 1.659575810, 1.294213833)),
     ("out", {"positives_cap": 2}, True, (1.690569029, 1.178002136, 0.660373965)),
@@ -40,7 +40,7 @@ SPEC_CASES = [
 
 
 def random_rows(number, width, *, dtype=torch.float64, scale=1.0):
-    """Rows of uneven length, so that a forgotten normalisation shows."""
+    """Return rows of uneven length, so that tests fail without the normalisation."""
     return (torch.randn(number, width, dtype=dtype) * torch.linspace(0.5, 2, number, dtype=dtype)[:, None]) * scale
 
 
@@ -58,15 +58,15 @@ NORMALISED_TOLERANCE = {torch.float16: 0.005, torch.bfloat16: 0.04}
 
 
 def loss_error(ours, right):
-    """The largest error of a loss, relative where it is above 1."""
+    """Return the largest error of a loss, relative if the loss is above 1."""
     errors = (ours.detach().cpu().double() - right).abs() / right.abs().clamp(min=1)
     return errors.max().item() if len(errors) else 0.0
 
 
 def gradient_error(ours, right, upstream):
-    """The largest error of a row's gradient, over the largest length of one, or of the upstream gradient if larger.
+    """Return the largest error of a row's gradient over the largest norm, or over the upstream gradient if larger.
 
-    Gradients that cancel leave a rounding of their parts.
+    Gradients that cancel keep the rounding errors of their parts.
     """
     error = max((ours.cpu().double() - right).norm(dim=1).tolist(), default=0.0, key=lambda x: (x != x, x))
     length = max([*right.norm(dim=1).tolist(), *upstream.abs().tolist()], default=0.0)
@@ -74,7 +74,7 @@ def gradient_error(ours, right, upstream):
 
 
 def label_kinds(number):
-    """Labels of a batch of `number` samples: mixed with a singleton class, one class, only singletons."""
+    """Return labels of `number` samples: mixed with a singleton class, one class, only singletons."""
     mixed = torch.randint(0, max(2, number // 3), (number,))
     mixed[-1] = 99
     kinds = {"mixed": mixed, "one class": torch.full((number,), 7), "singletons": torch.arange(number).flip(0)}
@@ -83,7 +83,7 @@ def label_kinds(number):
 
 def problem_of(rows, labels, *, ref_emb=None, ref_labels=None, ref_starts_with_batch=False, num_views=None,
                indices_tuple=None, **options):  # fmt: skip
-    """The problem that `supcon_loss` states of the same arguments."""
+    """Return the problem that `supcon_loss` builds from the same arguments."""
     return build_problem(
         rows, labels, ref_emb=ref_emb, ref_labels=ref_labels, ref_starts_with_batch=ref_starts_with_batch,
         num_views=num_views, indices_tuple=indices_tuple, options=SupConOptions(**options),
@@ -91,7 +91,7 @@ def problem_of(rows, labels, *, ref_emb=None, ref_labels=None, ref_starts_with_b
 
 
 def loss_and_gradient(rows, labels, upstream=None, **options):
-    """Per-anchor losses, and the gradient of their mean or under an upstream gradient."""
+    """Return the per-anchor losses, and the gradient of their mean or for an upstream gradient."""
     rows = rows.detach().requires_grad_()
     terms = supcon_loss(rows, labels, **options)
     output = terms.mean() if upstream is None else terms.losses
@@ -99,8 +99,21 @@ def loss_and_gradient(rows, labels, upstream=None, **options):
     return terms.losses.detach(), gradient
 
 
+def value_and_gradient(loss, embeddings, *args, **more):
+    """Return the value of a loss, and its gradient for the embeddings."""
+    embeddings = embeddings.detach().clone().requires_grad_()
+    value = loss(embeddings, *args, **more)
+    return value.detach(), torch.autograd.grad(value, embeddings)[0]
+
+
+def listed_pairs(labels, contrasted_labels):
+    """Return all pairs by labels, except of a row and the contrasted row of the same number."""
+    same = labels[:, None] == contrasted_labels
+    return (*torch.where(same & ~torch.eye(*same.shape).bool()), *torch.where(~same))
+
+
 def assert_equals_oracle(terms, expected, what, tolerance=1e-10):
-    """Compare `AnchorLosses` with the oracle's list, in which None stands for an anchor without a loss."""
+    """Compare `AnchorLosses` with the oracle's list, which has None for an anchor without a loss."""
     assert terms.valid.tolist() == [loss is not None for loss in expected], what
     for i, (ours, oracle) in enumerate(zip(terms.losses.tolist(), expected, strict=True)):
         right = 0.0 if oracle is None else oracle
@@ -110,5 +123,5 @@ def assert_equals_oracle(terms, expected, what, tolerance=1e-10):
 
 
 def assert_gradients_equal(ours, right, *, rtol=1e-9, atol=1e-11):
-    """Compare gradients in float64, of two ways or of a way and a formula."""
+    """Compare gradients in float64."""
     torch.testing.assert_close(ours, right, rtol=rtol, atol=atol)

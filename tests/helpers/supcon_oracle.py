@@ -1,7 +1,4 @@
-"""The losses of the paper in plain Python: the sets are listed row by row, nothing is vectorised or ranked.
-
-Only tests use it. It shares no line with the package, and takes the definitions from the paper's equations 2 and 3.
-"""
+"""The losses of the paper in plain Python loops, from its equations 2 and 3, without code of the package."""
 
 from math import exp, fsum, log, sqrt
 
@@ -21,7 +18,7 @@ def anchor_losses(
     positives_cap=None,
     normalize=True,
 ):
-    """The loss of every anchor of view-major rows `(N, D)`; None for an anchor that has none."""
+    """Return the loss of every anchor of view-major rows `(N, D)`, or None for an anchor without a loss."""
     num_samples = len(rows) // num_views
     labels = [i % num_samples for i in range(len(rows))] if labels is None else labels.tolist()
     prepare = unit_rows if normalize else list
@@ -45,7 +42,7 @@ def anchor_losses(
 
 
 def mean(losses):
-    """The batch loss: the mean over the anchors that have one, 0 where none has."""
+    """Return the batch loss: the mean over the anchors with a loss, or 0."""
     terms = [loss for loss in losses if loss is not None]
     return fsum(terms) / max(len(terms), 1)
 
@@ -56,8 +53,8 @@ def unit_rows(rows):
 
 
 def batch_sets(i, labels, num_samples, num_views, cap):
-    """`P(i)` and `N(i)` of a batch contrasted with itself."""
-    sample = i % num_samples  # view-major rows: sample b is seen in rows b, b + B, b + 2 B, ...
+    """Return `P(i)` and `N(i)` of a batch contrasted with itself."""
+    sample = i % num_samples  # view-major rows: sample b is in rows b, b + B, b + 2 B, ...
     positives = {j for j in range(len(labels)) if j != i and labels[j] == labels[i]}
     negatives = {j for j in range(len(labels)) if labels[j] != labels[i]}
     if cap is not None:
@@ -68,7 +65,7 @@ def batch_sets(i, labels, num_samples, num_views, cap):
 
 
 def listed_sets(i, indices_tuple):
-    """`P(i)` and `N(i)` as the pairs `(a1, p, a2, n)` or triplets `(a, p, n)` list them."""
+    """Return `P(i)` and `N(i)` of listed pairs `(a1, p, a2, n)` or triplets `(a, p, n)`."""
     lists = [indices.tolist() for indices in indices_tuple]
     a1, p, a2, n = lists if len(lists) == 4 else (lists[0], lists[1], lists[0], lists[2])
     positives = {other for anchor, other in zip(a1, p, strict=True) if anchor == i}
@@ -77,7 +74,7 @@ def listed_sets(i, indices_tuple):
 
 
 def one_loss(s, positives, negatives, summation, denominator):
-    """Equation 2 or 3 for one anchor, `s` its similarities over the temperature."""
+    """Return equation 2 or 3 for one anchor, with similarities `s` divided by the temperature."""
 
     def denominator_of(p):
         members = {"all": positives | negatives, "one_positive": {p} | negatives, "negatives": negatives}[denominator]

@@ -1,9 +1,8 @@
-"""Supervised contrastive losses with one mistake each: what the oracle must reject.
+"""Supervised contrastive losses with one mistake each, which the oracle must reject.
 
-`MISTAKES` names those of the batch's loss and `batch_loss` computes them, rows being samples seen once (`cap` keeps
-that many positives, first in batch order); `ANCHOR_MISTAKES` and `anchor_losses` are those of single anchors under the
-options, `GRADIENT_MISTAKES` and `WrongGradient` those of gradients. With `mistake=None` each is right, so that it
-differs by its mistake alone.
+`batch_loss` computes the loss of a batch with one of `MISTAKES`, for samples with one view (`cap` keeps that many
+positives, first in batch order). `anchor_losses` computes the losses of single anchors under the options, with one of
+`ANCHOR_MISTAKES`. `WrongGradient` has one of `GRADIENT_MISTAKES`. With `mistake=None` each of them is right.
 """
 
 import torch
@@ -30,7 +29,7 @@ MISTAKES = (
 
 
 def batch_loss(rows, labels, temperature, *, summation, cap=None, mistake=None):
-    """L_out or L_in with the paper's denominator, mean over anchors, but for the mistake."""
+    """Return L_out or L_in with the paper's denominator, mean over anchors, with the mistake."""
     z = rows if mistake == "rows not normalised" else F.normalize(rows, dim=1)
     s = z @ z.T / (1 if mistake == "temperature forgotten" else temperature)
     self_pairs = torch.eye(len(rows), dtype=torch.bool)
@@ -66,7 +65,7 @@ def batch_loss(rows, labels, temperature, *, summation, cap=None, mistake=None):
 
 
 def sets(rows, labels, *, ref_emb=None, ref_labels=None, indices_tuple=None, num_views=1, contrast_mode="all", **_):
-    """How often each row is a positive and a negative of each anchor, `(A, M)` both, for a right loss 0 or 1."""
+    """Return how often each row is a positive and a negative of each anchor, two `(A, M)` tensors."""
     number = len(rows) // num_views if contrast_mode == "one" else len(rows)
     if indices_tuple is not None:
         positives, negatives = torch.zeros(2, len(rows), len(rows), dtype=rows.dtype)
@@ -79,7 +78,7 @@ def sets(rows, labels, *, ref_emb=None, ref_labels=None, indices_tuple=None, num
     return positives.to(rows.dtype), (~same).to(rows.dtype)
 
 
-#: Mistakes in the loss of an anchor, each with the options that it concerns.
+#: Mistakes in the loss of an anchor, each with the options for which it matters.
 ANCHOR_MISTAKES = [
     ("other positives in the denominator", {"denominator": "one_positive"}),
     ("the positive left out of its denominator", {"denominator": "one_positive"}),
@@ -94,7 +93,7 @@ ANCHOR_MISTAKES = [
 
 
 def anchor_losses(rows, labels, *, temperature, summation, denominator="all", mistake=None, **given):
-    """The loss of every anchor, but for the mistake; `given` are the other arguments of the oracle."""
+    """Return the loss of every anchor, with the mistake; `given` are the other arguments of the oracle."""
     if mistake == "every row is an anchor":
         given["contrast_mode"] = "all"
     positives, negatives = sets(rows, labels, **given)
@@ -112,7 +111,7 @@ def anchor_losses(rows, labels, *, temperature, summation, denominator="all", mi
     if mistake not in ("a pair listed as both counted twice", "repeats counted twice"):
         union = union.clamp(max=1)
     n = (negatives * e).sum(dim=1, keepdim=True)
-    alone = torch.where(negatives > 0, 0, e)  # what a positive adds to the negatives
+    alone = torch.where(negatives > 0, 0, e)  # the term of a positive that is no negative
     d = {"all": (union * e).sum(dim=1, keepdim=True), "one_positive": n + alone, "negatives": n}[denominator]
     if mistake in ("other positives in the denominator", "positives in the denominator"):
         d = (union * e).sum(dim=1, keepdim=True)
@@ -140,7 +139,7 @@ GRADIENT_MISTAKES = (
 
 
 class WrongGradient(torch.autograd.Function):
-    """L_out with the paper's denominator, whose gradient has a mistake, or none for None."""
+    """L_out with the paper's denominator, and a gradient with the mistake."""
 
     @staticmethod
     def forward(ctx, rows, labels, temperature, mistake):

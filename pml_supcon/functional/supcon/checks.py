@@ -81,13 +81,13 @@ def check_views_agree(labels: Tensor, num_views: int | None) -> None:
 def check_fits(embeddings: Tensor, name: str, rows: Tensor) -> None:
     """Raise unless the rows ``(M, D)`` have the width, dtype and device of the embeddings."""
     check_embeddings(name, rows, dims=(2,))
-    for what, expected, given in (
+    for quantity, expected, given in (
         ("width", embeddings.shape[-1], rows.shape[1]),
         ("dtype", embeddings.dtype, rows.dtype),
         ("device", embeddings.device, rows.device),
     ):
         if expected != given:
-            raise ValueError(f"Expected `{name}` to have the {what} of the embeddings, {expected}, but got {given}")
+            raise ValueError(f"Expected `{name}` to have the {quantity} of the embeddings, {expected}, but got {given}")
 
 
 def check_references(embeddings: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None, *, has_pairs: bool) -> None:
@@ -169,7 +169,7 @@ def check_options_fit(options: SupConOptions, num_views: int | None, *, has_refe
         option = "contrast_mode='one'" if one else "positives_cap"
         raise ValueError(
             f"Expected (B, V, D) embeddings or `num_views` with `{option}`: "
-            "(N, D) embeddings alone do not say which rows show the same sample"
+            "(N, D) embeddings do not say which rows show the same sample"
         )
     if cap and (has_references or has_pairs):
         raise ValueError(

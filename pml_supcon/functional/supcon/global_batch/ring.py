@@ -2,7 +2,7 @@
 
 With W processes, process r holds the rows Z_r (N_r, D). It receives the block Z_q of each peer q in turn, while the
 next block is in flight: memory is O(N_r D). Each pair of rows is computed once, on one of the two processes that hold
-it, and serves both: each process does 1/W of the products of one process alone. Labels and the sums per anchor, (A,)
+it, and serves both: each process computes 1/W of all products. Labels and the sums per anchor, (A,)
 each, are on all processes. The blocks rotate three times:
 
 1. negatives: log_neg_i = log sum_{n in N(i)} exp(s_in), then a log-sum-exp over processes;
@@ -32,7 +32,7 @@ from pml_supcon.functional.supcon.tiled.threads import map_in_threads
 def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:
     """Return the losses of all anchors of the batch, in its view-major order, on every process.
 
-    The gradient is the gradient of the sum of all processes' results. ``problem`` holds this process's rows alone.
+    The gradient is the gradient of the sum of all processes' results. ``problem`` holds only this process's rows.
     """
     rows = scale_by_sqrt_temperature(problem.rows[plan.row_order], problem.temperature)
     anchors = rows
@@ -85,7 +85,7 @@ def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> Statistics:
     statistics = start.copy()
     for peer, block in rotate_blocks(plan, rows):
         passes = passes_of(plan, anchors, peer, block)
-        boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, found in plan.tiles(peer) for box in found]
+        boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, inside in plan.tiles(peer) for box in inside]
         statistics = Statistics.merged([statistics, *map_in_threads(partial(passes.positives, start), boxes, device)])
     return statistics.reduced(plan.group)
 

@@ -31,7 +31,7 @@ class ShardPlan:
         anchor_places: ``(A,)``: the position of the anchor at each place in the view-major order of the batch.
         rank: of this process.
         group: the processes.
-        summation: this and the other options are those of the problem.
+        summation: like the other options, from the problem.
     """
 
     layout: Layout
@@ -93,13 +93,13 @@ class ShardPlan:
     def tiles(self, peer: int) -> Tiles:
         """Return the tiles of this process's anchors and a peer's rows that this process computes."""
         mine, theirs = self.anchor_blocks[self.rank], self.row_blocks[peer]
-        found = list(self.layout.tiles(mine, theirs))
+        tiles = list(self.layout.tiles(mine, theirs))
         meet_each_other = peer != self.rank and (peer - self.rank) * 2 % len(self.row_blocks) == 0
         if not self.layout.symmetric or not meet_each_other:
-            return found
+            return tiles
         return [  # opposite ranks receive each other's rows: each computes every other tile
             (tile, boxes)
-            for tile, boxes in found
+            for tile, boxes in tiles
             if (tile[0].start - mine.start + tile[1].start - theirs.start) // layouts.TILE % 2 == (self.rank < peer)
         ]
 
