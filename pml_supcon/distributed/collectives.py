@@ -124,16 +124,10 @@ def broadcast_from_first(make: Callable[[], Sequence[Tensor]], group: dist.Proce
 def agree(
     sizes: Mapping[str, int], same: Mapping[str, str], error: Exception | None, group: dist.ProcessGroup
 ) -> dict[str, list[int]]:
-    """Return each of ``sizes`` by rank; raise on every process if one has an error or they differ in ``same``.
-
-    Args:
-        sizes: numbers that may differ between processes.
-        same: values that must be equal on all processes, by their name in the error.
-        error: an error of this process, or None.
-        group: the processes.
+    """Return each of ``sizes`` by rank; they may differ between processes.
 
     Raises:
-        ValueError: If a process has an error, or differs; names rank and value.
+        ValueError: On every process, if one has an ``error`` or a value in ``same`` differs; names rank and value.
     """
     digest = zlib.crc32(repr(sorted(same.items())).encode())  # unlike `hash` the same in all processes
     record = torch.tensor([error is not None, digest, *sizes.values()], device=device_of(group))

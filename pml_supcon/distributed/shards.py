@@ -103,13 +103,10 @@ class ShardSizes(NamedTuple):
 def agree_on_shards(
     own: LossInputs, same: Mapping[str, Any], error: Exception | None, group: ProcessGroup
 ) -> ShardSizes:
-    """Return the sizes of all processes' shards, each of which its process has checked.
+    """Return the sizes of the shards of all processes.
 
-    Args:
-        own: the inputs on this process.
-        same: what must be the same on all processes, by name, beside shapes and dtypes.
-        error: an error in this process's shard, or None.
-        group: the processes.
+    ``same`` are values that must be equal on all processes, by name, besides shapes and dtypes; ``error`` is an error
+    in the shard of this process, or None.
 
     Raises:
         ValueError: On every process, if one has an error or differs from the others; names rank and value.

@@ -38,8 +38,7 @@ class GlobalBatchLoss(nn.Module):
     Args:
         loss: a loss with the call of PML's losses: ``loss(embeddings, labels, ...)``.
         miner: a PML miner, which mines in the whole batch (on the first process, for all).
-        num_views: V of ``(N, D)`` embeddings that are view-major; default: the ``num_views`` of the loss, if it has
-            one.
+        num_views: V of view-major ``(N, D)`` embeddings; default: the ``num_views`` of the loss, if it has one.
         group: the processes; default: all.
 
     Shape:

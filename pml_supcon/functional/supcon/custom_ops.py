@@ -20,12 +20,9 @@ def register_backward(losses: Any, gradient: Any, *, num_tensors: int, num_stati
 
     # shapes and dtypes of the outputs, for `torch.compile`
     def fake_losses(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        per_anchor = anchors.new_empty(len(anchors))
-        return (
-            per_anchor,
-            torch.empty_like(per_anchor, dtype=torch.bool),
-            anchors.new_empty(num_statistics, len(anchors)),
-        )
+        number = len(anchors)
+        valid = anchors.new_empty(number, dtype=torch.bool)
+        return anchors.new_empty(number), valid, anchors.new_empty(num_statistics, number)
 
     def fake_gradient(
         upstream: Tensor, statistics: Tensor, for_anchors: bool, for_rows: bool, anchors: Tensor, rows: Any, *_: Any
