@@ -20,14 +20,13 @@ from pml_supcon.losses import CrossBatchMemory, GlobalBatchLoss, QueueLoss, SupC
 TIMEOUT_S = 10
 PATIENCE_S = 100  # for a busy machine to start and to end processes
 EMBEDDINGS, LABELS = torch.randn(4, 2, 3), torch.arange(4)
-WIDE = EMBEDDINGS.double()
 
 #: Per case: the arguments of rank 0, the arguments of rank 1, and the message of both.
 DIFFERENT = {
     "widths": ((EMBEDDINGS, LABELS), (EMBEDDINGS[:, :, :2], LABELS), "embedding width: 3 on rank 0, 2 on rank 1"),
     "dtypes": (
         (EMBEDDINGS, LABELS),
-        (WIDE, LABELS),
+        (EMBEDDINGS.double(), LABELS),
         "dtype of the embeddings: torch.float32 on rank 0, torch.float64 on rank 1",
     ),
     "views": ((EMBEDDINGS, LABELS), (EMBEDDINGS[:, :1], LABELS), "number of views: 2 on rank 0, 1 on rank 1"),
@@ -50,7 +49,6 @@ OPTIONS = {
     "temperature": (lambda rank: SupConLossOut(0.1 + rank), "temperature: 0.1 on rank 0, 1.1 on rank 1"),
     "summation": (lambda rank: [SupConLossOut(), SupConLossIn()][rank], "summation: out on rank 0, in on rank 1"),
     "margin": (lambda rank: pml.TripletMarginLoss(margin=0.1 + rank), "margin=1.1"),
-    "distance of PML": (lambda rank: pml.TripletMarginLoss(distance=distances.LpDistance(p=1 + rank)), "loss: "),
     "distance": (
         lambda rank: SupConLossOut(distance=[distances.DotProductSimilarity(), distances.LpDistance()][rank]),
         "loss: ",
@@ -85,10 +83,7 @@ REFERENCES = {
         lambda rank: references(gradient=bool(rank)),
         "rows (3,) torch.float32 on rank 0, rows (3,) torch.float32 with a gradient",
     ),
-    "labels": (
-        lambda rank: references(labels=bool(rank)),
-        "ref_labels given: False on rank 0, True on rank 1",
-    ),
+    "labels": (lambda rank: references(labels=bool(rank)), "ref_labels given: False on rank 0, True on rank 1"),
 }
 
 

@@ -85,7 +85,6 @@ def test_rows_with_known_views_are_the_same_as_samples_with_views():
     {"distance": distances.LpDistance(power=2), "temperature": 1.0},
     {"reducer": reducers.SumReducer()},
     {"embedding_regularizer": regularizers.LpRegularizer(), "embedding_reg_weight": 0.3},
-    {"scale_by_temperature": True},
 ], ids=lambda options: next(iter(options)))  # fmt: skip
 def test_options_of_pml_keep_working(options):
     (first, first_labels, _), (second, second_labels, _) = batch(0), batch(1)
