@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from expected_targets import SHORT, Target, at_least, at_most
+from expected_targets import SHORT, Target, at_least, at_most, targets_table
 from harness import Entry, Run
 from records import Record
-from tables import exponent, find, floor_seconds, markdown, measurements, megabytes, ratio, seconds, shown
+from tables import exponent, find, floor_seconds, measurements, megabytes, ratio, seconds, shown
 
 FUSED, PLAIN = "pml_supcon/triton", "pml_supcon/tiled"
 
@@ -42,13 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     large = run.case(sizes.large, quick_N=sizes.large, dtype="bfloat16")
     made += run.measure([Entry(FUSED, large)], seconds=1, least=1, most=1)
     print(measurements(made))
-    print(table(made, sizes))
+    print(targets_table(targets(made, sizes)))
     return made
-
-
-def table(records: Sequence[Record], sizes: Sizes) -> str:
-    """Return the targets as a Markdown table."""
-    return markdown(["", "at least", "measured", ""], targets(records, sizes), text_columns=2)
 
 
 def targets(records: Sequence[Record], sizes: Sizes) -> list[Target]:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from limits import bounded_memory, status_of, time_limit
-from memory import Peak, probe
+from memory import Peak, bounded_memory, probe, status_of, time_limit
 from providers import Case, Step, make_step
 from records import OK, RESULTS, Record, append, environment
 

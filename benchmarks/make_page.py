@@ -10,12 +10,13 @@ from pathlib import Path
 
 import expected_targets
 import gpu
+import matplotlib
 import options
 import scaling
-from expected_targets import SHORT
-from figure import draw_scaling
+from expected_targets import SHORT, targets_table
+from matplotlib.figure import Figure
 from records import RESULTS, Record, last_run, latest, read
-from tables import measurements
+from tables import floor_seconds, measurements, megabytes, seconds
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PLACES = {"cpu": "On the CPU", "cuda": "On a GPU"}
@@ -25,6 +26,11 @@ WAITING = {
     "cuda": "No records yet, as no GPU was available. `python benchmarks/gpu.py --device cuda` measures the kernels, "
     "the other scripts with `--device cuda` the rest.",
 }
+
+FLOOR = "floor"
+LABELS = {"pml": "PML's SupConLoss", "pml_supcon/reference": "reference (dense)", FLOOR: "floor, fastest tile"}
+COLOURS = {"pml": "#c44e52", "pml_supcon/reference": "#dd8452", FLOOR: "#8c8c8c"}
+OUR_COLOUR = "#4c72b0"
 
 HEAD = """\
 # Benchmarks
@@ -67,7 +73,9 @@ def device_parts(records: Sequence[Record], device: str, docs: Path) -> list[str
     parts = [title]
     if device == "cuda":
         run = last_run(records, "gpu")
-        parts += section(run, "gpu", device, "Targets of the kernels", lambda run: gpu.table(run, gpu.Sizes()))
+        parts += section(
+            run, "gpu", device, "Targets of the kernels", lambda run: targets_table(gpu.targets(run, gpu.Sizes()))
+        )
         parts += section(run, "gpu", device, "The measurements", measurements)
     else:
         run = last_run(records, "expected_targets")
@@ -85,12 +93,8 @@ def section(
 ) -> list[str]:
     """Return the section of one script with its command and machine, or nothing where it has no records."""
     asked = [record for record in records if record.question == question]
-    return [f"### {title}\n", body(asked) + "\n", source(asked, command(question, device)) + "\n"] if asked else []
-
-
-def command(question: str, device: str) -> str:
-    """Return the command of a script."""
-    return f"python benchmarks/{question}.py" + (" --device cuda" if device == "cuda" else "")
+    command = f"python benchmarks/{question}.py" + (" --device cuda" if device == "cuda" else "")
+    return [f"### {title}\n", body(asked) + "\n", source(asked, command) + "\n"] if asked else []
 
 
 def source(records: Sequence[Record], typed: str) -> str:
@@ -109,8 +113,7 @@ def target_table(run: list[Record]) -> str:
     lines = expected_targets.targets(run, expected_targets.Sizes(), OURS["cpu"])
     short = sum(line.verdict == SHORT for line in lines)
     kept = "All are met." if not short else f"{short} of {len(lines)} fall short."
-    table = expected_targets.table(run, expected_targets.Sizes(), OURS["cpu"])
-    return f"{table}\n\nFloat32; D = 128 unless the row has another. {kept}"
+    return f"{targets_table(lines)}\n\nFloat32; D = 128 unless the row has another. {kept}"
 
 
 def grown(run: list[Record], device: str, docs: Path) -> str:
@@ -122,14 +125,41 @@ def grown(run: list[Record], device: str, docs: Path) -> str:
     return f"{picture}\n\n{scaling.growth(run)}\n\n{measurements(run)}"
 
 
+def draw_scaling(records: Sequence[Record], ours: str, path: Path) -> None:
+    """Draw seconds and MB of a step against N, log-log, as an SVG file that depends on the records alone."""
+    both = [record for record in records if record.mode == "both"]
+    names = [name for name in (ours, *LABELS) if name == FLOOR or any(record.name == name for record in both)]
+    sizes = sorted({record.N for record in both})
+    floor = next((record.name for record in both if record.provider == FLOOR and record.peak_extra_mb), FLOOR)
+    with matplotlib.rc_context({"svg.hashsalt": "pml_supcon", "font.size": 9}):
+        figure = Figure(figsize=(9, 4), layout="constrained", facecolor="white")
+        time_axes, memory_axes = figure.subplots(ncols=2)
+        for name in names:
+            style = {"label": LABELS.get(name, name), "color": COLOURS.get(name, OUR_COLOUR), "marker": "o"}
+            times = [(N, floor_seconds(both, N=N) if name == FLOOR else seconds(both, name, N=N)) for N in sizes]
+            time_axes.plot(*_points(times), markersize=4, **style)
+            peaks = [(N, megabytes(both, floor if name == FLOOR else name, N=N)) for N in sizes]
+            memory_axes.plot(*_points(peaks), markersize=4, **style)
+        time_axes.set(ylabel="seconds, forward plus backward")
+        memory_axes.set(ylabel="peak memory above the inputs, MB")
+        for axes in (time_axes, memory_axes):
+            axes.set(xscale="log", yscale="log", xlabel="rows N")
+            axes.set_xticks(sizes, [f"{N:,}" for N in sizes])
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+        time_axes.legend(frameon=False)
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _points(pairs: Sequence[tuple[int, float | None]]) -> tuple[list[int], list[float]]:
+    known = [(x, y) for x, y in pairs if y]
+    return [x for x, _ in known], [y for _, y in known]
+
+
 def optional(run: list[Record]) -> str:
     """Return the options with their time relative to L_out, and the last paragraph of the script's docstring."""
-    return f"{measurements(run, against='L_out')}\n\n{said(options.__doc__)}"
-
-
-def said(docstring: str | None) -> str:
-    """Return the last paragraph of a docstring."""
-    return (docstring or "").strip().split("\n\n")[-1]
+    paragraph = (options.__doc__ or "").strip().split("\n\n")[-1]
+    return f"{measurements(run, against='L_out')}\n\n{paragraph}"
 
 
 if __name__ == "__main__":

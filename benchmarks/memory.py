@@ -1,4 +1,4 @@
-"""Peak memory of one step, measured apart from its time in a fresh process for each provider and case.
+"""Peak memory of one step, measured apart from its time in a fresh process; limits on the time and memory of a step.
 
 On Linux the kernel records the peak resident size of each process (`VmHWM`), and resets it when 5 is written to
 `/proc/self/clear_refs`: nothing is sampled and no peak is missed. On CUDA the caching allocator counts.
@@ -6,22 +6,95 @@ On Linux the kernel records the peak resident size of each process (`VmHWM`), an
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from limits import bounded_memory, over, process_bytes, status_of, time_limit
-from providers import Case, Step, make_step
+from providers import Case, SkippedError, Step, make_step
 from records import MB, OK
+from torch import Tensor
 
 #: glibc keeps freed blocks and serves ever larger ones from its heap: a step could reuse blocks of the set-up, which
 #: would hide its memory. With these variables each larger block is a mapping of its own and is returned when freed: the
 #: resident memory is the memory in use. They slow a step down, so that time is measured without them.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 WARM_UP_ROWS = 256
+SHARE_OF_MEMORY = 0.8  # of what is free: beyond it an allocation fails, before the machine kills processes
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block that takes longer, at the next Python instruction; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(over(seconds))
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def bounded_memory(device: str) -> Iterator[None]:
+    """Bound the memory of this process, so that an allocation fails before the machine runs out of memory.
+
+    On CUDA the allocator fails by itself.
+    """
+    try:
+        available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+        used = process_bytes("VmData")
+    except (OSError, IndexError):
+        available, used = 0, 0
+    if device == "cuda" or not available:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = used + int(SHARE_OF_MEMORY * available)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound if soft == resource.RLIM_INFINITY else min(bound, soft), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def process_bytes(field: str) -> int:
+    """Return a size from `/proc/self/status` in bytes; raise OSError where the system has none."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def over(seconds: float) -> str:
+    """Return the status of a step that exceeded the time limit."""
+    return f"over {seconds:g} s"
+
+
+def status_of(error: Exception) -> str:
+    """Return the status of a step that raised."""
+    if isinstance(error, SkippedError):
+        return f"skipped: {error}"
+    if isinstance(error, TimeoutError):
+        return str(error)
+    allocation = ("can't allocate memory", "not enough memory", "out of memory")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in allocation):
+        return "out of memory"
+    return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 class Peak(NamedTuple):
@@ -72,20 +145,24 @@ def peak_extra(step: Step, device: str) -> int | None:
         run(step)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    before = reset_peak()
+    run(step)
+    return None if before is None else max(0, process_bytes("VmHWM") - before)
+
+
+def reset_peak() -> int | None:
+    """Reset the peak of this process; return its bytes in use, None where the system has no figure."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        before = process_bytes("VmRSS")
+        return process_bytes("VmRSS")
     except OSError:
-        run(step)
         return None
-    run(step)
-    return max(0, process_bytes("VmHWM") - before)
 
 
-def run(step: Step) -> None:
-    """Run forward, and backward if there is one; hold the loss and the gradients to the end, as in training."""
+def run(step: Step) -> tuple[Tensor, Any]:
+    """Run forward, and backward if there is one; return the loss and the gradients, which a training step holds too."""
     loss = step.forward()
-    _gradients = step.backward(loss) if step.backward else None
+    return loss, step.backward(loss) if step.backward else None
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from subprocess import PIPE
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from memory import MALLOC, peak_extra
+from memory import MALLOC, peak_extra, run
 from providers import TEMPERATURE, Case, Step, of_loss
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
@@ -81,15 +81,9 @@ def measure(provider: str, processes: int, case: Case, repetitions: int) -> dict
     """Measure a row of the table; memory apart, in processes that return freed memory to the system."""
     found = launch("time", provider, processes, case, repetitions)
     peaks = launch("memory", provider, processes, case, 1)
-    return {
-        "provider": provider,
-        "processes": processes,
-        "products": max(one["products"] for one in found) / (case.N**2 * case.D),
-        "memory_mb": max(one["memory_mb"] for one in peaks),
-        "seconds": max(one["seconds"] for one in found),
-        "loss": max(one["loss"] for one in found),
-        "gradient_error": max(one["gradient_error"] for one in found),
-    }
+    worst = {name: max(one[name] for one in found) for name in ("products", "seconds", "loss", "gradient_error")}
+    worst |= {"products": worst["products"] / (case.N**2 * case.D), "memory_mb": max(one["memory_mb"] for one in peaks)}
+    return {"provider": provider, "processes": processes, **worst}
 
 
 def launch(what: str, provider: str, processes: int, case: Case, repetitions: int) -> list[dict[str, Any]]:
@@ -97,8 +91,8 @@ def launch(what: str, provider: str, processes: int, case: Case, repetitions: in
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-    command = [sys.executable, __file__, "--process", what, provider, str(processes), str(port)]
-    command += [str(case.N), str(case.D), str(case.classes), str(repetitions)]
+    arguments = json.dumps([what, provider, processes, port, asdict(case), repetitions])
+    command = [sys.executable, __file__, "--process", arguments]
     env = os.environ | {"OMP_NUM_THREADS": "1"} | (MALLOC if what == "memory" else {})
     running = [
         subprocess.Popen([*command, str(rank)], stdout=PIPE, stderr=PIPE, text=True, env=env)
@@ -111,15 +105,13 @@ def launch(what: str, provider: str, processes: int, case: Case, repetitions: in
     return [json.loads(output.splitlines()[-1]) for output, _ in said]
 
 
-def process(arguments: Sequence[str]) -> None:
+def process(arguments: str, rank: int) -> None:
     """Measure as one of the processes; print the result as JSON."""
-    what, provider = arguments[:2]
-    number, port, N, D, classes, repetitions, rank = map(int, arguments[2:])
+    what, provider, number, port, fields, repetitions = json.loads(arguments)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=number)
-    case = Case(N, D=D, classes=classes)
-    small = make_step(provider, replace(case, N=64 * number), rank, number)[0]
-    run(small)
+    case = Case(**fields)
+    run(make_step(provider, replace(case, N=64 * number), rank, number)[0])  # loads all that a first step loads
     step, own = make_step(provider, case, rank, number)
     if what == "memory":
         dist.barrier()
@@ -145,13 +137,6 @@ def share(embeddings: Tensor, labels: Tensor, rank: int, number: int) -> tuple[T
     """Return a process's rows of a view-major batch, again view-major, and their labels."""
     own = [part.unflatten(0, (2, -1)).chunk(number, dim=1)[rank].flatten(0, 1) for part in (embeddings, labels)]
     return own[0], own[1]
-
-
-def run(step: Step) -> tuple[Tensor, Any]:
-    """Run forward and backward."""
-    assert step.backward is not None
-    loss = step.forward()
-    return loss, step.backward(loss)
 
 
 def timed(step: Step) -> float:
@@ -188,19 +173,12 @@ def compared(step: Step, own: Tensor, case: Case, rank: int, number: int) -> dic
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Return the rows of the table."""
+    digits = {"products": 2, "memory_mb": 1, "seconds": 2, "loss": 2}
+    numbers = [[shown(row[name], n) for name, n in digits.items()] + [f"{row['gradient_error']:.0e}"] for row in rows]
     return [
-        [
-            PROVIDERS[row["provider"]],
-            str(row["processes"]),
-            shown(row["products"]),
-            shown(row["memory_mb"], 1),
-            shown(row["seconds"]),
-            shown(row["loss"]),
-            f"{row['gradient_error']:.0e}",
-        ]
-        for row in rows
+        [PROVIDERS[row["provider"]], str(row["processes"]), *cells] for row, cells in zip(rows, numbers, strict=True)
     ]
 
 
 if __name__ == "__main__":
-    process(sys.argv[2:]) if sys.argv[1:2] == ["--process"] else main(sys.argv[1:])
+    process(sys.argv[2], int(sys.argv[3])) if sys.argv[1:2] == ["--process"] else main(sys.argv[1:])

@@ -21,13 +21,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from limits import process_bytes
+from memory import process_bytes, reset_peak
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from records import MB, keep_table
 from tables import markdown, ratio, shown
@@ -160,15 +159,6 @@ def process(provider: str, points: Points) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     extra = None if before is None else (process_bytes("VmHWM") - before) / MB
     return {"seconds": seconds, "extra_mb": extra, "metrics": metrics}
-
-
-def reset_peak() -> int | None:
-    """Reset the peak of this process; return its bytes in use, None where the system has no figure."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return process_bytes("VmRSS")
-    except OSError:
-        return None
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

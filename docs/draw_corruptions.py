@@ -18,7 +18,7 @@ SEVERITY = 3
 
 
 def draw(image: torch.Tensor, path: Path) -> None:
-    """The image `(3, H, W)`, uint8, clean and under each corruption."""
+    """Draw the image `(3, H, W)`, uint8, clean and under each corruption."""
     panels = {"clean": image}
     panels |= {name: Corruption(name, SEVERITY)(image[None], [0])[0] for name in CORRUPTIONS}
     figure, axes = plt.subplots(2, 8, figsize=(12, 3.4))
@@ -35,7 +35,7 @@ def main() -> None:
     """Read the test image and write the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=str(ROOT / "../shared/data/cifar10/test-*.parquet"), help="Parquet files")
-    parser.add_argument("--index", type=int, default=9, help="which test image")
+    parser.add_argument("--index", type=int, default=9, help="index of the test image")
     arguments = parser.parse_args()
     rows = load_dataset("parquet", data_files=arguments.data, split="train")
     image = torch.from_numpy(np.array(rows[arguments.index]["image"].convert("RGB"))).permute(2, 0, 1)

@@ -1,8 +1,8 @@
 """Fill the page of public names while MkDocs builds it: what each sub-package exports, a line and a link for each.
 
 A hook of MkDocs (`hooks` in mkdocs.yml). The page has a mark for each sub-package, `<!-- names:losses -->`. Names are
-read from the source, nothing is imported. Marks that are not those of the package end the build; so does, where it is
-strict, a name that no page documents, since its link leads nowhere.
+read from the source, nothing is imported. Marks that differ from the sub-packages end the build. A strict build also
+ends at a name that no page documents, since its link is broken.
 """
 
 import re
@@ -19,15 +19,15 @@ MARK = re.compile(r"<!-- names:(\w+) -->")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Put a table in the place of each mark of the page of names; other pages stay as they are."""
+    """Replace the marks of the page of names by tables; leave other pages unchanged."""
     return filled(markdown) if page.file.src_uri == PAGE else markdown
 
 
 def filled(text: str) -> str:
-    """The text with a table in the place of each mark.
+    """Return the text with a table in the place of each mark.
 
     Raises:
-        PluginError: a sub-package with public names has no mark, or a mark names no such sub-package.
+        PluginError: If a sub-package with public names has no mark, or a mark names no such sub-package.
     """
     package = griffe.load(PACKAGE, search_paths=[str(ROOT)])
     public = {name: module for name, module in package.modules.items() if module.exports and not name.startswith("_")}
@@ -38,7 +38,7 @@ def filled(text: str) -> str:
 
 
 def table(module: griffe.Module) -> str:
-    """The public names of a sub-package in the order in which it exports them."""
+    """Return a table of the public names of a sub-package, in the order of its exports."""
     lines = ["| name | what it is |", "| --- | --- |"]
     for name in (str(exported) for exported in module.exports or ()):
         member = module[name]

@@ -31,7 +31,7 @@ ROWS = {
 
 
 def digits_table() -> str:
-    """The runs on the digits, a column for each seed and their mean."""
+    """Return the runs on the digits, a column for each seed and one for the mean."""
     found = sorted((ROOT / "docs/records").glob("digits-seed*.json"))  # the recipe's defaults
     records = [json.loads(path.read_text()) for path in found]
     seeds = [f"seed {record['seed']}" for record in records]
@@ -50,7 +50,7 @@ def digits_table() -> str:
 
 
 def spread_table() -> str:
-    """The digits on one process and on two, in chunks too."""
+    """Compare runs on one process and on two, with and without chunks."""
     records = [json.loads(path.read_text()) for path in sorted((ROOT / "docs/records").glob("spread-*.json"))]
     records.sort(key=lambda record: record["chunk_size"])
     one = json.loads((ROOT / "docs/records/digits-seed0.json").read_text())
@@ -66,7 +66,7 @@ def spread_table() -> str:
 
 
 def measured_table(name: str) -> str:
-    """The table that a script in `benchmarks/` made, and where; a line that says so where it has not run."""
+    """Return the table of a script in `benchmarks/` with its source, or a line that says that it was not run."""
     path = ROOT / "docs/records" / f"benchmark-{name}.json"
     if not path.exists() and (ROOT / "benchmarks" / f"{name}.py").exists():
         return f"Not measured yet: `python benchmarks/{name}.py`."
@@ -78,7 +78,7 @@ def measured_table(name: str) -> str:
         f"`python benchmarks/{name}.py`, {where['date'][:10]} at commit {where['commit']}; {where['hardware']}, "
         f"{where['cpus']} CPU cores; {versions}."
     )
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", source])
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", source])
 
 
 def results() -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -127,17 +127,12 @@ def losses_table() -> str:
     ])  # fmt: skip
 
 
-#: Tables that are made of the recipe's records, by the name in a page.
-TABLES = {
-    "results": results_table,
-    "losses": losses_table,
-    "digits": digits_table,
-    "spread": spread_table,
-}
+#: Tables of the recipe's records, by the name in a page.
+TABLES = {"results": results_table, "losses": losses_table, "digits": digits_table, "spread": spread_table}
 
 
 def filled(text: str) -> str:
-    """A page with its tables written anew."""
+    """Return a page with its tables written anew."""
     marked = re.compile(r"(<!-- records:(\w+) -->\n).*?(<!-- /records -->)", re.S)
 
     def table(found: re.Match[str]) -> str:

@@ -1,6 +1,6 @@
 """Run the notebooks anew and keep their outputs.
 
-    python docs/notebooks/run.py                                # all that lie here
+    python docs/notebooks/run.py                                # all of this folder
     python docs/notebooks/run.py docs/notebooks/digits.ipynb
 
 Each runs in an empty folder, with the interpreter that runs this. Needs nbclient and ipykernel.
@@ -20,10 +20,10 @@ METADATA = {
 
 
 def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
-    """A notebook with the outputs of a run in a folder, and no metadata that differs from run to run.
+    """Return a notebook with the outputs of a run in a folder, without metadata that differ between runs.
 
     Raises:
-        CellExecutionError: a cell raises; says which and how.
+        CellExecutionError: If a cell raises.
     """
     book = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(folder)}}
@@ -33,7 +33,7 @@ def executed(path: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    """Run what is named, else all."""
+    """Run the named notebooks, else all."""
     for path in [Path(name) for name in sys.argv[1:]] or sorted(Path(__file__).parent.glob("*.ipynb")):
         with tempfile.TemporaryDirectory() as folder:
             book = executed(path, Path(folder))

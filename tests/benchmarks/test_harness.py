@@ -22,12 +22,12 @@ def run_with(output, **changes):
 
 
 def taking(seconds_forward, seconds_backward=None):
-    """A step that takes so long, on a clock of the test's own."""
+    """Return a maker of a step that takes these seconds of `clock`."""
     backward = None if seconds_backward is None else lambda _: clock.advance(seconds_backward)
     return lambda: Step(lambda: clock.advance(seconds_forward), backward)
 
 
-class clock:  # noqa: N801 - stands in for the module `time`
+class clock:  # noqa: N801 - replaces the module `time`
     now = 0.0
 
     @classmethod
@@ -40,43 +40,16 @@ class clock:  # noqa: N801 - stands in for the module `time`
         return cls.now
 
 
-@pytest.fixture
-def own_clock(monkeypatch):
+def test_modes_are_the_halves_and_their_sum(monkeypatch):
     monkeypatch.setattr(harness, "time", clock)
-    clock.now = 0.0
-
-
-@pytest.fixture
-def broken(monkeypatch):
-    """A provider whose backward pass fails."""
-
-    def make(case, backend):
-        def backward(_):
-            raise RuntimeError("no gradient today\nsecond line")
-
-        return Step(lambda: torch.zeros(()), backward)
-
-    monkeypatch.setitem(providers.MAKERS, "broken", make)
-
-
-def test_quantiles_lie_between_the_members():
-    assert harness.quantiles([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == pytest.approx((2.0, 3.5, 5.0))
-    assert harness.quantiles([7.0]) == (7.0, 7.0, 7.0)
-
-
-def test_modes_are_the_halves_and_their_sum(own_clock):
+    slow = harness.time_in_turns({"slow": taking(20, 30)}, "cpu", seconds=1, least=3, most=9)["slow"]
+    assert (len(slow.samples), clock.now) == (3, 150)  # the least number, and the first counts
     timings = harness.time_in_turns({"halves": taking(1, 3), "whole": taking(2)}, "cpu", seconds=40, least=3, most=9)
     halves, whole = timings["halves"], timings["whole"]
+    assert harness.quantiles([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == pytest.approx((2.0, 3.5, 5.0))
     assert [halves.quantiles(mode) for mode in harness.MODES] == [(1, 1, 1), (3, 3, 3), (4, 4, 4)]
     assert [whole.quantiles(mode) for mode in harness.MODES] == [None, None, (2, 2, 2)]
     assert (len(halves.samples), len(whole.samples)) == (5, 9)  # each has half of the 40 s, and 9 is the most
-
-
-def test_a_slow_step_has_the_least_repetitions_and_its_first_counts(own_clock):
-    started = clock.now
-    timings = harness.time_in_turns({"slow": taking(20, 30)}, "cpu", seconds=1, least=3, most=9)
-    assert len(timings["slow"].samples) == 3
-    assert clock.now - started == 150
 
 
 def test_turns_are_spread_over_all_rounds():
@@ -88,7 +61,11 @@ def test_turns_are_spread_over_all_rounds():
     assert list(harness.spread({})) == []
 
 
-def test_a_failing_step_is_recorded_and_the_others_go_on(tmp_path, no_probe, broken):
+def test_a_failing_step_is_recorded_and_the_others_go_on(tmp_path, no_probe, monkeypatch):
+    def backward(_):
+        raise RuntimeError("no gradient today\nsecond line")
+
+    monkeypatch.setitem(providers.MAKERS, "broken", lambda *_: Step(lambda: torch.zeros(()), backward))
     run = run_with(tmp_path / "results.csv")
     run.measure([Entry("broken", CASE), Entry("pml", CASE), Entry("nobody/home", CASE)])
     found = {(r.name, r.mode): r for r in records.read(run.output)}
@@ -148,6 +125,7 @@ def test_csv_of_other_columns_is_refused_and_left_alone(tmp_path):
         records.read(path)
     assert path.read_text() == "question,seconds\na,1\n"
     assert records.read(tmp_path / "none.csv") == []
+    assert all(records.environment("cpu").values())
 
 
 def test_latest_takes_the_last_of_each_measurement(tmp_path, no_probe):
@@ -156,11 +134,3 @@ def test_latest_takes_the_last_of_each_measurement(tmp_path, no_probe):
     assert len(records.latest([*one, replace(one[0], N=128)])) == len(one) + 1
     later = [replace(record, date="2999") for record in two[:1]]
     assert records.last_run(one + later, "test") == later
-
-
-def test_records_name_the_machine_and_versions():
-    found = records.environment("cpu")
-    assert found["threads"] == torch.get_num_threads()
-    assert found["torch"] == torch.__version__
-    assert found["commit"] == "unknown" or 12 <= len(found["commit"]) <= 13
-    assert all(value for value in found.values())

@@ -1,4 +1,4 @@
-"""The benchmarks' scripts run through on tiny sizes, with and without what they can do without."""
+"""The benchmarks' scripts run on tiny sizes, with and without their optional parts."""
 
 import sys
 from pathlib import Path
@@ -22,8 +22,7 @@ def test_scripts_run_through(script, tmp_path, no_probe, capsys):
     assert len(records.read(path)) == len(made)
     assert {record.question for record in made} == {script.__name__}
     assert len({record.date for record in made}) == 1
-    wrong = {r.name for r in made if r.status != "ok"}
-    assert wrong <= {"pml_supcon/triton"}
+    assert {r.name for r in made if r.status != "ok"} <= {"pml_supcon/triton"}
     out = capsys.readouterr().out
     assert ("| N = 1,024" if script in (expected_targets, gpu) else "| `pml_supcon/auto` |") in out
 

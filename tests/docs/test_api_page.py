@@ -1,7 +1,7 @@
 """The page of public names has what the package exports."""
 
-import importlib.util
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -10,47 +10,29 @@ from mkdocs.exceptions import PluginError
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "api.md").read_text()
-PACKAGES = re.findall(r"<!-- names:(\w+) -->", PAGE)
 
 
-@pytest.fixture(scope="module")
-def list_names():
-    spec = importlib.util.spec_from_file_location("list_names", DOCS / "list_names.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def list_names(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+    return import_module("list_names")
 
 
-@pytest.fixture(scope="module")
-def page(list_names):
-    return list_names.filled(PAGE)
+def test_every_public_name_has_a_line_and_a_link(list_names):
+    packages = import_module("pml_supcon").__all__
+    assert re.findall(r"<!-- names:(\w+) -->", PAGE) == packages  # in flow order
+    page = list_names.filled(PAGE)
+    for package in packages:
+        module, section = import_module(f"pml_supcon.{package}"), page.split(f"\n## {package}\n")[1].split("\n## ")[0]
+        lines = re.findall(r"^\| \[`(\w+)`\]\[([\w.]+)\] \| (.+) \|$", section, re.M)
+        assert sorted(name for name, _, _ in lines) == sorted(module.__all__)
+        for name, link, text in lines:
+            exported = getattr(module, name)
+            assert link == f"{module.__name__}.{name}"
+            assert text.startswith(exported.__doc__.splitlines()[0] if callable(exported) else "Constant: ")
 
 
-def section(page, package):
-    return page.split(f"\n## {package}\n")[1].split("\n## ")[0]
-
-
-def test_sub_packages_stand_in_flow_order():
-    assert import_module("pml_supcon").__all__ == PACKAGES
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_public_name_has_a_line_and_a_link(package, page):
-    module = import_module(f"pml_supcon.{package}")
-    lines = re.findall(r"^\| \[`(\w+)`\]\[([\w.]+)\] \| (.+) \|$", section(page, package), re.M)
-    found = [(name, link) for name, link, _ in lines]
-    assert sorted(found) == sorted((name, f"{module.__name__}.{name}") for name in module.__all__)
-    for name, _, said in lines:
-        exported = getattr(module, name)
-        if callable(exported):
-            assert said == exported.__doc__.splitlines()[0]
-        else:
-            assert said.startswith("Constant: ")
-
-
-@pytest.mark.parametrize(
-    "text", ["<!-- names:losses -->", PAGE + "<!-- names:loss -->", PAGE + "<!-- names:losses -->"]
-)
-def test_marks_that_are_not_those_of_the_package_are_refused(list_names, text):
+@pytest.mark.parametrize("text", ["<!-- names:losses -->", PAGE + "<!-- names:loss -->"])
+def test_marks_that_differ_from_the_sub_packages_are_refused(list_names, text):
     with pytest.raises(PluginError, match="one mark for each of"):
         list_names.filled(text)

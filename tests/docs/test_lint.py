@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,24 +13,14 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.fixture
 def lint(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
-    import lint
-
-    return lint
+    return import_module("lint")
 
 
 def test_unknown_flags_and_missing_paths(lint):
-    tools = {"make ": {"install"}}
-    codes = [
-        "--max-pre-class 8",
-        "make walk ARGS=--instal",
-        "--install",
-        "--max_per_class 8",
-        "make --install",
-    ]
-    assert len(lint.unknown_flags(codes, {"max_per_class"}, tools)) == 3
-    assert lint.missing_paths(["recipes/trian.py --epochs 2", "recipes/train.py", "my/tests/none"]) == [
-        "recipes/trian.py"
-    ]
+    codes = ["--max-pre-class 8", "make walk ARGS=--instal", "--install", "--max_per_class 8", "make --install"]
+    assert len(lint.unknown_flags(codes, {"max_per_class"}, {"make ": {"install"}})) == 3
+    paths = ["recipes/trian.py --epochs 2", "recipes/train.py", "my/tests/none"]
+    assert lint.missing_paths(paths) == ["recipes/trian.py"]
 
 
 def test_a_changed_score_is_found(lint, monkeypatch):
@@ -42,8 +33,5 @@ def test_a_changed_score_is_found(lint, monkeypatch):
         return record
 
     monkeypatch.setattr(json, "loads", changed)
-    faults = list(lint.results())
-    assert [fault.split(": ")[1] for fault in faults] == [
-        "values differ from the scores",
-        "verdicts differ from the scores",
-    ]
+    faults = [fault.split(": ")[1] for fault in lint.results()]
+    assert faults == ["values differ from the scores", "verdicts differ from the scores"]

@@ -1,32 +1,22 @@
-"""The code blocks of a Markdown page: language, title, code, and where they stand."""
+"""The code blocks of a Markdown page: language, title, code, and the line on which the code begins."""
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
-RUN = ("python", "bash")
-PARSED = ("yaml", "json", "toml")
-SHOWN = ("text", "console")
+LANGUAGES = ("python", "bash", "yaml", "json", "toml", "text", "console")
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>.*)$")
 _TITLE = re.compile(r'title="([^"]*)"')
-#: What may be followed by indented lines that are no code: list items, admonitions, tabs, options of mkdocstrings.
+#: Lines whose indented continuation is text: list items, admonitions, tabs, options of mkdocstrings, footnotes.
 _HOLDS_TEXT = re.compile(r"\s*([-*+] |\d+[.)] |!!! |\?\?\?\+? |=== |::: |\[\^)")
 
 
 class PageError(Exception):
-    """What is wrong with a page; begins with `PAGE:LINE:`."""
+    """A fault of a page; its text begins with `PAGE:LINE:`."""
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block.
-
-    Attributes:
-        language: first word after the fence.
-        title: the name of the file that it shows, or "".
-        code: without the fence's indentation.
-        line: of the page, of the first line of code, from 1.
-    """
+class Block(NamedTuple):
+    """A fenced block: `title` is the file that it shows or "", `line` is the page's line of the first line of code."""
 
     language: str
     title: str
@@ -34,9 +24,9 @@ class Block:
     line: int
 
 
-def blocks_of(text, page):
-    """All blocks of a page; one that is not closed, has no known language or is indented only is a `PageError`."""
-    lines, found, place = text.splitlines(), [], 0
+def blocks_of(text: str, page: str) -> list[Block]:
+    """Return the blocks of a page; raise a `PageError` for an open fence, an unknown language or indented code."""
+    lines, blocks, place = text.splitlines(), [], 0
     while place < len(lines):
         opened = _FENCE.match(lines[place])
         if opened is None:
@@ -44,28 +34,25 @@ def blocks_of(text, page):
                 raise PageError(f"{page}:{place + 1}: Expected code between fences with a language, but it is indented")
             place += 1
             continue
-        block, place = _fenced(lines, place, opened, page)
-        found.append(block)
-    return found
+        start, fence, indent = place, opened["fence"], len(opened["indent"])
+        closes = re.compile(rf"^ *{re.escape(fence[0])}{{{len(fence)},}} *$")
+        end = next((place for place in range(start + 1, len(lines)) if closes.match(lines[place])), None)
+        if end is None:
+            raise PageError(f"{page}:{start + 1}: Expected a closing {fence}, but the page ends")
+        language = (opened["info"].split() or [""])[0]
+        if language not in LANGUAGES:
+            raise PageError(
+                f"{page}:{start + 1}: Expected a language among {', '.join(LANGUAGES)}, but got {language!r}"
+            )
+        title = _TITLE.search(opened["info"])
+        code = "".join(line[min(indent, len(line) - len(line.lstrip(" "))) :] + "\n" for line in lines[start + 1 : end])
+        blocks.append(Block(language, title[1] if title else "", code, start + 2))
+        place = end + 1
+    return blocks
 
 
-def _fenced(lines, start, opened, page):
-    fence, indent = opened["fence"], len(opened["indent"])
-    closes = re.compile(rf"^ *{re.escape(fence[0])}{{{len(fence)},}} *$")
-    end = next((place for place in range(start + 1, len(lines)) if closes.match(lines[place])), None)
-    if end is None:
-        raise PageError(f"{page}:{start + 1}: Expected a closing {fence}, but the page ends")
-    language = (opened["info"].split() or [""])[0]
-    known = (*RUN, *PARSED, *SHOWN)
-    if language not in known:
-        raise PageError(f"{page}:{start + 1}: Expected a language among {', '.join(known)}, but got {language!r}")
-    title = _TITLE.search(opened["info"])
-    code = "".join(line[min(indent, len(line) - len(line.lstrip(" "))) :] + "\n" for line in lines[start + 1 : end])
-    return Block(language, title[1] if title else "", code, start + 2), end + 1
-
-
-def _is_indented_code(lines, place):
-    """Whether a line begins a block that Markdown shows as code for its four blanks alone."""
+def _is_indented_code(lines: list[str], place: int) -> bool:
+    """Return True if Markdown would show the block of this line as code because it is indented."""
     line = lines[place]
     if not line.startswith("    ") or not line.strip() or (place and lines[place - 1].strip()):
         return False

@@ -1,14 +1,13 @@
-"""The flags that make a user's recipe a matter of a second or a few; what the user typed is checked first.
+"""Flags that cut a reader's recipe to a second or a few, after a check of the flags as the reader typed them.
 
-A run keeps its method, loss, miner, optimizer, schedule, augmentation, sections and data folder. It is cut to one
-epoch, few images, small batches and a small encoder. Weights and data of the hub and of torchvision, which would be
-downloaded, are replaced by a small encoder and by `my/images`; their names have to exist, as far as that is known
-without a network. What is replaced is tried beforehand as the user has it: the encoder is built, without memory for its
-weights, and the batches are planned.
+A run keeps its method, loss, miner, optimizer, schedule, augmentation, sections and data folder. It has one epoch, few
+images, small batches and a small encoder. `my/encoder` and `my/images` replace what would be downloaded: the weights
+and data of the hub, of timm and of torchvision. The replaced encoder is built on the meta device first, and the batches
+are planned.
 """
 
 import json
-import re
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,51 +26,40 @@ from pml_supcon.training.dataloaders import build_stage1_sampler, check_shares
 
 TRAIN_IMAGES, TEST_IMAGES, SIDE, BATCH = 160, 40, 32, 40
 LOCAL_IMAGES, LOCAL_ENCODER = "imagefolder:my/images", "my/encoder"
-CLASSES = {"digits": 10, LOCAL_IMAGES: 4}  # of data that a reader has as it is in the tests
+CLASSES = {"digits": 10, LOCAL_IMAGES: 4}  # of data that are not replaced
 ENCODER_ARGS = {"channels": [8, 8, 16, 16]}  # of resnet10t
-FEW_TRAININGS = "losses"  # the experiment that stands for all
 
 
 class RefusedError(Exception):
-    """A command that would not do for a user what the page says."""
+    """The error of a command that would fail for a reader."""
 
 
-def train_flags(arguments, processes=1):
-    """Flags to append for `train.py`; ends with its own error where it would refuse the user's on so many processes."""
+def train_flags(arguments, processes):
+    """Return flags to append for `train.py`; raise as it would for the reader's flags and processes."""
     asked = parse_settings(arguments)
     check_shares(asked, SimpleNamespace(num_processes=processes))
-    check_batches(asked)
-    check_encoder(asked)
-    return as_arguments(small(asked))
-
-
-def check_batches(asked):
-    """Refuse batches that the classes cannot fill, however many images each has."""
-    if asked.data in CLASSES:
+    if asked.data in CLASSES:  # batches that the classes cannot fill
         labels = torch.arange(CLASSES[asked.data]).repeat(asked.batch_size)
         build_stage1_sampler(asked, labels, SimpleNamespace(num_processes=1, process_index=0))
-
-
-def check_encoder(asked):
-    """Refuse an encoder that cannot be built with its arguments, for images of the size asked for."""
-    name = asked.encoder
-    check_encoder_name(name)
-    if asked.pretrained and not timm.models.is_model_pretrained(name):
-        raise RefusedError(f"Expected --pretrained with a model that timm has weights of, but got {name!r}")
+    check_encoder_name(asked.encoder)
     with torch.device("meta"):
-        create_encoder(name, image_size=asked.image_size, small_stem=asked.small_stem, **asked.encoder_args)
+        create_encoder(asked.encoder, image_size=asked.image_size, small_stem=asked.small_stem, **asked.encoder_args)
+    flags = small(asked)
+    if asked.output is None:  # the default is named by the second, in which two small runs may start
+        flags["output"] = f"runs/{os.environ.get('MASTER_PORT', os.getpid())}"
+    return as_arguments(flags)
 
 
 def reproduce_arguments(arguments):
-    """Arguments for `reproduce.py`: one experiment of few trainings, with one seed and without a choice of rates."""
+    """Return arguments for `reproduce.py`: one experiment of few trainings, one seed, no search for learning rates."""
     asked = reproducing.parse(arguments, prog="reproduce.py", description="")
     others = [argument for argument in arguments if argument not in (*EXPERIMENTS, "all")]
     flags = small(settings_of(asked.scale.settings, {})) | {"learning_rate": 0.1, "seeds": 0}
-    return [FEW_TRAININGS, *others, *as_arguments(flags)]
+    return ["losses", *others, *as_arguments(flags)]
 
 
 def small(asked):
-    """The values of a training's settings that make it small, by name."""
+    """Return small values for the settings of a training."""
     flags = {"epochs": 1, "warmup_epochs": 0, "workers": 0, "max_test": TEST_IMAGES, "data": local_data(asked.data)}
     flags |= {"batch_size": min(asked.batch_size, BATCH), "encoder": "resnet10t", "pretrained": "false"}
     flags |= {"encoder_args": json.dumps(ENCODER_ARGS), "compile": "false", "sync_batch_norm": "false"}
@@ -82,22 +70,19 @@ def small(asked):
             flags[name] = min(getattr(asked, name), most)
     if asked.max_per_class is not None:
         flags["max_per_class"] = max(asked.max_per_class, BATCH // CLASSES[LOCAL_IMAGES])
-    if asked.samples_per_class is not None:
-        flags["samples_per_class"] = min(asked.samples_per_class, BATCH // CLASSES[LOCAL_IMAGES])
-        flags["batch_size"] = flags["samples_per_class"] * CLASSES[LOCAL_IMAGES]
     if asked.stage2_optimizer is not None:
         flags |= {"stage2_optimizer": asked.stage2_optimizer, "stage2_epochs": 1, "stage2_batch_size": BATCH}
         flags["stage2_warmup_epochs"] = 0
     for stage in ("", "stage2_"):
         if getattr(asked, f"{stage}decay_epochs"):
             flags |= {f"{stage}decay_epochs": "[0.5]", f"{stage}schedule": getattr(asked, f"{stage}schedule")}
-    if asked.mixed_precision == "fp16":  # which is the GPU's
+    if asked.mixed_precision == "fp16":  # only GPUs have it
         flags["mixed_precision"] = "bf16"
     return flags
 
 
 def evaluate_flags(arguments):
-    """The arguments of `evaluate.py` with small values; ends with its own error where it would refuse the user's."""
+    """Return the arguments of `evaluate.py` with small values; raise as it would for the reader's."""
     asked = evaluation.parse_settings(arguments)
     flags = {"workers": 0, "max_train": TRAIN_IMAGES, "max_test": TEST_IMAGES, "draws": 2, "mining_batches": 1}
     flags |= {"mining_batch_size": 16, "corruption_images": 8, "severities": asked.severities[0], "probe_epochs": 1}
@@ -113,28 +98,23 @@ def evaluate_flags(arguments):
 
 
 def local_data(spec):
-    """Data that is here: as named, or `my/images` in the place of what would be downloaded."""
+    """Return the data as named, or `my/images` in place of data that would be downloaded."""
     scheme, _, rest = spec.partition(":")
-    place, _, query = rest.partition("?")
+    place = rest.partition("?")[0]
     if scheme == "torchvision":
-        options = dict(part.split("=", 1) for part in query.split("&") if part)
-        options.pop("classes", None)  # of the recipes, for all data
-        find_class(place, options)
-    if scheme == "hf" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) and not Path(place).exists():
-        raise RefusedError(f"Expected a folder that is there or a name on the hub, but got {spec!r}")
-    elsewhere = scheme == "torchvision" or (scheme == "hf" and not Path(place).exists())
-    return LOCAL_IMAGES if elsewhere else spec
+        find_class(place, {})
+    return LOCAL_IMAGES if scheme == "torchvision" or (scheme == "hf" and not Path(place).exists()) else spec
 
 
 def local_encoder(name):
-    """An encoder that is here: the folder as named, or `my/encoder` in the place of weights of timm's."""
+    """Return the folder of an encoder as named, or `my/encoder` in place of weights of timm."""
     if Path(name).is_dir():
         return name
-    if name.partition(".")[0] not in timm.list_models() or not timm.models.is_model_pretrained(name):
-        raise RefusedError(f"Expected a folder that is there or a pretrained model of timm, but got {name!r}")
+    if not timm.models.is_model_pretrained(name):
+        raise RefusedError(f"Expected a folder or a pretrained model of timm, but got {name!r}")
     return LOCAL_ENCODER
 
 
 def as_arguments(flags):
-    """Flags with a value each."""
+    """Return flags with a value each."""
     return [f"--{name}={value}" for name, value in flags.items()]

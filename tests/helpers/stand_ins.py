@@ -1,34 +1,35 @@
-"""What the commands of the docs do in the tests: as the user typed them, on the CPU, and small.
+"""Stand-ins for the commands of the pages: each does what the reader typed, on the CPU and small.
 
-Run whole, made small (`small_runs`): the recipes, by their files or through `pml-supcon`, on one process or, where
-several are asked for, on two over gloo (of `reproduce.py` one experiment). The launcher's own parser reads its flags,
-and its configuration file is opened; GPUs, machines and restarts are not there. A script of the page's own runs as it
-stands.
+- The recipes run, made small (`small_runs`): by their files or through `pml-supcon`, on one process, or on two over
+  gloo if the page asks for several. The launchers' own parsers read the flags. Scripts of the page run unchanged.
+- The others are only checked. `pip`: the names and extras exist. `pytest`: the tests exist. `make`: the target exists;
+  recipes that it launches run. Scripts of `benchmarks`, `docs` and `tests`: their parsers accept the flags.
 
-Checked only: `pip` (names and extras exist: the environment is not to change), `pytest` (the tests can be collected:
-they run anyway), `make` (the target exists; what it launches of the recipes is run as above: the rest takes minutes),
-scripts of `benchmarks`, `docs` and `tests` (their parsers read the flags: they measure for half an hour, or write the
-pages).
+`python -m helpers.stand_ins FOLDER` serves them: it imports PyTorch and the recipes once, writes `FOLDER/bin` with a
+program for each command, and runs each command in a fork with the folder, environment and streams of the program.
 """
 
 import argparse
+import gc
+import json
 import os
 import re
 import runpy
+import socket
+import socketserver
 import subprocess
 import sys
 import tomllib
-from importlib import metadata
+import traceback
+from importlib import import_module
 from pathlib import Path
 
-import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from torch.distributed.run import get_args_parser
 
-from helpers.command_server import status_of
 from helpers.process_groups import free_port
 from helpers.small_runs import RefusedError, evaluate_flags, reproduce_arguments, train_flags
 from pml_supcon import cli
@@ -38,132 +39,100 @@ from pml_supcon.training import app as train
 
 CHECKOUT = Path(__file__).parents[2]
 CHECKED_ONLY = ("benchmarks", "docs", "tests")
-
-
-def run_train(arguments, processes=1):
-    """`train.py`, made small."""
-    train.main([*arguments, *train_flags(arguments, processes)])
-
-
-def run_evaluate(arguments, processes=1):
-    """`evaluate.py`, made small."""
-    evaluate.main(evaluate_flags(arguments))
-
-
-def run_reproduce(arguments, processes=1):
-    """`reproduce.py`, made small."""
-    reproduce.main(reproduce_arguments(arguments))
-
-
-RECIPES = {"train": run_train, "evaluate": run_evaluate, "reproduce": run_reproduce}
+#: Modules that the recipes import during a run; the server imports them once.
+USED_LATER = ("docstring_parser", "imagecorruptions", "matplotlib.pyplot", "sklearn.linear_model", "sklearn.manifold")
+PROGRAM = """#!{python} -ESs
+import json, os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+request = [{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ)]
+socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+sys.exit(int(server.recv(16) or b"1"))
+"""
+RECIPES = {
+    "train": lambda arguments, processes: train.main([*arguments, *train_flags(arguments, processes)]),
+    "evaluate": lambda arguments, processes: evaluate.main(evaluate_flags(arguments)),
+    "reproduce": lambda arguments, processes: reproduce.main(reproduce_arguments(arguments)),
+}
 
 
 def accelerate(arguments):
-    """`accelerate launch`."""
+    """Run a program as `accelerate launch` does."""
     if arguments[:1] != ["launch"]:
         raise RefusedError(f"Expected accelerate launch, but got {arguments[:1]}")
     asked = launch_command_parser().parse_args(arguments[1:])
-    told = None if asked.config_file is None else load_config_from_file(asked.config_file)
-    processes = asked.num_processes or (told.num_processes if told else 1)
-    in_processes(processes, script, asked.module, asked.training_script, asked.training_script_args, processes)
+    config = load_config_from_file(asked.config_file) if asked.config_file else None
+    launch(asked.num_processes or (config.num_processes if config else 1), asked)
 
 
 def torchrun(arguments):
-    """`torchrun`."""
+    """Run a program as `torchrun` does."""
     asked = get_args_parser().parse_args(arguments)
-    each = int(asked.nproc_per_node) if asked.nproc_per_node.isdecimal() else 2  # `gpu`, `auto`
-    processes = each * int(asked.nnodes.split(":")[-1])
-    in_processes(processes, script, asked.module, asked.training_script, asked.training_script_args, processes)
+    launch(int(asked.nproc_per_node) * int(asked.nnodes.split(":")[-1]), asked)
+
+
+def launch(processes, asked):
+    """Run a program on one process, or on two if more are asked for."""
+    program = (asked.module, asked.training_script, asked.training_script_args, processes)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if processes < 2:
+        run_program(*program)
+        return
+    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    ranks = []
+    for rank in ("0", "1"):
+        if (child := os.fork()) == 0:
+            os.environ.update(RANK=rank, LOCAL_RANK=rank)
+            os._exit(exit_status(run_program, *program))
+        ranks.append(child)
+    sys.exit(max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in ranks))
 
 
 def python(arguments):
-    """`python FILE`, `python -m MODULE`, `python -c CODE`, `python -` or `python` with code on its input."""
-    if arguments[:1] in (["-V"], ["--version"]):
-        print(sys.version)
-    elif arguments[:1] == ["-c"]:
-        sys.argv = arguments[1:]
-        exec(compile(arguments[1], "-c", "exec"), {"__name__": "__main__"})
-    elif arguments in ([], ["-"]):
-        exec(compile(sys.stdin.read(), "stdin", "exec"), {"__name__": "__main__"})
-    elif arguments[0] == "-m" and arguments[1] in COMMANDS:
-        COMMANDS[arguments[1]](arguments[2:])
-    elif arguments[0].startswith("-") and arguments[0] != "-m":
-        raise RefusedError(f"Expected a script, -m or -c, but got {arguments[0]!r}")
-    else:
-        module = arguments[0] == "-m"
-        script(module, arguments[module], arguments[module + 1 :])
+    """Run `python FILE` or `python -m MODULE`."""
+    is_module = arguments[0] == "-m"
+    run_program(is_module, arguments[is_module], arguments[is_module + 1 :])
 
 
-def script(is_module, name, arguments, processes=1):
-    """A Python program: a recipe made small, one that is checked only, or the page's own; on so many processes."""
+def run_program(is_module, name, arguments, processes=1):
+    """Run a recipe made small, the parser of a script that is only checked, or a program unchanged."""
     file = Path(name.replace(".", "/") + ".py") if is_module else Path(name)
     if not is_module and not file.is_file():
-        raise RefusedError(f"Expected a script that is there, but got {name!r}")
+        raise RefusedError(f"Expected a script, but there is no {name!r}")
     if file.parent.name == "recipes" and file.stem in RECIPES:
         RECIPES[file.stem](arguments, processes)
         return
+    if name == "pml_supcon.cli":
+        pml_supcon(arguments, processes)
+        return
     if file.parts[0] in CHECKED_ONLY:
-        stop_after_parsing()
+        argparse.ArgumentParser.parse_args = parse_and_stop
     sys.argv = [name, *arguments]
     sys.path.insert(0, str(Path.cwd() if is_module else file.resolve().parent))
     if is_module:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
-        runpy.run_path(str(file), run_name="__main__")
+        runpy.run_path(name, run_name="__main__")
 
 
-def stop_after_parsing():
-    """From here on a program ends where its parser has read the flags."""
-    parse = argparse.ArgumentParser.parse_args
-
-    def parse_and_stop(self, *arguments, **options):
-        parse(self, *arguments, **options)
-        sys.exit(0)
-
-    argparse.ArgumentParser.parse_args = parse_and_stop
+def parse_and_stop(parser, arguments=None, namespace=None):
+    """End the program once its parser has accepted the flags."""
+    _, unknown = parser.parse_known_args(arguments, namespace)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    sys.exit(0)
 
 
-def in_processes(number, function, *arguments):
-    """Call a function on one CPU process, or on two where more are asked for."""
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    torch.set_num_threads(1)
-    if number < 2:
-        function(*arguments)
-        return
-    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    started = [start(_as_rank, rank, function, *arguments) for rank in range(2)]
-    sys.exit(max(map(status_of_process, started)))
-
-
-def _as_rank(rank, function, *arguments):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    function(*arguments)
-
-
-def start(function, *arguments):
-    """Call a function in a process of its own; the process's number."""
-    sys.stdout.flush()
-    number = os.fork()
-    if number == 0:
-        os._exit(status_of(function, *arguments))
-    return number
-
-
-def status_of_process(number):
-    """The exit status of a process, when it has ended."""
-    return abs(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]))
-
-
-def pml_supcon(arguments):
-    """`pml-supcon`: a recipe, or whatever else it answers."""
-    if arguments[:1] and arguments[0] in cli.COMMANDS and arguments[0] in RECIPES:
-        RECIPES[arguments[0]](arguments[1:])
+def pml_supcon(arguments, processes=1):
+    """Run `pml-supcon`, its recipes made small."""
+    if arguments and arguments[0] in RECIPES:
+        RECIPES[arguments[0]](arguments[1:], processes)
     else:
         cli.main(arguments)
 
 
 def make(arguments):
-    """`make`: the target exists; what it launches of the recipes is run."""
+    """Check that the target exists, and run the recipes that it launches."""
     shown = subprocess.run(["/usr/bin/make", "-n", *arguments], capture_output=True, text=True)
     if shown.returncode:
         raise RefusedError(shown.stderr.strip())
@@ -173,66 +142,88 @@ def make(arguments):
 
 
 def pip(arguments):
-    """`pip install`: our extras and the names of others exist."""
-    parser = argparse.ArgumentParser("pip install", allow_abbrev=False)
-    parser.add_argument("command", choices=["install", "uninstall"])
-    parser.add_argument("wanted", nargs="*")
-    parser.add_argument("-e", "--editable", action="append", default=[])
-    for flag in ("-U --upgrade", "-q --quiet", "-y --yes", "--no-deps", "--force-reinstall"):
-        parser.add_argument(*flag.split(), action="store_true")
-    asked = parser.parse_intermixed_args(arguments)  # flags may stand between names
+    """Check that the project has the extras and declares the packages."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    for requirement in (*asked.wanted, *asked.editable):
-        check_requirement(requirement, project)
-
-
-def check_requirement(text, project):
-    """Refuse an extra that we do not have, and a package that is neither declared, nor installed, nor asked for."""
     extras = project["optional-dependencies"]
-    stem = f"{project['name'].replace('-', '_')}-{project['version']}"
-    built = f"{re.escape(f'dist/{stem}-py3-none-any.whl')}|{re.escape(f'dist/{stem}.tar.gz')}"
-    named = re.sub(rf"^(?:\.|{built})(?=$|\[)", project["name"], text)
+    declared = {Requirement(line).name for lines in (project["dependencies"], *extras.values()) for line in lines}
+    built = f"dist/{project['name'].replace('-', '_')}-{project['version']}-py3-none-any.whl"
+    for text in (argument for argument in arguments[1:] if not argument.startswith("-")):
+        wanted = Requirement(re.sub(rf"^(\.|{re.escape(built)})(?=$|\[)", project["name"], text))
+        unknown = wanted.extras - set(extras)
+        if unknown or wanted.name not in declared | {project["name"]}:
+            raise RefusedError(f"Expected a package and extras of pyproject.toml, but got {text!r}")
+
+
+def pytest(arguments):
+    """Check that a test or a file of tests exists."""
+    file, _, name = arguments[0].partition("::")
+    if not re.search(rf"^def {name}\(" if name else r"^def test_", (CHECKOUT / file).read_text(), re.M):
+        raise RefusedError(f"Expected a test, but there is no {arguments[0]!r}")
+
+
+COMMANDS = {"accelerate": accelerate, "torchrun": torchrun, "python": python, "pml-supcon": pml_supcon, "make": make}
+COMMANDS |= {"pip": pip, "pytest": pytest}
+
+
+def exit_status(command, *arguments):
+    """Run a Python function as a program and return its exit status."""
+    status = 0
     try:
-        wanted = Requirement(named)
-    except InvalidRequirement as error:
-        raise RefusedError(f"Expected a requirement, but got {text!r}: {error}") from None
-    if wanted.name.replace("_", "-") == project["name"]:
-        unknown = sorted(wanted.extras - set(extras))
-        if unknown:
-            raise RefusedError(f"Expected extras among {', '.join(extras)}, but got {', '.join(unknown)}")
-        return
-    known = {Requirement(line).name for lines in (project["dependencies"], *extras.values()) for line in lines}
-    for each in metadata.distributions():
-        known |= {each.name} | {Requirement(line).name for line in each.requires or ()}
-    if wanted.name not in known:
-        raise RefusedError(f"Expected a package that the project knows, but got {wanted.name!r}")
+        command(*arguments)
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+    except RefusedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
 
 
-def collect(arguments):
-    """`pytest`: there are such tests."""
-    os.chdir(CHECKOUT)
-    sys.exit(int(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *arguments])))
+class Answer(socketserver.BaseRequestHandler):
+    """The run of one command, in a process of its own."""
+
+    def handle(self):
+        request, streams, _, _ = socket.recv_fds(self.request, 1 << 18, 3)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        name, arguments, folder, environment = json.loads(request)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        self.request.sendall(str(exit_status(COMMANDS[name], arguments)).encode())
 
 
-def xdg_open(arguments):
-    """`xdg-open`: the file is there."""
-    if not Path(arguments[0]).is_file():
-        raise RefusedError(f"Expected a file that is there, but got {arguments[0]!r}")
+class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
+    """A server that forks for each command and ends with the tests."""
+
+    tests = os.getppid()
+
+    def service_actions(self):
+        super().service_actions()
+        if os.getppid() != self.tests:
+            os._exit(0)
 
 
-def _completed(name, command):
-    """A command whose refusals are a line and a status, as a program's are."""
+def serve(folder):
+    """Write the programs, then answer them."""
+    torch.set_num_threads(1)
+    for module in USED_LATER:
+        import_module(module)
+    gc.freeze()  # collections in the forks need not look at what was imported
+    address = str(folder / "socket")
+    (folder / "bin").mkdir()
+    for name in COMMANDS:
+        program = folder / "bin" / name
+        program.write_text(PROGRAM.format(python=sys.executable, address=address, name=name))
+        program.chmod(0o755)
+    Server(address, Answer).serve_forever()
 
-    def run(arguments):
-        try:
-            command(arguments)
-        except (RefusedError, FileNotFoundError, subprocess.CalledProcessError) as error:
-            print(f"{name}: error: {error}", file=sys.stderr)
-            sys.exit(2)
 
-    return run
-
-
-_BY_NAME = {"accelerate": accelerate, "torchrun": torchrun, "python": python, "python3": python, "make": make}
-_BY_NAME |= {"pip": pip, "pytest": collect, "pml-supcon": pml_supcon, "xdg-open": xdg_open}
-COMMANDS = {name: _completed(name, command) for name, command in _BY_NAME.items()}
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# In the place of Python: answers what make asks, and has pip note what it is told. What it is goes by its file's name.
+# A stand-in for Python: it answers what make asks, and logs the arguments of pip. Its kind is the name of its file.
 PYTHON = """#!/bin/sh
 kind=NAME
 case "$*" in
@@ -28,69 +28,59 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    """A folder with the Makefile and some Pythons."""
+def make(tmp_path):
+    """Return a function that runs `make` in a folder with some Pythons, and returns the packages that pip got."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("python3", "another", "old", "broken"):
         (tmp_path / name).write_text(PYTHON.replace("NAME", name))
         (tmp_path / name).chmod(0o755)
-    return tmp_path
-
-
-def make(checkout, *arguments, status=0):
-    """What pip was told, and what make said where it was to fail."""
     left_out = ("FAISS", "PYTHON", "ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    environment["PATH"] = f"{checkout}{os.pathsep}{environment['PATH']}"
-    log = checkout / "log"
-    log.write_text("")
-    done = subprocess.run(
-        ["make", *arguments], cwd=checkout, env=environment, check=False, capture_output=True, text=True
-    )
-    assert (done.returncode != 0) == (status != 0), done.stderr
-    return done.stderr if status else log.read_text().splitlines()
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+
+    def run(*arguments, error=None):
+        (tmp_path / "log").write_text("")
+        done = subprocess.run(["make", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (done.returncode != 0) == (error is not None), done.stderr
+        assert (error or "") in done.stderr
+        return (tmp_path / "log").read_text().splitlines()
+
+    return run
 
 
-def faiss(checkout):
-    return [path.name for path in checkout.glob(".venv/faiss-*")]
+def test_make_installs_only_what_is_missing(make, tmp_path):
+    assert make("train") == [CPU]
+    assert make("train") == []
+    assert make("bench") == [".[cpu,recipes,corruptions,bench]"]
+    make("clean")
+    assert make("bench") == [".[cpu,recipes,corruptions,bench]"]
+    assert make("train") == []  # it is part of that
+    os.utime(tmp_path / "pyproject.toml", (2**31, 2**31))
+    assert make("train") == [CPU]
 
 
-def test_what_is_installed_is_not_installed_again(checkout):
-    assert make(checkout, "train") == [CPU]
-    assert make(checkout, "train") == []
-    assert make(checkout, "bench") == [".[cpu,recipes,corruptions,bench]"]
-    make(checkout, "clean")
-    assert make(checkout, "bench") == [".[cpu,recipes,corruptions,bench]"]
-    assert make(checkout, "train") == []  # it is part of that
-    os.utime(checkout / "pyproject.toml", (2**31, 2**31))
-    assert make(checkout, "train") == [CPU]
-
-
-def test_there_is_one_faiss(checkout):
-    make(checkout, "train")
-    assert make(checkout, "train", "FAISS=cuda") == ["uninstall", CUDA]
-    assert faiss(checkout) == ["faiss-gpu"]
-    assert make(checkout, "train") == []  # it is kept
-    assert make(checkout, "train", "FAISS=cpu") == ["uninstall", CPU]
-    assert faiss(checkout) == ["faiss-cpu"]
-    assert make(checkout, "train", "FAISS=cuda") == ["uninstall", CUDA]
-    assert "Expected FAISS to be cpu or cuda, but got gpu" in make(checkout, "train", "FAISS=gpu", status=2)
+def test_there_is_one_faiss(make, tmp_path):
+    make("train")
+    assert make("train", "FAISS=cuda") == ["uninstall", CUDA]
+    assert [path.name for path in tmp_path.glob(".venv/faiss-*")] == ["faiss-gpu"]
+    assert make("train") == []  # it is kept
+    assert make("train", "FAISS=cpu") == ["uninstall", CPU]
+    make("train", "FAISS=gpu", error="Expected FAISS to be cpu or cuda, but got gpu")
 
 
 @pytest.mark.parametrize("first", ["old", "broken"])
-def test_another_python_may_be_named_after_one_that_does_not_do(checkout, first):
-    make(checkout, "train", f"PYTHON=./{first}", status=2)
-    assert not (checkout / ".venv").exists()
-    assert make(checkout, "train", "PYTHON=./another") == [CPU]
+def test_another_python_replaces_one_that_fails(make, tmp_path, first):
+    make("train", f"PYTHON=./{first}", error="make: ")
+    assert not (tmp_path / ".venv").exists()
+    assert make("train", "PYTHON=./another") == [CPU]
 
 
-def test_a_python_that_is_not_that_of_the_environment_is_refused(checkout):
-    make(checkout, "train")
-    said = make(checkout, "train", "PYTHON=./another", status=2)
-    assert "make: .venv is of another Python than ./another; remove it with: make clean" in said
-    assert make(checkout, "train", "PYTHON=./python3") == []
-    assert make(checkout, "clean", "train", "PYTHON=./another") == [CPU]
+def test_a_python_other_than_that_of_the_environment_is_refused(make):
+    make("train")
+    make("train", "PYTHON=./another", error=".venv is of another Python than ./another; remove it with: make clean")
+    assert make("train", "PYTHON=./python3") == []
+    assert make("clean", "train", "PYTHON=./another") == [CPU]
 
 
 def test_results_of_other_settings_leave_the_records_alone():
