@@ -32,8 +32,8 @@ import torch.multiprocessing as mp
 from harness import time_step
 from memory import MALLOC, peak_extra, run
 from providers import Step
-from records import MB, keep_table
-from tables import markdown, ratio, shown
+from records import MB
+from tables import publish, ratio, shown
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -211,11 +211,9 @@ class Line(NamedTuple):
 
     def cells(self) -> tuple[str, ...]:
         """Return the row as text."""
-
-        def text(value: float | None) -> str:
-            return f"{value:.1e}" if ERROR in self.what and value is not None else shown(value)
-
-        return self.what, text(self.whole), text(self.chunks), shown(ratio(self.chunks, self.whole)), self.aim
+        values = (self.whole, self.chunks)
+        texts = [f"{v:.1e}" if ERROR in self.what and v is not None else shown(v) for v in values]
+        return self.what, *texts, shown(ratio(self.chunks, self.whole)), self.aim
 
 
 def lines(sizes: Sizes, processes: int, exact: Tensor) -> Iterator[Line]:
@@ -262,11 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     for processes in (1, 2):
         made += lines(sizes, processes, exact)
     header = ["", "whole batch", f"chunks of {sizes.chunk}", "chunks over whole", "aim for chunks"]
-    print(markdown(header, [line.cells() for line in made]))
-    if not asked.quick:
-        keep_table("cached", header, [line.cells() for line in made])
+    publish("cached", header, [line.cells() for line in made], quick=asked.quick)
     return made
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,7 +5,6 @@
 Prints each target with the measured figure. The exit status is 0 also where a target is missed.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -136,4 +135,4 @@ def at_most(value: float | None, needed: float, aim: float | None = None) -> str
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -70,4 +70,4 @@ def targets(records: Sequence[Record], sizes: Sizes) -> list[Target]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

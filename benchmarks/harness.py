@@ -44,12 +44,11 @@ class Timing:
 
     def quantiles(self, mode: str) -> tuple[float, ...] | None:
         """Return the quantiles of a mode, None where the step has no such part."""
-        pick: dict[str, Callable[[float, float | None], float | None]] = {
-            "forward": lambda forward, backward: None if backward is None else forward,
-            "backward": lambda forward, backward: backward,
-            "both": lambda forward, backward: forward + (backward or 0),
-        }
-        times = [seconds for sample in self.samples if (seconds := pick[mode](*sample)) is not None]
+        if mode == "both":
+            times = [forward + (backward or 0) for forward, backward in self.samples]
+        else:
+            halves = [(forward, backward) for forward, backward in self.samples if backward is not None]
+            times = [half[mode == "backward"] for half in halves]
         return quantiles(times) if times else None
 
 

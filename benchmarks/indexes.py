@@ -8,16 +8,14 @@ Takes about three minutes.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from records import keep_table
 from retrieval import Points
-from tables import markdown, shown
+from tables import publish, shown
 
 from pml_supcon.search.indexes import make_searcher, share_found
 
@@ -37,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         [f"`{row['index']}`", shown(row["build"]), shown(row["search"]), *(shown(r, 3) for r in row["recall"])]
         for row in rows
     ]
-    print(markdown(HEADER, made))
-    if not quick:
-        keep_table("indexes", HEADER, made)
+    publish("indexes", HEADER, made, quick=quick)
     return rows
 
 
@@ -61,4 +57,4 @@ def measure(points: Points, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

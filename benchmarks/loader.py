@@ -15,18 +15,15 @@ Takes about three minutes on two idle cores.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from records import keep_table
-from tables import markdown, ratio, shown
+from tables import publish, ratio, shown
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -84,22 +81,16 @@ def usual_loader(data: ImageData, images: Tensor, labels: Tensor, batch: int, wo
             transforms.Normalize(data.mean, data.std),
         ]
     )
-    return DataLoader(
-        PilViews(images, labels, transform), batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
+    views = PilViews(images, labels, transform)
+    return DataLoader(views, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
 def our_loader(data: ImageData, images: Tensor, labels: Tensor, batch: int, workers: int) -> DataLoader[Any]:
     """Return the recipe's loader, which creates the views of a whole batch at once."""
     transform = augmentation("simclr", data.image_size, mean=data.mean, std=data.std)
     views: Any = SeededDataset(MultiViewTensorDataset(images, labels, transform, VIEWS))
-    return DataLoader(
-        views,
-        batch_sampler=MultiViewBatchSampler(labels, batch),
-        num_workers=workers,
-        collate_fn=views.collate,
-        persistent_workers=workers > 0,
-    )
+    options: Any = {"num_workers": workers, "collate_fn": views.collate, "persistent_workers": workers > 0}
+    return DataLoader(views, batch_sampler=MultiViewBatchSampler(labels, batch), **options)
 
 
 def epoch_seconds(loader: DataLoader[Any], images: int) -> float:
@@ -110,17 +101,6 @@ def epoch_seconds(loader: DataLoader[Any], images: int) -> float:
     if came != images:
         raise RuntimeError(f"Expected an epoch of {images} images, but got {came}")
     return seconds
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as a worker of a loader does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Line(NamedTuple):
@@ -216,14 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     if not isinstance(data.train, MemoryImages):
         parser.error(f"--data: expected images of one size, but those in {asked.data} differ")
     images, labels = data.train.images, data.train.labels
-    with one_thread():
-        lines = [*loader_lines(data, images, labels, sizes), loss_line(data, images, labels, sizes)]
-        lines += augmentation_lines(data, images, sizes)
-    print(markdown(HEADER, [line.cells() for line in lines]))
-    if not asked.quick:
-        keep_table("loader", HEADER, [line.cells() for line in lines])
+    torch.set_num_threads(1)  # as a worker of a loader
+    lines = [*loader_lines(data, images, labels, sizes), loss_line(data, images, labels, sizes)]
+    lines += augmentation_lines(data, images, sizes)
+    publish("loader", HEADER, [line.cells() for line in lines], quick=asked.quick)
     return lines
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -4,7 +4,6 @@ The same records give the same files byte by byte, with the same version of matp
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -163,4 +162,4 @@ def optional(run: list[Record]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

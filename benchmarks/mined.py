@@ -6,7 +6,6 @@ The lists: a hardest positive and negative for each anchor; the hardest 1% and 1
 runs once, beforehand.
 """
 
-import sys
 from collections.abc import Sequence
 
 from harness import Entry, Run
@@ -30,4 +29,4 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,7 +6,6 @@ N = 8,192. "first view" takes only the first views as anchors, half of the pairs
 gradient; a pair of rows of the batch serves both of its rows, a pair with `ref_emb` only one: twice the products.
 """
 
-import sys
 from collections.abc import Sequence
 
 from harness import Entry, Run
@@ -27,4 +26,4 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,7 +6,6 @@
 floor; without labels, `SupConLossOut` and lightly's NT-Xent. All compute the same loss except the floor, which is none.
 """
 
-import sys
 from collections.abc import Sequence
 
 from harness import Entry, Run
@@ -33,4 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

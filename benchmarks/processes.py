@@ -33,8 +33,8 @@ from memory import MALLOC, peak_extra, run
 from providers import TEMPERATURE, Case, Step, of_loss
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
-from records import MB, keep_table
-from tables import markdown, shown
+from records import MB
+from tables import publish, shown
 from torch import Tensor
 from torch.profiler import profile
 
@@ -71,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for processes in PROCESSES[: 2 if quick else None]:
             rows.append(measure(provider, processes, case, repetitions=1 if quick else 3))
             print(rows[-1], flush=True)
-    print(markdown(HEADER, cells(rows)))
-    if not quick:
-        keep_table("processes", HEADER, cells(rows))
+    publish("processes", HEADER, cells(rows), quick=quick)
     return rows
 
 

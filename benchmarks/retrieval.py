@@ -28,21 +28,14 @@ import numpy.typing as npt
 import torch
 from memory import process_bytes, reset_peak
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from records import MB, keep_table
-from tables import markdown, ratio, shown
+from records import MB
+from tables import publish, ratio, shown
 
 from pml_supcon.metrics import retrieval_metrics
 from pml_supcon.metrics.clustering import clustering_metrics
 
-HEADER = [
-    "128 wide",
-    "queries x references",
-    "seconds",
-    "ns a pair",
-    "PML's ns over it",
-    "extra memory, MB",
-    "largest difference from PML's",
-]
+HEADER = ["128 wide", "queries x references", "seconds", "ns a pair", "PML's ns over it", "extra memory, MB"]
+HEADER += ["largest difference from PML's"]
 #: The metrics that both have: PML's name and ours.
 COMMON = {
     "precision_at_1": "precision_at_1",
@@ -129,10 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for provider, points in [(PML, small), (PML_BINS, small), (OURS, small), (OURS, large), (OURS, gallery)]:
         rows.append(measure(provider, points))
         print(rows[-1], flush=True)
-    made = cells(rows)
-    print(markdown(HEADER, made, text_columns=2))
-    if not quick:
-        keep_table("retrieval", HEADER, made)
+    publish("retrieval", HEADER, cells(rows), quick=quick, text_columns=2)
     return rows
 
 
@@ -168,17 +158,11 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         points = row["points"]
         each, of_pml = (one["seconds"] / one["points"].pairs * 1e9 for one in (row, rows[0]))
         same = points == rows[0]["points"] and row is not rows[0]
-        made.append(
-            [
-                row["provider"],
-                f"{points.queries or points.references:,} x {points.references:,}",
-                shown(row["seconds"]),
-                shown(each),
-                "-" if row is rows[0] else shown(ratio(of_pml, each), 1),
-                shown(row["extra_mb"], 0),
-                f"{largest_difference(row['metrics'], rows[0]['metrics']):.0e}" if same else "-",
-            ]
-        )
+        size = f"{points.queries or points.references:,} x {points.references:,}"
+        faster = "-" if row is rows[0] else shown(ratio(of_pml, each), 1)
+        difference = f"{largest_difference(row['metrics'], rows[0]['metrics']):.0e}" if same else "-"
+        numbers = [shown(row["seconds"]), shown(each), faster, shown(row["extra_mb"], 0), difference]
+        made.append([row["provider"], size, *numbers])
     return made
 
 

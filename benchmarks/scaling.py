@@ -6,7 +6,6 @@ N = 2,048 to 65,536; the dense peers up to 8,192, where PML's `SupConLoss` takes
 """
 
 import math
-import sys
 from collections.abc import Sequence
 
 from harness import Entry, Run
@@ -62,4 +61,4 @@ def growth(records: Sequence[Record]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from records import OK, Record
+from records import OK, Record, keep_table
 
 
 def find(records: Iterable[Record], name: str, *, mode: str = "both", **fields: Any) -> Record | None:
@@ -18,14 +18,12 @@ def find(records: Iterable[Record], name: str, *, mode: str = "both", **fields: 
 
 def seconds(records: Iterable[Record], name: str, **fields: Any) -> float | None:
     """Return the median seconds of a provider's step, None where it was not measured."""
-    found = find(records, name, **fields)
-    return found.p50 if found is not None else None
+    return getattr(find(records, name, **fields), "p50", None)
 
 
 def megabytes(records: Iterable[Record], name: str, **fields: Any) -> float | None:
     """Return the peak memory of a provider's step above its inputs, None where it was not measured."""
-    found = find(records, name, **fields)
-    return found.peak_extra_mb if found is not None else None
+    return getattr(find(records, name, **fields), "peak_extra_mb", None)
 
 
 def floor_seconds(records: Iterable[Record], **fields: Any) -> float | None:
@@ -54,6 +52,15 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_colum
     """Return a Markdown table; all columns after the first `text_columns` are numbers, aligned right."""
     ruler = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *rows))
+
+
+def publish(
+    name: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, quick: bool, text_columns: int = 1
+) -> None:
+    """Print a table with columns of its own and, unless the run is quick, keep it as the record of a script."""
+    print(markdown(header, rows, text_columns=text_columns))
+    if not quick:
+        keep_table(name, header, rows)
 
 
 def measurements(records: Sequence[Record], *, against: str | None = None) -> str:

@@ -69,10 +69,9 @@ def results() -> Iterator[str]:
     for (scale_name, name), (path, record) in records.items():
         where, experiment, scale = path.relative_to(ROOT), EXPERIMENTS[name](SCALES[scale_name]), SCALES[scale_name]
         given = {flag.removeprefix("--"): value for flag, value in record["given"].items()}
-        trained = {training.name: about for training, about in zip_names(experiment.trainings, record["trainings"])}
-        seeds = [
-            {row: about["scores"].get(str(seed), {}) for row, about in trained.items()} for seed in record["seeds"]
-        ]
+        trained = {each.name: record["trainings"].get(each.name, {"scores": {}}) for each in experiment.trainings}
+        seeds = [{row: each["scores"].get(str(seed), {}) for row, each in trained.items()} for seed in record["seeds"]]
+        named = {"data"} if scale_name == "cifar10-small" else set()
         commits = [*record["origin"]["commit"], record["assembled"]["commit"]]
         page = (DOCS / "results" / f"{scale_name.replace('-', '_')}.md").read_text()
         drawn = html.unescape(path.with_suffix(".svg").read_text())
@@ -82,8 +81,7 @@ def results() -> Iterator[str]:
         yield from (
             f"{where}: {fault}"
             for fault, holds in {
-                "settings were given that the page does not name": given.keys()
-                <= ({"data"} if scale_name == "cifar10-small" else set()),
+                "settings were given that the page does not name": given.keys() <= named,
                 "settings differ from the scale's": record["settings"] == {**scale.settings, **given},
                 "seeds differ from the scale's": record["seeds"] == list(range(scale.seeds)),
                 "a training, seed or tuning is missing": record["trainings"].keys() == trained.keys()
@@ -96,9 +94,7 @@ def results() -> Iterator[str]:
                 "a commit is not known": all(re.fullmatch("[0-9a-f]{12}", commit) for commit in commits),
                 "the page lacks the table": f'--8<-- "docs/results/{scale_name}/{name}.md"' in page,
                 "the page lacks the plot": f"({scale_name}/{name}.svg)" in page,
-                "the plot lacks a row; run `python docs/make_tables.py --plots`": all(
-                    f">{text}<" in drawn for text in texts
-                ),
+                "the plot lacks a row; run `make_tables.py --plots`": all(f">{text}<" in drawn for text in texts),
             }.items()
             if not holds
         )
@@ -107,11 +103,6 @@ def results() -> Iterator[str]:
                for run, took in record["seconds"].items()}  # fmt: skip
     if sum(seconds.values()) > 2 * 3600:
         yield "docs/results/digits: took more than the two hours that docs/recipes/reproduce.md promises"
-
-
-def zip_names(trainings: Sequence[Any], recorded: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Pair each training with its recorded results."""
-    return ((training, recorded[training.name]) for training in trainings if training.name in recorded)
 
 
 def digits_records() -> Iterator[str]:
@@ -140,9 +131,12 @@ def benchmark_records() -> Iterator[str]:
     chunked = [f"{where}: error of the gradient, float32" for where in ("one process", "two processes")]
     chunked.append("one process: error of the gradient, float64")
     memory = [cached[f"{where}: extra memory, MB"] for where in ("one process", "two processes")]
+    steps = [cached[f"{where}: seconds of a step"] for where in ("one process", "two processes")]
+    reductions = cached["two processes: reductions of the gradient in a step"]
     loader = {row[0]: row for row in json.loads((RECORDS / "benchmark-loader.json").read_text())["rows"]}
     retrieval = {row["queries x references"]: row for row in rows_of("retrieval")
                  if row["128 wide"].startswith("`retrieval_metrics`")}  # fmt: skip
+    large = ("50,000 x 50,000", "10,000 x 1,000,000")
     indexes = {row["index"]: row for row in rows_of("indexes")}
     bounds = {
         "processes: products are shared": all(
@@ -153,21 +147,13 @@ def benchmark_records() -> Iterator[str]:
         "processes: PML's loss grows": all(loss["PML's `DistributedLossWrapper`", W]["loss"] == W for W in ours),
         "processes: memory falls": ours[1]["memory, MB"] > ours[2]["memory, MB"] > ours[4]["memory, MB"],
         "cached: gradients are exact": all(cached[name]["chunks of 64"] <= 1e-6 for name in chunked),
-        "cached: a step takes at most 1.5 times as long": all(
-            cached[f"{where}: seconds of a step"]["chunks over whole"] <= 1.5
-            for where in ("one process", "two processes")
-        ),
+        "cached: a step takes at most 1.5 times as long": all(row["chunks over whole"] <= 1.5 for row in steps),
         "cached: chunks need less memory": all(row["chunks of 64"] < row["whole batch"] for row in memory),
-        "cached: one reduction a step": cached["two processes: reductions of the gradient in a step"]["chunks of 64"]
-        == 1,
-        "loader: twice as fast": all(
-            float(loader[f"views a second, {workers}"][3]) >= 2 for workers in ("no workers", "2 workers")
-        ),
+        "cached: one reduction a step": reductions["chunks of 64"] == 1,
+        "loader: twice as fast": all(float(loader[f"views a second, {n} workers"][3]) >= 2 for n in ("no", "2")),
         "loader: the loss is a small share": float(loader["the loss in a step of training, %"][1]) < 3,
         "retrieval: ten times as fast": retrieval["50,000 x 50,000"]["PML's ns over it"] >= 10,
-        "retrieval: memory": all(
-            retrieval[size]["extra memory, MB"] <= 1000 for size in ("50,000 x 50,000", "10,000 x 1,000,000")
-        ),
+        "retrieval: memory": all(retrieval[size]["extra memory, MB"] <= 1000 for size in large),
         "retrieval: equal to PML": retrieval["10,000 x 10,000"]["largest difference from PML's"] <= 1e-6,
         "indexes: exact, ivf and hnsw": {"`exact`", "`ivf`", "`hnsw`"} <= indexes.keys(),
         "indexes: recall": indexes["`exact`"]["recall@100"] == 1

@@ -2,11 +2,12 @@
 
 import indexes
 import pytest
+import tables
 from retrieval import Points
 
 
 def test_quick_run(capsys, monkeypatch):
-    monkeypatch.setattr(indexes, "keep_table", lambda *_: pytest.fail("a quick run is no record"))
+    monkeypatch.setattr(tables, "keep_table", lambda *_: pytest.fail("a quick run is no record"))
     rows = {row["index"]: row for row in indexes.main(["--quick"])}
     assert rows["exact"]["recall"] == [1.0, 1.0, 1.0]
     for name in ("ivf", "hnsw"):

@@ -4,6 +4,7 @@ import time
 
 import loader
 import pytest
+import tables
 import torch
 from PIL import Image
 
@@ -74,7 +75,7 @@ def test_the_share_of_the_loss_is_its_own_time(folder):
 
 
 def test_quick_run(folder, capsys, monkeypatch):
-    monkeypatch.setattr(loader, "keep_table", lambda *_: pytest.fail("a quick run is no record"))
+    monkeypatch.setattr(tables, "keep_table", lambda *_: pytest.fail("a quick run is no record"))
     monkeypatch.setattr(loader, "QUICK", loader.QUICK._replace(images=64))
     found = {line.what: line for line in loader.main(["--quick", "--data", str(folder)])}
     for title in ("views a second, no workers", "views a second, 2 workers"):

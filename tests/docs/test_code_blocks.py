@@ -84,8 +84,6 @@ def test_blocks_share_names_folder_and_order_and_leave_the_checkout_alone(bench,
     method: triplet
     ```
 
-        no code: it belongs to the list
-
 ```python
 import json, pathlib
 x = pathlib.Path("my/settings.yaml").read_text()
