@@ -145,9 +145,9 @@ def peak_extra(step: Step, device: str) -> int | None:
         run(step)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    before = reset_peak()
+    used = reset_peak()
     run(step)
-    return None if before is None else max(0, process_bytes("VmHWM") - before)
+    return None if used is None else max(0, process_bytes("VmHWM") - used)
 
 
 def reset_peak() -> int | None:

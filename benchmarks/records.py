@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+
+from pml_supcon.training.environment import git
 
 RESULTS = Path(__file__).resolve().parent / "results.csv"
 TABLES = RESULTS.parent.parent / "docs" / "records"
@@ -151,25 +154,18 @@ def environment(device: str) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _commit() -> str:
     """Return the commit of this checkout, with "+" where files other than the results differ from it."""
-    here = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     generated = (":!benchmarks/results.csv", ":!docs/benchmarks.md", ":!docs/figures")
     try:
-        changed = git("status", "--porcelain", "--", ".", *generated)
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        changed = git("status", "--porcelain", "--", ".", *generated, folder=TABLES.parents[1])
+        return git("rev-parse", "--short=12", "HEAD", folder=TABLES.parents[1]) + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
