@@ -9,7 +9,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,39 +30,44 @@ ROWS = {
 }
 
 
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
+    """Return a Markdown table; all columns after the first `text_columns` are numbers, aligned right."""
+    ruler = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ruler, *rows))
+
+
+def read_records(pattern: str) -> list[dict[str, Any]]:
+    """Read the records of runs whose files match a pattern."""
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "docs/records").glob(pattern))]
+
+
 def digits_table() -> str:
-    """Return the runs on the digits, a column for each seed and one for the mean."""
-    found = sorted((ROOT / "docs/records").glob("digits-seed*.json"))  # the recipe's defaults
-    records = [json.loads(path.read_text()) for path in found]
-    seeds = [f"seed {record['seed']}" for record in records]
-    lines = [f"| held-out 30% of the digits | {' | '.join([*seeds, 'mean'])} |"]
-    lines.append("| --- |" + " ---: |" * (len(seeds) + 1))
+    """Return the runs on the digits with the recipe's defaults, a column for each seed and one for the mean."""
+    records, rows = read_records("digits-seed*.json"), []
     for title, key in ROWS.items():
         digits = 0 if key.startswith("seconds") else 4
         values = [record[key] for record in records]
-        cells = [f"{value:.{digits}f}" for value in [*values, statistics.mean(values)]]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        rows.append([title, *(f"{value:.{digits}f}" for value in [*values, statistics.mean(values)])])
+    table = markdown(["held-out 30% of the digits", *(f"seed {record['seed']}" for record in records), "mean"], rows)
     first = records[0]
     versions = f"torch {first['version/torch']}, timm {first['version/timm']}, Python {first['version/python']}"
-    lines += ["", f"`make train ARGS=\"--seed N\"` on {first['date']}, {first['cpus']} CPU cores ({first['device']}), "
-              f"{versions}, commit {first['commit']}."]  # fmt: skip
-    return "\n".join(lines)
+    machine = f"{first['cpus']} CPU cores ({first['device']})"
+    command = '`make train ARGS="--seed N"`'
+    return f"{table}\n\n{command} on {first['date']}, {machine}, {versions}, commit {first['commit']}."
 
 
 def spread_table() -> str:
     """Compare runs on one process and on two, with and without chunks."""
-    records = [json.loads(path.read_text()) for path in sorted((ROOT / "docs/records").glob("spread-*.json"))]
-    records.sort(key=lambda record: record["chunk_size"])
-    one = json.loads((ROOT / "docs/records/digits-seed0.json").read_text())
-    lines = ["| the digits, seed 0, 256 images in a batch | linear probe, top-1 | precision@1 | final loss |"]
-    lines.append("| --- | ---: | ---: | ---: |")
-    for record in (one, *records):
+    records = sorted(read_records("spread-*.json"), key=lambda record: record["chunk_size"])
+    rows = []
+    for record in (*read_records("digits-seed0.json"), *records):
         title = f"{record['processes']} process{'es' if record['processes'] > 1 else ''}"
         title += f", chunks of {record['chunk_size']}" if record.get("chunk_size") else ""
         scores = (record["linear_probe/top1"], record["retrieval/precision_at_1"], record["train/final_loss"])
-        lines.append(f"| {title} | " + " | ".join(f"{score:.4f}" for score in scores) + " |")
-    command = "ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py [--chunk-size 64]"
-    return "\n".join([*lines, "", f"`{command}` on {records[0]['date']}, commit {records[0]['commit']}."])
+        rows.append([title, *(f"{score:.4f}" for score in scores)])
+    header = ["the digits, seed 0, 256 images in a batch", "linear probe, top-1", "precision@1", "final loss"]
+    command = "`ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 recipes/train.py [--chunk-size 64]`"
+    return f"{markdown(header, rows)}\n\n{command} on {records[0]['date']}, commit {records[0]['commit']}."
 
 
 def measured_table(name: str) -> str:
@@ -71,14 +76,11 @@ def measured_table(name: str) -> str:
     if not path.exists() and (ROOT / "benchmarks" / f"{name}.py").exists():
         return f"Not measured yet: `python benchmarks/{name}.py`."
     record = json.loads(path.read_text())
-    header, where = record["header"], record["environment"]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *record["rows"]]
+    where = record["environment"]
+    machine = f"{where['hardware']}, {where['cpus']} CPU cores"
     versions = f"torch {where['torch']}, pytorch-metric-learning {where['pml']}, Python {where['python']}"
-    source = (
-        f"`python benchmarks/{name}.py`, {where['date'][:10]} at commit {where['commit']}; {where['hardware']}, "
-        f"{where['cpus']} CPU cores; {versions}."
-    )
-    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", source])
+    source = f"`python benchmarks/{name}.py`, {where['date'][:10]} at commit {where['commit']}; {machine}; {versions}."
+    return f"{markdown(record['header'], record['rows'])}\n\n{source}"
 
 
 def results() -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -92,8 +94,8 @@ def results() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def results_table() -> str:
     """Count the orderings by verdict for each experiment and scale; the last column has those not in the paper."""
-    head = ["experiment", "scale", "orderings of the paper", "held", "not told apart", "reversed", "others"]
-    lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2)]
+    header = ["experiment", "scale", "orderings of the paper", "held", "not told apart", "reversed", "others"]
+    rows = []
     for _, record in results():
         paper, others = (
             [each["verdict"] for each in record["comparisons"] if each["claimed"] == claimed]
@@ -104,8 +106,8 @@ def results_table() -> str:
         held, reversed_ = paper.count("held"), paper.count("reversed")
         counts = map(str, (len(paper), held, len(paper) - held - reversed_, reversed_))
         summary = f"{len(others)}: {others.count('held')} held, {others.count('reversed')} reversed"
-        lines.append([title, record["scale"], *counts, summary if others else "\u2013"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([title, record["scale"], *counts, summary if others else "\u2013"])
+    return markdown(header, rows, text_columns=2)
 
 
 def losses_table() -> str:

@@ -40,12 +40,9 @@ def test_peers_without_a_compiler(tmp_path, no_probe, monkeypatch, capsys):
     assert set(found.values()) == {"ok"}
 
 
-def test_a_quick_run_leaves_the_records_alone():
+def test_a_quick_run_leaves_the_records_alone_and_cuda_needs_a_device(monkeypatch, capsys):
     assert Run.of("test", None, ["--quick"]).output is None
     assert Run.of("test", None, []).output == Path(records.__file__).parent / "results.csv"
-
-
-def test_cuda_is_refused_where_there_is_none(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         Run.of("test", None, ["--device", "cuda"])
