@@ -69,22 +69,20 @@ def device_parts(records: Sequence[Record], device: str, docs: Path) -> list[str
     title = f"## {PLACES[device]}\n"
     if not records:
         return [title, f"{WAITING[device]}\n"]
-    parts = [title]
     if device == "cuda":
         run = last_run(records, "gpu")
-        parts += section(
+        parts = section(
             run, "gpu", device, "Targets of the kernels", lambda run: targets_table(gpu.targets(run, gpu.Sizes()))
         )
         parts += section(run, "gpu", device, "The measurements", measurements)
     else:
         run = last_run(records, "expected_targets")
-        parts += section(run, "expected_targets", device, "Targets of the losses", target_table)
+        parts = section(run, "expected_targets", device, "Targets of the losses", target_table)
     found = latest(records)
     parts += section(found, "scaling", device, "Against the number of rows", lambda run: grown(run, device, docs))
     parts += section(found, "peers", device, "Against the peers", measurements)
     parts += section(found, "options", device, "What the options cost", optional)
-    parts += section(found, "mined", device, "Mined pairs", measurements)
-    return parts
+    return [title, *parts, *section(found, "mined", device, "Mined pairs", measurements)]
 
 
 def section(
