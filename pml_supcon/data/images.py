@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 GREY_MODES = frozenset({"1", "L", "LA"})
@@ -147,10 +147,7 @@ def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tenso
 
 def as_tensor(image: Image.Image | Tensor) -> Tensor:
     """Return a decoded image as uint8 (C, H, W)."""
-    if isinstance(image, Tensor):
-        return image
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return image if isinstance(image, Tensor) else pil_to_tensor(image)
 
 
 def for_each(

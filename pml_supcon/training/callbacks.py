@@ -29,10 +29,8 @@ class Callback(Protocol):
 class CheckpointCallback:
     """A callback that writes checkpoints and computes the k-NN accuracy of held-out images.
 
-    Args:
-        context: The run.
-        history: The run's history, which is synchronised to disk before each checkpoint.
-        started: The start of the run (``time.perf_counter``), minus the seconds before a resume.
+    ``started`` is the start of the run (``time.perf_counter``), minus the seconds before a resume. The history is
+    synchronised to disk before each checkpoint.
     """
 
     def __init__(self, context: RunContext, history: History, started: float) -> None:

@@ -53,12 +53,7 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run.
-
-    Args:
-        path: The folder, created with the first checkpoint.
-        keep: The number of newest checkpoints to keep.
-    """
+    """The checkpoints of one run in a folder, which is created with the first; the newest ``keep`` remain."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path, self.keep = path, keep
@@ -114,11 +109,7 @@ class CheckpointFolder:
 
 
 def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
-    """Read and verify a checkpoint.
-
-    Args:
-        path: The folder of the checkpoint.
-        expected: The settings that the checkpoint must have.
+    """Read and verify a checkpoint, which must have the expected settings.
 
     Raises:
         CheckpointError: If it is truncated, modified, not of this package, or has other settings.

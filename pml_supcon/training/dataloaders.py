@@ -49,9 +49,9 @@ def build_loader(
     images: MemoryImages | LazyImages,
     sampler: MultiViewBatchSampler,
     device: torch.device,
-    *,
     augment: str,
     num_views: int,
+    *,
     workers: int = 0,
     data_on_device: Literal["auto"] | bool = "auto",
 ) -> DataLoader[Any]:

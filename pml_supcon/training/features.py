@@ -14,14 +14,9 @@ from pml_supcon.views import Change, evaluation_transform
 
 
 class ImagesToEmbed(Dataset[Tensor]):
-    """A data set of resized and normalised images, read in whole batches.
+    """A data set of the images of a split, resized and normalised, read in whole batches.
 
-    Args:
-        images: The images of a split.
-        image_size: The side of the encoder's input.
-        mean: The channel means.
-        std: The channel standard deviations.
-        change: A change applied to the resized uint8 images, or None.
+    ``change`` applies to the resized uint8 images, before they are normalised.
     """
 
     def __init__(
@@ -68,13 +63,8 @@ def embed(
     Batches are the same for any number of processes P, and process p computes batches p, p + P, ...: the rounding of a
     batch does not depend on P.
 
-    Args:
-        encoder: The encoder on the accelerator's device, in float32; left in evaluation mode.
-        images: The images of a split.
-        indices: The indices of the images.
-        accelerator: The processes.
-        batch_size: The number of images per forward pass.
-        workers: The number of loader workers of each process.
+    The encoder is on the accelerator's device, in float32, and is left in evaluation mode. ``workers`` is the number of
+    loader workers of each process.
 
     Returns:
         Features ``(len(indices), width)``, float32 on the CPU, in the order of ``indices``. None on all but the main

@@ -16,18 +16,10 @@ from pml_supcon.training.stage import Stage
 def take_step(
     stage: Stage, views: Tensor, labels: Tensor, step: int, logger: StepLogger, accelerator: Accelerator
 ) -> Tensor:
-    """Take one optimizer step.
+    """Take the optimizer step that follows ``step`` steps of the run.
 
-    Args:
-        stage: The stage.
-        views: This process's part of the batch, ``(B, V, C, H, W)``.
-        labels: Its labels, ``(B,)``.
-        step: The number of steps that the run has taken before.
-        logger: Keeps loss, gradient norm and learning rate on the device.
-        accelerator: The processes.
-
-    Returns:
-        The network's outputs ``(B, V, D)``, detached.
+    ``views`` ``(B, V, C, H, W)`` and ``labels`` ``(B,)`` are the batch of this process. The logger keeps loss, gradient
+    norm and learning rate on the device. Returns the outputs of the network, ``(B, V, D)``, detached.
     """
     # 1. The learning rate of this step.
     stage.schedule.step_update(step - stage.first_step)
@@ -71,14 +63,9 @@ def run_stage(
     history: History | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train from a step of the run to the end of the stage.
+    """Train from step ``start`` of the run to the end of the stage.
 
-    Args:
-        stage: The stage.
-        start: The number of steps that the run has taken before.
-        accelerator: The processes.
-        history: Receives a row for each step and epoch.
-        callbacks: Save checkpoints and add metrics at the end of an epoch.
+    The history receives a row for each step and epoch. Callbacks save checkpoints and add metrics of epochs.
 
     Raises:
         FloatingPointError: If the loss, its gradient or a saved weight is infinite or NaN.

@@ -43,10 +43,7 @@ class EncoderWithTop(nn.Module):
 class HeadAndClassifier(nn.Module):
     """A projection head and a classifier side by side: features ``(N, width)`` to ``(N, D + C)``.
 
-    Args:
-        head: The projection head, to embeddings of width D.
-        classifier: The classifier, to the logits of C classes.
-        alone: Stop the classifier's gradient, so that only the head trains the encoder.
+    With ``alone``, the classifier's gradient stops, so that only the head trains the encoder.
     """
 
     def __init__(self, head: nn.Module, classifier: nn.Module, *, alone: bool) -> None:

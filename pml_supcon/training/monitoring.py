@@ -25,10 +25,6 @@ class History:
     A row has ``stage``, ``epoch`` (from 1) and ``step`` (from 1, over the whole run). Rows of steps have ``loss``,
     ``learning_rate`` and ``gradient_norm``. Rows of epochs have throughput, alignment, uniformity and the metrics of
     callbacks.
-
-    Args:
-        path: The file.
-        accelerator: The processes, with the tracker.
     """
 
     def __init__(self, path: Path, accelerator: Accelerator) -> None:
@@ -81,34 +77,27 @@ FLUSH_EVERY = 50  # steps
 
 
 class StepLogger:
-    """A buffer of losses, gradient norms and learning rates.
+    """A buffer of losses, gradient norms and learning rates, averaged over processes and written to the history.
 
-    Values stay on the device until ``flush``, so that a step does not wait for the GPU.
-
-    Args:
-        stage: The stage.
-        history: Receives the rows, or None.
-        accelerator: Averages over the processes.
-
-    Attributes:
-        last: The loss of the last flushed step.
+    Values stay on the device until ``flush``, so that a step does not wait for the GPU. ``last`` is the loss of the
+    last flushed step.
     """
 
     def __init__(self, stage: Stage, history: History | None, accelerator: Accelerator) -> None:
         self.stage, self.history, self.accelerator = stage, history, accelerator
         self.last = math.nan
-        self._seen: list[Tensor] = []
+        self._values: list[Tensor] = []
         self._rates: list[float] = []
 
     def add(self, loss: Tensor, norm: Tensor, rate: float) -> None:
         """Buffer the values of a step."""
-        self._seen.append(torch.stack([loss.detach().float(), norm.detach().float()]))
+        self._values.append(torch.stack([loss.detach().float(), norm.detach().float()]))
         self._rates.append(rate)
 
     @property
     def due(self) -> bool:
         """True if the buffer should be flushed."""
-        return len(self._seen) >= FLUSH_EVERY
+        return len(self._values) >= FLUSH_EVERY
 
     def flush(self, step: int) -> None:
         """Write the buffer to the history; its last entry belongs to ``step``.
@@ -116,23 +105,23 @@ class StepLogger:
         Raises:
             FloatingPointError: If a loss or gradient norm is infinite or NaN; raised on all processes.
         """
-        if not self._seen:
+        if not self._values:
             return
-        values = self.accelerator.reduce(torch.stack(self._seen), reduction="mean").tolist()
+        values = self.accelerator.reduce(torch.stack(self._values), reduction="mean").tolist()
         rows: list[Row] = []
         for at, (loss, norm), rate in zip(range(step - len(values) + 1, step + 1), values, self._rates, strict=True):
             row: Row = {"stage": self.stage.number, "epoch": self.stage.epoch_of(at), "step": at, "loss": loss}
             scaled = self.accelerator.scaler is not None  # the gradient scaler skips steps that overflow
             if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
                 self._write(rows)
-                what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
-                raise FloatingPointError(f"the {what} became {value} at step {at} (epoch {row['epoch']})")
+                quantity, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+                raise FloatingPointError(f"the {quantity} became {value} at step {at} (epoch {row['epoch']})")
             row["learning_rate"] = rate
             if math.isfinite(norm):
                 row["gradient_norm"] = norm
             rows.append(row)
         self._write(rows)
-        self.last, self._seen, self._rates = rows[-1]["loss"], [], []
+        self.last, self._values, self._rates = rows[-1]["loss"], [], []
 
     def _write(self, rows: Sequence[Row]) -> None:
         if self.history is not None:
@@ -180,8 +169,8 @@ def alignment_and_uniformity(embeddings: Tensor | None, labels: Tensor) -> dict[
     samples = max(1, ROWS // embeddings.shape[1])
     rows = embeddings.detach()[:samples].flatten(0, 1)
     names = labels[:samples].repeat_interleave(embeddings.shape[1])
-    seen = {"alignment": float(alignment(rows, names)), "uniformity": float(uniformity(rows))}
-    return {name: value for name, value in seen.items() if value == value}
+    metrics = {"alignment": float(alignment(rows, names)), "uniformity": float(uniformity(rows))}
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 class EpochTimer:

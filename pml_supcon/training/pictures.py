@@ -53,14 +53,10 @@ def draw_gallery(
     *,
     own: bool = False,
 ) -> None:
-    """Draw the worst test queries (see ``worst_queries``) with their nearest neighbours.
+    """Draw the worst test queries (see ``worst_queries``) with their nearest neighbours among the training images.
 
-    Args:
-        test: The images (a data set of ``(image, label)``), embeddings ``(N, D)`` and labels ``(N,)`` of the queries.
-        train: The same of the references.
-        class_names: The name of each class.
-        path: The file to write.
-        own: The references are the queries, and no query finds itself.
+    ``test`` and ``train`` are the images (a data set of ``(image, label)``), embeddings ``(N, D)`` and labels ``(N,)``.
+    With ``own``, the references are the queries, and no query retrieves itself.
     """
     images, queries, labels = test
     references, reference_embeddings, reference_labels = train

@@ -165,14 +165,7 @@ def check_writable(path: Path, flag: str = "--output") -> None:
 
 
 def check_space(path: Path, checkpoint: int, keep: int, there: int) -> None:
-    """Raise OSError unless the disk has room for ``keep`` checkpoints and the next one.
-
-    Args:
-        path: The folder of the run.
-        checkpoint: The bytes of a checkpoint.
-        keep: The number of checkpoints to keep.
-        there: The number of existing checkpoints.
-    """
+    """Raise OSError unless the disk has room for ``keep + 1`` checkpoints of this many bytes, of which some exist."""
     free, needed = shutil.disk_usage(existing(path)).free, checkpoint * max(1, keep + 1 - there)
     if free < needed:
         raise OSError(

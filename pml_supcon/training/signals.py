@@ -82,13 +82,7 @@ class SignalHandler:
 
 
 def exit_with_error(program: str, error: Exception | str, *, status: int = 1) -> NoReturn:
-    """Print the error in one line to stderr and exit; processes other than the main one add their rank.
-
-    Args:
-        program: The name of the program.
-        error: The error or its text.
-        status: The exit status.
-    """
+    """Print the error in one line to stderr and exit; processes other than the main one add their rank."""
     text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
     place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
     print(f"{program}: error:{place} {' '.join(str(text).split())}", file=sys.stderr)

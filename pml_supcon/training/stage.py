@@ -1,7 +1,7 @@
 """The two training stages: their parts, and how the settings build them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import timm.layers
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 from pml_supcon.models import ChunkedEncoder, MomentumEncoder, create_encoder, feature_width
 from pml_supcon.samplers import MultiViewBatchSampler
+from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.config.settings import DEFAULT_ENCODER, Plan
 from pml_supcon.training.dataloaders import build_loader, build_sampler
 from pml_supcon.training.methods import Classification, Criterion, EncoderWithTop, build_criterion, build_top
@@ -93,14 +94,7 @@ def build_stage1(context: RunContext) -> Stage:
     schedule = build_schedule(plan, optimizer, len(sampler))
     prepared, optimizer = context.accelerator.prepare(network, optimizer)
     loader = build_loader(
-        context.data,
-        context.images,
-        sampler,
-        device,
-        augment=settings.augment,
-        num_views=settings.views,
-        workers=settings.workers,
-        data_on_device=settings.data_on_device,
+        context.data, context.images, sampler, device, settings.augment, settings.views, **_loading(settings)
     )
     stage = Stage(1, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema)
     set_seed(settings.seed, device_specific=True)  # each process draws its own dropout masks
@@ -123,10 +117,13 @@ def build_stage2(context: RunContext, first: Stage) -> Stage | None:
         seed=settings.seed,
         label_smoothing=settings.stage2_label_smoothing,
         channels_last=settings.channels_last,
-        workers=settings.workers,
-        data_on_device=settings.data_on_device,
         first_step=first.last_step,
+        **_loading(settings),
     )
+
+
+def _loading(settings: TrainSettings) -> dict[str, Any]:
+    return {"workers": settings.workers, "data_on_device": settings.data_on_device}
 
 
 def build_classifier_stage(
@@ -141,11 +138,13 @@ def build_classifier_stage(
     seed: int,
     label_smoothing: float = 0.0,
     channels_last: bool = False,
-    workers: int = 0,
-    data_on_device: Literal["auto"] | bool = "auto",
     first_step: int = 0,
+    **loading: Any,
 ) -> Stage:
-    """Build a stage that trains a linear classifier on any frozen encoder over augmented images."""
+    """Build a stage that trains a linear classifier on any frozen encoder over augmented images.
+
+    ``loading`` are further arguments of ``build_loader``.
+    """
     set_seed(seed)
     model = FrozenEncoderWithClassifier(encoder, data.num_classes, channels_last=channels_last)
     most = len(images) // accelerator.num_processes * accelerator.num_processes
@@ -153,16 +152,7 @@ def build_classifier_stage(
     optimizer = build_optimizer(plan, model)
     schedule = build_schedule(plan, optimizer, len(sampler))
     prepared, optimizer = accelerator.prepare(model, optimizer)
-    loader = build_loader(
-        data,
-        images,
-        sampler,
-        accelerator.device,
-        augment=augment,
-        num_views=1,
-        workers=workers,
-        data_on_device=data_on_device,
-    )
+    loader = build_loader(data, images, sampler, accelerator.device, augment, num_views=1, **loading)
     criterion = Classification(label_smoothing)
     return Stage(2, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, first_step=first_step)
 

@@ -86,7 +86,7 @@ CONTRADICTIONS = {
     # settings that exclude each other
     f"--positives-cap 2 {QUEUE}": "no --positives_cap with --queue_size: it counts the samples of a batch",
     "--positives-cap 2 --miner ohem": "no --positives_cap with --miner: the miner chooses the positives",
-    f"--miner ohem {QUEUE}": "no --miner with --queue_size: a miner sees the batch alone",
+    f"--miner ohem {QUEUE}": "no --miner with --queue_size: a miner takes its pairs",
     "--method triplet --miner ohem --triplets-per-anchor 3": "no --miner with --triplets_per_anchor: the miner chooses",
     "--miner ohem --contrast-mode one": "no --miner with --contrast_mode: the miner chooses the anchors",
     "--max-per-class 3 --samples-per-class 2": "no --max_per_class with --samples_per_class: they are two ways",

@@ -35,7 +35,7 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
 NEVER_TOGETHER = (
     ("positives_cap", "queue_size", "it counts the samples of a batch"),
     ("positives_cap", "miner", "the miner chooses the positives"),
-    ("miner", "queue_size", "a miner sees the batch alone"),
+    ("miner", "queue_size", "a miner takes its pairs from the batch alone"),
     ("miner", "triplets_per_anchor", "the miner chooses the triplets"),
     ("miner", "contrast_mode", "the miner chooses the anchors"),
     ("max_per_class", "samples_per_class", "they are two ways to fill a batch"),
@@ -51,17 +51,10 @@ LEAST = {
     **dict.fromkeys(("stage2_weight_decay", "stage2_warmup_epochs"), 0),
 }
 ABOVE_ZERO = ("learning_rate", "stage2_learning_rate", "temperature", "margin", "clip_gradient_norm")
-SHARES = {  # (lowest, lowest allowed, highest, highest allowed)
-    "train_fraction": (0, False, 1, True),
-    "miner_share": (0, False, 1, True),
-    "label_noise": (0, True, 1, True),
-    "held_out": (0, True, 1, False),
-    "label_smoothing": (0, True, 1, False),
-    "stage2_label_smoothing": (0, True, 1, False),
-    "momentum": (0, True, 1, False),
-    "ema": (0, True, 1, False),
-    "decay_rate": (0, False, 1, True),
-    "stage2_decay_rate": (0, False, 1, True),
+SHARES = {
+    **dict.fromkeys(("train_fraction", "miner_share", "decay_rate", "stage2_decay_rate"), "(0, 1]"),
+    "label_noise": "[0, 1]",
+    **dict.fromkeys(("held_out", "label_smoothing", "stage2_label_smoothing", "momentum", "ema"), "[0, 1)"),
 }
 
 
@@ -74,7 +67,6 @@ def check(settings: "TrainSettings") -> None:
     _check_ranges(settings)
     given = {field.name for field in fields(settings) if getattr(settings, field.name) != default_of(field)}
     _check_together(settings, given)
-    _check_head(settings, given)
     _check_stage2(settings, given)
     _check_rows(settings)
     if settings.supcon_weight == settings.classifier_weight == 0:
@@ -94,20 +86,17 @@ def _check_ranges(settings: "TrainSettings") -> None:
     for name, bound in least.items():
         value = getattr(settings, name)
         if value is not None and not value >= bound:
-            whose = f" for {settings.method}" if name in ("batch_size", "views") else ""
-            raise ValueError(f"Expected --{name} to be at least {bound}{whose}, but got {value}")
+            reason = f" for {settings.method}" if name in ("batch_size", "views") else ""
+            raise ValueError(f"Expected --{name} to be at least {bound}{reason}, but got {value}")
     for name in ABOVE_ZERO:
         value = getattr(settings, name)
         if value is not None and not value > 0:
             raise ValueError(f"Expected --{name} to be > 0, but got {value}")
-    for name, (low, with_low, high, with_high) in SHARES.items():
+    for name, interval in SHARES.items():
         value = getattr(settings, name)
-        inside = value is None or (
-            (low <= value if with_low else low < value) and (value <= high if with_high else value < high)
-        )
-        if not inside:
-            bounds = f"{'[' if with_low else '('}{low}, {high}{']' if with_high else ')'}"
-            raise ValueError(f"Expected --{name} to be in {bounds}, but got {value}")
+        ends = (value == 0 and interval[0] == "[") or (value == 1 and interval[-1] == "]")
+        if value is not None and not (0 < value < 1 or ends):
+            raise ValueError(f"Expected --{name} to be in {interval}, but got {value}")
     for stage in ("", "stage2_"):
         epochs, warmup = getattr(settings, f"{stage}epochs"), getattr(settings, f"{stage}warmup_epochs")
         if warmup > epochs:
@@ -131,6 +120,9 @@ def _check_together(settings: "TrainSettings", given: set[str]) -> None:
     for one, other, reason in NEVER_TOGETHER:
         if one in given and other in given:
             raise ValueError(f"Expected no --{one} with --{other}: {reason}, but got both")
+    for name in ("head_width", "head_batch_norm"):
+        if name in given and settings.head_layers == 1:
+            raise ValueError(f"Expected --head_layers to be at least 2 with --{name}, of hidden layers, but got 1")
     for stage in ("", "stage2_"):
         schedule, epochs = getattr(settings, f"{stage}schedule"), getattr(settings, f"{stage}decay_epochs")
         if schedule in ("steps", "exponential") and (not epochs or min(epochs) <= 0):
@@ -144,14 +136,6 @@ def _check_together(settings: "TrainSettings", given: set[str]) -> None:
             )
         if schedule == "exponential" and len(epochs) > 1:
             raise ValueError(f"Expected one of --{stage}decay_epochs for exponential, the period, but got {epochs}")
-
-
-def _check_head(settings: "TrainSettings", given: set[str]) -> None:
-    for name in ("head_width", "head_batch_norm"):
-        if name in given and settings.head_layers == 1:
-            raise ValueError(
-                f"Expected --head_layers to be at least 2 with --{name}: it is of hidden layers, but got 1"
-            )
 
 
 def _check_stage2(settings: "TrainSettings", given: set[str]) -> None:

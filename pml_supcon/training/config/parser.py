@@ -68,13 +68,7 @@ def normalised(arguments: Sequence[str], switches: Set[str]) -> list[str]:
 
 
 class OneLineParser(ArgumentParser):
-    """A parser whose errors are one line that names the nearest valid name.
-
-    Args:
-        *arguments: Arguments of ``ArgumentParser``.
-        names: The names of the settings.
-        **options: Options of ``ArgumentParser``.
-    """
+    """A parser whose errors are one line that suggests the nearest of ``names``."""
 
     def __init__(self, *arguments: Any, names: Sequence[str] = (), **options: Any) -> None:
         super().__init__(*arguments, allow_abbrev=False, **options)
@@ -102,12 +96,8 @@ DEFAULTS = {field.name: default_of(field) for field in fields(TrainSettings)}
 def drop_inapplicable(values: Mapping[str, Any], flags: Set[str]) -> tuple[dict[str, Any], list[str]]:
     """Reset the settings of a file that do not apply to the method or encoder given by flags.
 
-    Args:
-        values: All settings by name.
-        flags: Names given on the command line; they are kept, and rejected later if they do not apply.
-
-    Returns:
-        The settings, and the names of those that were reset to their defaults.
+    ``flags`` are names given on the command line; they are kept, and rejected later if they do not apply. Returns the
+    settings, and the names of those that were reset to their defaults.
     """
     kept = dict(values)
     for name, value in values.items():
