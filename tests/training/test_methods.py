@@ -277,12 +277,10 @@ def test_held_out_images_are_scored_in_between(tmp_path):
 
 
 def test_rows_of_epochs_have_throughput_and_alignment(of_method):
-    for row in of_method("supcon_out").epochs():
-        assert row["images_per_second"] > 0
-        assert 0 <= row["data_wait"] < 1
-        assert 0 <= row["alignment"] <= 4
-        assert -8 <= row["uniformity"] <= 0
-    assert [(row["epoch"], row["step"]) for row in of_method("supcon_out").epochs()] == [(1, 20), (2, 40)]
+    rows = of_method("supcon_out").epochs()
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 20), (2, 40)]
+    assert all(row["images_per_second"] > 0 and 0 <= row["data_wait"] < 1 for row in rows)
+    assert all(0 <= row["alignment"] <= 4 and -8 <= row["uniformity"] <= 0 for row in rows)
     assert not any("alignment" in row for row in of_method("cross_entropy").epochs())
 
 
@@ -357,21 +355,17 @@ def test_cross_entropy_is_the_mean_over_all_views():
 
 @pytest.mark.parametrize("margin", [None, 0.3])
 def test_margin_losses_are_means_over_margin_violations(margin):
-    rows, labels = F.normalize(torch.randn(8, 5)), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+    rows, labels, n = F.normalize(torch.randn(8, 5)), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2]), range(8)
     far = torch.cdist(rows, rows).tolist()
-    same = [[i != j and bool(labels[i] == labels[j]) for j in range(8)] for i in range(8)]
-    other = [[bool(labels[i] != labels[j]) for j in range(8)] for i in range(8)]
-    m = 0.05 if margin is None else margin
-    triplets = [
-        far[a][p] - far[a][n] + m for a in range(8) for p in range(8) for n in range(8) if same[a][p] and other[a][n]
-    ]
+    positives = [(i, j) for i in n for j in n if i != j and labels[i] == labels[j]]
+    negatives = [(i, j) for i in n for j in n if labels[i] != labels[j]]
+    triplets = [far[a][p] - far[a][k] + (margin or 0.05) for a, p in positives for b, k in negatives if a == b]
     found = build_loss(settings("triplet", margin=margin))(rows, labels)
-    assert float(found) == pytest.approx(mean([x for x in triplets if x > 0]), rel=1e-4)
-    m = 1 if margin is None else margin
-    pulled = [far[i][j] for i in range(8) for j in range(8) if same[i][j]]
-    pushed = [m - far[i][j] for i in range(8) for j in range(8) if other[i][j] and far[i][j] < m]
+    assert float(found) == pytest.approx(mean(x for x in triplets if x > 0), rel=1e-4)
+    pushed = [(margin or 1) - far[i][j] for i, j in negatives if far[i][j] < (margin or 1)]
     found = build_loss(settings("max_margin", margin=margin))(rows, labels)
-    assert float(found) == pytest.approx(mean(pulled) + (mean(pushed) if pushed else 0), rel=1e-4)
+    expected = mean(far[i][j] for i, j in positives) + (mean(pushed) if pushed else 0)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 def test_npairs_is_cross_entropy_over_one_pair_of_each_class():

@@ -1,7 +1,7 @@
 """Whole runs as a user starts them: files, scores, data sources, processes and invalid input."""
 
 import json
-from pathlib import Path
+import re
 
 import pytest
 import timm
@@ -16,8 +16,6 @@ from pml_supcon.training.app import main
 from pml_supcon.training.pictures import draw_embedding_map
 from pml_supcon.views import evaluation_transform
 
-REPOSITORY = Path(__file__).parent.parent.parent
-CIFAR10 = REPOSITORY.parent / "shared" / "data" / "cifar10"
 FILES = {"config.yaml", "metrics.json", "history.jsonl", "encoder", "checkpoints"}
 FILES |= {"head.safetensors", "loss_curve.png", "embedding_map.png", "gallery.png"}
 KEYS = {"retrieval/precision_at_1", "retrieval/r_precision", "retrieval/mean_average_precision_at_r"}
@@ -77,13 +75,6 @@ def test_written_config_repeats_the_run_and_a_seed_changes_it(quick_run, tmp_pat
     assert again["train/images"] == 300
 
 
-@pytest.mark.skipif(not CIFAR10.exists(), reason="needs CIFAR-10 beside the checkout, in ../shared/data/cifar10")
-def test_parquet_of_natural_images(tmp_path):
-    metrics = run(tmp_path / "cifar", "--data", f"hf:{CIFAR10}", "--max-train", 2000, "--max-test", 500, "--epochs", 1)
-    assert metrics["train/steps"] == 8
-    assert metrics["linear_probe/top1"] > 0.2  # chance is 0.1
-
-
 def write_images(folder, classes, number=8):
     """Write noise of several sizes, brighter from class to class."""
     for place, name in enumerate(classes):
@@ -114,8 +105,7 @@ def test_diverging_run_names_step_and_checkpoint(tmp_path, capsys):
         run(tmp_path / "run", *QUICK, "--learning-rate", 1e7, "--epochs", 5, "--warmup-epochs", 0)
     assert ended.value.code == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "the loss became" in message
-    assert "at step" in message
+    assert re.search(r"the loss became (nan|inf) at step \d+", message)
     saved = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert f"last good checkpoint: {saved[-1] if saved else 'none'}" in message
 
@@ -143,7 +133,6 @@ def test_map_of_few_points(number, width, tmp_path):
         (["--data", "digit"], "did you mean 'digits'"),
         (["--data", "torchvision:CIFAR1"], "CIFAR10"),
         (["--data", "imagefolder:{tmp}/corrupt"], "broken.png"),
-        (["--optimizer", "sdg"], "did you mean 'sgd'"),
         (["--max-per-class", "3"], "at most 30"),
         (["--samples-per-class", "3"], "multiple of samples_per_class"),
         (["--samples-per-class", "200", "--batch-size", "200"], "samples_per_class=200"),
