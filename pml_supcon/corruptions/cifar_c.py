@@ -29,17 +29,7 @@ _FROST_SCALE = 0.2
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, words: Words) -> Values:
-    """Corrupt one image; call it inside ``seeded_numpy``, as the library's fractal draws from numpy's global generator.
-
-    Args:
-        pixels: ``(H, W, 3)``; the noises take ``(H, W)`` too.
-        name: one of ``CORRUPTIONS``.
-        severity: 1 to 5.
-        words: from ``draw_words``.
-
-    Returns:
-        The same shape, in [0, 255], not yet truncated to whole numbers.
-    """
+    """Corrupt one image, inside ``seeded_numpy``: the library's fractal draws from numpy's global generator."""
     function, strengths = _TABLE[name]
     return function(pixels, np.random.default_rng(words), *strengths[severity - 1])
 

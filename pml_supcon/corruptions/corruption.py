@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pml_supcon._checks import check_choice, check_int, check_type
 from pml_supcon._extras import require_imagecorruptions
-from pml_supcon.corruptions import cifar_c, imagenet_c
-from pml_supcon.corruptions._draws import draw_words, seeded_numpy
+from pml_supcon.corruptions import cifar_c
+from pml_supcon.corruptions._draws import Words, draw_words, seeded_numpy
+from pml_supcon.views.changes import check_images
 
 Strengths: TypeAlias = Literal["auto", "32", "224"]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -25,6 +26,7 @@ CORRUPTIONS = (
 )
 SEVERITIES = (1, 2, 3, 4, 5)
 
+_INTEGERS = (torch.int32, torch.int16, torch.int8, torch.uint8)
 _SMALL_IMAGE = 64  # pixels a side: "auto" selects "32" up to this size
 _NOISES = ("gaussian_noise", "shot_noise", "impulse_noise")
 _LEAST_SIDE = 32  # kernels, fractals and the library need this side
@@ -121,12 +123,18 @@ class Corruption:
 
     def __call__(self, images: Tensor, indices: Tensor | Sequence[int]) -> Tensor:
         """Corrupt the images (N, C, H, W) with the indices (N,) in their data set."""
-        _check_images(images)
-        numbers = _as_indices(indices, len(images))
+        numbers = torch.as_tensor(indices)
+        if numbers.dtype in _INTEGERS or not numbers.numel():
+            numbers = numbers.long()
+        check_images(images, numbers)
+        if images.device.type != "cpu":
+            raise ValueError(f"Expected argument `images` to be on the CPU, but got {images.device}")
+        if (numbers < 0).any():
+            raise ValueError(f"Expected argument `indices` to be at least 0, but got {int(numbers.min())}")
         corrupted = torch.empty_like(images, memory_format=torch.contiguous_format)
-        for image, index, made in zip(images, numbers, corrupted, strict=True):
+        for image, index, result in zip(images, numbers.tolist(), corrupted, strict=True):
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-            made.copy_(torch.from_numpy(self._corrupt(pixels, index)).permute(2, 0, 1))
+            result.copy_(torch.from_numpy(self._corrupt(pixels, index)).permute(2, 0, 1))
         return corrupted
 
     def __repr__(self) -> str:
@@ -142,12 +150,20 @@ class Corruption:
         if grey:
             large = large[..., 0] if self.name in _NOISES else large.repeat(3, axis=2)
         words = draw_words(self.seed, CORRUPTIONS.index(self.name), self.severity, index)
-        corrupt = cifar_c.corrupt if strengths == "32" else imagenet_c.corrupt
+        corrupt = cifar_c.corrupt if strengths == "32" else _corrupt_by_library
         with seeded_numpy(words):
-            made = corrupt(large, self.name, self.severity, words).astype(np.uint8)
-        if grey and made.ndim == 3:
-            made = np.array(Image.fromarray(made).convert("L"))
-        return _averaged(made.reshape(*large.shape[:2], -1), factor)
+            changed = corrupt(large, self.name, self.severity, words).astype(np.uint8)
+        if grey and changed.ndim == 3:
+            changed = np.array(Image.fromarray(changed).convert("L"))
+        return _averaged(changed.reshape(*large.shape[:2], -1), factor)
+
+
+def _corrupt_by_library(pixels: Pixels, name: str, severity: int, words: Words) -> npt.NDArray[Any]:
+    """Corrupt one image (H, W, 3), for the noises also (H, W), with the library's strengths, those of ImageNet-C."""
+    function = require_imagecorruptions().corruption_dict[name]
+    # These two draw from a generator of their own; the others from numpy's global one, which is seeded.
+    options = {"seed": int(words[0])} if name in ("glass_blur", "impulse_noise") else {}
+    return np.asarray(function(Image.fromarray(pixels), severity, **options))
 
 
 def _averaged(pixels: Pixels, factor: int) -> Pixels:
@@ -158,29 +174,3 @@ def _averaged(pixels: Pixels, factor: int) -> Pixels:
     squares = pixels.reshape(height // factor, factor, width // factor, factor, channels)
     means: Pixels = np.rint(squares.mean(axis=(1, 3))).astype(np.uint8)
     return means
-
-
-def _check_images(images: Any) -> None:
-    check_type("images", images, Tensor, "a torch.Tensor")
-    if images.dtype != torch.uint8:
-        raise TypeError(f"Expected argument `images` to be uint8, but got {images.dtype}")
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
-        raise ValueError(
-            f"Expected argument `images` to be (N, C, H, W) with C = 1 or 3, but got shape {tuple(images.shape)}"
-        )
-    if images.device.type != "cpu":
-        raise ValueError(f"Expected argument `images` to be on the CPU, but got {images.device}")
-
-
-def _as_indices(indices: Tensor | Sequence[int], rows: int) -> list[int]:
-    numbers = torch.as_tensor(indices)
-    if rows and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
-        raise TypeError(f"Expected argument `indices` to be integers, but got {numbers.dtype}")
-    if numbers.shape != (rows,):
-        raise ValueError(
-            f"Expected argument `indices` to be one per image, shape ({rows},), but got shape {tuple(numbers.shape)}"
-        )
-    if (numbers < 0).any():
-        raise ValueError(f"Expected argument `indices` to be at least 0, but got {int(numbers.min())}")
-    found: list[int] = numbers.tolist()
-    return found

@@ -7,7 +7,7 @@ again to propagate it to the parameters. Here ``torch.utils.checkpoint`` does th
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,9 @@ class ChunkedEncoder(nn.Module):
         cache_enabled = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
-            return torch.cat([self._checkpointed(chunk) for chunk in chunks])
+            return torch.cat(
+                [checkpoint(self._encode, chunk, use_reentrant=False, context_fn=self._contexts) for chunk in chunks]
+            )
         finally:
             torch.set_autocast_cache_enabled(cache_enabled)
 
@@ -95,14 +97,9 @@ class ChunkedEncoder(nn.Module):
         """Return the options for ``repr``."""
         return f"chunk_size={self.chunk_size}"
 
-    def _checkpointed(self, chunk: Tensor) -> Tensor:
-        encoded: Tensor = checkpoint(
-            self._encode,
-            chunk,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _stand_in_statistics(self.encoder)),  # of the first and the second pass
-        )
-        return encoded
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts of the first and the second forward pass."""
+        return nullcontext(), _stand_in_statistics(self.encoder)
 
     def _encode(self, chunk: Tensor) -> Tensor:
         encoded = self.encoder(chunk)

@@ -40,14 +40,10 @@ class ProjectionHead(nn.Sequential):
         batch_norm: bool = False,
     ) -> None:
         hidden = in_features if hidden_features is None else hidden_features
-        sizes = {
-            "in_features": in_features,
-            "out_features": out_features,
-            "hidden_features": hidden,
-            "num_layers": num_layers,
-        }
-        for name, value in sizes.items():
-            check_int(name, value, low=1)
+        check_int("in_features", in_features, low=1)
+        check_int("out_features", out_features, low=1)
+        check_int("hidden_features", hidden, low=1)
+        check_int("num_layers", num_layers, low=1)
         layers: list[nn.Module] = []
         width = in_features
         for _ in range(num_layers - 1):

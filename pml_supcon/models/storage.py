@@ -92,11 +92,7 @@ def load_encoder(folder: str | Path) -> nn.Module:
 
 
 def weights_file(path: Path) -> Path:
-    """Return the weights file: ``path`` itself, or ``model.safetensors`` in the folder ``path``.
-
-    Raises:
-        FileNotFoundError: If it does not exist.
-    """
+    """Return the weights file, ``path`` or ``model.safetensors`` in the folder ``path``; raise if it does not exist."""
     file = path / _WEIGHTS if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"Expected a weights file or a folder with {_WEIGHTS}, but there is no {file}")

@@ -1,12 +1,13 @@
 """Image operations on a whole batch, with separate parameters for every image.
 
-torchvision's transforms cost hundreds of microseconds per image of 8 x 8 or 32 x 32, nearly all of it overhead; here
+torchvision's transforms take hundreds of microseconds per image of 8 x 8 or 32 x 32, nearly all of it overhead; here
 one tensor operation processes the batch. Images are float (N, C, H, W) in [0, 1] on any device; C is 1 or 3 for the
 operations on colour. Parameters are tensors (N,). Formulas are torchvision's, so that the tests can compare them. They
 avoid ``where``, ``stack`` and other operations that are many times slower than a multiplication on a CPU.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,18 +39,18 @@ def warp(images: Tensor, theta: Tensor, image_size: int) -> Tensor:
     if max(height, width) > limit:
         smaller = [min(height, limit), min(width, limit)]
         images = F.interpolate(images, size=smaller, mode="bilinear", antialias=True, align_corners=False)
-    grid = affine_grid(theta, image_size)
+    grid = affine_grid(theta, image_size, image_size)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def affine_grid(theta: Tensor, image_size: int) -> Tensor:
-    """Return the grid (N, image_size, image_size, 2) of torch's ``affine_grid``, without its matrix product."""
-    centres = (2 * torch.arange(image_size, device=theta.device) + 1) / image_size - 1
-    # grid[n, i, j, axis] = theta[n, axis] @ (centres[j], centres[i], 1), as an outer sum
-    grid = theta.new_empty(len(theta), image_size, image_size, 2)
+def affine_grid(theta: Tensor, height: int, width: int) -> Tensor:
+    """Return the grid (N, height, width, 2) of torch's ``affine_grid``, without its matrix product."""
+    x, y = ((2 * torch.arange(side, device=theta.device) + 1) / side - 1 for side in (width, height))
+    # grid[n, i, j, axis] = theta[n, axis] @ (x[j], y[i], 1), as an outer sum
+    grid = theta.new_empty(len(theta), height, width, 2)
     for axis in range(2):
         along, across, shift = theta[:, axis].unsqueeze(-1).unbind(1)
-        torch.add((along * centres).unsqueeze(1), (across * centres + shift).unsqueeze(2), out=grid[..., axis])
+        torch.add((along * x).unsqueeze(1), (across * y + shift).unsqueeze(2), out=grid[..., axis])
     return grid
 
 
@@ -161,30 +162,20 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     return rotated
 
 
-def smooth_field(control: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate vectors at control points to a smooth field (bicubic; the outer points are at the corners).
-
-    Args:
-        control: (N, 2, K, K), x and y of each vector.
-        size: height and width of the field.
-
-    Returns:
-        (N, height, width, 2).
-    """
-    return F.interpolate(control, size=size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+def smooth_field(control: Tensor, size: Sequence[int]) -> Tensor:
+    """Interpolate vectors (N, 2, K, K) to a field (N, height, width, 2): bicubic, the outer points at the corners."""
+    return F.interpolate(control, size=list(size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def displace(images: Tensor, field: Tensor) -> Tensor:
-    """Sample each pixel at its position plus the field's vector; borders are replicated.
+    """Sample each pixel at its position plus its vector in ``field``; borders are replicated.
 
     Args:
         images: (N, C, H, W).
         field: (N, H, W, 2), in units of the width and of the height.
     """
     identity = torch.eye(2, 3, device=images.device).expand(len(images), 2, 3)
-    height, width = images.shape[-2:]
-    shape = [len(images), images.shape[1], height, width]
-    grid = affine_grid(identity, height) if height == width else F.affine_grid(identity, shape, align_corners=False)
+    grid = affine_grid(identity, *images.shape[-2:])
     return F.grid_sample(images, grid + 2 * field, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -206,9 +197,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     # Normalised kernels (N * C, 2 * radius + 1): softmax of the exponents -x^2 / (2 sigma^2).
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     kernels = torch.softmax(-0.5 * (offsets / sigma.unsqueeze(1)) ** 2, dim=1).repeat_interleave(channels, dim=0)
-    planes = (
-        F.pad(images, [radius] * 4, mode="reflect").flatten(0, 1).unsqueeze(0)
-    )  # (1, N * C, H, W): one group per plane
+    # (1, N * C, H, W): one group per plane.
+    planes = F.pad(images, [radius] * 4, mode="reflect").flatten(0, 1).unsqueeze(0)
     for kernel in (kernels[:, None, None, :], kernels[:, None, :, None]):
         planes = F.conv2d(planes, kernel, groups=number * channels)
     return planes.view(number, channels, height, width)

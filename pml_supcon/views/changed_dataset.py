@@ -57,17 +57,10 @@ class ChangedDataset(Dataset[tuple[Any, Any]]):
         image, label = self.dataset[position]
         _check(image, position)
         if self.change is not None:
-            image = _apply(image, self.change, position)
+            pixels = image if isinstance(image, Tensor) else TF.pil_to_tensor(image)
+            changed = self.change(pixels.unsqueeze(0), torch.tensor([position])).squeeze(0)
+            image = changed if isinstance(image, Tensor) else TF.to_pil_image(changed)  # mode "L" or "RGB"
         return image if self.transform is None else self.transform(image), label
-
-
-def _apply(image: Tensor | Image.Image, change: Change, position: int) -> Tensor | Image.Image:
-    pixels: Tensor = image if isinstance(image, Tensor) else TF.pil_to_tensor(image)
-    changed = change(pixels.unsqueeze(0), torch.tensor([position])).squeeze(0)
-    if isinstance(image, Tensor):
-        return changed
-    picture: Image.Image = TF.to_pil_image(changed)  # mode "L" for one channel, "RGB" for three
-    return picture
 
 
 def _check(image: Any, position: int) -> None:

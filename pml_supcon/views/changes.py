@@ -1,4 +1,4 @@
-"""Fixed changes of images that a linear probe is to recognise: grey, rotated, noisy, Sobel-filtered.
+"""Fixed changes of images, which a linear probe predicts: grey, rotated, noisy, Sobel-filtered.
 
 A change maps uint8 images and their indices in a dataset to uint8 images of the same shape. Random draws depend only on
 the change's seed and the image's index: they are the same in any batch and in any process.
@@ -16,8 +16,6 @@ from torchvision.transforms.v2 import functional as TF
 
 from pml_supcon._checks import check_choice, check_int, check_number, check_type
 
-DEGREES = (0, 90, 180, 270)
-NOISE_STD = 0.1
 _SOBEL_MAX = math.sqrt(20)  # the largest magnitude of values in [0, 1]: 4 in one direction with 2 in the other
 
 
@@ -31,11 +29,9 @@ class Change(Protocol):
     @property
     def key(self) -> str:
         """The name of the change with all its options: equal keys mean equal changes."""
-        ...
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Change the images."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,11 @@ class Grey:
         [76, 76, 76]
     """
 
-    @property
-    def key(self) -> str:
-        """The name of the change."""
-        return "grey"
+    key = "grey"
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Change the images."""
-        _check(images, indices)
+        check_images(images, indices)
         grey: Tensor = TF.rgb_to_grayscale(images, num_output_channels=images.shape[1])
         return grey
 
@@ -87,7 +80,7 @@ class Rotation:
     degrees: int
 
     def __post_init__(self) -> None:
-        check_choice("degrees", check_int("degrees", self.degrees), DEGREES)
+        check_choice("degrees", check_int("degrees", self.degrees), (0, 90, 180, 270))
 
     @property
     def key(self) -> str:
@@ -96,7 +89,7 @@ class Rotation:
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Change the images."""
-        _check(images, indices)
+        check_images(images, indices)
         height, width = images.shape[-2:]
         if self.degrees % 180 and height != width:
             raise ValueError(
@@ -123,14 +116,11 @@ class Sobel:
         [0, 228, 228, 0]
     """
 
-    @property
-    def key(self) -> str:
-        """The name of the change."""
-        return "sobel"
+    key = "sobel"
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Change the images."""
-        _check(images, indices)
+        check_images(images, indices)
         # Smooth along one axis with (1, 2, 1), then take central differences along the other: g_y and g_x.
         padded = F.pad(images.float(), [1, 1, 1, 1], mode="replicate")
         down = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]  # integers, exact in float32
@@ -160,7 +150,7 @@ class GaussianNoise:
         True
     """
 
-    std: float = NOISE_STD
+    std: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -174,7 +164,7 @@ class GaussianNoise:
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Change the images."""
-        _check(images, indices)
+        check_images(images, indices)
         if len(indices) and indices.min() < 0:
             raise ValueError(f"Expected argument `indices` to be at least 0, but got {int(indices.min())}")
         noise = np.empty(images.shape, dtype=np.float32)
@@ -217,14 +207,15 @@ def transformation_tasks(*, in_chans: int, seed: int = 0) -> dict[str, tuple[Cha
     return tasks
 
 
-def _check(images: Tensor, indices: Tensor) -> None:
+def check_images(images: Tensor, indices: Tensor) -> None:
+    """Raise unless the images are uint8 (N, C, H, W), C = 1 or 3, and the indices int64 (N,)."""
     for name, value, dtype in (("images", images, torch.uint8), ("indices", indices, torch.int64)):
-        check_type(name, value, Tensor, "a torch tensor")
+        check_type(name, value, Tensor, "a torch.Tensor")
         if value.dtype != dtype:
             raise TypeError(f"Expected argument `{name}` to be {dtype}, but got {value.dtype}")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(
-            f"Expected argument `images` to have shape (N, C, H, W) with 1 or 3 channels, but got {tuple(images.shape)}"
+            f"Expected argument `images` to have shape (N, C, H, W) with C = 1 or 3, but got {tuple(images.shape)}"
         )
     if indices.shape != images.shape[:1]:
         raise ValueError(

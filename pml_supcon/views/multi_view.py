@@ -9,12 +9,13 @@ The parts compose, from the inside to the outside:
 - ``SeededDataset(...)`` around either seeds torch's generator with the seed of the batch: the views of a batch are the
   same for any number of workers.
 
-Each gives views ``(B, V, C, H, W)`` and labels ``(B,)``; ``flatten_views`` makes ``(V * B, C, H, W)`` for an encoder.
+Each returns views ``(B, V, C, H, W)`` and labels ``(B,)``; ``flatten_views`` returns the rows ``(V * B, C, H, W)`` for
+an encoder.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,9 +24,11 @@ from torch.utils.data import Dataset, default_collate
 from pml_supcon._checks import check_int
 from pml_supcon._layouts import split_views
 
+Transforms: TypeAlias = Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]]
+
 
 class MultiView:
-    """A transform that makes ``V`` views of an image by calling a random transform ``V`` times.
+    """A transform that returns ``V`` views of an image: it calls a random transform ``V`` times.
 
     Args:
         transform: Maps an image (PIL image, array, tensor) to a tensor ``(C, H, W)``. Or a sequence of ``V`` such
@@ -44,11 +47,7 @@ class MultiView:
         (torch.Size([2, 3, 8, 8]), False)
     """
 
-    def __init__(
-        self,
-        transform: Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]],
-        num_views: int | None = None,
-    ) -> None:
+    def __init__(self, transform: Transforms, num_views: int | None = None) -> None:
         if num_views is not None:
             check_int("num_views", num_views, low=1)
         if isinstance(transform, Sequence):
@@ -60,11 +59,9 @@ class MultiView:
                 f"Expected argument `transform` to hold {num_views or 'at least 1'} transforms, one per view, "
                 f"but got {len(self.transforms)}"
             )
-        for view_transform in self.transforms:
-            if not callable(view_transform):
-                raise TypeError(
-                    f"Expected argument `transform` to be callable, but got {type(view_transform).__name__}"
-                )
+        for each in self.transforms:
+            if not callable(each):
+                raise TypeError(f"Expected argument `transform` to be callable, but got {type(each).__name__}")
 
     @property
     def num_views(self) -> int:
@@ -78,7 +75,7 @@ class MultiView:
             if not isinstance(view, Tensor):
                 raise TypeError(
                     f"Expected every view to be a tensor, but view {index} is {type(view).__name__}: "
-                    "end the transform with one that makes tensors"
+                    "end the transform with a conversion to a tensor"
                 )
             if view.shape != views[0].shape:
                 raise ValueError(
@@ -111,12 +108,7 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
         (torch.Size([2, 3, 8, 8]), 5)
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        transform: Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]],
-        num_views: int | None = None,
-    ) -> None:
+    def __init__(self, dataset: Any, transform: Transforms, num_views: int | None = None) -> None:
         self.dataset = dataset
         self.transform = MultiView(transform, num_views)
 
@@ -126,7 +118,7 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         item = self.dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise TypeError(f"Expected the dataset to give pairs (image, label), but got {type(item).__name__}")
+            raise TypeError(f"Expected the dataset to return pairs (image, label), but got {type(item).__name__}")
         image, label = item
         return self.transform(image), label
 
@@ -141,7 +133,7 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
 
 
 class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
-    """A dataset of images in memory that makes all views of a batch by one call of the transform.
+    """A dataset of images in memory that computes all views of a batch in one call of the transform.
 
     The DataLoader fetches a batch at once (``__getitems__``) and needs ``collate_fn=MultiViewTensorDataset.collate``,
     because the batch is already collated. At 8 x 8 this is tens of times faster than one call per image.
@@ -191,7 +183,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         return split_views(rows, self.num_views), self.labels[chosen]
 
     @staticmethod
-    def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def collate(batch: Any) -> Any:
         """Return the batch, which ``__getitems__`` has already collated."""
         return batch
 
@@ -244,10 +236,7 @@ class SeededDataset(Dataset[Any]):
                 return self.dataset.__getitems__(batch)
             return default_collate([self.dataset[index] for index in batch])
 
-    @staticmethod
-    def collate(batch: Any) -> Any:
-        """Return the batch, which ``__getitems__`` has already collated."""
-        return batch
+    collate = staticmethod(MultiViewTensorDataset.collate)
 
 
 @contextmanager

@@ -100,18 +100,12 @@ class RandomOperations:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Draw the operations and apply them round by round."""
+        images = images.clone()
         for drawn in self.draw(len(images), images.device):
-            images = self.apply(images, drawn)
-        return images
-
-    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Apply to each image the operation with its index in ``drawn`` (N,)."""
-        changed = images.clone()
-        for number in drawn.unique().tolist():
-            if number:
+            for number in drawn[drawn > 0].unique().tolist():  # 0 is the identity
                 rows = (drawn == number).nonzero().squeeze(1)
-                changed[rows] = self.operations[number](images[rows])
-        return changed
+                images[rows] = self.operations[number](images[rows])
+        return images
 
 
 def auto_augment(policy: str, side: int) -> RandomOperations:

@@ -14,6 +14,7 @@ from pml_supcon.views import batch_ops as ops
 from pml_supcon.views.image_transform import Step
 
 Range = tuple[float, float]
+Jitter = tuple[float, float, float, float]  # strengths of brightness, contrast, saturation and hue
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class CropAndFlip:
     flip: bool = True
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw the parameters and sample the pixels."""
+        """Draw the parameters and apply them."""
         theta = ops.crop_theta(images, self.scale, self.ratio)
         if self.flip:
             theta[:, :, 0] *= torch.where(ops.uniform(images, 0, 1) < 0.5, -1.0, 1.0).unsqueeze(1)
@@ -43,12 +44,12 @@ class CropAndFlip:
 class ColourJitter:
     """Random brightness, contrast, saturation and hue of some images, in a random order per call; some become grey."""
 
-    strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    strengths: Jitter = (0.4, 0.4, 0.4, 0.1)
     probability: float = 0.8
     grey_probability: float = 0.2
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw the parameters and apply them in place."""
+        """Draw the parameters and apply them."""
         images = apply_to_some(images, self.probability, self._jitter)
         return apply_to_some(images, self.grey_probability, lambda some: ops.grey(some).expand_as(some))
 
@@ -73,13 +74,11 @@ class SmoothWarp:
     largest: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw the parameters and apply them in place."""
+        """Draw the parameters and apply them."""
         return apply_to_some(images, self.probability, self._warp)
 
     def _warp(self, images: Tensor) -> Tensor:
-        control = ops.random_control(images, self.largest)
-        height, width = images.shape[-2:]
-        return ops.displace(images, ops.smooth_field(control, (height, width)))
+        return ops.displace(images, ops.smooth_field(ops.random_control(images, self.largest), images.shape[-2:]))
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class GaussianBlur:
     radius: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw the parameters and apply them in place."""
+        """Draw the parameters and apply them."""
         return apply_to_some(images, self.probability, self._blur)
 
     def _blur(self, images: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ class Affine:
     shear: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw the parameters and sample the pixels."""
+        """Draw the parameters and apply them."""
         theta = ops.affine_theta(
             images,
             angle=ops.uniform(images, -self.rotation, self.rotation),
@@ -129,7 +128,7 @@ class BrightnessAndContrast:
     contrast: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Draw the factors and apply them."""
+        """Draw the parameters and apply them."""
         images = ops.adjust_brightness(images, ops.uniform(images, 1 - self.brightness, 1 + self.brightness))
         return ops.adjust_contrast(images, ops.uniform(images, 1 - self.contrast, 1 + self.contrast))
 

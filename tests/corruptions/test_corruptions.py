@@ -18,13 +18,13 @@ DRAWN = [name for name in CORRUPTIONS if name not in FIXED]
 
 
 def distances(name, images, strengths):
-    """Root mean square distance to the clean images at each severity."""
+    """Return the root mean square distance to the clean images at each severity."""
     indices = range(len(images))
-    made = [Corruption(name, level, strengths=strengths)(images, indices) for level in range(1, 6)]
-    return [float((changed.double() - images.double()).square().mean().sqrt()) for changed in made]
+    changed = [Corruption(name, level, strengths=strengths)(images, indices) for level in range(1, 6)]
+    return [float((each.double() - images.double()).square().mean().sqrt()) for each in changed]
 
 
-# The pairs of severities whose distance falls or stays with the benchmarks' own constants.
+# The pairs of severities between which the distance falls or stays with the constants of the benchmarks.
 NOT_RISING_32 = {
     "glass_blur": {(1, 2), (2, 3), (4, 5)},
     "motion_blur": {(3, 4)},
@@ -42,7 +42,7 @@ NOT_RISING_224 = {
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize(("strengths", "exceptions"), [("32", NOT_RISING_32), ("224", NOT_RISING_224)])
 def test_the_distance_to_the_clean_image_rises(name, strengths, exceptions):
-    copies = 32 if name in ("fog", "frost", "snow") else 3  # draws for the whole image vary most
+    copies = 24 if name in ("fog", "frost", "snow") else 3  # draws for the whole image vary most
     images = colour_batch(48) if strengths == "32" else large_batch().repeat(copies, 1, 1, 1)
     found = distances(name, images, strengths)
     falls = {(level + 1, level + 2) for level in range(4) if found[level + 1] <= found[level]}
@@ -51,7 +51,7 @@ def test_the_distance_to_the_clean_image_rises(name, strengths, exceptions):
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_224_is_the_library_under_the_seed_that_is_documented(name):
+def test_224_equals_the_library_under_the_documented_seed(name):
     image = large_batch()[:1, :, 20:116, 30:110]
     pixels = image[0].permute(1, 2, 0).contiguous().numpy()
     for severity in (1, 5):
@@ -65,15 +65,13 @@ def test_224_is_the_library_under_the_seed_that_is_documented(name):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("strengths", ["32", "224"])
-def test_an_image_is_the_same_whatever_the_batch(name, strengths):
+def test_an_image_is_the_same_in_any_batch(name, strengths):
     images, change = colour_batch(6), Corruption(name, 4, strengths=strengths)
     indices = torch.tensor([5, 0, 900, 3, 2**40, 7])
     whole = change(images, indices)
-    np.random.seed(123)  # what went before does not matter either
-    order = torch.tensor([4, 1, 5])
-    assert torch.equal(change(images[order], indices[order]), whole[order])
-    for row in range(6):
-        assert torch.equal(change(images[row : row + 1], indices[row : row + 1]), whole[row : row + 1])
+    np.random.seed(123)  # earlier draws do not matter
+    for rows in ([4, 1, 5], [0], [3]):
+        assert torch.equal(change(images[rows], indices[rows]), whole[rows])
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -85,7 +83,7 @@ def test_index_and_seed_change_what_is_drawn(name, strengths):
     assert not torch.equal(first, Corruption(name, 1, strengths=strengths, seed=1)(images, [0]))
 
 
-def test_severity_and_name_have_draws_of_their_own():
+def test_severity_and_name_have_separate_draws():
     grey = torch.full((1, 1, 32, 32), 128, dtype=torch.uint8)
     noise = [Corruption("gaussian_noise", level)(grey, [0]).double().flatten() - 127.5 for level in (1, 2)]
     shot = Corruption("shot_noise", 2)(grey, [0]).double().flatten() - 127.5
@@ -93,29 +91,20 @@ def test_severity_and_name_have_draws_of_their_own():
         assert abs(torch.corrcoef(torch.stack(tuple(pair)))[0, 1]) < 0.15  # 1024 draws: deviation 0.03
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("strengths", ["32", "224"])
-def test_numpys_global_state_stays(name, strengths):
-    np.random.seed(7)
-    np.random.normal()  # leaves a second normal in store, which is state too
-    expected = np.random.RandomState(7)
-    expected.normal()
-    Corruption(name, 2, strengths=strengths)(colour_batch(2), [0, 1])
-    assert np.random.normal() == expected.normal()
-    assert np.random.uniform() == expected.uniform()
-
-
-def test_numpys_global_state_stays_after_an_error(monkeypatch):
+def test_the_global_state_of_numpy_is_restored_also_after_an_error(monkeypatch):
     def fail(*_):
         np.random.uniform()
         raise OSError("no picture")
 
-    change = Corruption("frost", 1)
-    monkeypatch.setattr(corruption.cifar_c, "corrupt", fail)
     np.random.seed(7)
+    np.random.normal()  # stores a second normal, which is state too
+    expected = np.random.RandomState(7).normal(size=2)[1]
+    for strengths in ("32", "224"):
+        Corruption("snow", 2, strengths=strengths)(colour_batch(2), [0, 1])
+    monkeypatch.setattr(corruption.cifar_c, "corrupt", fail)
     with pytest.raises(OSError, match="no picture"):
-        change(colour_batch(1), [0])
-    assert np.random.uniform() == np.random.RandomState(7).uniform()
+        Corruption("frost", 1)(colour_batch(1), [0])
+    assert np.random.normal() == expected
 
 
 def test_threads_do_not_disturb_each_other():
@@ -150,25 +139,11 @@ def test_grey_is_the_luminance_of_three_equal_channels(name, strengths):
     assert np.array_equal(change(images, [4, 5])[:, 0].numpy(), expected)
 
 
-@pytest.mark.parametrize(("strengths", "deviation"), [("32", 0.08), ("224", 0.18)])
-def test_grey_noise_is_as_strong_as_that_of_a_channel(strengths, deviation):
-    grey = torch.full((1, 1, 200, 200), 128, dtype=torch.uint8)
-    found = Corruption("gaussian_noise", 3, strengths=strengths)(grey, [0]).double().std()
+@pytest.mark.parametrize(("strengths", "deviation", "side"), [("32", 0.08, 200), ("32", 0.08, 8), ("224", 0.18, 200)])
+def test_grey_noise_is_as_strong_as_the_noise_of_a_channel_in_images_of_any_size(strengths, deviation, side):
+    grey = torch.full((40_000 // side**2, 1, side, side), 128, dtype=torch.uint8)
+    found = Corruption("gaussian_noise", 3, strengths=strengths)(grey, range(len(grey))).double().std()
     assert found == pytest.approx(255 * deviation, rel=0.02)
-
-
-def test_digits_of_8_by_8():
-    digits = torch.from_numpy((load_digits().images[:60] * 255 / 16).astype(np.uint8))[:, None]
-    rising = set(CORRUPTIONS) - {"motion_blur", "frost", "elastic_transform", "pixelate"}
-    for name in CORRUPTIONS:
-        found = distances(name, digits, "auto")
-        assert found[0] > 1
-        if name in rising:
-            assert found == sorted(found), name
-    # Noise is that of a pixel, not of an average of repeated ones.
-    middle = torch.full((500, 1, 8, 8), 128, dtype=torch.uint8)
-    found = Corruption("gaussian_noise", 5)(middle, range(500)).double().std()
-    assert found == pytest.approx(25.5, rel=0.02)
 
 
 def test_a_small_image_is_blurred_as_its_repetition_at_32():
@@ -178,20 +153,20 @@ def test_a_small_image_is_blurred_as_its_repetition_at_32():
     assert torch.equal(Corruption("motion_blur", 5)(image, [9]).double(), expected)
 
 
-def test_auto_goes_by_the_larger_side():
-    assert [strengths_for(64, 64), strengths_for(32, 65), strengths_for(65, 32)] == ["32", "224", "224"]
-    images = torch.randint(256, (1, 3, 40, 64), dtype=torch.uint8)
-    assert torch.equal(Corruption("contrast", 1)(images, [0]), Corruption("contrast", 1, strengths="32")(images, [0]))
-    images = torch.randint(256, (1, 3, 40, 66), dtype=torch.uint8)
-    assert torch.equal(Corruption("contrast", 1)(images, [0]), Corruption("contrast", 1, strengths="224")(images, [0]))
+@pytest.mark.parametrize(("size", "strengths"), [((64, 40), "32"), ((40, 66), "224"), ((66, 40), "224")])
+def test_auto_depends_on_the_larger_side(size, strengths):
+    images = torch.randint(256, (1, 3, *size), dtype=torch.uint8)
+    expected = Corruption("contrast", 1, strengths=strengths)(images, [0])
+    assert torch.equal(Corruption("contrast", 1)(images, [0]), expected)
+    assert strengths_for(*size) == strengths
 
 
-def test_names_are_those_of_the_benchmark_and_keys_differ():
+def test_names_equal_the_benchmarks_and_keys_differ():
     assert list(CORRUPTIONS) == imagecorruptions.get_corruption_names("common")
-    made = [Corruption(name, level, seed=seed) for name in CORRUPTIONS for level in (1, 2) for seed in (0, 1)]
-    made += [Corruption("fog", 1, strengths="32"), Corruption("fog", 1, strengths="224")]
-    assert len({change.key for change in made}) == len(made)
-    assert repr(made[0]) == "Corruption('gaussian_noise', 1, strengths='auto', seed=0)"
+    changes = [Corruption(name, level, seed=seed) for name in CORRUPTIONS for level in (1, 2) for seed in (0, 1)]
+    changes += [Corruption("fog", 1, strengths="32"), Corruption("fog", 1, strengths="224")]
+    assert len({change.key for change in changes}) == len(changes)
+    assert repr(changes[0]) == "Corruption('gaussian_noise', 1, strengths='auto', seed=0)"
 
 
 def test_other_layouts_of_memory_and_an_empty_batch():
@@ -203,41 +178,32 @@ def test_other_layouts_of_memory_and_an_empty_batch():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "text"),
+    ("options", "message"),
     [
-        ({"name": "gausian noise"}, ValueError, "got 'gausian noise'; did you mean 'gaussian_noise'"),
-        (
-            {"name": "JPEG"},
-            ValueError,
-            r"Expected argument `name` to be one of \['gaussian_noise', .*\], but got 'JPEG'",
-        ),
-        ({"name": 3}, TypeError, "Expected argument `name` to be a string, but got int"),
-        ({"severity": 6}, ValueError, "Expected argument `severity` to be between 1 and 5, but got 6"),
-        ({"severity": 1.5}, TypeError, "Expected argument `severity` to be an integer, but got 1.5"),
-        ({"strengths": "64"}, ValueError, "Expected argument `strengths` to be one of .*, but got '64'"),
-        ({"seed": -1}, ValueError, "Expected argument `seed` to be at least 0, but got -1"),
+        ({"name": "gausian noise"}, "got 'gausian noise'; did you mean 'gaussian_noise'"),
+        ({"name": 3}, "Expected argument `name` to be a string, but got int"),
+        ({"severity": 6}, "Expected argument `severity` to be between 1 and 5, but got 6"),
+        ({"strengths": "64"}, "Expected argument `strengths` to be one of .*, but got '64'"),
+        ({"seed": -1}, "Expected argument `seed` to be at least 0, but got -1"),
     ],
 )
-def test_wrong_options(options, error, text):
-    with pytest.raises(error, match=text):
+def test_wrong_options(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         Corruption(**{"name": "fog", "severity": 1, **options})
 
 
 @pytest.mark.parametrize(
-    ("images", "indices", "error", "text"),
+    ("shape", "indices", "message"),
     [
-        (np.zeros((1, 3, 32, 32), np.uint8), [0], TypeError, "`images` to be a torch.Tensor, but got ndarray"),
-        (torch.zeros(1, 3, 32, 32), [0], TypeError, "`images` to be uint8, but got torch.float32"),
-        (torch.zeros(3, 32, 32, dtype=torch.uint8), [0], ValueError, r"to be \(N, C, H, W\).* got shape \(3, 32, 32\)"),
-        (torch.zeros(1, 4, 32, 32, dtype=torch.uint8), [0], ValueError, "C = 1 or 3, but got shape"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0, 1], ValueError, r"one per image, shape \(1,\), .* \(2,\)"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [-1], ValueError, "`indices` to be at least 0, but got -1"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0.5], TypeError, "`indices` to be integers, but got torch.fl"),
+        ((1, 4, 32, 32), [0], r"`images` to have shape \(N, C, H, W\) with C = 1 or 3, but got \(1, 4, 32, 32\)"),
+        ((1, 3, 32, 32), [0, 1], r"one index per image, shape \(1,\), but got shape \(2,\)"),
+        ((1, 3, 32, 32), [-1], "`indices` to be at least 0, but got -1"),
+        ((1, 3, 32, 32), [0.5], r"`indices` to be torch\.int64, but got torch\.float32"),
     ],
 )
-def test_wrong_images(images, indices, error, text):
-    with pytest.raises(error, match=text):
-        Corruption("contrast", 1)(images, indices)
+def test_wrong_images_and_indices(shape, indices, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Corruption("contrast", 1)(torch.zeros(shape, dtype=torch.uint8), indices)
 
 
 def test_the_library_is_missing(monkeypatch):

@@ -11,7 +11,7 @@ from pml_supcon.corruptions._draws import draw_words, seeded_numpy
 
 
 def enter_in_a_thread():
-    """What numpy draws inside, None where the lock is not free."""
+    """Return a number that numpy draws inside `seeded_numpy`, or None if the lock is not free."""
     drawn = []
 
     def draw():
@@ -25,7 +25,7 @@ def enter_in_a_thread():
 
 
 def draw_in_a_child(depth=1):
-    """In a forked process: what a thread draws, what the generator as it was found draws; at depth 2 in its child."""
+    """Fork (twice at depth 2); return a draw of a thread inside `seeded_numpy`, and one of the inherited generator."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
@@ -43,7 +43,7 @@ def draw_in_a_child(depth=1):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_child_forked_while_a_thread_draws_is_as_if_none_did(depth):
+def test_a_child_forked_while_a_thread_draws_has_a_free_lock_and_the_old_state(depth):
     np.random.seed(7)
     expected = enter_in_a_thread(), np.random.RandomState(7).uniform()
     inside = threading.Event()

@@ -1,4 +1,4 @@
-"""Real pictures: the two photographs that come with scikit-learn."""
+"""Images from the two photographs in scikit-learn."""
 
 from functools import lru_cache
 
@@ -14,17 +14,16 @@ def _photographs():
 
 
 def colour_batch(count):
-    """Up to 48 different parts, (count, 3, 32, 32)."""
+    """Return up to 48 different parts of the photographs, (count, 3, 32, 32)."""
     parts = []
     for photograph in _photographs():
         small = np.asarray(photograph.resize((192, 128), Image.Resampling.BOX))
         parts += [small[y : y + 32, x : x + 32] for y in range(0, 128, 32) for x in range(0, 192, 32)]
-    return torch.from_numpy(np.stack(parts[::5] + [p for i, p in enumerate(parts) if i % 5])[:count]).permute(
-        0, 3, 1, 2
-    )
+    mixed = parts[::5] + [part for index, part in enumerate(parts) if index % 5]
+    return torch.from_numpy(np.stack(mixed[:count])).permute(0, 3, 1, 2)
 
 
 def large_batch():
-    """Both, (2, 3, 224, 224)."""
+    """Return the middles of both photographs, (2, 3, 224, 224)."""
     middles = [photograph.resize((336, 224)).crop((56, 0, 280, 224)) for photograph in _photographs()]
     return torch.from_numpy(np.stack([np.asarray(middle) for middle in middles])).permute(0, 3, 1, 2)

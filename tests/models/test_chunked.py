@@ -1,7 +1,6 @@
-"""Cached gradients against the whole batch's own graph, in one process and in two."""
+"""Cached gradients beside the gradient of the whole batch, in one process and in two."""
 
 import copy
-import os
 
 import pytest
 import torch
@@ -245,7 +244,7 @@ def test_bad_arguments():
         ChunkedEncoder(nn.LSTM(2, 2), 4)(torch.zeros(8, 2))
 
 
-def two_process_results(rank, cut):
+def gradient_and_reductions(rank, cut):
     """Return the gradient of the batch split at `cut`, and the sizes of the reduced gradients in two steps."""
     own = slice(0, cut) if rank == 0 else slice(cut, B)
     torch.manual_seed(5)
@@ -263,51 +262,20 @@ def two_process_results(rank, cut):
     return gradient, reductions
 
 
-def accelerate_result(rank):
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
-    torch.manual_seed(5)
-    encoder = ViewEncoder()
-    optimizer = torch.optim.SGD(encoder.parameters(), lr=1.0)
-    model, optimizer = accelerator.prepare(ChunkedEncoder(encoder, 3), optimizer)
-    assert isinstance(model, DistributedDataParallel)
-    own = slice(6 * rank, 6 * rank + 6)
-    before = [parameter.detach().clone() for parameter in encoder.parameters()]
-    accelerator.backward(GlobalBatchLoss(LOSSES["supcon"])(model(images()[own]), LABELS[own]))
-    optimizer.step()
-    assert accelerator.unwrap_model(model).encoder is encoder
-    assert encoder.sizes == ([3, 3, 3, 3] if rank == 0 else [3, 2, 2, 3])
-    return torch.cat([(b - p.detach()).flatten() for b, p in zip(before, encoder.parameters(), strict=True)])
-
-
-def work(rank):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    return {cut: two_process_results(rank, cut) for cut in (6, 2, 0)} | {"accelerate": accelerate_result(rank)}
+def results_of(rank):
+    return {cut: gradient_and_reductions(rank, cut) for cut in (6, 2, 0)}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Return the results of two processes."""
-    pytest.importorskip("accelerate")
-    return run_processes(work, 2, tmp_path_factory.mktemp("gloo"))
-
-
-def one_process(dtype):
-    torch.manual_seed(5)
-    return step(ViewEncoder().to(dtype), images(dtype))[1]
+    return run_processes(results_of, 2, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize("cut", [6, 2, 0])  # rows of the first process: as many chunks as the other, fewer, none
 def test_two_processes_have_the_gradient_of_one_and_reduce_once(results, cut):
-    expected = one_process(torch.float64)
-    for result in results:
-        gradient, reductions = result[cut]
+    torch.manual_seed(5)
+    expected = step(ViewEncoder().double(), images(torch.float64))[1]
+    for gradient, reductions in (result[cut] for result in results):
         assert error(gradient, expected) < 1e-12
         assert reductions == [len(expected)] * 2
-
-
-def test_accelerate_prepares_it_for_two_processes_in_bfloat16(results):
-    expected = one_process(torch.float32)
-    for result in results:
-        assert 1e-5 < error(result["accelerate"], expected) < 2e-2

@@ -84,36 +84,24 @@ def test_small_stem_with_the_weights_of_its_base(tmp_path):
 
 
 def test_another_process_needs_the_package_only_for_small_stems(tmp_path):
-    kept = {}
-    for case in ("plain", "vit", "small"):
-        encoder, x = make(case)
-        save_encoder(encoder, tmp_path / case)
-        kept[case] = (x, outputs(encoder, x))
-    torch.save(kept, tmp_path / "kept.pt")
-    program = f"""
-import sys, timm, torch
-torch.set_num_threads({torch.get_num_threads()})
-kept = torch.load("kept.pt")
-def check(case):
-    x, expected = kept[case]
-    with torch.no_grad():
-        assert torch.equal(timm.create_model("local-dir:" + case, pretrained=True).eval()(x), expected), case
-check("plain"), check("vit")
+    for case in ("plain", "small"):
+        save_encoder(make(case)[0], tmp_path / case)
+    program = """
+import sys, timm
+def load(case):
+    timm.create_model("local-dir:" + case, pretrained=True)
+load("plain")
 try:
-    check("small")
+    load("small")
 except RuntimeError as error:
     assert "Unknown model (small_stem)" in str(error), error
 else:
     raise SystemExit("the small stem was loaded without the package")
 assert not any(name.startswith("pml_supcon") for name in sys.modules)
 import pml_supcon.models
-check("small")
-print("all equal")
+load("small")
 """
-    finished = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert finished.stdout.strip() == "all equal", finished.stderr
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
 
 
 def test_the_config_describes_the_images(tmp_path):

@@ -1,4 +1,4 @@
-"""`augmentation`: every name on every kind of input, and what the family and the size change."""
+"""`augmentation`: every name on every kind of input, by family and size."""
 
 import pickle
 
@@ -17,13 +17,13 @@ def plain(channels):
 
 
 def pictures(number, channels, side):
-    """Smooth random uint8 images, so that equalising or solarising them leaves something."""
+    """Return smooth random uint8 images, which equalising or solarising does not erase."""
     coarse = torch.rand(number, channels, 4, 4)
     images = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bilinear")
     return (images * 255).byte()
 
 
-@pytest.mark.parametrize("side", [8, 32, 224])
+@pytest.mark.parametrize("side", [8, 224])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_every_kind_of_input(name, channels, side):
@@ -35,22 +35,14 @@ def test_every_kind_of_input(name, channels, side):
     high = (1 - torch.tensor(mean)) / torch.tensor(std) + 1e-4
     for family in ("natural", "digits"):
         transform = augmentation(name, side, mean=mean, std=std, family=family)
-        for given, shape in (
-            (images, (2, channels, side, side)),
-            (floats, (2, channels, side, side)),
-            (floats[0], (channels, side, side)),
-            (images[0], (channels, side, side)),
-            (images[0].double() / 255, (channels, side, side)),
-            (VF.to_pil_image(images[1]), (channels, side, side)),
-            (images[:0], (0, channels, side, side)),
-        ):
+        one = (images[0], floats[0], floats[0].double(), VF.to_pil_image(images[1]))
+        for given in (images, floats, images[:0], *one):
             result = transform(given)
-            assert result.shape == shape
-            assert result.dtype == torch.float32
-            assert result.isfinite().all()
-            assert ((result.movedim(-3, -1) >= low) & (result.movedim(-3, -1) <= high)).all(), "not normalised"
-    assert torch.equal(images, before), "the input was modified"
-    assert torch.equal(floats, before.float() / 255), "the input was modified"
+            batch = given.shape[:-3] if isinstance(given, torch.Tensor) else ()
+            assert (result.dtype, result.shape) == (torch.float32, (*batch, channels, side, side))
+            assert ((result.movedim(-3, -1) >= low) & (result.movedim(-3, -1) <= high)).all()  # finite and normalised
+    assert torch.equal(images, before)
+    assert torch.equal(floats, before.float() / 255)
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -62,57 +54,27 @@ def test_larger_smaller_and_oblong_images_become_squares(name):
     assert MultiView(transform, 5)(VF.to_pil_image(image)).shape == (5, 3, 16, 16)
 
 
-@pytest.mark.parametrize("name", RANDOM)
-@pytest.mark.parametrize("shape", [(3, 16, 16), (300, 3, 16, 16)])
-def test_torch_seed_governs_the_randomness(name, shape):
-    images, transform = pictures(300, 3, 16)[: shape[0]].view(-1, *shape[-3:]), augmentation(name, 16, **plain(3))
-    images = images if len(shape) == 4 else images[0]
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("layout", ["one", "batch"])
+def test_torch_seed_determines_the_draws_also_of_a_pickled_copy(name, layout):
+    images, transform = pictures(300, 3, 16), augmentation(name, 16, **plain(3))
+    images = images if layout == "batch" else images[0]
     torch.manual_seed(5)
     first, second = transform(images), transform(images)
     torch.manual_seed(5)
-    assert torch.equal(transform(images), first)
-    assert not torch.equal(first, second)
-
-
-def test_none_has_no_randomness():
-    images = pictures(3, 3, 8)
-    transform = augmentation("none", 8, **plain(3))
-    assert torch.equal(transform(images), transform(images))
-    torch.testing.assert_close(transform(images), images / 255)
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(images), first)  # as in the workers of a loader
+    assert torch.equal(first, second) == (name == "none")
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_images_of_a_batch_have_parameters_of_their_own(name):
+def test_each_image_of_a_batch_draws_parameters(name):
     image = (torch.rand(1, 3, 16, 16) * 255).byte().expand(400, 3, 16, 16)
     result = augmentation(name, 16, **plain(3))(image).flatten(1)
     assert len(result.unique(dim=0)) > 390
 
 
-@pytest.mark.parametrize("layout", ["one", "batch"])
-@pytest.mark.parametrize("name", RANDOM)
-def test_digits_are_never_mirrored_and_natural_images_are(name, layout):
-    """A ramp from left to right still rises after anything but a mirror (and an inversion of its brightness)."""
-    ramp = torch.linspace(0.3, 0.7, 32).expand(120, 1, 32, 32)
-    steps = torch.linspace(0, 1, 32).view(1, 1, 32, 1) * 0.2  # from top to bottom: tells a mirror from an inversion
-    images = ramp + steps
-
-    def mirrored(family):
-        transform = augmentation(name, 32, **plain(1), family=family)
-        done = transform(images) if layout == "batch" else torch.stack([transform(image) for image in images])
-        middle = done[:, 0, 10:22, 10:22]
-        right, down = middle[..., -3:].mean((1, 2)) - middle[..., :3].mean((1, 2)), middle[:, -3:].mean((1, 2))
-        down = down - middle[:, :3].mean((1, 2))
-        clear = (right.abs() > 0.02) & (down.abs() > 0.02)
-        return ((right * down < 0) & clear).float().mean()
-
-    assert mirrored("digits") <= 0.12  # a turn or a shear by policies may look like one
-    if name != "digits":
-        assert mirrored("natural") > 0.25
-
-
 @pytest.mark.parametrize("name", ["simclr", "simaugment", "autoaugment", "randaugment", "stacked_randaugment"])
 def test_the_family_sets_flip_crop_and_hue(name):
-    """Read from the transform itself: exact, where pictures only suggest."""
     natural, digits = (augmentation(name, 32, **plain(3), family=family) for family in ("natural", "digits"))
     crops = [transform._all.steps[0] for transform in (natural, digits)]
     assert [crop.flip for crop in crops] == [True, False]
@@ -124,15 +86,6 @@ def test_the_family_sets_flip_crop_and_hue(name):
     assert hues == ([[0.1], [0.0]] if has_jitter else [[], []])
 
 
-def test_hue_of_digits_stays():
-    red = torch.zeros(200, 3, 8, 8)
-    red[:, 0] = 0.6
-    done = augmentation("simclr", 8, **plain(3), family="digits")(red)
-    assert (done[:, 1] - done[:, 2]).abs().max() < 1e-5
-    done = augmentation("simclr", 8, **plain(3))(red)
-    assert (done[:, 1] - done[:, 2]).abs().max() > 0.05
-
-
 def test_order_of_the_steps():
     kinds = [type(step).__name__ for step in augmentation("simaugment", 224, **plain(3))._all.steps]
     assert kinds == ["CropAndFlip", "ColourJitter", "SmoothWarp", "GaussianBlur", "Normalise"]
@@ -141,7 +94,7 @@ def test_order_of_the_steps():
     assert [type(step).__name__ for step in stacked._finish.steps] == ["ColourJitter", "Normalise"]
 
 
-def test_blur_goes_with_the_size():
+def test_blur_scales_with_the_size():
     def blur(side):
         steps = augmentation("simaugment", side, **plain(3))._all.steps
         return [step for step in steps if isinstance(step, GaussianBlur)]
@@ -153,7 +106,7 @@ def test_blur_goes_with_the_size():
     assert middle.radius == 5
 
 
-def test_policies_go_with_the_size_and_the_family():
+def test_policies_depend_on_the_size_and_the_family():
     def operations(name, side, family="natural"):
         return augmentation(name, side, **plain(3), family=family)._policy.operations
 
@@ -172,31 +125,9 @@ def test_policies_go_with_the_size_and_the_family():
     assert turns == pytest.approx([5, 5, 9, 9])
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_transforms_can_be_sent_to_workers(name):
-    transform = augmentation(name, 8, **plain(3))
-    images = pictures(5, 3, 8)
-    torch.manual_seed(1)
-    expected = transform(images)
-    torch.manual_seed(1)
-    assert torch.equal(pickle.loads(pickle.dumps(transform))(images), expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("simlcr", "did you mean 'simclr'"),
-        ("stacked", "but got 'stacked'"),
-        ("qqq", "but got 'qqq'$"),
-        (None, "but got None"),
-    ],
-)
-def test_unknown_names(name, hint):
-    with pytest.raises(ValueError, match=rf"`name` to be one of .*'none', 'simclr', .*{hint}"):
-        augmentation(name, 8, **plain(3))
-
-
-def test_other_wrong_arguments():
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match=r"`name` to be one of .*'none', 'simclr', .*did you mean 'simclr'"):
+        augmentation("simlcr", 8, **plain(3))
     with pytest.raises(ValueError, match=r"`family` to be one of \['natural', 'digits'\], but got 'letters'"):
         augmentation("simclr", 8, **plain(3), family="letters")
     for name in AUGMENTATIONS:

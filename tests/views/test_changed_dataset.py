@@ -1,3 +1,5 @@
+"""Datasets with a fixed change of their images."""
+
 import pickle
 
 import numpy as np
@@ -19,14 +21,14 @@ def random_images(count, *, channels=3, height=32, width=32):
 
 
 def picture_of(image):
-    """PIL's own way from pixels to a picture."""
+    """Return the PIL image of a tensor (C, H, W)."""
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.key)
-def test_images_are_changed_by_their_places_and_stay_the_kind_they_were(change, channels):
+def test_images_are_changed_by_their_indices_and_keep_their_type(change, channels):
     images = random_images(3, channels=channels)
     expected = change(images, torch.arange(3))
     tensors = ChangedDataset(list(zip(images, "abc", strict=True)), change)
@@ -49,15 +51,8 @@ def test_a_picture_that_is_not_square_keeps_its_sides(channels):
     assert np.array_equal(np.asarray(image), np.asarray(picture_of(images[0]).rotate(180)))
 
 
-def test_without_a_change_images_are_as_they_were():
-    images = random_images(2)
-    pictures = [picture_of(image) for image in images]
-    assert torch.equal(ChangedDataset([(image, 0) for image in images], None)[1][0], images[1])
-    assert ChangedDataset([(picture, 0) for picture in pictures], None)[1] == (pictures[1], 0)
-
-
 @pytest.mark.parametrize("change", [None, GaussianNoise(0.1, 3)])
-def test_the_transform_comes_last_and_gets_the_kind_it_was_written_for(change):
+def test_the_transform_comes_last_and_gets_the_type_of_the_image(change):
     images = random_images(3)
     noisy = images if change is None else change(images, torch.arange(3))
     for_pictures = transforms.Compose([transforms.Resize(16), transforms.ToTensor()])
@@ -67,8 +62,8 @@ def test_the_transform_comes_last_and_gets_the_kind_it_was_written_for(change):
     assert torch.equal(found[2][0], noisy[2].float() / 255)
 
 
-@pytest.mark.parametrize("change", [None, GaussianNoise(), Corruption("snow", 1)], ids=["none", "noise", "corruption"])
-def test_places_count_from_both_ends(change):
+@pytest.mark.parametrize("change", [None, GaussianNoise()], ids=["none", "noise"])
+def test_indices_count_from_both_ends(change):
     data = ChangedDataset([(image, n * 2) for n, image in enumerate(random_images(4))], change)
     for place in (-1, -4, np.int64(2)):
         image, label = data[place]
@@ -91,12 +86,9 @@ def test_workers_and_order_change_nothing(change):
 
 
 @pytest.mark.parametrize("change", [None, *CHANGES], ids=lambda change: change and change.key)
-def test_a_copy_for_another_process_gives_the_same_images(change):
-    pairs = [(picture_of(image), 5) for image in random_images(2)]
-    data = ChangedDataset(pairs, change, transform=transforms.ToTensor())
-    copy = pickle.loads(pickle.dumps(data))
-    assert torch.equal(copy[1][0], data[1][0])
-    assert copy[1][1] == 5
+def test_a_pickled_copy_returns_the_same_images(change):
+    data = ChangedDataset([(picture_of(image), 5) for image in random_images(2)], change)
+    assert pickle.loads(pickle.dumps(data))[1] == data[1]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +100,7 @@ def test_a_copy_for_another_process_gives_the_same_images(change):
         (Image.new("RGBA", (32, 32)), ValueError, 'mode "L" or "RGB", but image 0 has \'RGBA\''),
     ],
 )
-def test_other_images_are_refused(image, error, text):
+def test_other_images_are_rejected(image, error, text):
     for change in (None, GaussianNoise()):
         with pytest.raises(error, match=text):
             ChangedDataset([(image, 0)], change)[0]

@@ -11,13 +11,13 @@ from pml_supcon.views import MultiView, MultiViewDataset, MultiViewTensorDataset
 
 
 def numbered():
-    """A transform whose n-th call gives an image full of n."""
+    """Return a transform whose n-th call returns an image filled with n."""
     calls = iter(range(100))
     return lambda image: torch.full((3, 2, 2), float(next(calls)))
 
 
 @pytest.mark.parametrize("num_views", [1, 2, 5])
-def test_every_view_is_an_application_of_its_own(num_views):
+def test_every_view_is_a_separate_call(num_views):
     view = MultiView(numbered(), num_views)
     assert view.num_views == num_views
     for start in (0, num_views):
@@ -26,26 +26,18 @@ def test_every_view_is_an_application_of_its_own(num_views):
         assert views[:, 0, 0, 0].tolist() == list(range(start, start + num_views))
 
 
-def test_there_are_two_views_unless_told():
-    assert MultiView(numbered()).num_views == 2
-
-
 def test_a_sequence_has_one_transform_per_view():
     transforms = [lambda x, add=add: x + add for add in (1, 2, 3)]
     for view in (MultiView(transforms), MultiView(tuple(transforms), num_views=3)):
         assert view(torch.zeros(1, 1, 1)).flatten().tolist() == [1, 2, 3]
+    assert MultiView(transforms[0]).num_views == 2
 
 
 def test_images_of_every_kind():
-    crop = v2.Compose([v2.RandomCrop(4), v2.PILToTensor()])
     image = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
-    torch.manual_seed(0)
-    views = MultiView(crop, 6)(Image.fromarray(image))
-    assert views.shape == (6, 3, 4, 4)
-    assert views.dtype == torch.uint8
-    assert len({v.numpy().tobytes() for v in views}) > 1
-    windows = np.lib.stride_tricks.sliding_window_view(image, (4, 4), (0, 1)).reshape(-1, 3, 4, 4)
-    assert all((windows == v.numpy()).all((1, 2, 3)).any() for v in views)
+    views = MultiView(v2.Compose([v2.RandomCrop(4), v2.PILToTensor()]), 6)(Image.fromarray(image))
+    assert (views.dtype, views.shape) == (torch.uint8, (6, 3, 4, 4))
+    assert len(views.unique(dim=0)) > 1
     assert MultiView(lambda array: torch.from_numpy(array).permute(2, 0, 1))(image).shape == (2, 3, 8, 8)
 
 
@@ -53,21 +45,18 @@ def test_images_of_every_kind():
     ("transform", "num_views", "error", "message"),
     [
         (str, 0, ValueError, "`num_views` to be at least 1, but got 0"),
-        (str, True, TypeError, "`num_views` to be an integer, but got True"),
-        (str, 2.0, TypeError, "`num_views` to be an integer, but got 2.0"),
         (3, 2, TypeError, "`transform` to be callable, but got int"),
         ([str, None], 2, TypeError, "`transform` to be callable, but got NoneType"),
         ([str, str], 3, ValueError, "`transform` to hold 3 transforms, one per view, but got 2"),
         ([], None, ValueError, "`transform` to hold at least 1 transforms, one per view, but got 0"),
-        ([], 1, ValueError, "`transform` to hold 1 transforms, one per view, but got 0"),
     ],
 )
-def test_wrong_arguments_are_refused(transform, num_views, error, message):
+def test_wrong_arguments(transform, num_views, error, message):
     with pytest.raises(error, match=message):
         MultiView(transform, num_views)
 
 
-def test_views_that_do_not_fit_are_refused():
+def test_views_of_different_shapes_or_types():
     image = torch.zeros(3, 4, 4)
     with pytest.raises(TypeError, match="view to be a tensor, but view 1 is Image"):
         MultiView([lambda x: x, v2.ToPILImage()])(image)
@@ -77,7 +66,7 @@ def test_views_that_do_not_fit_are_refused():
         MultiView([lambda x: x, lambda x: x.byte()])(image)
 
 
-def test_a_data_set_of_views_collates_to_a_batch():
+def test_a_dataset_of_views_collates_to_a_batch():
     class Source:
         targets = (4, 5, 6)
 
@@ -97,7 +86,7 @@ def test_a_data_set_of_views_collates_to_a_batch():
     assert flatten_views(x)[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
 
 
-def test_a_data_set_of_other_items_is_refused():
+def test_a_dataset_of_other_items_is_rejected():
     data = MultiViewDataset([{"image": 1}], lambda x: x)
     with pytest.raises(TypeError, match=r"pairs \(image, label\), but got dict"):
         data[0]
@@ -106,7 +95,7 @@ def test_a_data_set_of_other_items_is_refused():
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (1, 4, 5), (4, 1, 5), (3, 2, 3, 4, 4), (0, 2, 3)])
-def test_rows_are_the_views_one_after_the_other(shape):
+def test_rows_are_all_first_views_then_all_second_views(shape):
     x = torch.randn(shape)
     rows = flatten_views(x)
     assert torch.equal(rows, torch.cat(list(x.unbind(1))))
@@ -115,12 +104,7 @@ def test_rows_are_the_views_one_after_the_other(shape):
     assert back.data_ptr() == rows.data_ptr()
 
 
-def test_layouts_pass_gradients():
-    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: split_views(flatten_views(t) ** 2, 2), x)
-
-
-def test_layouts_refuse_other_shapes():
+def test_layouts_reject_other_shapes():
     with pytest.raises(ValueError, match=r"`x` to have shape \(B, V, ...\), but got \(4,\)"):
         flatten_views(torch.zeros(4))
     with pytest.raises(ValueError, match=r"shape \(V \* B, ...\) with V=3, but got \(4, 2\)"):
@@ -129,8 +113,6 @@ def test_layouts_refuse_other_shapes():
         split_views(torch.tensor(1.0), 1)
     with pytest.raises(ValueError, match="`num_views` to be at least 1, but got 0"):
         split_views(torch.zeros(4), 0)
-    with pytest.raises(TypeError, match="`num_views` to be an integer, but got '2'"):
-        split_views(torch.zeros(4), "2")
 
 
 IMAGES = torch.arange(10.0).view(10, 1, 1, 1).expand(10, 3, 4, 4)
@@ -143,7 +125,7 @@ def noisy(images):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("num_views", [1, 2, 3])
-def test_loader_gives_the_chosen_images_and_labels(num_views, workers):
+def test_the_loader_returns_the_chosen_images_and_labels(num_views, workers):
     data = MultiViewTensorDataset(IMAGES, LABELS, noisy, num_views)
     batches = [[3, 1, 4], [9, 0]]
     loader = DataLoader(data, batch_sampler=batches, collate_fn=data.collate, num_workers=workers)
@@ -151,14 +133,10 @@ def test_loader_gives_the_chosen_images_and_labels(num_views, workers):
         assert views.shape == (len(batch), num_views, 3, 4, 4)
         assert views.floor().flatten(1).unique(dim=1).flatten().tolist() == batch
         assert labels.tolist() == [11 * index for index in batch]
-        assert views[:, :, 0, 0, 0].unique().numel() == len(batch) * num_views  # each view drawn on its own
-
-
-def test_single_items_of_images_in_memory():
-    views, label = MultiViewTensorDataset(IMAGES, LABELS, noisy, 2)[7]
-    assert views.shape == (2, 3, 4, 4)
-    assert views.floor().unique() == 7
-    assert label == 77
+        assert views[:, :, 0, 0, 0].unique().numel() == len(batch) * num_views  # separate draws
+    views, label = data[7]
+    assert views.shape == (num_views, 3, 4, 4)
+    assert (views.floor().unique(), label) == (7, 77)
 
 
 def test_bad_input_in_memory():

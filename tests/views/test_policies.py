@@ -18,7 +18,7 @@ from pml_supcon.views.policies import (
 )
 
 POLICIES = ("cifar10", "imagenet", "svhn")
-#: torchvision's own table of strengths and its own dispatch; private, and so an oracle for tests only.
+#: torchvision's table of strengths and its dispatch, which are private.
 THEIRS = v2.RandAugment._AUGMENTATION_SPACE | v2.AutoAugment._AUGMENTATION_SPACE
 
 
@@ -34,7 +34,7 @@ def images(number, channels, side=11):
     return made
 
 
-def test_strengths_are_those_of_torchvision():
+def test_strengths_equal_torchvisions():
     for bins in (AUTO_BINS, RAND_BINS):
         for side in (8, 32, 33, 224):
             for name, (strengths, signed) in THEIRS.items():
@@ -60,7 +60,7 @@ def test_operations_on_batches_equal_torchvision_on_single_images(name, channels
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", POLICIES)
-def test_each_image_gets_what_it_drew(name, channels):
+def test_each_image_gets_the_operations_that_it_drew(name, channels):
     augment, given = auto_augment(name, 11), images(60, channels)
     before = given.clone()
     torch.manual_seed(3)
@@ -78,7 +78,7 @@ def test_each_image_gets_what_it_drew(name, channels):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_auto_augment_draws_as_the_policy_says(name):
-    """Frequencies of each pair of operations against the table of torchvision's transform."""
+    """The frequency of each pair of operations equals its probability in torchvision's table."""
     number, augment = 200_000, auto_augment(name, 331)
     policies = v2.AutoAugment(v2.AutoAugmentPolicy(name))._policies
     wanted = Counter()
@@ -88,39 +88,35 @@ def test_auto_augment_draws_as_the_policy_says(name):
             strength = THEIRS[operation][0](10, 331, 331)
             magnitude = 0.0 if strength is None else float(strength[level])
             signs = (1, -1) if THEIRS[operation][1] and magnitude else (1,)
-            outcomes.append(
-                [(("Identity", 0.0), 1 - probability)]
-                + [((operation, sign * magnitude), probability / len(signs)) for sign in signs]
-            )
+            drawn = [((operation, sign * magnitude), probability / len(signs)) for sign in signs]
+            outcomes.append([(("Identity", 0.0), 1 - probability), *drawn])
         for first, p in outcomes[0]:
             for second, q in outcomes[1]:
                 wanted[first, second] += p * q / 25
-    came = Counter()
-    drawn = augment.draw(number, torch.device("cpu"))
-    kinds = [(operation.name, abs(m) if (m := operation.magnitude) == 0 else m) for operation in augment.operations]
-    for first, second in drawn.T.unique(dim=0).tolist():
-        came[kinds[first], kinds[second]] += int(((drawn[0] == first) & (drawn[1] == second)).sum())
-    assert set(came) <= {pair for pair, share in wanted.items() if share > 0}
+    kinds = [(operation.name, operation.magnitude or 0.0) for operation in augment.operations]  # -0.0 becomes 0.0
+    pairs, counts = augment.draw(number, torch.device("cpu")).unique(dim=1, return_counts=True)
+    found = Counter()
+    for (first, second), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+        found[kinds[first], kinds[second]] += count
+    assert set(found) <= {pair for pair, share in wanted.items() if share > 0}
     for pair, share in wanted.items():
-        assert came[pair] / number == pytest.approx(share, abs=5 * (share / number) ** 0.5 + 1e-9), pair
+        assert found[pair] / number == pytest.approx(share, abs=5 * (share / number) ** 0.5 + 1e-9), pair
 
 
-def test_rand_augment_draws_all_operations_alike_and_each_round_anew():
+def test_rand_augment_draws_all_operations_equally_often_and_separately_in_each_round():
     augment = rand_augment(2, 9, 32)
     drawn = augment.draw(100_000, torch.device("cpu"))
-    names = [augment.operations[number].name for number in range(len(augment.operations))]
-    for turn in range(2):
+    names = [operation.name for operation in augment.operations]
+    for in_round in drawn:
         share = Counter()
-        for number, count in enumerate(drawn[turn].bincount(minlength=len(names)).tolist()):
-            share[names[number]] += count / 100_000
+        for name, count in zip(names, in_round.bincount(minlength=len(names)).tolist(), strict=True):
+            share[name] += count / 100_000
         assert set(share) == set(RAND_OPERATIONS)
         assert list(share.values()) == pytest.approx([1 / 14] * 14, abs=0.005)
     rotations = [number for number, name in enumerate(names) if name == "Rotate"]
     assert sorted(augment.operations[number].magnitude for number in rotations) == pytest.approx([-9, 9])
-    counts = [(drawn == number).double().mean().item() for number in rotations]
-    assert counts == pytest.approx([1 / 28] * 2, abs=0.003)
     both = ((drawn[0] == rotations[0]) & (drawn[1] == rotations[1])).double().mean().item()
-    assert both == pytest.approx(1 / 28**2, rel=0.35)
+    assert both == pytest.approx(1 / 28**2, rel=0.35)  # the signs are equally frequent, the rounds independent
 
 
 def test_unknown_policy():

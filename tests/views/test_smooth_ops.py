@@ -1,14 +1,13 @@
-"""Warp and blur: against torchvision where it has them, and against what they must keep."""
+"""Blur beside torchvision's, and the warp's shifts, lengths and smoothness."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as VF
 
 from pml_supcon.views import batch_ops as ops
-from pml_supcon.views.steps import GaussianBlur, SmoothWarp, apply_to_some
+from pml_supcon.views.steps import GaussianBlur, SmoothWarp
 
 
 @pytest.mark.parametrize(("shape", "radius"), [((3, 3, 9, 9), 1), ((2, 1, 12, 20), 4), ((4, 3, 32, 32), 5)])
@@ -20,21 +19,6 @@ def test_blur_agrees_with_torchvision(shape, radius):
         for image, width in zip(images, sigma, strict=True)
     ]
     torch.testing.assert_close(ops.gaussian_blur(images, sigma, radius), torch.stack(expected))
-
-
-def test_blur_keeps_constants_and_smooths():
-    images = torch.rand(6, 3, 24, 24)
-    done = ops.gaussian_blur(images, torch.full((6,), 2.0), 6)
-    assert (done.std((2, 3)) < 0.4 * images.std((2, 3))).all()
-    torch.testing.assert_close(done.mean((2, 3)), images.mean((2, 3)), atol=0.03, rtol=0)
-    constant = torch.full((1, 3, 24, 24), 0.3)
-    torch.testing.assert_close(ops.gaussian_blur(constant, torch.tensor([1.0]), 6), constant)
-    dot = torch.zeros(1, 1, 25, 25)
-    dot[..., 12, 12] = 1.0
-    spread = ops.gaussian_blur(dot, torch.tensor([1.5]), 10)[0, 0]
-    assert spread.sum().item() == pytest.approx(1.0, abs=1e-5)
-    deviation = ((torch.arange(25) - 12) ** 2 * spread.sum(0)).sum().sqrt()
-    assert deviation.item() == pytest.approx(1.5, rel=0.01)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (20, 12)])
@@ -49,7 +33,9 @@ def test_equal_vectors_shift_the_image():
     control = torch.tensor([0.2, -0.1]).view(1, 2, 1, 1).expand(1, 2, 4, 4)  # 2 pixels in x, -1 in y
     moved = ops.displace(images, ops.smooth_field(control, (10, 10)))
     torch.testing.assert_close(moved[..., 1:, :8], images[..., :9, 2:], atol=1e-5, rtol=0)
-    torch.testing.assert_close(moved[..., 1:, 9], images[..., :9, 9], atol=1e-5, rtol=0)  # beyond: the border again
+    torch.testing.assert_close(
+        moved[..., 1:, 9], images[..., :9, 9], atol=1e-5, rtol=0
+    )  # beyond the border: its values
 
 
 def test_the_field_is_smooth_and_goes_through_the_corners():
@@ -59,7 +45,7 @@ def test_the_field_is_smooth_and_goes_through_the_corners():
         torch.testing.assert_close(field[:, i, j], control[:, :, i, j], atol=1e-5, rtol=0)
     steps = torch.cat([field.diff(dim=1).flatten(), field.diff(dim=2).flatten()]).abs().max()
     span = field.amax() - field.amin()
-    assert steps < 0.12 * span  # 21 pixels lie between two points
+    assert steps < 0.12 * span  # 21 pixels between two points
     bends = torch.cat([field.diff(n=2, dim=1).flatten(), field.diff(n=2, dim=2).flatten()]).abs().max()
     assert bends < 0.03 * span
 
@@ -73,7 +59,7 @@ def test_warp_leaves_a_constant_image_and_keeps_the_range():
 
 
 def test_lengths_of_the_warp():
-    """A picture of its own coordinates shows how far each pixel has moved."""
+    """An image whose values are its coordinates shows how far each pixel has moved."""
     x, y = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="xy")
     positions = torch.stack([x, y]).expand(2000, 2, 32, 32) / 32
     moved = (SmoothWarp(1.0, 0.1)(positions.clone()) - positions)[:, :, 12:20, 12:20]
@@ -92,18 +78,10 @@ def test_about_half_of_the_images_are_changed(step):
     assert 150 < changed < 250
 
 
-def test_some_are_chosen_by_probability():
-    images = torch.zeros(1000, 1, 1, 1)
-    for probability in (0.0, 0.3, 1.0):
-        done = apply_to_some(images.clone(), probability, lambda some: some + 1)
-        assert set(done.unique().tolist()) <= {0.0, 1.0}
-        assert done.mean().item() == pytest.approx(probability, abs=0.06)
-
-
 def test_random_vectors():
     control = ops.random_control(torch.zeros(5000, 1, 2, 2), 0.2)
     assert control.shape == (5000, 2, 4, 4)
     lengths = control.flatten(1).std(1)  # of one image: uniform in [0, 0.2]
     assert lengths.mean().item() == pytest.approx(0.1, rel=0.05)
-    assert F.relu(lengths - 0.2).mean() < 0.005
+    assert (lengths - 0.2).clamp_min(0).mean() < 0.005
     assert control.mean().abs() < 0.002
