@@ -25,7 +25,6 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 Values: TypeAlias = npt.NDArray[Any]
 
 _FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")  # CIFAR-10-C leaves out the sixth
-_FROST_SCALE = 0.2
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, words: Words) -> Values:
@@ -206,7 +205,7 @@ def _frost_pictures(height: int, width: int) -> tuple[Pixels, ...]:
     for name in _FROST:
         picture = cv2.imdecode(np.frombuffer((folder / name).read_bytes(), np.uint8), cv2.IMREAD_COLOR)
         rows, columns = picture.shape[:2]
-        scale = max(_FROST_SCALE, height / rows, width / columns)
+        scale = max(0.2, height / rows, width / columns)
         size = max(width, round(columns * scale)), max(height, round(rows * scale))
         pictures.append(cv2.resize(picture, size)[..., ::-1])
     return tuple(pictures)

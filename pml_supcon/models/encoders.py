@@ -138,7 +138,7 @@ def check_encoder_name(name: str) -> None:
 def _check_weights(name: str, pretrained: bool, checkpoint: str | Path | None) -> None:
     if pretrained and checkpoint is not None:
         raise ValueError(
-            "Expected one of `pretrained` and `checkpoint`, but got both: a checkpoint replaces all weights"
+            "Expected one of `pretrained` and `checkpoint`, but got both: a checkpoint replaces the weights"
         )
     if pretrained and not is_model_pretrained(name):
         raise ValueError(f"Expected a model with pretrained weights, but timm has none for {name!r}")

@@ -157,18 +157,14 @@ def test_fog_adds_the_fractal_of_its_decay(severity, constants):
     assert cut.max() < 1 + 1e-3
 
 
-def test_frost_is_blue_and_a_fifth_of_its_pictures():
-    # On black it is the picture alone, and no picture of frost has more red than blue.
-    blue_over_red = [(made[2] - made[0]).mean() for made in corrupted("frost", 5, flat(0, 64)).double()]
-    assert min(blue_over_red) >= 0
-    assert max(blue_over_red) > 5
+def test_the_pictures_of_frost_are_resized_to_a_fifth():
     folder = importlib.resources.files("imagecorruptions") / "frost"
     names = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
     for name, picture in zip(names, cifar_c._frost_pictures(32, 32), strict=True):
         with Image.open(io.BytesIO((folder / name).read_bytes())) as opened:
             expected = np.asarray(opened.convert("RGB"))
         assert picture.shape[:2] == pytest.approx(np.array(expected.shape[:2]) / 5, abs=1)
-        assert picture.mean((0, 1)) == pytest.approx(expected.mean((0, 1)), abs=2)
+        assert picture.mean((0, 1)) == pytest.approx(expected.mean((0, 1)), abs=2)  # in RGB
 
 
 def roughness(images):

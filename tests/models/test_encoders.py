@@ -52,14 +52,6 @@ def test_small_stems_of_the_families(name):
         assert small.forward_features(x).shape[-1] == factor * plain.forward_features(x).shape[-1]
 
 
-def test_a_three_by_three_stem_keeps_its_weights():
-    encoder = timm.create_model("resnet18d", num_classes=0)
-    before = encoder.conv1[0].weight.clone()
-    assert shrink_stem(encoder) is False
-    assert torch.equal(encoder.conv1[0].weight, before)
-    assert shrink_stem(timm.create_model("resnet18", num_classes=0)) is True
-
-
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -101,19 +93,6 @@ def test_feature_width_is_the_width_of_the_output(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "message"),
-    [
-        ("test_vit", 40, "multiple of the patch size 16 of test_vit, but got 40: the model would ignore the rest"),
-        ("vgg11", 8, "vgg11 does not accept images of 8 x 8: .*too small"),
-        ("test_convnext", 4, "test_convnext does not accept images of 4 x 4"),
-    ],
-)
-def test_sizes_that_the_model_cannot_take(name, size, message):
-    with pytest.raises(ValueError, match=message):
-        create_encoder(name, image_size=size)
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"name": "resnt18"}, "but got 'resnt18'; did you mean .*'resnet18'"),
@@ -127,6 +106,9 @@ def test_sizes_that_the_model_cannot_take(name, size, message):
         ({"pretrained": True, "checkpoint": "x"}, "one of `pretrained` and `checkpoint`"),
         ({"name": "regnetz_005", "pretrained": True}, "timm has none for 'regnetz_005'"),
         ({"name": "test_resnet", "image_size": 32, "global_pool": ""}, r"pooled features of shape \(1, 96\), but got"),
+        ({"name": "test_vit", "image_size": 40}, "multiple of the patch size 16 of test_vit, but got 40"),
+        ({"name": "vgg11", "image_size": 8}, "vgg11 does not accept images of 8 x 8: .*too small"),
+        ({"name": "test_convnext", "image_size": 4}, "test_convnext does not accept images of 4 x 4"),
     ],
 )
 def test_arguments_are_checked(options, message):
@@ -134,20 +116,15 @@ def test_arguments_are_checked(options, message):
         create_encoder(**{"name": "resnet18", **options})
 
 
-@pytest.fixture
-def imagenet(tmp_path):
-    """Return a function that writes the weights of a whole classifier to a file, as timm's downloads are."""
-
-    def write(name):
-        model = timm.create_model(name)
-        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
-        return model, {"file": str(tmp_path / f"{name}.pth")}
-
-    return write
+def classifier_in_a_file(name, folder):
+    """Return a whole classifier of timm and a file with its weights, as timm's downloads are."""
+    model, file = timm.create_model(name), str(folder / f"{name}.pth")
+    torch.save(model.state_dict(), file)
+    return model, {"file": file}
 
 
-def test_pretrained_weights_are_kept_except_in_a_resized_convolution(imagenet, tmp_path):
-    model, source = imagenet("resnet18")
+def test_pretrained_weights_are_kept_except_in_a_resized_convolution(tmp_path):
+    model, source = classifier_in_a_file("resnet18", tmp_path)
     with pytest.warns(UserWarning, match="first convolution of resnet18 became 3 x 3: it has new weights"):
         encoder = create_encoder("resnet18", image_size=32, pretrained=True, pretrained_cfg_overlay=source)
     own, given = encoder.state_dict(), model.state_dict()
@@ -157,8 +134,8 @@ def test_pretrained_weights_are_kept_except_in_a_resized_convolution(imagenet, t
 
 
 @pytest.mark.filterwarnings("error")
-def test_pretrained_three_by_three_stems_are_kept_without_a_warning(imagenet):
-    model, source = imagenet("test_resnet")
+def test_pretrained_three_by_three_stems_are_kept_without_a_warning(tmp_path):
+    model, source = classifier_in_a_file("test_resnet", tmp_path)
     encoder = create_encoder("test_resnet", image_size=32, pretrained=True, pretrained_cfg_overlay=source)
     assert encoder.conv1[0].stride == (1, 1)
     assert torch.equal(encoder.conv1[0].weight, model.conv1[0].weight)
@@ -169,8 +146,8 @@ def test_missing_pretrained_weights_are_an_os_error():
         create_encoder("test_resnet", pretrained=True, pretrained_cfg_overlay={"file": "/nowhere.pth"})
 
 
-def test_checkpoint_file_folder_and_classifier(imagenet, tmp_path):
-    model, source = imagenet("test_resnet")
+def test_checkpoint_file_folder_and_classifier(tmp_path):
+    model, source = classifier_in_a_file("test_resnet", tmp_path)
     from_file = create_encoder("test_resnet", checkpoint=source["file"])
     x = torch.randn(2, 3, 32, 32)
     expected = model.eval().forward_head(model.forward_features(x), pre_logits=True)
@@ -183,7 +160,7 @@ def test_checkpoint_file_folder_and_classifier(imagenet, tmp_path):
 
 def test_checkpoint_that_does_not_fit(tmp_path):
     save_encoder(create_encoder("resnet18", image_size=32), tmp_path / "small")
-    with pytest.raises(ValueError, match=r"small in one .*: .*conv1\.weight.*64, 3, 3, 3.*64, 3, 7, 7\]\)\.$"):
+    with pytest.raises(ValueError, match=r"small in one .*: .*conv1\.weight.*64, 3, 3, 3.*64, 3, 7, 7"):
         create_encoder("resnet18", checkpoint=tmp_path / "small")
     with pytest.raises(ValueError, match=r"do not fit test_resnet .* Missing key.*\[\.\.\.\]$"):
         create_encoder("test_resnet", checkpoint=tmp_path / "small/model.safetensors")

@@ -117,8 +117,3 @@ def test_rand_augment_draws_all_operations_equally_often_and_separately_in_each_
     assert sorted(augment.operations[number].magnitude for number in rotations) == pytest.approx([-9, 9])
     both = ((drawn[0] == rotations[0]) & (drawn[1] == rotations[1])).double().mean().item()
     assert both == pytest.approx(1 / 28**2, rel=0.35)  # the signs are equally frequent, the rounds independent
-
-
-def test_unknown_policy():
-    with pytest.raises(ValueError, match="'letters' is not a valid AutoAugmentPolicy"):
-        auto_augment("letters", 8)
