@@ -66,7 +66,7 @@ class Corruption:
     Args:
         name: one of ``CORRUPTIONS``.
         severity: 1 (weak) to 5.
-        strengths: "32" for the strengths of CIFAR-10-C, made for 32 pixels; "224" for the strengths of ImageNet-C;
+        strengths: "32" for the strengths of CIFAR-10-C, for 32 pixels; "224" for the strengths of ImageNet-C;
             "auto" for "32" where no side is above 64 pixels, else "224".
         seed: >= 0.
 
@@ -159,7 +159,7 @@ class Corruption:
 
 
 def _corrupt_by_library(pixels: Pixels, name: str, severity: int, words: Words) -> npt.NDArray[Any]:
-    """Corrupt one image (H, W, 3), for the noises also (H, W), with the library's strengths, those of ImageNet-C."""
+    """Corrupt one image (H, W, 3), for the noises also (H, W), with the library, whose strengths are ImageNet-C's."""
     function = require_imagecorruptions().corruption_dict[name]
     # These two draw from a generator of their own; the others from numpy's global one, which is seeded.
     options = {"seed": int(words[0])} if name in ("glass_blur", "impulse_noise") else {}

@@ -50,7 +50,7 @@ def create_encoder(
 
     Raises:
         TypeError: If ``in_chans`` or ``image_size`` is not an integer.
-        ValueError: If the name is unknown (the error lists the nearest), the stem cannot be made small, the model does
+        ValueError: If the name is unknown (the error lists the nearest), the stem cannot be shrunk, the model does
             not accept the image size, or weights are missing or do not fit.
         FileNotFoundError: If ``checkpoint`` does not exist.
 
@@ -137,9 +137,7 @@ def check_encoder_name(name: str) -> None:
 
 def _check_weights(name: str, pretrained: bool, checkpoint: str | Path | None) -> None:
     if pretrained and checkpoint is not None:
-        raise ValueError(
-            "Expected one of `pretrained` and `checkpoint`, but got both: a checkpoint replaces the weights"
-        )
+        raise ValueError("Expected one of `pretrained` and `checkpoint`, but got both: a checkpoint holds all weights")
     if pretrained and not is_model_pretrained(name):
         raise ValueError(f"Expected a model with pretrained weights, but timm has none for {name!r}")
 

@@ -58,11 +58,11 @@ def shrink_stem(encoder: nn.Module) -> bool:
         True if the first convolution got new weights, False if it kept them.
 
     Raises:
-        ValueError: If the stem cannot be made small; the message has the reason.
+        ValueError: If the stem cannot be shrunk; the error gives the reason.
     """
     obstacle = _stem_obstacle(encoder)
     if obstacle is not None:
-        raise ValueError(f"Expected a model with a strided stem that can be made small, but this model {obstacle}")
+        raise ValueError(f"Expected a model with a strided stem that can be shrunk, but this model {obstacle}")
     model: Any = encoder
     conv: Any = encoder.get_submodule(model.default_cfg["first_conv"])
     resized = bool(conv.kernel_size != (_KERNEL, _KERNEL))

@@ -174,7 +174,7 @@ def roughness(images):
 
 @pytest.mark.parametrize("severity", [1, 5])
 def test_snow_falls_and_motion_goes_sideways(severity):
-    """The paths of flakes are within 45 degrees of the vertical, those of motion blur of the horizontal."""
+    """Flakes fly within 45 degrees of the vertical; motion blur is within 45 degrees of the horizontal."""
     above, beside = roughness(corrupted("snow", severity, flat(60, 64)))
     assert above < 0.7 * beside
     noise = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -211,9 +211,9 @@ def test_glass_blur_only_moves_pixels_at_severity_1():
     images = colour_batch(2)
     found = corrupted("glass_blur", 1, images).int()
     assert not torch.equal(found, images.int())
-    for image, made in zip(images.int(), found, strict=True):
+    for image, blurred in zip(images.int(), found, strict=True):
         errors = [
-            (made[:, y, x, None, None] - image[:, y - 2 : y + 2, x - 2 : x + 2]).abs().amax(0).min()
+            (blurred[:, y, x, None, None] - image[:, y - 2 : y + 2, x - 2 : x + 2]).abs().amax(0).min()
             for y, x in itertools.product(range(3, 29), repeat=2)
         ]
         assert sum(int(error) <= 2 for error in errors) > 0.9 * len(errors)  # truncated twice

@@ -27,13 +27,13 @@ def test_the_change_of_an_image_is_the_same_in_any_batch_and_the_input_stays(cha
     batch = images(channels=channels)
     before, indices = batch.clone(), torch.tensor([7, 0, 123456, 3, 2**40, 4])
     torch.manual_seed(1)
-    made = change(batch, indices)
-    assert (made.dtype, made.shape) == (torch.uint8, batch.shape)
+    changed = change(batch, indices)
+    assert (changed.dtype, changed.shape) == (torch.uint8, batch.shape)
     order = torch.tensor([4, 1, 0, 2, 5, 3])
     torch.manual_seed(2)
-    assert torch.equal(change(batch[order], indices[order]), made[order])
+    assert torch.equal(change(batch[order], indices[order]), changed[order])
     for row in range(6):
-        assert torch.equal(change(batch[row : row + 1], indices[row : row + 1])[0], made[row])
+        assert torch.equal(change(batch[row : row + 1], indices[row : row + 1])[0], changed[row])
     assert torch.equal(batch, before)
     assert change(batch[:0], indices[:0]).shape == (0, *batch.shape[1:])
 
@@ -46,8 +46,8 @@ def test_keys_differ_between_changes_and_options():
 
 def test_grey_is_pils_brightness_in_all_channels():
     batch = images(2)
-    made = Grey()(batch, torch.arange(2))
-    for image, grey in zip(batch, made, strict=True):
+    changed = Grey()(batch, torch.arange(2))
+    for image, grey in zip(batch, changed, strict=True):
         expected = np.asarray(ImageOps.grayscale(Image.fromarray(image.permute(1, 2, 0).numpy())), dtype=int)
         for channel in grey:
             assert np.abs(channel.numpy().astype(int) - expected).max() <= 1  # PIL rounds
@@ -73,8 +73,8 @@ def test_images_that_are_not_square_are_turned_by_half_circles_only():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sobel_is_scipys_magnitude_scaled(channels):
     batch = images(4, channels=channels, height=5, width=7)
-    made = Sobel()(batch, torch.arange(4))
-    for plane, edges in zip(batch.flatten(0, 1), made.flatten(0, 1), strict=True):
+    changed = Sobel()(batch, torch.arange(4))
+    for plane, edges in zip(batch.flatten(0, 1), changed.flatten(0, 1), strict=True):
         x, y = (ndimage.sobel(plane.numpy().astype(float), axis=axis, mode="nearest") for axis in (0, 1))
         assert np.array_equal(edges.numpy(), np.round(np.hypot(x, y) / math.sqrt(20)))
 
@@ -82,8 +82,8 @@ def test_sobel_is_scipys_magnitude_scaled(channels):
 def test_sobel_uses_its_range_and_no_more():
     corners = torch.tensor(list(itertools.product([0, 255], repeat=8)), dtype=torch.uint8)
     patches = torch.cat([corners[:, :4], torch.zeros(256, 1, dtype=torch.uint8), corners[:, 4:]], 1).view(-1, 1, 3, 3)
-    made = Sobel()(patches, torch.arange(256))[:, 0, 1, 1]
-    assert (made.max(), made.min()) == (255, 0)
+    changed = Sobel()(patches, torch.arange(256))[:, 0, 1, 1]
+    assert (changed.max(), changed.min()) == (255, 0)
     largest = max(
         np.hypot(*(ndimage.sobel(p, axis=axis)[1, 1] for axis in (0, 1))) for p in patches[:, 0].double().numpy()
     )
@@ -92,19 +92,19 @@ def test_sobel_uses_its_range_and_no_more():
 
 def test_noise_has_its_deviation_and_differs_between_images_and_seeds():
     grey = torch.full((3, 3, 64, 64), 128, dtype=torch.uint8)
-    made = GaussianNoise(0.1, seed=7)(grey, torch.arange(3)).double() - 128
-    assert kstest((made.flatten() + torch.rand(made.numel()) - 0.5) / 25.5, "norm").pvalue > 1e-3
+    changed = GaussianNoise(0.1, seed=7)(grey, torch.arange(3)).double() - 128
+    assert kstest((changed.flatten() + torch.rand(changed.numel()) - 0.5) / 25.5, "norm").pvalue > 1e-3
     other = GaussianNoise(0.1, seed=8)(grey, torch.arange(3)).double() - 128
-    rows = torch.cat([made, other]).flatten(1)
+    rows = torch.cat([changed, other]).flatten(1)
     assert (rows.corrcoef() - torch.eye(6)).abs().max() < 0.05
     assert rows.std(dim=1).tolist() == pytest.approx([25.5] * 6, rel=0.03)
 
 
 def test_noise_is_clipped_to_the_range():
     white = torch.full((1, 1, 32, 32), 255, dtype=torch.uint8)
-    made = GaussianNoise(0.1)(white, torch.tensor([0]))
-    assert (made == 255).float().mean() == pytest.approx(0.5, abs=0.05)
-    assert made.min() > 100  # nothing wraps around
+    changed = GaussianNoise(0.1)(white, torch.tensor([0]))
+    assert (changed == 255).float().mean() == pytest.approx(0.5, abs=0.05)
+    assert changed.min() > 100  # nothing wraps around
 
 
 @pytest.mark.parametrize("change", CHANGES[::2], ids=lambda change: change.key)
@@ -148,7 +148,7 @@ def test_tasks_have_distinct_variants_and_the_seed_reaches_the_noise():
     assert counts == {"colour": 2, "rotation": 4, "corruption": 2, "sobel": 2}
     batch = images()
     for variants in tasks.values():
-        made = [batch if change is None else change(batch, torch.arange(6)) for change in variants]
-        assert all(not torch.equal(a, b) for a, b in itertools.combinations(made, 2))
+        changed = [batch if change is None else change(batch, torch.arange(6)) for change in variants]
+        assert all(not torch.equal(a, b) for a, b in itertools.combinations(changed, 2))
     assert tasks["corruption"][1].seed == 5
     assert "colour" not in transformation_tasks(in_chans=1)

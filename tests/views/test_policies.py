@@ -29,9 +29,9 @@ def torchvision_result(image, name, magnitude):
 
 def images(number, channels, side=11):
     smooth = torch.nn.functional.interpolate(torch.rand(number, channels, 5, 5), size=(side, side), mode="bilinear")
-    made = (smooth * 200 + 20).byte()
-    made[0] = 77  # one colour: nothing to equalise or stretch
-    return made
+    pictures = (smooth * 200 + 20).byte()
+    pictures[0] = 77  # one colour: nothing to equalise or stretch
+    return pictures
 
 
 def test_strengths_equal_torchvisions():
