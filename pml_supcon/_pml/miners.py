@@ -9,6 +9,8 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor
 
+from pml_supcon._checks import check_type
+
 
 class Pairs(NamedTuple):
     """Row indices, int64, of positive pairs and of negative pairs, in the order that PML's losses expect."""
@@ -61,17 +63,14 @@ def distances(distance: BaseDistance, batch: Batch) -> Tensor:
 
 def check_loss(loss: object) -> None:
     """Raise unless the loss is one of PML's, which give a term for each pair or triplet."""
-    if not isinstance(loss, BaseMetricLossFunction):
-        raise TypeError(
-            "Expected argument `loss` to be a loss of pytorch-metric-learning (a BaseMetricLossFunction) or None, "
-            f"but got {type(loss).__name__}"
-        )
+    expected = "a loss of pytorch-metric-learning (a BaseMetricLossFunction) or None"
+    check_type("loss", loss, BaseMetricLossFunction, expected)
 
 
 def loss_terms(
     loss: BaseMetricLossFunction, batch: Batch, indices: Sequence[Tensor], numbers: Mapping[str, int]
 ) -> list[Tensor]:
-    """Return a loss's terms for pairs or triplets, one tensor for each reduction type in ``numbers``, in that order.
+    """Return the terms of a loss for pairs or triplets, one tensor for each reduction type in ``numbers``, in order.
 
     ``numbers`` maps PML's reduction types to the expected number of terms. PML returns a plain 0 for a batch (or a kind
     of pair) without a loss: all terms are then 0. Terms that PML has already reduced are one number for all pairs,

@@ -130,15 +130,15 @@ def shard_properties(own: LossInputs) -> dict[str, Any]:
         "number of views": own.embeddings.shape[1] if own.embeddings.ndim == 3 else own.num_views,
         "labels given": own.labels is not None,
         "ref_labels given": own.ref_labels is not None,
-        "requires a gradient": wants_gradient(own.embeddings),
+        "requires a gradient": needs_gradient(own.embeddings),
         **{
-            name: f"rows {tuple(x.shape[1:])} {x.dtype}{' with a gradient' if wants_gradient(x) else ''}"
+            name: f"rows {tuple(x.shape[1:])} {x.dtype}{' with a gradient' if needs_gradient(x) else ''}"
             for name, x in by_row.items()
             if x is not None
         },
     }
 
 
-def wants_gradient(x: Tensor) -> bool:
+def needs_gradient(x: Tensor) -> bool:
     """Return True if autograd records operations on the tensor."""
     return x.requires_grad and torch.is_grad_enabled()
