@@ -5,8 +5,8 @@ import numpy.typing as npt
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels
 
-SUM_TOLERANCE = 1e-2  # of a row of probabilities: what bfloat16 leaves of a softmax
-ROUNDING = 1e-6  # of one probability, above 1
+SUM_TOLERANCE = 1e-2  # of the sum of a row of probabilities: the rounding of a softmax in bfloat16
+ROUNDING = 1e-6  # of a probability above 1
 
 Bools = npt.NDArray[np.bool_]
 
@@ -27,8 +27,8 @@ def as_probabilities(probabilities: Array, labels: Array) -> tuple[Floats, Label
         first = int(bad.argmax())
         raise ValueError(
             "Expected argument `probabilities` to have values in [0, 1] and rows with sum 1, but got "
-            f"{bad.sum()} of {len(rows)} rows without (the first is row {first}, from {rows[first].min():g} to "
-            f"{rows[first].max():g}, with sum {sums[first]:g}). Logits have to pass a softmax first."
+            f"{bad.sum()} of {len(rows)} rows that violate this (the first is row {first}, from "
+            f"{rows[first].min():g} to {rows[first].max():g}, with sum {sums[first]:g}). Apply softmax to logits first"
         )
     return rows, wanted
 
@@ -54,7 +54,9 @@ def top_bins(rows: Floats, wanted: Labels, bins: int) -> tuple[Floats, Floats, F
 def bin_sums(values: Floats, hits: Bools, bins: int) -> tuple[Floats, Floats, Floats]:
     """Return rows, sum of values, and hits in the bins ((m - 1) / M, m / M], each ``(bins,)`` float64."""
     # Edges in the dtype of the values, so that 0.6 in float32 is on the edge 0.6.
-    edges = (np.arange(1, bins) / bins).astype(values.dtype)  # the inner ones: 0, and 1 as rounded, are inside
+    edges = (np.arange(1, bins) / bins).astype(
+        values.dtype
+    )  # inner edges: 0, and 1 after rounding, are in the outer bins
     place = np.searchsorted(edges, values, side="left")
     sums = (np.bincount(place, weights=weights, minlength=bins) for weights in (None, values, hits))
     counts, total, right = (part.astype(np.float64) for part in sums)

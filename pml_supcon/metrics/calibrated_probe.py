@@ -22,7 +22,7 @@ from pml_supcon.metrics.probe_selection import fit_with_chosen_penalty
 from pml_supcon.metrics.strata import hold_out
 from pml_supcon.metrics.temperature import fit_temperature
 
-#: More than the tenth of `choose_inverse_l2`: these rows fit a continuous value, whose error enters every score.
+#: More than the tenth of `choose_inverse_l2`: the temperature is continuous, and its error affects every score.
 HELD_OUT = 0.2
 METRICS = ("ece", "classwise_ece", "nll", "brier")
 

@@ -218,8 +218,8 @@ def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
     unknown = [str(corruption) for corruption in errors if corruption not in CORRUPTIONS]
     if missing or unknown:
         raise ValueError(
-            f"Expected argument `{name}` to hold the {len(CORRUPTIONS)} corruptions, but got none for "
-            f"{', '.join(missing) or 'no one'}, and unknown ones: {', '.join(unknown) or 'none'}"
+            f"Expected argument `{name}` to have the {len(CORRUPTIONS)} corruptions as keys, but got missing ones: "
+            f"{', '.join(missing) or 'none'}; unknown ones: {', '.join(unknown) or 'none'}"
         )
     for corruption in CORRUPTIONS:
         if len(errors[corruption]) != len(SEVERITIES):

@@ -58,7 +58,7 @@ def embedding_map(
     """
     check_int("max_rows", max_rows, low=1)
     check_int("seed", seed)
-    if isinstance(methods, str) or not methods or len(set(methods)) < len(methods) or set(methods) - set(METHODS):
+    if not methods or len(set(methods)) < len(methods) or set(methods) - set(METHODS):
         raise ValueError(f"Expected argument `methods` to be some of {list(METHODS)}, each once, but got {methods!r}")
     if "umap" in methods:
         require_umap()  # fail before the other methods take their time

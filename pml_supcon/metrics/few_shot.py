@@ -57,7 +57,7 @@ def few_shot_metrics(
     smaller label is predicted. ``"logistic"`` fits logistic regression to the normalised rows, as Tian et al.,
     *Rethinking Few-Shot Image Classification* (ECCV 2020), section 3.
 
-    Every draw has all classes and is scored on all test rows: the interval covers the draw of the labelled rows only.
+    Every draw has all classes and is scored on all test rows: the interval reflects only the draw of the labelled rows.
 
     Args:
         train_features: ``(N, D)`` floats.

@@ -1,4 +1,4 @@
-"""The queries that retrieval serves worst, with their nearest neighbours."""
+"""The queries with the worst retrieval, with their nearest neighbours."""
 
 from typing import NamedTuple
 

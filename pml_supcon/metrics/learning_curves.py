@@ -44,7 +44,7 @@ def learning_curve(
 ) -> list[LearningCurvePoint]:
     """Fit a linear probe (see `fit_linear_probe`) on each share of the training rows, and score it.
 
-    A share has about its part of every label, and at least one row of each: with many labels a small share has more
+    A share has about the same part of every label, at least one row of each: with many labels a small share has more
     rows. 1 % and 10 % of ImageNet's labels are the budgets of Chen et al., *A Simple Framework for Contrastive Learning
     of Visual Representations* (ICML 2020), section 6, where the encoder is fine-tuned on them; here it stays frozen.
 

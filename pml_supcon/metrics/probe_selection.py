@@ -40,11 +40,11 @@ def choose_inverse_l2(
 ) -> InverseL2Choice:
     """Fit a linear probe with each penalty on a part of the rows, and choose by the likelihood of the other rows.
 
-    The likelihood chooses, not the accuracy: on easy rows, or few rows, accuracies differ by a single row, while one of
-    the penalties may spoil the probabilities, and with them calibration and the accuracy with fewer labels.
+    The likelihood chooses, not the accuracy: on easy rows, or few rows, accuracies differ by a single row, while a
+    wrong penalty makes probabilities worse, and with them calibration and the accuracy with fewer labels.
 
-    The held-out part has about its share of every label; a label with one row stays in the fitted part. Test rows play
-    no part. `fit_linear_probe` with ``inverse_l2="auto"`` chooses like this, and then fits all rows.
+    The held-out part has about the same share of every label; a label with one row stays in the fitted part. Test rows
+    are not used. `fit_linear_probe` with ``inverse_l2="auto"`` chooses like this, and then fits all rows.
 
     Args:
         features: ``(N, D)`` floats, of training rows only.

@@ -1,4 +1,4 @@
-"""Stratified draws: every label in its share of the rows."""
+"""Stratified draws: every label keeps its share of the rows."""
 
 import numpy as np
 

@@ -155,7 +155,7 @@ def test_temperature_is_1_with_a_warning_where_there_is_no_optimum(logits, label
     ("scores", "options", "message"),
     [
         ([[2.0, -1.0]], {}, "sum 1, but got 1 of 1 rows .* from -1 to 2"),
-        ([[0.5, 0.4]], {}, "with sum 0.9.* softmax first"),
+        ([[0.5, 0.4]], {}, "with sum 0.9.* softmax to logits first"),
         ([[1.0]], {}, "at least 2 classes, but got 1"),
         ([[0.2, 0.8]], {"labels": np.array([2])}, "to be columns of `probabilities`, from 0 to 1, but got 2 to 2"),
         ([[0.2, 0.8]], {"labels": np.array([-1])}, "from 0 to 1, but got -1 to -1"),

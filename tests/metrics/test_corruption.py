@@ -97,7 +97,7 @@ def test_relative_mean_corruption_error_by_hand():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"fog": None, "snow": None, "spatter": [0.5] * 5}, "but got none for snow, fog, and unknown ones: spatter"),
+        ({"fog": None, "snow": None, "spatter": [0.5] * 5}, "but got missing ones: snow, fog; unknown ones: spatter"),
         ({"fog": [0.5] * 4}, "severities 1 to 5, but got 4 under fog"),
         ({"fog": [0.5] * 4 + [1.5]}, r"to be in \[0, 1\], but got 1.5"),
         ({"fog": [0.0] * 5}, "above 0 for every corruption, but got no error under fog"),

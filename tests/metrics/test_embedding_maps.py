@@ -76,6 +76,7 @@ def test_few_rows_and_columns(shape):
 @pytest.mark.parametrize(("change", "error", "match"), [
     ({"methods": ["pca", "isomap"]}, ValueError, "`methods` to be some of"),
     ({"methods": []}, ValueError, "`methods` to be some of"),
+    ({"methods": "pca"}, ValueError, "`methods` to be some of"),
     ({"methods": ["pca", "pca"]}, ValueError, "each once"),
     ({"seed": None}, TypeError, "`seed` to be an integer"),
     ({"features": np.ones((3, 2))}, ValueError, "at least 4 rows for 'tsne', but got 3"),

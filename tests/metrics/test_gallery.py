@@ -20,8 +20,11 @@ def by_loops(query, wanted, reference, labels, *, neighbours, own):
     return found
 
 
-@pytest.mark.parametrize(("own", "block", "kind"), [(False, 3, np.asarray), (True, 4096, torch.as_tensor)])
-def test_agrees_with_loops(monkeypatch, own, block, kind):
+@pytest.mark.parametrize(
+    ("own", "block", "kind", "neighbours"),
+    [(False, 3, np.asarray, 6), (True, 4096, torch.as_tensor, 40)],  # 40 are more than the relevant references
+)
+def test_agrees_with_loops(monkeypatch, own, block, kind, neighbours):
     monkeypatch.setattr("pml_supcon.metrics.gallery.BLOCK", block)
     (query, wanted), (reference, labels) = (
         overlapping(rows, seed=rows, classes=4, width=5, apart=0.7) for rows in (40, 60)
@@ -32,15 +35,14 @@ def test_agrees_with_loops(monkeypatch, own, block, kind):
     labels[labels == 3] = 2  # no reference has the last label, except the queries themselves
     if own:
         labels[: len(wanted)] = wanted
-    expected = by_loops(query, wanted, reference, labels, neighbours=6, own=own)
-    found = worst_queries(
-        *map(kind, (query, wanted, reference, labels)), queries=15, neighbours=6, ref_includes_query=own
-    )
+    expected = by_loops(query, wanted, reference, labels, neighbours=neighbours, own=own)
+    rows = map(kind, (query, wanted, reference, labels))
+    found = worst_queries(*rows, queries=15, neighbours=neighbours, ref_includes_query=own)
     assert found.rows.shape == (15,)
     assert found.scores.tolist() == pytest.approx(sorted(score for score, _, _ in expected.values())[:15])
-    for row, score, neighbours, similarities in zip(*found, strict=True):
+    for row, score, nearest, similarities in zip(*found, strict=True):
         assert score == pytest.approx(expected[row][0])
-        assert neighbours.tolist() == expected[row][1]
+        assert nearest.tolist() == expected[row][1]
         assert similarities == pytest.approx(expected[row][2], abs=1e-6)
 
 

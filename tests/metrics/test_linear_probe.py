@@ -1,5 +1,6 @@
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from pml_supcon.metrics.linear_probe import fit_linear_probe, linear_probe_metrics, probe_logits, score_linear_probe
+from pml_supcon.metrics.logistic import top_accuracies
 from pml_supcon.metrics.probe_selection import choose_inverse_l2
 
 
@@ -66,9 +68,9 @@ def test_two_labels_and_equal_scores():
     train, learnt = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([5, 5, 9, 9])
     test, wanted = np.array([[-1.0], [1.0], [-1.0], [1.0]]), np.array([5, 9, 9, 5])
     assert linear_probe_metrics(train, learnt, test, wanted) == {"top1": 0.5, "top5": 1.0}
-    # Constant features, seven equal labels: the smaller labels rank first, so five of the seven are in the top 5.
-    blank, labels = np.ones((7, 2)), np.arange(7)
-    assert linear_probe_metrics(blank, labels, blank, labels) == pytest.approx({"top1": 1 / 7, "top5": 5 / 7})
+    # Of seven equal scores the smaller labels rank first.
+    equal = SimpleNamespace(classes_=np.arange(7), decision_function=lambda rows: np.zeros((len(rows), 7)))
+    assert top_accuracies(equal, np.ones((4, 2)), np.array([0, 1, 4, 5])) == (0.25, 0.75)
 
 
 def test_labels_that_training_lacks_count_as_errors_with_a_warning(caplog):

@@ -68,7 +68,7 @@ def test_levels_of_labels_and_an_unknown_label(caplog):
         ({"corruptions": []}, "`corruptions` to hold at least one"),
         ({"severities": [1, 1]}, r"none twice, but got \(1, 1\)"),
         ({"baseline": {}, "severities": [1]}, r"since `baseline` is given, .* at severities \(1,\)"),
-        ({"baseline": {}}, "but got none for gaussian_noise"),
+        ({"baseline": {}}, "but got missing ones: gaussian_noise"),
     ],
 )
 def test_wrong_options(options, text):

@@ -10,7 +10,7 @@ from pml_supcon.testers import FewShotTester
 def test_tester_reports_the_metrics():
     (train, learnt), (test, wanted) = of_any_length(10, seed=1), of_any_length(20, seed=2)
     data = data_sets(train=(train, learnt), test=(test, wanted))
-    options = {"shots": [1, 2], "draws": 5, "seed": 3}
+    options = {"shots": [1, 5], "draws": 5, "seed": 3, "classifier": "logistic", "inverse_l2": 100.0}
     tester = FewShotTester(**options, dataloader_num_workers=0, data_device="cpu", normalize_embeddings=False)
     found = tester.test(data, 1, torch.nn.Identity(), splits_to_eval=[("test", ["train"])])["test"]
     results = few_shot_metrics(train.astype(np.float32), learnt, test.astype(np.float32), wanted, **options)

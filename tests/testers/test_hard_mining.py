@@ -14,12 +14,13 @@ def make_tester(**options):
     return HardMiningTester(dataloader_num_workers=0, data_device=torch.device("cpu"), **options)
 
 
-def test_tester_reports_the_summary_of_each_split():
+@pytest.mark.parametrize("loss", ["supcon_in", "triplet"])  # the margin belongs to "triplet", the temperature to others
+def test_tester_reports_the_summary_of_each_split(loss):
     points, labels = overlapping(40, seed=4, classes=5, width=6, spread=0.6)
     levels = np.stack([labels, labels // 2], axis=1)
     data = {"val": TensorDataset(torch.from_numpy(points).float(), torch.from_numpy(levels))}
     model = torch.nn.Linear(6, 4)
-    options = {"loss": "supcon_in", "temperature": 0.3, "margin": 0.2, "batches": 2, "seed": 3}
+    options = {"loss": loss, "temperature": 0.3, "margin": 0.2, "batches": 2, "seed": 3}
     tester = make_tester(pair_batch_size=25, label_hierarchy_level="all", **options)
     found = tester.test(data, 7, model)["val"]
     with torch.no_grad():
