@@ -90,15 +90,10 @@ class OpenedData:
     test: Pool
     image_size: int | None
 
-    @property
-    def train_labels(self) -> Tensor:
-        """The labels of the training images, int64."""
-        return self.train.labels
-
     def with_train_fraction(self, fraction: float, seed: int) -> "OpenedData":
         """Return the data set with a stratified fraction of the training images, at least one of each class."""
         most = round(fraction * len(self.train))
-        classes = len(self.train_labels.bincount().nonzero())
+        classes = len(self.train.labels.bincount().nonzero())
         if most < classes:
             raise ValueError(
                 f"Expected --train_fraction to leave an image of each of {classes} classes, but {fraction} of "

@@ -115,7 +115,7 @@ def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
         CheckpointError: If it is truncated, modified, not of this package, or has other settings.
     """
     about = _about(path)
-    check_same_settings(path, about["settings"], expected)
+    check_settings(path, about["settings"], expected)
     for name, digest in about["files"].items():
         file = path / name
         if not file.is_file() or _digest(file) != digest:
@@ -131,7 +131,7 @@ def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of this package: {str(error).splitlines()[0]}") from error
 
 
-def check_same_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+def check_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Raise CheckpointError, with the differences, unless the settings at a path are those of this run."""
     differences = [
         f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"

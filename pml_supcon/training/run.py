@@ -27,7 +27,7 @@ from pml_supcon.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     CheckpointFolder,
-    check_same_settings,
+    check_settings,
     read_checkpoint,
 )
 from pml_supcon.training.config import TrainSettings
@@ -112,6 +112,16 @@ class RunFolder:
                 )
         return checkpoint
 
+    def check_space(self, size: int) -> None:
+        """Raise OSError unless the disk has room for ``keep + 1`` checkpoints of ``size`` bytes; some may exist."""
+        keep, free = self.settings.keep, shutil.disk_usage(existing(self.path)).free
+        if free < size * max(1, keep + 1 - len(self.checkpoints.all())):
+            raise OSError(
+                errno.ENOSPC,
+                f"Expected room for {keep} + 1 checkpoints of about {size / 2**20:.1f} MiB at {self.path} (--keep), "
+                f"but {free / 2**20:.1f} MiB are free",
+            )
+
     def last_good(self) -> str:
         """Return the name of the newest checkpoint for messages."""
         return str(self.checkpoints.newest() or "none")
@@ -136,7 +146,7 @@ class RunFolder:
         except (yaml.YAMLError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file} is not the configuration of a run: {error}") from error
         here = computed(self.settings)
-        check_same_settings(self.path, {name: saved.get(name) for name in here}, here)
+        check_settings(self.path, {name: saved.get(name) for name in here}, here)
 
 
 def plain(settings: TrainSettings) -> dict[str, Any]:
@@ -162,17 +172,6 @@ def check_writable(path: Path, flag: str = "--output") -> None:
             file.write(b"?")
     except OSError as error:
         raise OSError(error.errno, f"Expected to write into {flag} {path}, but: {error.strerror}") from error
-
-
-def check_space(path: Path, checkpoint: int, keep: int, there: int) -> None:
-    """Raise OSError unless the disk has room for ``keep + 1`` checkpoints of this many bytes, of which some exist."""
-    free, needed = shutil.disk_usage(existing(path)).free, checkpoint * max(1, keep + 1 - there)
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"Expected room for {keep} + 1 checkpoints of about {checkpoint / 2**20:.1f} MiB at {path} (--keep), but "
-            f"{free / 2**20:.1f} MiB are free",
-        )
 
 
 @dataclass(frozen=True)
@@ -258,9 +257,8 @@ def open_images(settings: TrainSettings, accelerator: Accelerator) -> OpenedData
 def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:
     """Read the data and build the context; raise for invalid data, splits or batches."""
     opened = open_images(settings, accelerator)
-    split = split_training_set(
-        opened.train_labels, held_out=settings.held_out, label_noise=settings.label_noise, seed=settings.seed
-    )
+    shares = {"held_out": settings.held_out, "label_noise": settings.label_noise}
+    split = split_training_set(opened.train.labels, **shares, seed=settings.seed)
     sampler = build_stage1_sampler(settings, split.labels, accelerator)  # its checks come before the slow decoding
     data: Any = opened.decode()
     images, held_out = split.training_images(data), split.held_out_images(data)

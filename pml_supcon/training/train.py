@@ -17,16 +17,7 @@ from pml_supcon.training.loop import run_stage
 from pml_supcon.training.methods import part_of
 from pml_supcon.training.monitoring import History
 from pml_supcon.training.pictures import draw_loss_curve
-from pml_supcon.training.run import (
-    CLASSIFIER,
-    ENCODER,
-    HEAD,
-    RunContext,
-    RunFolder,
-    build_context,
-    check_space,
-    computed,
-)
+from pml_supcon.training.run import CLASSIFIER, ENCODER, HEAD, RunContext, RunFolder, build_context, computed
 from pml_supcon.training.scoring import draw, embed_splits, score
 from pml_supcon.training.stage import Stage, build_stage1, build_stage2
 from pml_supcon.training.state import bytes_of, restore
@@ -45,7 +36,7 @@ def load_run(run: RunFolder, accelerator: Accelerator) -> LoadedRun:
     context = build_context(run.settings, run, accelerator)
     stage1 = build_stage1(context)
     checkpoint = run.load(accelerator)
-    check_space(run.path, bytes_of(stage1), run.settings.keep, len(run.checkpoints.all()))
+    run.check_space(bytes_of(stage1))
     accelerator.wait_for_everyone()  # every process has read the folder before the main one writes to it
     if accelerator.is_main_process:
         run.create()

@@ -62,11 +62,6 @@ def test_two_launchers_train_as_one(expected_loss, tmp_path):
     assert final_loss(tmp_path / "run", 2) == expected_loss
 
 
-def network_namespaces():
-    """Return the names of the network namespaces of this machine."""
-    return subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout.split()
-
-
 @pytest.fixture
 def network_namespaces_allowed():
     """Skip the test where network namespaces cannot be created."""
@@ -91,7 +86,8 @@ def on_two_machines(*arguments, python=sys.executable):
         text=True,
     )
     written = script.communicate(timeout=300)[0]
-    return script.returncode, written, [name for name in network_namespaces() if f"supcon{script.pid}" in name]
+    names = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout.split()
+    return script.returncode, written, [name for name in names if f"supcon{script.pid}" in name]
 
 
 @pytest.mark.slow

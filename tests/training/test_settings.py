@@ -79,9 +79,7 @@ CONTRADICTIONS = {
     "--schedule exponential --decay-epochs [1,2]": "one of --decay_epochs for exponential, the period, but got [1.0, 2",
     "--stage2-epochs 3": "--stage2_optimizer with --stage2_epochs: without one stage 2 is logistic regression",
     "--method joint --stage2-optimizer sgd": "no --stage2_optimizer with joint, which has one stage",
-    "--method cross_entropy --stage2-augment none": "no --stage2_augment with cross_entropy, which has one stage",
     "--head-layers 1 --head-batch-norm": "--head_layers to be at least 2 with --head_batch_norm",
-    "--head-layers 1 --head-width 64": "--head_layers to be at least 2 with --head_width",
     "--resume": "--output with --resume",
     # settings that exclude each other
     f"--positives-cap 2 {QUEUE}": "no --positives_cap with --queue_size: it counts the samples of a batch",
