@@ -9,8 +9,7 @@ r"""Train an encoder by any method of the paper, then score it: retrieval and a 
 
 Stage 1 trains the encoder under a projection head with a contrastive loss over V views of each image, under a
 classifier with cross entropy, or both at once; stage 2 freezes the encoder, drops the head and trains a linear
-classifier. The test split is touched once, after the last epoch. `--help` lists the settings, README has the figures of
-the last record.
+classifier. The test split is scored once, after the last epoch. `--help` lists the settings.
 """
 
 from pml_supcon.training.app import main
