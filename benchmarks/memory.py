@@ -23,7 +23,7 @@ from records import MB, OK
 from torch import Tensor
 
 #: glibc keeps freed blocks and serves ever larger ones from its heap: a step could reuse blocks of the set-up, which
-#: would hide its memory. With these variables each larger block is a mapping of its own and is returned when freed: the
+#: would hide its memory. With these variables each larger block is a separate mapping and is returned when freed: the
 #: resident memory is the memory in use. They slow a step down, so that time is measured without them.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 WARM_UP_ROWS = 256

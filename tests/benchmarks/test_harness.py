@@ -14,11 +14,10 @@ from providers import Case, Step
 
 MB = 10**6
 CASE = Case(64, D=8, classes=5)
-RUN_FIELDS = {"question": "test", "quick": True, "device": "cpu"}
 
 
-def run_with(output, **changes):
-    return Run(**(RUN_FIELDS | changes), output=output, environment=records.environment("cpu"))
+def run_with(output, question="test"):
+    return Run(question, quick=True, device="cpu", output=output, environment=records.environment("cpu"))
 
 
 def taking(seconds_forward, seconds_backward=None):

@@ -1,4 +1,4 @@
-"""The benchmarks' memory: a known allocation, a process of its own, the bound, and what is said of failures."""
+"""The benchmarks' memory: a known allocation, a fresh process, the limit, and the status of failures."""
 
 import json
 import os

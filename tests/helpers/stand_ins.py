@@ -186,7 +186,7 @@ def exit_status(command, *arguments):
 
 
 class Answer(socketserver.BaseRequestHandler):
-    """The run of one command, in a process of its own."""
+    """The run of one command in a fork."""
 
     def handle(self):
         request, streams, _, _ = socket.recv_fds(self.request, 1 << 18, 3)
