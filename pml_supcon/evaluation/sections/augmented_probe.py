@@ -5,13 +5,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from pml_supcon._checks import check_int, check_number
 from pml_supcon.data.images import ImageData
 from pml_supcon.training.callbacks import all_finite
 from pml_supcon.training.config.settings import Plan
 from pml_supcon.training.launch import check_launch
 from pml_supcon.training.loop import run_stage
-from pml_supcon.training.optimization import check_optimizer
 from pml_supcon.training.stage import build_classifier_stage
 
 
@@ -37,9 +35,9 @@ def train_augmented_probe(
             on the device.
         data: The data; the classifier trains on ``data.train``.
         accelerator: The processes.
-        optimizer: Any timm optimizer (``lars``, ``rmsprop``, ``sgd``, ...).
+        optimizer: An optimizer of timm (``lars``, ``rmsprop``, ``sgd``, ...).
         epochs: Passes over the training images, at least 1.
-        learning_rate: Peak learning rate, above 0; ``cosine`` decays it to 0.
+        learning_rate: Peak learning rate, above 0; a cosine schedule decays it to 0.
         batch_size: Images in a batch over all processes, a multiple of their number.
         augment: The augmentation, as for `--augment` of `train.py`.
         seed: Seed of the weights, the batches and the augmentation.
@@ -49,15 +47,11 @@ def train_augmented_probe(
         The classifier, the same on all processes.
 
     Raises:
-        ValueError: If an option is out of range, or the optimizer or the augmentation is unknown.
+        ValueError: If ``batch_size`` is not a multiple of the processes, or the augmentation is unknown.
         FloatingPointError: If the loss, its gradient or a weight became infinite or NaN.
         Stopped: If the process received a signal.
     """
     check_launch(accelerator)
-    check_optimizer(optimizer, "probe_optimizer")
-    check_int("epochs", epochs, low=1)
-    check_int("batch_size", batch_size, low=1)
-    check_number("learning_rate", learning_rate, above=0)
     if batch_size % accelerator.num_processes:
         raise ValueError(
             f"Expected argument `batch_size` to be a multiple of the {accelerator.num_processes} processes, but got "
