@@ -125,7 +125,7 @@ def work(rank, sizes):
     return results
 
 
-@pytest.fixture(scope="module", params=[4, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[3, pytest.param(4, marks=pytest.mark.slow)])
 def results(request, tmp_path_factory):
     """Return the results of W processes, by rank."""
     return run_processes(work, request.param, tmp_path_factory.mktemp("gloo"), SHARDS[request.param])
