@@ -1,0 +1,69 @@
+"""The two walks of `docs/architecture.md`, traced: the files from a batch to its loss, the calls of `reproduce.py`."""
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import pml_supcon
+from pml_supcon.experiments import app as reproduce
+from pml_supcon.experiments import runner
+from pml_supcon.training import loop, train
+from pml_supcon.training.app import main
+
+PACKAGE = Path(pml_supcon.__file__).parent
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+TINY = ["--max-train", "64", "--max-test", "32", "--batch-size", "32", "--epochs", "1", "--warmup-epochs", "0"]
+TINY += ["--encoder-args.channels", "[8, 8, 8, 8]", "--head-dim", "16"]
+
+
+def in_package(code):
+    """Return the path of a code object's file in the package, or None."""
+    path = Path(code.co_filename)
+    return str(path.relative_to(PACKAGE)) if path.is_relative_to(PACKAGE) else None
+
+
+def test_the_walk_of_a_batch_passes_the_files_of_the_page(tmp_path, monkeypatch):
+    run_stage, files = loop.run_stage, set()
+
+    def profile(frame, event, value):
+        if event == "call" and (path := in_package(frame.f_code)):
+            files.add(path)
+
+    def traced(stage, *arguments, **options):
+        sys.setprofile(profile)
+        try:
+            views, labels = next(iter(stage.loader))
+            stage.criterion(stage.network(views), labels)
+        finally:
+            sys.setprofile(None)
+        return run_stage(stage, *arguments, **options)
+
+    monkeypatch.setattr(train, "run_stage", traced)
+    main([*TINY, "--output", str(tmp_path / "run")])
+    walk = PAGE.read_text().split("## The walk of a batch")[1].split("## ")[0]
+    assert files == set(re.findall(r"`([\w/]+\.py)`", walk))
+    assert len(files) <= 20
+
+
+def test_the_walk_of_reproduce_has_the_levels_of_the_page(tmp_path, monkeypatch):
+    levels = []
+
+    class Reached(Exception):
+        pass
+
+    def reached(*arguments, **options):
+        frames = [frame.frame.f_code for frame in reversed(inspect.stack()[1:])]
+        levels.extend(code.co_qualname for code in frames if in_package(code))
+        raise Reached
+
+    monkeypatch.setattr(runner, "candidates", lambda *arguments: {})  # no tuning: the first training is a seed's
+    monkeypatch.setattr(loop, "take_step", reached)
+    with pytest.raises(Reached):
+        reproduce.main(["losses", "--seeds", "0", "--runs", str(tmp_path), *TINY])
+    walk = PAGE.read_text().split("## The walk of a run")[1].split("## ")[0]
+    chain = re.search(r"`main`.*`take_step`", walk, re.S)[0]
+    assert [*levels, "take_step"] == re.findall(r"`([\w.]+)`", chain)
+    assert len(levels) + 1 <= 9
