@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_supcon._checks import check_choice, check_number
 from pml_supcon.functional.supcon import checks
-from pml_supcon.functional.supcon.tiled.precision import full_precision
+from pml_supcon.functional.supcon.execution import full_precision
 
 LOSSES = ("supcon_out", "supcon_in", "triplet")
 TEMPERATURE = 0.1

@@ -1,7 +1,7 @@
 """Batches of sample indices for contrastive training: seeded, resumable, sharded."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch.utils.data import BatchSampler
 
 from pml_supcon._checks import check_int
 from pml_supcon.samplers.epoch_planner import EpochPlanner
-from pml_supcon.samplers.seeded_batch import SeededBatch
 
 logger = logging.getLogger("pml_supcon")
 
@@ -219,3 +218,23 @@ class MultiViewBatchSampler(BatchSampler):
         # Where more processes share a batch, the last one of the saved epoch may be left out here.
         self._next = (epoch, done) if done < len(self) else (epoch + 1, 0)
         self._at, self._loaded = self._next, True
+
+
+class SeededBatch(list[int]):
+    """The indices of a batch, with a seed for the random draws that create its views.
+
+    Args:
+        indices: Indices of the samples.
+        place: Integers ``>= 0`` that identify the batch.
+
+    Attributes:
+        seed: Integer in ``[0, 2^63)`` that depends only on ``place``.
+
+    Examples:
+        >>> SeededBatch([4, 2], (0, 1)) == [4, 2], SeededBatch([4, 2], (0, 1)).seed == SeededBatch([], (0, 1)).seed
+        (True, True)
+    """
+
+    def __init__(self, indices: Iterable[int], place: Sequence[int]) -> None:
+        super().__init__(indices)
+        self.seed = int(np.random.SeedSequence(list(place)).generate_state(1, np.uint64)[0] >> 1)

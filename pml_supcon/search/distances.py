@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pml_supcon._arrays import Floats, row_blocks
-from pml_supcon.functional.supcon.tiled.precision import full_precision
+from pml_supcon.functional.supcon.execution import full_precision
 
 FAR = 16  # rows are shifted where |mean|^2 exceeds this many times their mean squared distance from the mean
 NEAREST_REACH, FURTHEST_REACH = 2.0**-40, 2.0**60  # between them float32 holds the squares of lengths and differences

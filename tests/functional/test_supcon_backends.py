@@ -14,7 +14,7 @@ from helpers.supcon_batches import (
 
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon import tiled
-from pml_supcon.functional.supcon.tiled import layout, operators
+from pml_supcon.functional.supcon.tiled import layout, passes
 
 
 def assert_backends_agree(rows, labels, *, rtol=1e-9, atol=1e-11, **options):
@@ -93,7 +93,7 @@ def test_nothing_synchronises_with_the_device(monkeypatch, summation, denominato
         "references": {"ref_emb": torch.empty(9, 3, device="meta"), "ref_labels": torch.empty(9, device="meta").long()},
     }[structure]
     rows, labels = torch.empty(12, 3, device="meta"), torch.empty(12, device="meta").long()
-    losses, gradient, calls = tiled.tiled_losses._init_fn, operators.tiled_gradient._init_fn, []
+    losses, gradient, calls = tiled.tiled_losses._init_fn, passes.tiled_gradient._init_fn, []
 
     def forward_and_backward(*arguments):
         per_anchor, valid, table = losses(*arguments)

@@ -7,7 +7,8 @@ import torch
 from helpers.supcon_batches import OPTIONS, loss_and_gradient, random_rows
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon.tiled import layout, threads
+from pml_supcon.functional.supcon import execution
+from pml_supcon.functional.supcon.tiled import layout
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,7 @@ def two_threads(monkeypatch):
     monkeypatch.setattr(layout, "TILE", 7)
     monkeypatch.setattr(layout, "STRIP", 3)
     yield
-    threads.pool.cache_clear()
+    execution.pool.cache_clear()
     torch.set_num_threads(before)
 
 
@@ -77,7 +78,7 @@ def test_callers_that_start_together_keep_their_threads():
 
     def call():
         start.wait()
-        threads.map_in_threads(list, range(20), torch.device("cpu"))
+        execution.map_in_threads(list, range(20), torch.device("cpu"))
         seen.append(torch.get_num_threads())
 
     callers = [threading.Thread(target=call) for _ in range(number)]
@@ -94,10 +95,10 @@ def test_errors_are_raised():
         raise KeyError(len(items))
 
     with pytest.raises(KeyError):
-        threads.map_in_threads(fail, range(20), torch.device("cpu"))
+        execution.map_in_threads(fail, range(20), torch.device("cpu"))
 
 
 def test_results_are_in_order():
-    parts = threads.map_in_threads(list, range(9), torch.device("cpu"))
+    parts = execution.map_in_threads(list, range(9), torch.device("cpu"))
     assert parts == [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
-    assert threads.map_in_threads(list, range(7), torch.device("cpu")) == [list(range(7))]  # too few to divide
+    assert execution.map_in_threads(list, range(7), torch.device("cpu")) == [list(range(7))]  # too few to divide

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pml_supcon.samplers import MultiViewBatchSampler
-from pml_supcon.samplers.seeded_batch import SeededBatch
+from pml_supcon.samplers.multi_view_batch_sampler import SeededBatch
 
 
 def batches(epoch, **options):

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pml_supcon.samplers import MultiViewBatchSampler
-from pml_supcon.samplers.seeded_batch import SeededBatch
+from pml_supcon.samplers.multi_view_batch_sampler import SeededBatch
 from pml_supcon.views import MultiViewDataset, MultiViewTensorDataset, SeededDataset, augmentation
 
 IMAGES = torch.randint(0, 256, (22, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))

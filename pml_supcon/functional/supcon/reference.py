@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.execution import full_precision, products
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
-from pml_supcon.functional.supcon.tiled.precision import full_precision, products
 
 
 def refusal(problem: Problem) -> str | None:

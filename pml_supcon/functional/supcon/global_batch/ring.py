@@ -19,14 +19,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pml_supcon.distributed import collectives
+from pml_supcon.functional.supcon.execution import full_precision, map_in_threads, scale_by_sqrt_temperature
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan, Tiles
 from pml_supcon.functional.supcon.global_batch.transfers import P2PTransfer, return_gradient, rotate_blocks
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
-from pml_supcon.functional.supcon.tiled.operators import upstream_scale
-from pml_supcon.functional.supcon.tiled.passes import TilePasses
-from pml_supcon.functional.supcon.tiled.precision import full_precision, scale_by_sqrt_temperature
+from pml_supcon.functional.supcon.tiled.passes import TilePasses, upstream_scale
 from pml_supcon.functional.supcon.tiled.statistics import Statistics
-from pml_supcon.functional.supcon.tiled.threads import map_in_threads
 
 
 def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:

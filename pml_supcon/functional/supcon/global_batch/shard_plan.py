@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pml_supcon.functional.supcon.execution import needs_shift
 from pml_supcon.functional.supcon.problem import Cap, Problem, rank_cap
 from pml_supcon.functional.supcon.tiled import layout as layouts
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
-from pml_supcon.functional.supcon.tiled.precision import needs_shift
 
 Tiles = list[tuple[Tile, list[Tile]]]
 

@@ -6,21 +6,20 @@ contrasted with themselves, ``s`` is symmetric and one tile serves its rows and 
 per anchor; the backward pass computes the tiles again.
 
 - ``layout``: the tiles over sorted labels, and the masks of positives;
-- ``passes``: the three passes over the tiles (negatives, positives, gradients);
+- ``passes``: the three passes over the tiles (negatives, positives, gradients), and their custom ops, opaque to
+  ``torch.compile``;
 - ``statistics``: the sums per anchor, and the losses and gradients that follow from them;
-- ``operators``: the passes as custom ops, opaque to ``torch.compile``;
-- ``threads``: tiles divided over CPU threads;
 - ``listed``: the loss of listed pairs, without tiles.
 """
 
 import torch
 
 from pml_supcon.functional.supcon import reference
+from pml_supcon.functional.supcon.execution import needs_shift, scale_by_sqrt_temperature
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.tiled import listed
 from pml_supcon.functional.supcon.tiled.layout import Layout
-from pml_supcon.functional.supcon.tiled.operators import tiled_losses
-from pml_supcon.functional.supcon.tiled.precision import needs_shift, scale_by_sqrt_temperature
+from pml_supcon.functional.supcon.tiled.passes import tiled_losses
 
 __all__ = ["refusal", "anchor_losses"]  # noqa: RUF022 - the order of the calls
 

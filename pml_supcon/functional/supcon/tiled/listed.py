@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_supcon.functional.supcon.execution import full_precision
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
-from pml_supcon.functional.supcon.tiled.precision import full_precision
 
 CHUNK = 2**15  # pairs whose rows are gathered at once
 DENSE_SHARE = 1 / 16  # of all pairs: beyond it the lists themselves take as much memory as the matrix

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_flow
 
-from pml_supcon.samplers.capped_batches import _draw, count_batches, draw_batches
+from pml_supcon.samplers.epoch_planner import _draw, count_batches, draw_batches
 
 
 def most_units(units, *, batches, size, cap):
