@@ -4,6 +4,7 @@
 - Each result follows from its scores, its settings are the scale's, and its page shows it.
 - Flags and paths in inline code exist.
 - Recorded benchmarks keep the bounds that the pages promise.
+- No docstring opens with a question word.
 """
 
 import html
@@ -39,7 +40,16 @@ OTHER_PROJECTS = "docs/peers.md"  # cites files of other projects
 
 def main() -> int:
     """Print all faults and return the exit status."""
-    checks = (generated_pages, benchmark_page, results, digits_records, benchmark_records, inline_code, quick_start)
+    checks = (
+        generated_pages,
+        benchmark_page,
+        results,
+        digits_records,
+        benchmark_records,
+        inline_code,
+        quick_start,
+        docstrings,
+    )
     faults = [fault for check in checks for fault in check()]
     print("\n".join(faults) or "docs: pages, records and results agree")
     return bool(faults)
@@ -233,6 +243,18 @@ def quick_start() -> Iterator[str]:
     printed = re.findall(r"^(\w+/\w+) +([\d.]+)$", (DOCS / "quick_start.md").read_text(), re.M)
     if len(printed) != 3 or any(value != f"{record[name]:.4f}" for name, value in printed):
         yield "docs/quick_start.md: printed scores differ from docs/records/digits-seed0.json"
+
+
+def docstrings() -> Iterator[str]:
+    """Yield the docstrings that open with a question word: a reader must guess what they describe."""
+    opening = re.compile(r'"""(What|Whether|Which|Those|That|Where|How|Why|Who)\b')
+    for file in sorted(ROOT.glob("*/**/*.py")):
+        if file.relative_to(ROOT).parts[0] in ("pml_supcon", "recipes", "benchmarks", "docs", "tests"):
+            yield from (
+                f"{file.relative_to(ROOT)}:{number}: opens with a question word"
+                for number, line in enumerate(file.read_text().splitlines(), 1)
+                if opening.search(line)
+            )
 
 
 if __name__ == "__main__":

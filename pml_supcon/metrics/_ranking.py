@@ -11,7 +11,7 @@ NO_CLASS = -1  # the class of a label that no reference has
 
 
 def as_classes(wanted: Labels, labels: Labels, *, own: bool) -> tuple[Labels, Labels, Labels]:
-    """Number the classes of the references ``(M,)`` from 0.
+    """Encode the classes of the references ``(M,)`` as numbers from 0.
 
     Returns:
         The class of each query, ``(N,)``, or `NO_CLASS`; of each reference, ``(M,)``; and R of each query, ``(N,)``:
