@@ -20,6 +20,8 @@ from pml_supcon.functional.supcon.problem import Problem
 
 #: Up to this `|s|` the values `exp(s)` and their sums stay well inside float32 and float64 without a shift.
 SAFE_EXPONENT = {torch.float32: 60.0, torch.float64: 500.0}
+#: The devices with autocast, for the compiler.
+_AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu", "hpu", "xla")))
 
 
 def needs_shift(problem: Problem) -> bool:
@@ -35,15 +37,10 @@ def scale_by_sqrt_temperature(rows: Tensor, temperature: float) -> Tensor:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Return a context with autocast off, if the device supports autocast."""
-    return torch.autocast(device.type, enabled=False) if _supports_autocast(device.type) else nullcontext()
-
-
-def _supports_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
-
-
-# Dynamo of PyTorch 2.7 cannot trace the function: let it call the function and treat the result as a constant
-torch.compiler.assume_constant_result(_supports_autocast)
+    # Dynamo of PyTorch 2.7 to 2.10 cannot trace `is_autocast_available`.
+    compiling = torch.compiler.is_compiling()
+    supported = device.type in _AUTOCAST if compiling else torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if supported else nullcontext()
 
 
 def products(anchors: Tensor, rows: Tensor) -> Tensor:
