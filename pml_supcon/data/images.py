@@ -3,13 +3,14 @@
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+_TURNED = (5, 6, 7, 8)  # the EXIF orientations with width and height exchanged
 _NAMED = 5  # maximum number of broken images named in an error
 
 
@@ -61,6 +63,8 @@ class Source:
         class_names: The name of each label 0..C-1.
         symbols: True for digits or letters, which must not be mirrored.
         shuffled: True if the rows are in random order, so that the first n rows are a fair subset.
+        parts: The places of the training images and of the test images, for the summary; None where there is one place.
+        left_out: Descriptions of the files, folders or splits that were not read.
     """
 
     train: Pool
@@ -68,6 +72,8 @@ class Source:
     class_names: tuple[str, ...]
     symbols: bool = False
     shuffled: bool = False
+    parts: tuple[str | None, str | None] = (None, None)
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,17 @@ class _Selected:
 
     def fingerprint(self) -> str:
         return digest_of(self.images.fingerprint(), *map(str, self.indices))
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""Return a file name as text: bytes that are not UTF-8, and line ends, become escapes.
+
+    Examples:
+        >>> printable(os.fsdecode(b"caf\xe9"))
+        'caf\\xe9'
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def digest_of(*parts: str) -> str:
@@ -122,17 +139,21 @@ def shape_of(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
     image = _open(images, index)
     if isinstance(image, Tensor):
         return image.shape[0] == 1, (image.shape[1], image.shape[2])
-    return image.mode in GREY_MODES, (image.height, image.width)
+    # PIL turns a TIFF itself; a PNG would be decoded here, for an orientation behind its pixels.
+    skipped = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
+    exif = {} if skipped else image.getexif()
+    turned = exif.get(ExifTags.Base.Orientation) in _TURNED
+    return image.mode in GREY_MODES, (image.width, image.height) if turned else (image.height, image.width)
 
 
 def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tensor:
     """Return one decoded image: a PIL image of mode "L" or "RGB", or a tensor if the source holds tensors.
 
-    Transparency is dropped.
+    The image is turned as its EXIF orientation says. Transparent pixels are blended with white.
 
     Raises:
-        ValueError: If the image cannot be decoded, has more than 8 bits, or is in colour and ``in_chans`` is 1. The
-            error names the image.
+        ValueError: If the image cannot be decoded, has more than 8 bits or several frames, or is in colour and
+            ``in_chans`` is 1. The error names the image.
     """
     image = _open(images, index)
     if isinstance(image, Tensor):
@@ -140,9 +161,18 @@ def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tenso
     if in_chans == 1 and image.mode not in GREY_MODES:
         raise ValueError(f"Expected grey images, as the others are, but {images.where(index)} has mode {image.mode!r}")
     try:
-        return image.convert("L" if in_chans == 1 else "RGB")
+        return _upright_on_white(image, "L" if in_chans == 1 else "RGB")
     except Exception as error:  # PIL raises many kinds, down to struct.error
         raise ValueError(f"{images.where(index)} is not a readable image: {error}") from error
+
+
+def _upright_on_white(image: Image.Image, mode: str) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    pixels = image.convert("RGBA")
+    white = Image.new("RGBA", pixels.size, "white")
+    return Image.alpha_composite(white, pixels).convert(mode)
 
 
 def as_tensor(image: Image.Image | Tensor) -> Tensor:
@@ -212,12 +242,27 @@ def _open(images: Images, index: int) -> Image.Image | Tensor:
         image = images[index]
     except Exception as error:  # see `read_image`
         raise ValueError(f"{images.where(index)} is not a readable image: {error}") from error
-    if not isinstance(image, Tensor) and image.mode not in GREY_MODES | _COLOUR_MODES:
+    if isinstance(image, Tensor):
+        return image
+    if image.mode not in GREY_MODES | _COLOUR_MODES or _has_16_bits(image):
         raise ValueError(
-            f"Expected 8-bit images, but {images.where(index)} has mode {image.mode!r}: convert it first, "
+            f"Expected 8-bit images, but {images.where(index)} has more bits (mode {image.mode!r}): convert it first, "
             "because clipping its values would lose detail"
         )
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # a second view of a camera, not a film
+        raise ValueError(f"Expected images of one frame, but {images.where(index)} has several: save the one to read")
     return image
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Return True if PIL cuts 16-bit channels of this file to 8 bits, by the raw mode of its data (PNG, TIFF, PPM)."""
+    for tile in getattr(image, "tile", ()):
+        raw, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if re.fullmatch("(L|LA|RGB|RGBA|RGBX|CMYK);16.*", str(raw)):
+            return True
+        if tile.codec_name.startswith("ppm") and more[0] > 255:
+            return True
+    return False
 
 
 class MemoryImages(Dataset[tuple[Tensor, int]]):

@@ -16,6 +16,7 @@ from pml_supcon.data.images import (
     Source,
     evenly,
     for_each,
+    printable,
     raise_broken,
     shape_of,
 )
@@ -26,6 +27,7 @@ SMALL_IMAGE = 64  # images up to this side keep their size
 LARGE_IMAGE = 224
 MEMORY_LIMIT = 512 * 2**20  # bytes of decoded images
 CHECK_LIMIT = 20_000  # data sets up to this size are decoded completely before the run
+_SHOWN = 10  # classes named in the summary
 STATISTICS_LIMIT = 2_000  # images for the mean and standard deviation
 
 
@@ -44,10 +46,11 @@ def load_data(
     - ``digits``: scikit-learn's 1,797 handwritten digits of 8 x 8, without a download;
     - ``torchvision:NAME``: a class of torchvision.datasets, downloaded if missing into the folder $PML_SUPCON_DATA, by
       default ``data``. ``?ARGUMENT=VALUE`` adds an argument (``torchvision:EMNIST?split=letters``);
-    - ``imagefolder:PATH``: PATH/train/CLASS/* and PATH/test (or val, or valid), or PATH/CLASS/*;
+    - ``imagefolder:PATH``: PATH/train/CLASS/* and PATH/test/CLASS/* (training; testing, val, valid, validation, in any
+      case), or PATH/CLASS/*. ``?depth=2`` takes PATH/GROUP/CLASS/*;
     - ``hf:PATH_OR_ID``: a folder of Parquet files (or another that ``datasets`` reads) or an id of the hub, with the
-      splits train and test (or validation). ``?label=COLUMN&image=COLUMN`` selects columns, ``?name=...`` a
-      configuration.
+      splits train and test (or validation, also if the labels of test are hidden). ``?label=COLUMN&image=COLUMN``
+      selects columns, ``?train=SPLIT&test=SPLIT`` splits, ``?name=...`` a configuration.
 
     Each accepts ``?classes=0-4`` (names, numbers or ranges, joined by commas) to select classes.
 
@@ -89,6 +92,27 @@ class OpenedData:
     train: Pool
     test: Pool
     image_size: int | None
+    before: tuple[Pool, Pool]  # train and test before a subset was drawn
+
+    def summary(self) -> list[str]:
+        """Describe the data in three lines: classes with counts, parts, and everything that was left out."""
+        source, names = self.source, self.source.class_names
+        counts = self.train.labels.bincount(minlength=len(names)).tolist()
+        shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, counts, strict=True))[:_SHOWN])
+        if len(names) > _SHOWN:
+            shown += f", and {len(names) - _SHOWN} more; {min(counts)} to {max(counts)} images each"
+        train, test = (f" of {place}" if place else "" for place in source.parts)
+        if source.test is None:
+            test = ", 30 % of each class"
+        left_out = list(source.left_out)
+        for title, before, after in zip(("training", "test"), self.before, (self.train, self.test), strict=True):
+            if len(after) < len(before):
+                left_out.append(f"{len(before) - len(after)} {title} images, as a subset was asked for")
+        return [
+            f"data {printable(self.spec)}: {len(names)} classes ({shown})",
+            f"train: {len(self.train)} images{train}; test: {len(self.test)} images{test}",
+            f"left out: {', '.join(left_out) or 'nothing'}",
+        ]
 
     def with_train_fraction(self, fraction: float, seed: int) -> "OpenedData":
         """Return the data set with a stratified fraction of the training images, at least one of each class."""
@@ -156,9 +180,10 @@ def open_data(
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")
     source = open_source(spec)
     train, test = split_source(source, spec, new_classes=new_classes)
+    before = train, test
     train = subset_of(train, max_train, "max_train", seed, first=source.shuffled)
     test = subset_of(test, max_test, "max_test", seed, first=source.shuffled)
-    return OpenedData(spec, source, train, test, image_size)
+    return OpenedData(spec, source, train, test, image_size, before)
 
 
 def _survey(pools: Sequence[Pool]) -> tuple[bool, set[tuple[int, int]]]:

@@ -1,6 +1,5 @@
 """The sources of ``load_data``: digits, image folders and Hugging Face data sets, opened without decoding images."""
 
-import os
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -10,22 +9,21 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pml_supcon._checks import did_you_mean
-from pml_supcon.data.images import Pool, Source, digest_of, stamps
+from pml_supcon.data.folders import open_folder
+from pml_supcon.data.images import Pool, Source, digest_of
 from pml_supcon.data.splits import with_classes
 from pml_supcon.data.torchvision_source import open_torchvision
 
 FORMS = "digits, torchvision:NAME, imagefolder:PATH, hf:PATH_OR_ID"
-_TEST_FOLDERS = ("test", "val", "valid")
 _TEST_SPLITS = ("test", "validation")
 _LABEL_NAMES = ("label", "labels", "target", "fine_label")
 
 
 def open_source(spec: str) -> Source:
     """Open a data set; see ``load_data`` for the forms of ``spec`` and the errors."""
-    form, _, query = spec.partition("?")
+    form, query = _form_and_query(spec)
     parts = [part.partition("=") for part in query.split("&") if part]
     if not all(name and value for name, _, value in parts):
         raise ValueError(f"Expected `?NAME=VALUE`, joined by `&`, at the end of the data, but got {spec!r}")
@@ -33,6 +31,17 @@ def open_source(spec: str) -> Source:
     wanted = options.pop("classes", None)
     source = _open_form(form, options, spec)
     return source if wanted is None else with_classes(source, wanted, spec)
+
+
+def _form_and_query(spec: str) -> tuple[str, str]:
+    """Split a specification at its ``?``; a path that exists may have one in its name."""
+    marks = [index for index, letter in enumerate(spec) if letter == "?"]
+    place = spec.find(":") + 1
+    for mark in (len(spec), *reversed(marks)):
+        if marks and place and spec[place:mark] and Path(spec[place:mark]).expanduser().exists():
+            return spec[:mark], spec[mark + 1 :]
+    form, _, query = spec.partition("?")
+    return form, query
 
 
 def _open_form(form: str, options: dict[str, str], spec: str) -> Source:
@@ -73,77 +82,12 @@ def _open_digits() -> Source:
     return Source(Pool(_ArrayImages(pixels), labels), None, tuple("0123456789"), symbols=True)
 
 
-@dataclass(frozen=True)
-class _FileImages:
-    paths: list[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
-
-    def where(self, index: int) -> str:
-        return self.paths[index]
-
-    def fingerprint(self) -> str:
-        return digest_of(*stamps(self.paths))
-
-
 def _open_folder(place: str, options: dict[str, str]) -> Source:
-    """Open PATH/train and PATH/test (or val, valid), or PATH with a folder per class."""
-    _refuse_options("imagefolder", options, ())
-    root = Path(place).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(f"Expected a folder of images, but there is no folder {root}")
-    tests = [root / name for name in _TEST_FOLDERS if _class_folders(root / name)]
-    if not _class_folders(root / "train"):
-        if tests:
-            raise ValueError(f"Expected {root}/train with class folders beside {tests[0]}, but there is none")
-        names = _class_names(root)
-        return Source(_pool_of(root, names), None, names)
-    names = _class_names(root / "train")
-    if not tests:
-        return Source(_pool_of(root / "train", names), None, names)
-    names += tuple(name for name in _class_names(tests[0]) if name not in names)
-    return Source(_pool_of(root / "train", names), _pool_of(tests[0], names), names)
-
-
-def _class_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(path.name for path in _class_folders(folder))
-    if not names:
-        state = "holds no folder" if any(folder.iterdir()) else "is empty"
-        raise ValueError(f"Expected {folder} to hold one folder per class, but it {state}")
-    return names
-
-
-def _pool_of(folder: Path, names: tuple[str, ...]) -> Pool:
-    paths: list[str] = []
-    labels: list[int] = []
-    empty = []
-    for path in _class_folders(folder):
-        found = sorted(
-            os.path.join(base, file)
-            for base, _, files in os.walk(path, followlinks=True)
-            for file in files
-            if file.lower().endswith(IMG_EXTENSIONS) and not file.startswith(".")
-        )
-        if not found:
-            empty.append(path.name)
-        paths += found
-        labels += [names.index(path.name)] * len(found)
-    if empty:
-        raise ValueError(
-            f"Expected images ({', '.join(IMG_EXTENSIONS)}) in every class folder of {folder}, but there are none in "
-            f"{', '.join(empty)}"
-        )
-    return Pool(_FileImages(paths), torch.tensor(labels))
+    _refuse_options("imagefolder", options, ("depth",))
+    depth = options.get("depth")
+    if depth not in (None, "1", "2", "3"):
+        raise ValueError(f"Expected `?depth=` to be 1, 2 or 3, the level of the class folders, but got {depth!r}")
+    return open_folder(Path(place).expanduser(), None if depth is None else int(depth))
 
 
 @dataclass(frozen=True)
@@ -173,7 +117,7 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
     """Open a folder of Parquet files (or any other that ``datasets`` reads), or a data set of the hub."""
     import datasets  # imported here because it is slow and optional
 
-    _refuse_options("hf", options, ("image", "label", "name"))
+    _refuse_options("hf", options, ("image", "label", "name", "train", "test"))
     path = Path(place).expanduser()
     if not path.exists() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise FileNotFoundError(f"Expected a folder that `datasets` reads, but there is no folder {path}")
@@ -182,25 +126,49 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
     except Exception as error:  # no such id, no connection, no data files: datasets raises many kinds
         absent = "" if path.exists() else " (nor is there a folder of that name)"
         raise ValueError(f"`datasets` could not load {place!r}{absent}: {error}") from error
-    if "train" not in splits:
-        raise ValueError(f"Expected a split named train in {place!r}, but its splits are {', '.join(splits)}")
-    features = splits["train"].features
+    first, chosen = options.get("train", "train"), options.get("test")
+    for name in filter(None, (first, chosen)):
+        if name not in splits:
+            raise ValueError(
+                f"Expected a split named {name} in {place!r}, but its splits are {', '.join(splits)} "
+                "(`hf:...?train=SPLIT&test=SPLIT` names others)"
+            )
+    features = splits[first].features
     image = options.get("image") or _image_column(features, datasets)
     label = options.get("label") or _label_column(features, datasets)
     for column in (image, label):
         if column not in features:
             raise ValueError(f"Expected a column {column!r} in {place!r}, but its columns are {', '.join(features)}")
-    test = next((name for name in _TEST_SPLITS if name in splits), None)
-    columns = {name: list(splits[name].select_columns([label])[:][label]) for name in ("train", test) if name}
+    tests = [chosen] if chosen else [name for name in _TEST_SPLITS if name in splits and name != first]
+    columns = {name: list(splits[name].select_columns([label])[:][label]) for name in (first, *tests)}
     names, codes = _encode(columns, features[label], datasets)
+    # A test split whose labels are all hidden, as in a competition, gives way to the validation split.
+    labelled = [name for name in tests if any(value >= 0 for value in codes[name])]
+    test = next(iter(labelled or tests), None)
     pools = {}
-    for name, labels in codes.items():
+    for name in filter(None, (first, test)):
+        labels = codes[name]
         unlabelled = sum(value < 0 for value in labels)
         if unlabelled:
-            raise ValueError(f"Expected a label in every row of {place!r}, but {unlabelled} rows of {name} have none")
+            raise ValueError(
+                f"Expected a label in every row of {place!r}, but {unlabelled} of {len(labels)} rows of {name} have "
+                f"none (`hf:...?test=SPLIT` names another split of {', '.join(splits)})"
+            )
         rows = splits[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
         pools[name] = Pool(_RowImages(rows, image, name), torch.tensor(labels, dtype=torch.long))
-    return Source(pools["train"], pools[test] if test else None, names, shuffled=True)
+    left_out = [
+        f"the split {name} ({len(splits[name])} rows{'' if name in labelled or name not in tests else ', no labels'})"
+        for name in splits
+        if name not in pools
+    ]
+    return Source(
+        pools[first],
+        pools[test] if test else None,
+        names,
+        shuffled=True,
+        parts=(f"the split {first}", f"the split {test}" if test else None),
+        left_out=tuple(left_out),
+    )
 
 
 def _encode(columns: dict[str, list[Any]], feature: Any, datasets: Any) -> tuple[tuple[str, ...], dict[str, list[int]]]:
@@ -227,8 +195,10 @@ def _image_column(features: Any, datasets: Any) -> str:
 
 def _label_column(features: Any, datasets: Any) -> str:
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    numbers = [name for name, feature in features.items() if "int" in str(getattr(feature, "dtype", ""))]
-    for found in (classes, numbers):
+    kinds = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
+    numbers = [name for name, kind in kinds.items() if "int" in kind]
+    texts = [name for name in _LABEL_NAMES if kinds.get(name) in ("string", "large_string", "bool")]
+    for found in (classes, numbers, texts):
         named = [name for name in _LABEL_NAMES if name in found]
         if named or len(found) == 1:
             return str((named or found)[0])
@@ -236,7 +206,10 @@ def _label_column(features: Any, datasets: Any) -> str:
             raise ValueError(
                 f"Expected one column of labels, but got {', '.join(found)} (`hf:...?label=COLUMN` names one)"
             )
-    raise ValueError(f"Expected a column of labels (ClassLabel or integer), but the columns are {', '.join(features)}")
+    raise ValueError(
+        f"Expected a column of labels (ClassLabel or integers, or strings named {', '.join(_LABEL_NAMES)}), but the "
+        f"columns are {', '.join(features)} (`hf:...?label=COLUMN` names one)"
+    )
 
 
 def _refuse_options(scheme: str, options: dict[str, str], known: tuple[str, ...]) -> None:

@@ -1,7 +1,7 @@
 """Splits of a data set: train and test, stratified subsets, held-out images, label noise, selected classes."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -192,7 +192,7 @@ def with_classes(source: Source, wanted: str, spec: str) -> Source:
     Args:
         source: The data set.
         wanted: Class names, numbers or ranges, joined by commas: ``cat,dog``, ``0-4``, ``0,2,7-9``. Names take
-            precedence over numbers.
+            precedence over positions; if all names are numbers, numbers and ranges are names.
         spec: The specification, for errors.
 
     Raises:
@@ -201,12 +201,12 @@ def with_classes(source: Source, wanted: str, spec: str) -> Source:
     kept = sorted({label for part in wanted.split(",") for label in _labels_of(part, source.class_names, spec)})
     if len(kept) < 2:
         raise ValueError(f"Expected at least 2 classes after `classes=`, but got {spec!r}")
-    return Source(
+    return replace(
+        source,
         train=_only(source.train, kept),
         test=None if source.test is None else _only(source.test, kept),
         class_names=tuple(source.class_names[label] for label in kept),
-        symbols=source.symbols,
-        shuffled=source.shuffled,
+        left_out=(f"{len(source.class_names) - len(kept)} classes (`classes=`)", *source.left_out),
     )
 
 
@@ -216,7 +216,15 @@ def _labels_of(part: str, names: tuple[str, ...], spec: str) -> list[int]:
     numbers = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
     if numbers:
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
-        if first <= last < len(names):
+        named = [label for label, name in enumerate(names) if name.isdecimal() and first <= int(name) <= last]
+        if all(name.isdecimal() for name in names):  # numbers are names then: 1-3 is not 10, 11, 12
+            if len(named) == last - first + 1:
+                return named
+        elif named:
+            raise ValueError(
+                f"Expected `classes=` to leave no doubt, but {part!r} in {spec!r} may be names or positions: name each"
+            )
+        elif first <= last < len(names):
             return list(range(first, last + 1))
     raise ValueError(
         f"Expected names of classes or numbers from 0 to {len(names) - 1} after `classes=`, such as `0-4` or "

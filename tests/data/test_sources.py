@@ -9,6 +9,7 @@ from PIL import Image
 
 from pml_supcon.data.images import MemoryImages
 from pml_supcon.data.load import load_data
+from pml_supcon.data.sources import open_source
 
 CIFAR10 = Path(__file__).parents[2] / "../shared/data/cifar10"
 
@@ -53,7 +54,7 @@ def test_folder_errors(tmp_path):
     refuse(f"imagefolder:{tmp_path}", "one folder per class, but it is empty")
     (tmp_path / "a.png").write_bytes(b"")
     refuse(f"imagefolder:{tmp_path}", "one folder per class, but it holds no folder")
-    refuse(f"imagefolder:{tmp_path}?label=x", "options of `imagefolder:` to be among: classes; but got label")
+    refuse(f"imagefolder:{tmp_path}?label=x", "options of `imagefolder:` to be among: classes, depth; but got label")
     write_classes(tmp_path / "a", red=4)
     refuse(f"imagefolder:{tmp_path}/a", "at least 2 classes")
     write_classes(tmp_path / "a", green=1)
@@ -64,7 +65,7 @@ def test_folder_errors(tmp_path):
     write_classes(tmp_path / "b", red=2, green=2, blue=2)
     refuse(f"imagefolder:{tmp_path}/b", r"30 % of the images .* cover its 3 classes, but it has 6")
     write_classes(tmp_path / "c" / "test", red=2, blue=2)
-    refuse(f"imagefolder:{tmp_path}/c", "train with class folders beside")
+    refuse(f"imagefolder:{tmp_path}/c", "train or training with class folders beside")
     write_classes(tmp_path / "c" / "train", red=2, green=2)
     refuse(f"imagefolder:{tmp_path}/c", "among those of train, but blue are not")
 
@@ -130,17 +131,17 @@ def test_parquet_integer_labels_are_numbered(tmp_path, datasets):
 def test_parquet_text_labels_can_be_named(tmp_path, datasets):
     options = {"label": "word", "feature": datasets.Value("string")}
     spec = write_parquet(datasets, tmp_path / "a", train=["b", "a", "b"], test=["a"], **options)
-    refuse(spec, r"column of labels \(ClassLabel or integer\), but the columns are image, word")
+    refuse(spec, r"column of labels .*, but the columns are image, word")
     assert load_data(f"{spec}?label=word").class_names == ("a", "b")
 
 
 def test_parquet_errors(tmp_path, datasets, monkeypatch):
     spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2, 0], test=[0, 1])
     refuse(f"{spec}?label=fine", r"a column 'fine' in .*, but its columns are image, label")
-    refuse(f"{spec}?lable=fine", "options of `hf:` to be among: classes, image, label, name; but got lable")
+    refuse(f"{spec}?lable=fine", "options of `hf:` to be among: classes, image, label, name, train, test; but")
     refuse(f"{spec}?fine", r"Expected `\?NAME=VALUE`")
     spec = write_parquet(datasets, tmp_path / "c", train=[0, 1, 0], test=[-1, 1])
-    refuse(spec, r"label in every row .*, but 1 rows of test have none")
+    refuse(spec, r"label in every row .*, but 1 of 2 rows of test have none")
     spec = write_parquet(datasets, tmp_path / "d", label=None, train=[0, 1], test=[0])
     refuse(spec, r"column of labels .*, but the columns are image")
     spec = write_parquet(datasets, tmp_path / "e", test=[0, 1])
@@ -187,3 +188,58 @@ def test_cifar10(datasets):
     assert (len(data.test), data.num_classes, data.family) == (100, 10, "natural")
     assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.03)
     assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=0.03)
+
+
+def test_a_test_split_without_labels_gives_way_to_validation(tmp_path, datasets):
+    """As in imagenet-1k."""
+    spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2], validation=[1, 1], test=[-1, -1, -1])
+    assert load_data(spec).test_labels.tolist() == [1, 1]
+    source = open_source(spec)
+    assert source.parts == ("the split train", "the split validation")
+    assert source.left_out == ("the split test (3 rows, no labels)",)
+    spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 2], validation=[1, 1], test=[0, 2, 2])
+    assert load_data(spec).test_labels.tolist() == [0, 2, 2]
+    assert open_source(spec).left_out == ("the split validation (2 rows)",)
+    assert load_data(f"{spec}?test=validation").test_labels.tolist() == [1, 1]
+    assert load_data(f"{spec}?train=test&test=train").train_labels.tolist() == [0, 2, 2]
+    refuse(f"{spec}?test=dev", r"a split named dev .* but its splits are .*test=SPLIT")
+    spec = write_parquet(datasets, tmp_path / "c", train=[0, 1, 2], test=[-1, -1])
+    refuse(spec, "2 of 2 rows of test have none")
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "names"),
+    [("string", ["b", "a", "b"], ("a", "b")), ("bool", [True, False, True], ("False", "True"))],
+)
+def test_parquet_label_of_text_or_bool(tmp_path, datasets, kind, labels, names):
+    spec = write_parquet(datasets, tmp_path / "a", feature=datasets.Value(kind), train=labels, test=labels[:2])
+    data = load_data(spec)
+    assert data.class_names == names
+    assert data.train_labels.tolist() == [1, 0, 1]
+
+
+def test_a_path_may_have_a_question_mark(tmp_path, datasets):
+    write_classes(tmp_path / "which?", red=4, green=4)
+    assert load_data(f"imagefolder:{tmp_path}/which?").num_classes == 2
+    assert load_data(f"imagefolder:{tmp_path}/which??classes=red,green").num_classes == 2
+    spec = write_parquet(datasets, tmp_path / "a?b=c", train=[0, 1, 2], test=[0, 1])
+    assert load_data(f"{spec}?label=label").test_labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("wanted", "names"), [("1-3", "1 2 3"), ("10,12", "10 12"), ("1-2,11", "1 11 2")])
+def test_numbers_are_names_where_all_names_are_numbers(tmp_path, wanted, names):
+    for name in range(1, 13):
+        (tmp_path / str(name)).mkdir()
+        for index in range(4):
+            Image.new("L", (6, 6), 15 * name + index).save(tmp_path / f"{name}/{index}.png")
+    assert load_data(f"imagefolder:{tmp_path}?classes={wanted}").class_names == tuple(names.split())
+    refuse(f"imagefolder:{tmp_path}?classes=0-3", "names of classes or numbers")
+
+
+def test_a_number_that_may_be_a_name_or_a_position_is_refused(tmp_path):
+    for name in ("1", "2", "cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            Image.new("L", (6, 6), index).save(tmp_path / f"{name}/{index}.png")
+    refuse(f"imagefolder:{tmp_path}?classes=0-1", "leave no doubt")
+    assert load_data(f"imagefolder:{tmp_path}?classes=1,cat").class_names == ("1", "cat")
