@@ -197,11 +197,11 @@ def test_a_test_split_without_labels_gives_way_to_validation(tmp_path, datasets)
     source = open_source(spec)
     assert source.parts == ("the split train", "the split validation")
     assert source.left_out == ("the split test (3 rows, no labels)",)
-    spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 2], validation=[1, 1], test=[0, 2, 2])
-    assert load_data(spec).test_labels.tolist() == [0, 2, 2]
+    spec = write_parquet(datasets, tmp_path / "b", train=[0, 1, 2], validation=[1, 1], test=[0, 2, 1])
+    assert load_data(spec).test_labels.tolist() == [0, 2, 1]
     assert open_source(spec).left_out == ("the split validation (2 rows)",)
     assert load_data(f"{spec}?test=validation").test_labels.tolist() == [1, 1]
-    assert load_data(f"{spec}?train=test&test=train").train_labels.tolist() == [0, 2, 2]
+    assert load_data(f"{spec}?train=test&test=train").train_labels.tolist() == [0, 2, 1]
     refuse(f"{spec}?test=dev", r"a split named dev .* but its splits are .*test=SPLIT")
     spec = write_parquet(datasets, tmp_path / "c", train=[0, 1, 2], test=[-1, -1])
     refuse(spec, "2 of 2 rows of test have none")

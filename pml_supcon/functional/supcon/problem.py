@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.options import SupConOptions
+
+_NO_DIRECTION = 1e-12  # the largest norm of a row that counts as zero
 
 
 class AnchorLosses(NamedTuple):
@@ -163,7 +164,7 @@ def build_problem(
 
     def prepare(rows: Tensor) -> Tensor:
         rows = rows.to(torch.float32) if rows.dtype in (torch.float16, torch.bfloat16) else rows
-        return F.normalize(rows, dim=1) if options.normalize and options.similarity is None else rows
+        return unit_rows(rows) if options.normalize and options.similarity is None else rows
 
     rows = prepare(embeddings)
     anchors, num_anchors = rows, num_rows
@@ -186,6 +187,15 @@ def build_problem(
         options=options,
         input_dtype=embeddings.dtype,
     )
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Return ``rows / |rows|``; a row of norm 1e-12 or less has no direction: it becomes 0, and so does its gradient.
+
+    ``F.normalize`` gives such a row the gradient of ``row / 1e-12``, which is 1e12 times too large to train with.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / norms.masked_fill(norms <= _NO_DIRECTION, torch.inf)
 
 
 def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, has_references: bool) -> Tensor:
