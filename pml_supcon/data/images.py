@@ -161,18 +161,30 @@ def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tenso
     if in_chans == 1 and image.mode not in GREY_MODES:
         raise ValueError(f"Expected grey images, as the others are, but {images.where(index)} has mode {image.mode!r}")
     try:
-        return _upright_on_white(image, "L" if in_chans == 1 else "RGB")
+        return decode_image(image, "L" if in_chans == 1 else "RGB")
     except Exception as error:  # PIL raises many kinds, down to struct.error
         raise ValueError(f"{images.where(index)} is not a readable image: {error}") from error
 
 
-def _upright_on_white(image: Image.Image, mode: str) -> Image.Image:
+def decode_image(image: Image.Image, mode: str) -> Image.Image:
+    """Return an opened image as training and evaluation read it.
+
+    It is turned as its EXIF orientation says, and transparent pixels are blended with white.
+
+    Args:
+        image: As ``PIL.Image.open`` returns it.
+        mode: "L" or "RGB".
+
+    Raises:
+        ValueError: If the image has more than 8 bits per channel or several frames.
+    """
+    if fault := _unsupported(image):
+        raise ValueError(f"Expected an image {fault}")
     image = ImageOps.exif_transpose(image)
     if not image.has_transparency_data:
         return image.convert(mode)
     pixels = image.convert("RGBA")
-    white = Image.new("RGBA", pixels.size, "white")
-    return Image.alpha_composite(white, pixels).convert(mode)
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert(mode)
 
 
 def as_tensor(image: Image.Image | Tensor) -> Tensor:
@@ -242,16 +254,20 @@ def _open(images: Images, index: int) -> Image.Image | Tensor:
         image = images[index]
     except Exception as error:  # see `read_image`
         raise ValueError(f"{images.where(index)} is not a readable image: {error}") from error
-    if isinstance(image, Tensor):
-        return image
+    if not isinstance(image, Tensor) and (fault := _unsupported(image)):
+        raise ValueError(f"Expected images {fault}: {images.where(index)}")
+    return image
+
+
+def _unsupported(image: Image.Image) -> str | None:
+    """Return the expectation that an image does not meet, from its header alone, or None."""
     if image.mode not in GREY_MODES | _COLOUR_MODES or _has_16_bits(image):
-        raise ValueError(
-            f"Expected 8-bit images, but {images.where(index)} has more bits (mode {image.mode!r}): convert it first, "
-            "because clipping its values would lose detail"
+        return (
+            f"of 8 bits per channel, but got more (mode {image.mode!r}); convert it first, clipping would lose detail"
         )
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a second view of a camera, not a film
-        raise ValueError(f"Expected images of one frame, but {images.where(index)} has several: save the one to read")
-    return image
+        return "of one frame, but got several; save the one to read"
+    return None
 
 
 def _has_16_bits(image: Image.Image) -> bool:

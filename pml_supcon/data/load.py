@@ -23,8 +23,8 @@ from pml_supcon.data.images import (
 from pml_supcon.data.sources import open_source
 from pml_supcon.data.splits import NewClasses, split_source, subset_of
 
-SMALL_IMAGE = 64  # images up to this side keep their size
-LARGE_IMAGE = 224
+SMALL_IMAGE = 64  # grey images up to this side are taken for symbols
+LARGE_IMAGE = 224  # images are not enlarged beyond their own size, nor kept larger than this
 MEMORY_LIMIT = 512 * 2**20  # bytes of decoded images
 CHECK_LIMIT = 20_000  # data sets up to this size are decoded completely before the run
 _SHOWN = 10  # classes named in the summary
@@ -60,8 +60,8 @@ def load_data(
 
     Args:
         spec: The specification, see above.
-        image_size: The side of the square that transforms return. Default: the side of the images if all are square,
-            equal and at most 64, else 224.
+        image_size: The side of the square that transforms return. Default: the largest shorter side of the images, at
+            most 224.
         max_train: The maximum number of training images, >= the number of classes. ``hf:`` data sets keep the first
             rows if these cover all classes; all others a stratified subset, drawn with ``seed``.
         max_test: The same for the test images.
@@ -142,10 +142,7 @@ class OpenedData:
             MemoryImages(pixels[index], pool.labels) if pixels else LazyImages(pool.images, pool.labels, in_chans)
             for index, pool in enumerate(pools)
         ]
-        image_size = self.image_size
-        if image_size is None:
-            keep = size is not None and size[0] == size[1] <= SMALL_IMAGE
-            image_size = size[0] if size is not None and keep else LARGE_IMAGE
+        image_size = self.image_size or min(LARGE_IMAGE, max(min(each) for each in sizes))
         mean, std = moments.result()
         symbols = self.source.symbols or (in_chans == 1 and image_size <= SMALL_IMAGE)
         return ImageData(

@@ -51,7 +51,7 @@ def test_images_of_several_sizes_are_decoded_when_read(tmp_path, folder):
     write_classes(tmp_path / "test", red=2)
     data = load_data(folder)
     assert isinstance(data.train, LazyImages)
-    assert data.image_size == 224
+    assert data.image_size == 20
     image, label = data.train[0]  # green/000.jpg
     assert (image.size, image.mode, label) == ((30, 20), "RGB", 0)
     assert len(pickle.loads(pickle.dumps(data.train))) == 8
@@ -79,7 +79,7 @@ def test_a_size_beyond_the_sampled_headers_is_detected(tmp_path, folder, monkeyp
     data = load_data(folder)
     assert isinstance(data.train, LazyImages)
     assert isinstance(data.test, LazyImages)
-    assert data.image_size == 224
+    assert data.image_size == 12
 
 
 def test_grey_images_have_one_channel_and_the_digits_family(tmp_path, folder):
@@ -132,7 +132,7 @@ def test_an_image_that_breaks_later_is_named_when_read(tmp_path, folder):
 def test_images_of_16_bits_raise(tmp_path, folder):
     write_classes(tmp_path, red=5, green=5)
     Image.fromarray(np.full((12, 12), 40_000, dtype=np.uint16)).save(tmp_path / "red/000.png")
-    refuse(folder, r"8-bit images, but .*red/000\.png has more bits \(mode 'I;16'\)")
+    refuse(folder, r"8 bits per channel, but got more \(mode 'I;16'\).*red/000\.png")
 
 
 def test_constant_images_raise(tmp_path, folder):
@@ -157,3 +157,10 @@ def test_constant_images_raise(tmp_path, folder):
 )
 def test_invalid_arguments(spec, options, message):
     refuse(spec, message, **options)
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [([(105, 105)], 105), ([(300, 400)], 224), ([(90, 60), (50, 80)], 60)])
+def test_images_are_not_enlarged_by_default(tmp_path, folder, sizes, expected):
+    for size in sizes:
+        write_classes(tmp_path, red=4, green=4, size=size, suffix=f"{size[0]}.png")
+    assert load_data(folder).image_size == expected
