@@ -10,6 +10,8 @@ from torch import Tensor
 from pml_supcon.functional.supcon import checks
 from pml_supcon.losses.supcon import BaseSupConLoss
 
+# Taken now: `pml.CrossBatchMemory = pml_supcon.losses.CrossBatchMemory` in a user's pipeline must not lead back here.
+_PMLCrossBatchMemory, _PMLSelfSupervisedLoss = pml.CrossBatchMemory, pml.SelfSupervisedLoss
 OWN_LOSSES = ["SupConLossOut", "SupConLossIn"]
 
 
@@ -119,7 +121,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
     @staticmethod
     def supported_losses() -> list[str]:
         """Return the names of the accepted losses."""
-        return [*pml.CrossBatchMemory.supported_losses(), *OWN_LOSSES]
+        return [*_PMLCrossBatchMemory.supported_losses(), *OWN_LOSSES]
 
 
 class SelfSupervisedLoss(pml.SelfSupervisedLoss):
@@ -178,7 +180,7 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
     @staticmethod
     def supported_losses() -> list[str]:
         """Return the names of the accepted losses."""
-        return [*pml.SelfSupervisedLoss.supported_losses(), *OWN_LOSSES]
+        return [*_PMLSelfSupervisedLoss.supported_losses(), *OWN_LOSSES]
 
 
 def views_of(embeddings: Tensor, others: Sequence[Any]) -> list[Tensor]:

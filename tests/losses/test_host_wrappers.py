@@ -210,3 +210,15 @@ def test_wrappers_accept_their_supported_losses(wrapper, options):
     wrapper(pml.TripletMarginLoss(), **options)
     with pytest.raises(Exception, match="not supported for ArcFaceLoss"):
         wrapper(pml.ArcFaceLoss(3, 4), **options)
+
+
+@pytest.mark.parametrize("name", ["CrossBatchMemory", "SelfSupervisedLoss"])
+def test_pml_may_be_patched_with_our_wrappers(monkeypatch, name):
+    """`pytorch_metric_learning.losses.CrossBatchMemory = pml_supcon.losses.CrossBatchMemory`, in an existing pipeline."""
+    import pytorch_metric_learning.losses
+
+    ours = getattr(losses, name)
+    monkeypatch.setattr(pytorch_metric_learning.losses, name, ours)
+    assert {"SupConLossOut", "NTXentLoss"} <= set(ours.supported_losses())
+    options = {"embedding_size": 4, "memory_size": 16} if name == "CrossBatchMemory" else {}
+    ours(losses.SupConLossOut(), **options)

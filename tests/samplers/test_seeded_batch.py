@@ -55,3 +55,24 @@ def test_seeds_continue_after_a_resume():
     taken = [next(running) for _ in range(3)]
     second.load_state_dict(first.state_dict(batches_done=2))  # one more was fetched than used
     assert [(list(batch), batch.seed) for batch in [*taken[:2], *second]] == whole
+
+
+def test_slices_and_sums_have_seeds_of_their_own():
+    batch = SeededBatch(range(8), (0, 1))
+    first, second, joined = batch[:4], batch[4:], batch + batch[:2]
+    assert (first, second, joined) == ([0, 1, 2, 3], [4, 5, 6, 7], [*range(8), 0, 1])
+    assert len({batch.seed, first.seed, second.seed, joined.seed}) == 4
+    assert first.seed == SeededBatch(range(8), (0, 1))[:4].seed
+    assert type(batch[2]) is int
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_accelerate_splits_seeded_batches(process):
+    from accelerate.data_loader import BatchSamplerShard
+
+    sampler = MultiViewBatchSampler([0, 1, 2] * 8, 10)
+    shard = BatchSamplerShard(sampler, 2, process, split_batches=True)
+    parts = list(shard)
+    assert [len(part) for part in parts] == [5, 5, 5]  # the last, smaller batch is filled up
+    other = list(BatchSamplerShard(sampler, 2, 1 - process, split_batches=True))
+    assert len({part.seed for part in [*parts, *other]}) == 6
