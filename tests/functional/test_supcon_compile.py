@@ -74,3 +74,39 @@ def test_operators_keep_their_contract():
     references = torch.randn(7, 3, requires_grad=True)
     arguments = (z, references, labels, labels[:7], None, None, None, None, None, "in", "one_positive", True)
     torch.library.opcheck(tiled_losses, arguments)
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"summation": "in", "denominator": "negatives"}, {"num_views": 2, "contrast_mode": "one", "positives_cap": 2}],
+)
+def test_twelve_batch_sizes_are_one_graph(backend, options):
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def step(rows, labels):
+        return supcon_loss(rows, labels, backend=backend, **options).mean()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=counted)
+    for number in range(8, 32, 2):
+        rows, labels = torch.randn(number, 5, requires_grad=True), (torch.arange(number // 2) % 3).repeat(2)
+        torch.testing.assert_close(compiled(rows, labels), step(rows, labels))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("loss", [losses.SupConLossOut(), losses.SupConLossIn()])
+def test_an_exported_loss_is_exact_at_another_batch_size(loss):
+    class WithLoss(torch.nn.Module):
+        def forward(self, rows, labels):
+            return loss(rows, labels)
+
+    batch = torch.export.Dim("batch", min=4)
+    example = torch.randn(12, 5), torch.arange(12) % 3
+    exported = torch.export.export(WithLoss(), example, dynamic_shapes=({0: batch}, {0: batch}))
+    for number in (12, 30):
+        rows, labels = torch.randn(number, 5), torch.arange(number) % 4
+        torch.testing.assert_close(exported.module()(rows, labels), loss(rows, labels))

@@ -214,7 +214,7 @@ def test_wrappers_accept_their_supported_losses(wrapper, options):
 
 @pytest.mark.parametrize("name", ["CrossBatchMemory", "SelfSupervisedLoss"])
 def test_pml_may_be_patched_with_our_wrappers(monkeypatch, name):
-    """`pytorch_metric_learning.losses.CrossBatchMemory = pml_supcon.losses.CrossBatchMemory`, in an existing pipeline."""
+    """An existing pipeline takes our class by replacing the name in `pytorch_metric_learning.losses`."""
     import pytorch_metric_learning.losses
 
     ours = getattr(losses, name)

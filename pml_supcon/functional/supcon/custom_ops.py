@@ -20,7 +20,7 @@ def register_backward(losses: Any, gradient: Any, *, num_tensors: int, num_stati
 
     # shapes and dtypes of the outputs, for `torch.compile`
     def fake_losses(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        number = len(anchors)
+        number = anchors.shape[0]  # not `len`, which makes a symbolic size a number
         valid = anchors.new_empty(number, dtype=torch.bool)
         return anchors.new_empty(number), valid, anchors.new_empty(num_statistics, number)
 
