@@ -23,7 +23,7 @@ from pml_supcon.evaluation.settings import EvaluateSettings, parse_settings
 from pml_supcon.training.environment import environment
 from pml_supcon.training.launch import GROUP_TIMEOUT, make_accelerator
 from pml_supcon.training.pictures import summary_table
-from pml_supcon.training.run import check_writable
+from pml_supcon.training.run import check_writable, print_summary
 from pml_supcon.training.signals import Stopped, exit_with_error
 
 REPORT, FIGURES, COMPARED = "report.html", "evaluation.json", "evaluation-compared.json"
@@ -74,6 +74,7 @@ def build_context(
             max_test=settings.max_test or own.get("max_test"),
             new_classes="some",
         )
+        print_summary(opened)
         data = opened.decode()
     loaded.to(accelerator.device)
     cache = FeatureCache(settings.cache or folder_of(loaded) / "features") if settings.use_cache else None

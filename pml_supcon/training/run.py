@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import json
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
@@ -251,7 +252,19 @@ def open_images(settings: TrainSettings, accelerator: Accelerator) -> OpenedData
         )
     if settings.train_fraction < 1:
         opened = opened.with_train_fraction(settings.train_fraction, settings.seed)
+    print_summary(opened)
     return opened
+
+
+def print_summary(opened: OpenedData) -> None:
+    """Print the three lines that say what was read, on the main process; the same lines are printed once."""
+    if PartialState().is_main_process:
+        _print_once("\n".join(opened.summary()))
+
+
+@functools.cache
+def _print_once(text: str) -> None:
+    print(text, flush=True)
 
 
 def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:

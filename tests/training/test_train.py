@@ -187,3 +187,29 @@ def test_held_out_images_replace_the_test_split(tmp_path):
         scores.append({name: metrics[name] for name in metrics if name.startswith(("linear_probe/", "retrieval/"))})
     assert scores[0] == scores[1] != scores[2]
     assert not list((tmp_path / "test100").glob("*.png"))
+
+
+@pytest.mark.parametrize("layout", ["Train Test", "training testing", "train validation", "classes", "train val test"])
+def test_the_first_lines_say_what_was_read(layout, tmp_path, capsys):
+    """Five layouts of folders: classes with counts, parts, and what was left out."""
+    parts = layout.split() if layout != "classes" else ["."]
+    for part in parts:
+        for value, name in ((30, "cat"), (200, "dog")):
+            (tmp_path / "images" / part / name).mkdir(parents=True, exist_ok=True)
+            for index in range(10):
+                Image.new("L", (8, 8), value + index).save(tmp_path / f"images/{part}/{name}/{index}.png")
+    (tmp_path / "images" / parts[0] / "cat/list.txt").write_text("")
+    flags = ["--data", f"imagefolder:{tmp_path}/images", "--output", str(tmp_path / "run"), "--epochs", "1"]
+    flags += ["--batch-size", "10", "--warmup-epochs", "0", "--head-dim", "8"]
+    main([*flags, "--encoder-args.channels", "[8, 8, 8, 8]", "--pictures", "false"])
+    lines = capsys.readouterr().out.splitlines()[:3]
+    train, test = (14, 6) if layout == "classes" else (20, 20)
+    assert lines[0] == f"data imagefolder:{tmp_path}/images: 2 classes (cat {train // 2}, dog {train // 2})"
+    left_out = ["1 files .txt"]
+    if layout == "classes":
+        assert lines[1] == f"train: 14 images of {tmp_path}/images; test: 6 images, 30 % of each class"
+    else:
+        scored = "test" if "val" in parts else parts[1]
+        assert lines[1] == f"train: 20 images of {parts[0]}/; test: {test} images of {scored}/"
+        left_out = ["val/", *left_out] if "val" in parts else left_out
+    assert lines[2] == f"left out: {', '.join(left_out)}"
