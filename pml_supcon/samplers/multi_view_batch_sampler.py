@@ -249,5 +249,5 @@ class SeededBatch(list[int]):
         start, stop, step = index.indices(len(self))
         return SeededBatch(part, (self.seed, start, stop, step % 2**32))
 
-    def __add__(self, other: Any) -> "SeededBatch":
+    def __add__(self, other: Any) -> "SeededBatch":  # type: ignore[override]  # indices only
         return SeededBatch([*self, *other], (self.seed, len(self), len(other)))
