@@ -195,7 +195,8 @@ def unit_rows(rows: Tensor) -> Tensor:
     ``F.normalize`` gives such a row the gradient of ``row / 1e-12``, which is 1e12 times too large to train with.
     """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / norms.masked_fill(norms <= _NO_DIRECTION, torch.inf)
+    unit: Tensor = rows / norms.masked_fill(norms <= _NO_DIRECTION, torch.inf)
+    return unit
 
 
 def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, has_references: bool) -> Tensor:
