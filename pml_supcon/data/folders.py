@@ -180,7 +180,7 @@ class _Reader:
 
     def left_out(self, folders: Sequence[str] = ()) -> tuple[str, ...]:
         """Describe what was left out: folders beside the parts, then the numbers of files by kind."""
-        counted = [f"{number} {kind}" for kind, number in self.left.most_common() if number]
+        counted = [f"{kind} ({number})" for kind, number in self.left.most_common() if number]
         return (*folders, *counted)
 
     def _enter(self, folders: Sequence[Path]) -> None:
@@ -208,12 +208,12 @@ class _Reader:
                     self._enter([Path(target)])
                 yield from self._walk(entry.path)
             elif not _is_file(entry):
-                self.left["entries that are no files"] += 1
+                self.left["entries that are not files"] += 1
             elif entry.name.lower().endswith(EXTENSIONS):
                 yield entry.path
             else:
                 suffix = os.path.splitext(entry.name)[1]
-                self.left[f"files {printable(suffix)}" if suffix else "files without an extension"] += 1
+                self.left[f"{printable(suffix)} files" if suffix else "files without an extension"] += 1
 
     def _refuse_nested(self, folders: Sequence[Path], found: Sequence[Sequence[str]]) -> None:
         """Raise if class folders hold several folders of images and no image: these may be the classes."""

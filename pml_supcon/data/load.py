@@ -107,7 +107,7 @@ class OpenedData:
         left_out = list(source.left_out)
         for title, before, after in zip(("training", "test"), self.before, (self.train, self.test), strict=True):
             if len(after) < len(before):
-                left_out.append(f"{len(before) - len(after)} {title} images, as a subset was asked for")
+                left_out.append(f"{title} images beyond the subset ({len(before) - len(after)})")
         return [
             f"data {printable(self.spec)}: {len(names)} classes ({shown})",
             f"train: {len(self.train)} images{train}; test: {len(self.test)} images{test}",

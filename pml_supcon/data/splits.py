@@ -206,7 +206,7 @@ def with_classes(source: Source, wanted: str, spec: str) -> Source:
         train=_only(source.train, kept),
         test=None if source.test is None else _only(source.test, kept),
         class_names=tuple(source.class_names[label] for label in kept),
-        left_out=(f"{len(source.class_names) - len(kept)} classes (`classes=`)", *source.left_out),
+        left_out=(f"classes not selected ({len(source.class_names) - len(kept)})", *source.left_out),
     )
 
 

@@ -102,7 +102,7 @@ def test_links_that_lead_back_add_no_image(tmp_path):
     (tmp_path / "dog/loop").symlink_to(tmp_path / "dog/loop")
     source, counts = opened(tmp_path)
     assert counts == [4, 4]
-    assert source.left_out == ("4 links to folders that are read anyway", "1 entries that are no files")
+    assert source.left_out == ("links to folders that are read anyway (4)", "entries that are not files (1)")
 
 
 def test_links_to_folders_elsewhere_are_followed_once(tmp_path):
@@ -147,11 +147,11 @@ def test_files_that_are_left_out_are_counted(tmp_path):
     source, counts = opened(tmp_path)
     assert counts == [4, 4]
     assert sorted(source.left_out) == [
-        "1 entries that are no files",
-        "1 files .heic",
-        "1 files beside the class folders",
-        "1 files without an extension",
-        "2 files .txt",
+        ".heic files (1)",
+        ".txt files (2)",
+        "entries that are not files (1)",
+        "files beside the class folders (1)",
+        "files without an extension (1)",
     ]
 
 
@@ -162,7 +162,7 @@ def test_what_was_read_is_said_in_three_lines(tmp_path):
     assert open_data(f"imagefolder:{tmp_path}", max_train=8).summary() == [
         f"data imagefolder:{tmp_path}: 2 classes (cat 4, dog 4)",
         "train: 8 images of train/; test: 4 images of val/",
-        "left out: 1 files .txt, 4 training images, as a subset was asked for",
+        "left out: .txt files (1), training images beyond the subset (4)",
     ]
     assert open_data("digits").summary()[1:] == [
         "train: 1257 images; test: 540 images, 30 % of each class",

@@ -205,7 +205,7 @@ def test_the_first_lines_say_what_was_read(layout, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()[:3]
     train, test = (14, 6) if layout == "classes" else (20, 20)
     assert lines[0] == f"data imagefolder:{tmp_path}/images: 2 classes (cat {train // 2}, dog {train // 2})"
-    left_out = ["1 files .txt"]
+    left_out = [".txt files (1)"]
     if layout == "classes":
         assert lines[1] == f"train: 14 images of {tmp_path}/images; test: 6 images, 30 % of each class"
     else:
