@@ -1,6 +1,7 @@
 """PML's accuracy calculator and tester as the testers of this package need them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
@@ -14,7 +15,8 @@ class FunctionCalculator:
         metrics: The names that ``compute`` returns, in their order. PML averages over label levels and checks
             a hook's ``primary_metric`` by them.
         compute: Called by keyword with ``query``, ``query_labels``, ``reference``, ``reference_labels`` and
-            ``ref_includes_query``; returns ``{metric: value}``.
+            ``ref_includes_query``; returns ``{metric: value}``. A function of a module, or ``functools.partial`` of
+            one, so that testers can be pickled.
     """
 
     def __init__(self, metrics: Sequence[str], compute: Callable[..., dict[str, float]]) -> None:
@@ -74,9 +76,17 @@ class FittedTester(GlobalEmbeddingSpaceTester):
 
 def of_splits(score: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Adapt ``score(reference, reference_labels, query, query_labels, **options)`` to ``FunctionCalculator``."""
+    return partial(_score_splits, score, options)  # no local function: testers are pickled
 
-    # `FittedTester` has raised an error before if the references include the query
-    def compute(*, query: Tensor, query_labels: Tensor, reference: Tensor, reference_labels: Tensor, **_: Any) -> Any:
-        return score(reference, reference_labels, query, query_labels, **options)
 
-    return compute
+def _score_splits(
+    score: Callable[..., Any],
+    options: dict[str, Any],
+    *,
+    query: Tensor,
+    query_labels: Tensor,
+    reference: Tensor,
+    reference_labels: Tensor,
+    ref_includes_query: bool = False,  # `FittedTester` has raised an error before if they do
+) -> Any:
+    return score(reference, reference_labels, query, query_labels, **options)

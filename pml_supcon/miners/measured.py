@@ -151,6 +151,9 @@ class _Timer:
         self._seconds = seconds
         self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
+    def __reduce__(self) -> tuple[Any, ...]:  # events of CUDA cannot be pickled
+        return _Timer, (self.seconds(),)
+
     def time(self, device: torch.device, call: Callable[..., Any], *arguments: Any) -> Any:
         """Return the result of the call and add its time."""
         if device.type != "cuda":

@@ -117,7 +117,7 @@ class CorruptionTester(FittedTester):
         names = ["accuracy", "ece", *corruption_metrics(blank), *["mean_corruption_error"] * (baseline is not None)]
         super().__init__(
             # Only names: PML's calculators take one set of queries, but each corruption has its own.
-            accuracy_calculator=FunctionCalculator(names, lambda **_: {}),
+            accuracy_calculator=FunctionCalculator(names, _no_metrics),
             use_trunk_output=use_trunk_output,
             normalize_embeddings=normalize_embeddings,
             **tester_kwargs,
@@ -189,3 +189,7 @@ def _check_listed(values: Sequence[Any], name: str, kind: str) -> None:
     check_sequence(name, values, kind)
     if not values or len(set(values)) != len(values):
         raise ValueError(f"Expected argument `{name}` to hold at least one, and none twice, but got {tuple(values)}")
+
+
+def _no_metrics(**splits: Any) -> dict[str, float]:
+    return {}

@@ -1,11 +1,14 @@
 """The PML tester of few-shot accuracy."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator, of_splits
 from pml_supcon.metrics.few_shot import DRAWS, SHOTS, Classifier, check_few_shot_options, few_shot_metrics
 from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER
+
+#: The endings of the metrics, and the entries of `few_shot_metrics` that they report.
+ENDS: dict[str, Literal["accuracy", "low", "high"]] = {"": "accuracy", "_low": "low", "_high": "high"}
 
 
 class FewShotTester(FittedTester):
@@ -55,18 +58,17 @@ class FewShotTester(FittedTester):
         options: dict[str, Any] = {"shots": shots, "draws": draws, "classifier": classifier, "seed": seed}
         options |= {"inverse_l2": inverse_l2, "max_iter": max_iter}
         check_few_shot_options(**options)
-        ends = {"": "accuracy", "_low": "low", "_high": "high"}
-        score = of_splits(few_shot_metrics, **options)
-
-        def compute(**splits: Any) -> dict[str, float]:
-            return {
-                f"accuracy_{result['shots']}_shot{end}": result[name]
-                for result in score(**splits)
-                for end, name in ends.items()
-            }
-
+        names = [f"accuracy_{k}_shot{end}" for k in shots for end in ENDS]
         super().__init__(
-            accuracy_calculator=FunctionCalculator([f"accuracy_{k}_shot{end}" for k in shots for end in ends], compute),
+            accuracy_calculator=FunctionCalculator(names, of_splits(_accuracies, **options)),
             use_trunk_output=use_trunk_output,
             **tester_kwargs,
         )
+
+
+def _accuracies(*splits: Any, **options: Any) -> dict[str, float]:
+    return {
+        f"accuracy_{found['shots']}_shot{end}": found[name]
+        for found in few_shot_metrics(*splits, **options)
+        for end, name in ENDS.items()
+    }

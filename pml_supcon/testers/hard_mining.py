@@ -1,6 +1,7 @@
 """The PML tester of the hardness of pairs."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,12 +70,7 @@ class HardMiningTester(GlobalEmbeddingSpaceTester):
             check_int("pair_batch_size", pair_batch_size, low=1)
         options: dict[str, Any] = {"loss": loss, "temperature": temperature, "margin": margin, "seed": seed}
         options |= {"bins": 1, "batch_size": pair_batch_size, "batches": batches}
-
-        def compute(query: torch.Tensor, query_labels: torch.Tensor, **references: Any) -> dict[str, float]:
-            summary = hard_mining_curve(query, query_labels, **options)["summary"]
-            found = {name: summary[kind][mean] for name, (kind, mean) in MEANS.items()}
-            return {name: math.nan if value is None else value for name, value in found.items()}
-
+        compute = partial(_hardness, options)
         super().__init__(accuracy_calculator=FunctionCalculator(tuple(MEANS), compute), **tester_kwargs)
 
     def get_splits_to_compute_embeddings(
@@ -88,3 +84,11 @@ class HardMiningTester(GlobalEmbeddingSpaceTester):
                     f"query {query!r} with references {references}"
                 )
         return super().get_splits_to_compute_embeddings(dataset_dict, splits_to_eval)
+
+
+def _hardness(
+    options: dict[str, Any], *, query: torch.Tensor, query_labels: torch.Tensor, **references: Any
+) -> dict[str, float]:
+    summary = hard_mining_curve(query, query_labels, **options)["summary"]
+    found = {name: summary[kind][mean] for name, (kind, mean) in MEANS.items()}
+    return {name: math.nan if value is None else value for name, value in found.items()}

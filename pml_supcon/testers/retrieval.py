@@ -1,6 +1,7 @@
 """The PML tester of retrieval."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,9 +61,10 @@ class RetrievalTester(GlobalEmbeddingSpaceTester):
         options: dict[str, Any] = {"recall_at": tuple(recall_at), "knn_k": knn_k, "knn_temperature": knn_temperature}
         options |= {"at_r": at_r, "index": index, "chunk_size": chunk_size}
 
-        def compute(query: torch.Tensor, query_labels: torch.Tensor, **others: Any) -> dict[str, float]:
-            metrics = retrieval_metrics(query, query_labels, **others, **options)
-            return metrics | (clustering_metrics(query, query_labels) if clustering else {})
-
+        compute = partial(_with_clustering if clustering else retrieval_metrics, **options)
         names = [*metric_names(recall_at, at_r), "lone_queries", "zero_rows", *(["nmi", "ami"] if clustering else [])]
         super().__init__(accuracy_calculator=FunctionCalculator(names, compute), **tester_kwargs)
+
+
+def _with_clustering(query: torch.Tensor, query_labels: torch.Tensor, **others: Any) -> dict[str, float]:
+    return retrieval_metrics(query, query_labels, **others) | clustering_metrics(query, query_labels)
