@@ -122,15 +122,19 @@ def broadcast_from_first(make: Callable[[], Sequence[Tensor]], group: dist.Proce
 
 
 def agree(
-    sizes: Mapping[str, int], same: Mapping[str, str], error: Exception | None, group: dist.ProcessGroup
+    sizes: Mapping[str, int | Tensor], same: Mapping[str, str], error: Exception | None, group: dist.ProcessGroup
 ) -> dict[str, list[int]]:
     """Return each of ``sizes`` by rank; they may differ between processes.
+
+    A size may be a scalar int64 tensor on ``device_of(group)``, which is not read on the host before it is gathered.
 
     Raises:
         ValueError: On every process, if one has an ``error`` or a value in ``same`` differs; names rank and value.
     """
     digest = zlib.crc32(repr(sorted(same.items())).encode())  # unlike `hash` the same in all processes
-    record = torch.tensor([error is not None, digest, *sizes.values()], device=device_of(group))
+    record = torch.tensor([error is not None, digest, *(0 for _ in sizes)], device=device_of(group))
+    for position, size in enumerate(sizes.values(), 2):
+        record[position] = size
     everyone: list[list[int]] = all_gather(record, group).tolist()
     if any(wrong for wrong, *_ in everyone) or len({digest for _, digest, *_ in everyone}) > 1:
         name = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "

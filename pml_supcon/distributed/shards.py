@@ -1,6 +1,8 @@
 """The shards of a batch on the processes of a group: checked for agreement, and gathered."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -10,6 +12,9 @@ from torch.distributed import ProcessGroup
 
 from pml_supcon._layouts import flatten_views, split_views
 from pml_supcon.distributed import collectives
+
+#: The integer dtype of each number of bytes.
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class LossInputs(NamedTuple):
@@ -108,16 +113,75 @@ def agree_on_shards(
     ``same`` are values that must be equal on all processes, by name, besides shapes and dtypes; ``error`` is an error
     in the shard of this process, or None.
 
+    Warns:
+        UserWarning: Once on every process, if shards of two ranks are bit-identical; names the ranks.
+
     Raises:
         ValueError: On every process, if one has an error or differs from the others; names rank and value.
         ConnectionError: If a collective fails; names the lost ranks.
     """
-    sizes = {"samples": 0, "references": 0}
+    sizes: dict[str, int | Tensor] = {"samples": 0, "references": 0, "checksum": 0}
     if error is None:
-        sizes = {"samples": own.samples, "references": 0 if own.ref_emb is None else len(own.ref_emb)}
+        references = 0 if own.ref_emb is None else len(own.ref_emb)
+        sizes = {"samples": own.samples, "references": references, "checksum": checksum(own, group)}
         same = {**same, **shard_properties(own)}
     notes = collectives.agree(sizes, {name: str(value) for name, value in same.items()}, error, group)
+    if same_ranks := ranks_with_equal_shards(notes["checksum"]):
+        warn_of_equal_shards(same_ranks)
     return ShardSizes(notes["samples"], notes["references"])
+
+
+@torch.no_grad()
+def checksum(own: LossInputs, group: ProcessGroup) -> int | Tensor:
+    """Return a checksum of the bits of the embeddings and labels of a shard, a scalar int64 tensor on their device.
+
+    It is 0 for a shard whose rows are all equal, of an encoder that has collapsed for example: such shards may be equal
+    on processes that hold different samples. It is 0 too where the group runs its collectives on another device, as
+    gloo does for rows on a GPU: the copy would synchronise with the host.
+    """
+    if not len(own.embeddings) or own.embeddings.device.type != collectives.device_of(group).type:
+        return 0
+    # (N, D): the bits of the rows as integers, whose sums wrap round and do not depend on the order of addition.
+    bits = own.embeddings.detach().view(INTEGERS[own.embeddings.element_size()]).flatten(0, -2)
+    # (N,): the high half is added to the low one, since a product moves bits upwards only; one copy of the rows at most
+    rows = (bits >> 4 * bits.element_size()).bitwise_xor_(bits).mul_(random_integers(bits[0]) | 1).sum(-1)
+    varied = (rows != rows[0]).any()
+    total = scrambled(rows + random_integers(rows)).sum()
+    if own.labels is not None:
+        labels = own.labels.to(torch.int64)
+        total = total + 3 * scrambled(labels + random_integers(labels)).sum()
+    return total * varied
+
+
+def random_integers(like: Tensor) -> Tensor:
+    """Return a pseudo-random integer for each place of a 1-D integer tensor."""
+    return scrambled(torch.arange(1, len(like) + 1, device=like.device)).to(like.dtype)
+
+
+def scrambled(x: Tensor) -> Tensor:
+    """Return the finaliser of SplitMix64 of int64 values: a bijection after which close values differ in many bits."""
+    x = (x ^ x >> 30) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ x >> 27) * (0x94D049BB133111EB - 2**64)
+    return x ^ x >> 31
+
+
+def ranks_with_equal_shards(checksums: Sequence[int]) -> str:
+    """Return the ranks with a checksum that another rank has too, as text: "0 and 1; 2 and 3"; "" if there are none."""
+    ranks: dict[int, list[str]] = {}
+    for rank, own in enumerate(checksums):
+        ranks.setdefault(own, []).append(str(rank))
+    return "; ".join(" and ".join(equal) for own, equal in ranks.items() if own and len(equal) > 1)
+
+
+@cache  # a warning at the first step says it all, whichever filters are set
+def warn_of_equal_shards(ranks: str) -> None:
+    """Warn that processes hold the same rows."""
+    warnings.warn(
+        f"Expected different samples on each process, but got the same embeddings and labels on ranks {ranks}: each "
+        "sample is contrasted with copies of itself. Divide the batches: "
+        "`MultiViewBatchSampler(..., num_replicas=world_size, rank=rank)`, or a `DistributedSampler`",
+        stacklevel=2,
+    )
 
 
 def shard_properties(own: LossInputs) -> dict[str, Any]:

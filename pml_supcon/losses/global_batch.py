@@ -53,6 +53,10 @@ class GlobalBatchLoss(nn.Module):
             process: pass a ``miner``.
         ConnectionError: If a collective fails; names the lost ranks.
 
+    Warns:
+        UserWarning: Once, if two processes hold bit-identical rows and labels, as with a sampler whose ``num_replicas``
+            was forgotten: each sample would be its own positive. Names the ranks.
+
     Note:
         All processes must call it, and its backward pass. The numbers of rows are compared at each call, on the host. A
         loss of PML that draws at random draws on each process separately; a miner draws once, for all.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import Sampler
 
 from pml_supcon._checks import check_int
 
@@ -95,6 +96,11 @@ class EpochPlanner:
 
 def _class_codes(labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> IntArray:
     """Return the labels as int64 codes ``0..C-1``, in the order of the samples."""
+    if isinstance(labels, Sampler):
+        raise TypeError(
+            f"Expected argument `labels` to be the labels of the samples, but got a {type(labels).__name__}; Lightning "
+            "puts one there unless it runs with `Trainer(use_distributed_sampler=False)`"
+        )
     array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"Expected argument `labels` to be 1-D and not empty, but got shape {array.shape}")

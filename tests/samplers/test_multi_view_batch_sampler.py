@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning import losses, trainers
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
 from pml_supcon.samplers import MultiViewBatchSampler
 
@@ -311,6 +311,8 @@ SINGLE = [0] * 9 + [1]
     [
         ([], {}, ValueError, r"`labels` to be 1-D and not empty, but got shape \(0,\)"),
         (torch.tensor([True, False]), {}, TypeError, "`labels` to be integers, but got dtype bool"),
+        (SequentialSampler(range(4)), {}, TypeError, "`labels` to be the labels of the samples, but got a SequentialS"),
+        (DistributedSampler(range(4), 2, 0), {}, TypeError, "unless it runs with `Trainer.use_distributed_sampler=Fal"),
         ([0] * 9, {"batch_size": 0}, ValueError, "`batch_size` to be at least 1, but got 0"),
         ([0] * 9, {"max_per_class": 1, "samples_per_class": 2}, ValueError, "at most one of .*, but got 1 and 2"),
         ([0] * 9, {"samples_per_class": 3}, ValueError, "to be a multiple of samples_per_class=3, but got 4"),
