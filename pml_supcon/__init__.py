@@ -1,7 +1,7 @@
 """Supervised contrastive learning (Khosla et al., NeurIPS 2020) as a plug-in for pytorch-metric-learning.
 
-The rooms are listed in the order in which a batch flows through them; the engine of training and evaluation comes last.
-Each is imported when it is first used.
+The public packages are listed in the order in which a batch passes through them. Each is imported on first use. The engine
+(``data``, ``training``, ``evaluation``, ``experiments``) is imported by its full name.
 """
 
 import lazy_loader

@@ -42,6 +42,7 @@ def test_the_walk_of_a_batch_passes_the_files_of_the_page(tmp_path, monkeypatch)
         return run_stage(stage, *arguments, **options)
 
     monkeypatch.setattr(train, "run_stage", traced)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")  # a GPU would choose the kernels
     main([*TINY, "--output", str(tmp_path / "run")])
     walk, left_out = PAGE.read_text().split("## The walk of a batch")[1].split("## ")[0].split("Left out")
     listed, others = (set(re.findall(r"`([\w/]+\.py)`", text)) for text in (walk, left_out))

@@ -63,7 +63,7 @@ class GlobalBatchLoss(nn.Module):
 
     Examples:
         >>> import torch
-        >>> from pml_supcon import distributed, losses
+        >>> from pml_supcon import losses
         >>> loss = losses.GlobalBatchLoss(losses.SupConLossOut(temperature=0.1))
         >>> embeddings, labels = torch.randn(8, 2, 4), torch.arange(8) % 3
         >>> bool(loss(embeddings, labels) == losses.SupConLossOut(temperature=0.1)(embeddings, labels))

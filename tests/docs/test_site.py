@@ -41,6 +41,10 @@ def site(tmp_path_factory):
     return folder
 
 
+def test_the_first_page_has_the_code_of_minimal(site):
+    assert "EPOCHS, BATCH_SIZE, NUM_VIEWS" in (site / "index.html").read_text()
+
+
 def test_nothing_is_loaded_from_another_host(site):
     files = [path for kind in ("*.html", "*.css") for path in site.rglob(kind)]
     assert len(files) > 30
