@@ -1,7 +1,7 @@
 """Supervised contrastive learning (Khosla et al., NeurIPS 2020) as a plug-in for pytorch-metric-learning.
 
-The public packages are listed in the order in which a batch passes through them. Each is imported on first use. The engine
-(``data``, ``training``, ``evaluation``, ``experiments``) is imported by its full name.
+The public packages are listed in the order in which a batch passes through them. Each is imported on first use.
+The engine (``data``, ``training``, ``evaluation``, ``experiments``) is imported by its full name.
 """
 
 import lazy_loader
