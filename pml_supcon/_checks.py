@@ -8,7 +8,9 @@ from typing import Any
 
 
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
-    """Return the value as an int; raise unless it is an integer of any library in `[low, high]`. A bool is none.
+    """Return the value as an int; raise unless it is an integer (Python or NumPy) in `[low, high]`.
+
+    A bool is not accepted.
 
     Raises:
         TypeError: If the value is not an integer.

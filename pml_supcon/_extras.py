@@ -5,13 +5,13 @@ from types import ModuleType
 
 FAISS_COMMANDS = 'pip install "pml-supcon[cpu]" (CPU) or pip install "pml-supcon[cuda]" (NVIDIA GPU)'
 CORRUPTIONS_COMMAND = 'pip install "pml-supcon[corruptions]"'
-UMAP_COMMAND = "pip install umap-learn"
+UMAP_COMMAND = 'pip install "pml-supcon[umap]"'
 RECIPES_COMMAND = 'pip install "pml-supcon[recipes]"'
 ENGINES = {"train": "training", "evaluate": "evaluation", "reproduce": "experiments"}
 
 
 def require_faiss() -> ModuleType:
-    """Import FAISS; the error without it names the install command.
+    """Import FAISS, or raise an ImportError with the install command.
 
     Returns:
         The module ``faiss``, from ``faiss-cpu`` or ``faiss-gpu``.
@@ -28,12 +28,12 @@ def require_faiss() -> ModuleType:
         return import_module("faiss")
     except ImportError as error:
         raise ImportError(
-            f"Nearest neighbours need FAISS, which could not be imported ({error}). Install it with {FAISS_COMMANDS}."
+            f"Nearest neighbours need FAISS, which could not be imported ({error}). Install it with {FAISS_COMMANDS}"
         ) from error
 
 
 def require_imagecorruptions() -> ModuleType:
-    """Import the library of image corruptions; the error without it names the install command.
+    """Import the library of image corruptions, or raise an ImportError with the install command.
 
     Returns:
         The module ``imagecorruptions``, from ``imagecorruptions-imaug``; its helpers are in ``.corruptions``.
@@ -50,13 +50,13 @@ def require_imagecorruptions() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"Corruptions need imagecorruptions-imaug, which could not be imported ({error}). Install it with "
-            f"{CORRUPTIONS_COMMAND}. Where OpenCV misses a system library such as libGL.so.1, put "
-            "opencv-python-headless in the place of opencv-python."
+            f"{CORRUPTIONS_COMMAND}. If OpenCV misses a system library such as libGL.so.1, replace "
+            "opencv-python with opencv-python-headless"
         ) from error
 
 
 def require_umap() -> ModuleType:
-    """Import UMAP; the error without it names the install command.
+    """Import UMAP, or raise an ImportError with the install command.
 
     Returns:
         The module ``umap``, from ``umap-learn``.
@@ -68,12 +68,12 @@ def require_umap() -> ModuleType:
         return import_module("umap")
     except ImportError as error:
         raise ImportError(
-            f"The map by UMAP needs umap-learn, which could not be imported ({error}). Install it with {UMAP_COMMAND}."
+            f"The map by UMAP needs umap-learn, which could not be imported ({error}). Install it with {UMAP_COMMAND}"
         ) from error
 
 
 def require_recipe(name: str) -> ModuleType:
-    """Import the program of a command; the error without it names the install command.
+    """Import the program of a command, or raise an ImportError with the install command.
 
     Args:
         name: The command, "train", "evaluate" or "reproduce".
@@ -96,5 +96,5 @@ def require_recipe(name: str) -> ModuleType:
             raise
         raise ImportError(
             f"The recipe {name} needs packages of which one could not be imported ({error}). Install them with "
-            f"{RECIPES_COMMAND}."
+            f"{RECIPES_COMMAND}"
         ) from error

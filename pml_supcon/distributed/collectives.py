@@ -72,6 +72,7 @@ def all_gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup
 
 def reduce_scatter_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """Return the sum over all processes of the rows of this process's shard, in at least float32."""
+    # pad each shard to the longest, (W, most, ...); reduce-scatter; drop the padding
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     most, rank = max(sizes), dist.get_rank(group)
     padded = rows.new_zeros(len(sizes), most, *rows.shape[1:])
@@ -105,7 +106,7 @@ def broadcast_from_first(make: Callable[[], Sequence[Tensor]], group: dist.Proce
     """Call ``make`` on the group's first process and return its tensors, or raise its error, on all processes.
 
     Raises:
-        RuntimeError: If ``make`` fails; names the rank and the error.
+        RuntimeError: If ``make`` fails; the error names the rank and the cause.
     """
     first = dist.get_global_rank(group, 0)
     result: list[Any] = [None, None]  # the tensors, and the error
@@ -129,7 +130,8 @@ def agree(
     A size may be a scalar int64 tensor on ``device_of(group)``, which is not read on the host before it is gathered.
 
     Raises:
-        ValueError: On every process, if one has an ``error`` or a value in ``same`` differs; names rank and value.
+        ValueError: On every process, if one has an ``error`` or a value in ``same`` differs; the error names the rank
+            and the value.
     """
     digest = zlib.crc32(repr(sorted(same.items())).encode())  # unlike `hash` the same in all processes
     record = torch.tensor([error is not None, digest, *(0 for _ in sizes)], device=device_of(group))

@@ -1,8 +1,8 @@
 """Errors of collectives that name the ranks that are lost.
 
 A failed gloo collective names an address at best, NCCL names nothing, and torchelastic reports a lost rank only in
-its launcher's log. Here every process of a group keeps the process ids of the others on its machine, and asks the
-others for a sign of life through the store of the default group.
+its launcher's log. Here every process stores the process ids of the ranks on its machine, and checks through the
+default group's store that the other ranks have reported.
 """
 
 import os
@@ -25,7 +25,8 @@ def collective_errors(group: dist.ProcessGroup) -> Iterator[None]:
     """Turn the failure of a collective into an error that names the lost ranks.
 
     Raises:
-        ConnectionError: If a collective fails; names the ranks that no longer run, as far as this process can tell.
+        ConnectionError: If a collective fails; the error names the ranks that no longer run, as far as this process
+            can tell.
     """
     try:
         exchange_addresses(group)
@@ -54,7 +55,7 @@ def lost_ranks(group: dist.ProcessGroup) -> str:
     silent: list[int] = []
     try:
         reports = [key for rank in others if store().check([key := f"pml_supcon/lost/{rank}"])]
-        if reports:  # the first report is right: later ones also count ranks that left after the failure
+        if reports:  # the first report is correct: later reports also list ranks that exited because of the failure
             gone = [int(rank) for rank in store().get(reports[0]).decode().split()]
         elif gone:
             store().set(f"pml_supcon/lost/{me}", " ".join(map(str, gone)))
@@ -66,7 +67,7 @@ def lost_ranks(group: dist.ProcessGroup) -> str:
         silent = []  # rank 0 is lost, and its store with it
     if gone:
         return f"rank {', '.join(map(str, gone))} was lost"
-    return f"rank {', '.join(map(str, silent))} does not answer" if silent else "all ranks within reach still run"
+    return f"rank {', '.join(map(str, silent))} does not answer" if silent else "all reachable ranks are still running"
 
 
 def runs(pid: int, host: str) -> bool:

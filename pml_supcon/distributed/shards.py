@@ -117,8 +117,9 @@ def agree_on_shards(
         UserWarning: Once on every process, if shards of two ranks are bit-identical; names the ranks.
 
     Raises:
-        ValueError: On every process, if one has an error or differs from the others; names rank and value.
-        ConnectionError: If a collective fails; names the lost ranks.
+        ValueError: On every process, if one has an error or differs from the others; the error names the rank and
+            the value.
+        ConnectionError: If a collective fails; the error names the lost ranks.
     """
     sizes: dict[str, int | Tensor] = {"samples": 0, "references": 0, "checksum": 0}
     if error is None:

@@ -49,9 +49,9 @@ class GlobalBatchLoss(nn.Module):
 
     Raises:
         ValueError: On every process, if the rows of one are invalid, or differ from the others in width, dtype, views
-            or the options of the loss; names rank and value. Also for ``indices_tuple``, which lists rows of one
-            process: pass a ``miner``.
-        ConnectionError: If a collective fails; names the lost ranks.
+            or the options of the loss; the error names the rank and the value. Also for ``indices_tuple``, which lists
+            rows of one process: pass a ``miner``.
+        ConnectionError: If a collective fails; the error names the lost ranks.
 
     Warns:
         UserWarning: Once, if two processes hold bit-identical rows and labels, as with a sampler whose ``num_replicas``

@@ -19,8 +19,8 @@ def as_classes(wanted: Labels, labels: Labels, *, own: bool) -> tuple[Labels, La
     """
     classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
     near = np.searchsorted(classes, wanted).clip(max=len(classes) - 1)
-    sought = np.where(classes[near] == wanted, near, NO_CLASS)
-    return sought, place, np.where(sought == NO_CLASS, 0, counts[near]) - int(own)
+    query_classes = np.where(classes[near] == wanted, near, NO_CLASS)
+    return query_classes, place, np.where(query_classes == NO_CLASS, 0, counts[near]) - int(own)
 
 
 def ranking_scores(

@@ -135,7 +135,9 @@ def calibrated_probe_metrics(
     known = np.isin(wanted, learnt)
     if not known.any():
         raise ValueError("Expected argument `test_labels` to have a label of `train_labels`, but got none")
-    log_unseen_labels(wanted, np.unique(learnt), "they are left out, for they have no probability")
+    log_unseen_labels(
+        wanted, np.unique(learnt), "they are left out because the probe has no probability for their class"
+    )
     probe, temperature = _fit(train, learnt, held_out, checked)
     logits, columns = logits_of(probe, test[known]), np.searchsorted(probe.classes_, wanted[known])
     before = calibration_metrics(logits, columns, bins=bins)

@@ -44,7 +44,8 @@ def expected_calibration_error(probabilities: Array, labels: Array, *, bins: int
 
     Raises:
         TypeError: If probabilities are not floating point, or labels or ``bins`` not integers.
-        ValueError: If a shape or an option is wrong, a row is no distribution, or a label is no column.
+        ValueError: If a shape or an option is wrong, a row does not sum to 1, or a label is not a column
+            index.
 
     Examples:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
@@ -102,7 +103,7 @@ def negative_log_likelihood(logits: Array, labels: Array) -> float:
 
     Raises:
         TypeError: If logits are not floating point, or labels not integers.
-        ValueError: If a shape is wrong, a logit is not finite, or a label is no column.
+        ValueError: If a shape is wrong, a logit is not finite, or a label is not a column index.
 
     Examples:
         >>> round(negative_log_likelihood(np.log([[0.25, 0.75], [0.5, 0.5]]), np.array([1, 0])), 4)
@@ -140,8 +141,8 @@ def reliability_diagram(probabilities: Array, labels: Array, *, bins: int = BINS
     Arguments and errors are the same as for `expected_calibration_error`.
 
     Returns:
-        A dictionary for each bin, in rising order: its edges ``low`` (excluded) and ``high`` (included), the ``count``
-        of its rows, and their mean ``confidence`` and ``accuracy``, in [0, 1], or None where it has no rows.
+        A dictionary for each bin, in ascending order: its edges ``low`` (excluded) and ``high`` (included), the
+        ``count`` of its rows, and their mean ``confidence`` and ``accuracy``, in [0, 1], or None where it has no rows.
 
     Examples:
         >>> probabilities = np.array([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.5, 0.5]])
@@ -181,8 +182,8 @@ def calibration_metrics(
         (`negative_log_likelihood`) and ``brier`` (`brier_score`).
 
     Raises:
-        TypeError: If logits are not floating point, labels or ``bins`` not integers, or the temperature no number.
-        ValueError: If a shape or an option is wrong, a logit is not finite, or a label is no column.
+        TypeError: If logits are not floating point, labels or ``bins`` not integers, or the temperature not a number.
+        ValueError: If a shape or an option is wrong, a logit is not finite, or a label is not a column index.
 
     Examples:
         >>> logits = np.log([[0.8, 0.2], [0.8, 0.2]])

@@ -20,7 +20,7 @@ def clustering_metrics(embeddings: Array, labels: Array) -> dict[str, float]:
     256 rows per cluster, drawn at random) and scikit-learn's formulas.
 
     Args:
-        embeddings: ``(N, D)`` floats, computed with in float32.
+        embeddings: ``(N, D)`` floats, converted to float32.
         labels: ``(N,)`` integers.
 
     Returns:

@@ -66,7 +66,7 @@ def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Sc
         scores: The scores of every pair (corruption, severity): a full grid of any corruptions and severities.
 
     Returns:
-        ``{severity: {"accuracy", "ece"}}`` in rising order, all in [0, 1].
+        ``{severity: {"accuracy", "ece"}}`` in ascending order, all in [0, 1].
 
     Raises:
         ValueError: If the grid is empty or lacks a pair, which the error names.

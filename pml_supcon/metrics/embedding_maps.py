@@ -19,7 +19,7 @@ class EmbeddingMap(NamedTuple):
     """Points on a plane.
 
     Attributes:
-        rows: ``(n,)`` int64, the rows that are on the map, in rising order.
+        rows: ``(n,)`` int64, the rows that are on the map, in ascending order.
         coordinates: ``{method: (n, 2) float64}``.
     """
 

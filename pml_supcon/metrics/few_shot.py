@@ -136,7 +136,10 @@ def _nearest(rows: Floats, prototypes: Floats) -> Labels:
 
 
 def _unit(rows: Floats) -> Floats:
-    """Normalise rows; divide by the largest value first, for squares could overflow, or underflow to a length of 0."""
+    """Normalise rows.
+
+    They are first divided by their largest value, because squares could overflow or underflow.
+    """
     rows = rows / np.where((peak := np.abs(rows).max(axis=1, keepdims=True)) > 0, peak, 1)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1)

@@ -52,7 +52,7 @@ def worst_queries(
     ``(N, K)`` arrays, and what the exact search takes for `BLOCK` queries.
 
     Args:
-        query: ``(N, D)`` floats, computed with in float32.
+        query: ``(N, D)`` floats, converted to float32.
         query_labels: ``(N,)`` integers.
         reference: ``(M, D)`` floats.
         reference_labels: ``(M,)`` integers.

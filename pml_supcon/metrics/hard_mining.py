@@ -35,12 +35,13 @@ def hard_mining_curve(
 
     Hardness is :math:`1 - \cos` for positives, in [0, 2], and :math:`\cos` for negatives, in [-1, 1].
 
-    An anchor counts if its pairs of the kind have a gradient: with "triplet", if it has a triplet with a loss above 0.
+    An anchor is counted if at least one of its positives (or negatives) has a gradient. With "triplet" it needs a
+    triplet with a loss above 0.
 
     Without ``batch_size``, time is quadratic in the number of rows, and memory is not.
 
     Args:
-        embeddings: ``(N, D)`` floats without a zero row, normalised inside and computed with in float64.
+        embeddings: ``(N, D)`` floats without a zero row, converted to float64 and normalised inside.
         labels: ``(N,)`` integers.
         loss: "supcon_out", "supcon_in" or "triplet".
         temperature: Temperature of the supcon losses, above 0.

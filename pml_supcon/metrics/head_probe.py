@@ -34,7 +34,7 @@ def transformation_probe_metrics(
         ``accuracy``, in [0, 1], the share of the V * M test rows whose change is predicted, and ``chance``, 1 / V.
 
     Raises:
-        TypeError: If an argument is no sequence, or features are not floating point.
+        TypeError: If an argument is not a sequence, or features are not floating point.
         ValueError: If the number of variants is below two or differs between ``train`` and ``test``, variants of a
             side differ in rows, widths differ, or features are not finite.
 

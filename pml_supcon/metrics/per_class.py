@@ -17,8 +17,8 @@ def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dic
         labels: ``(N,)`` integers.
 
     Returns:
-        For each label, in rising order: the mean of each metric over the queries with a score (NaN if there are none),
-        and ``queries``, the number of queries with a score in any metric.
+        For each label, in ascending order: the mean of each metric over the queries with a score (NaN if there are
+        none), and ``queries``, the number of queries with a score in any metric.
 
     Raises:
         TypeError: If labels are not integers, or scores are neither arrays nor tensors.

@@ -22,7 +22,7 @@ HELD_OUT = 0.1
 
 
 class InverseL2Choice(NamedTuple):
-    """The chosen ``inverse_l2``, and the held-out accuracy, in [0, 1], of each that was ``tried``, in rising order."""
+    """The chosen ``inverse_l2``, and the held-out accuracy, in [0, 1], of each one ``tried``, in ascending order."""
 
     inverse_l2: float
     tried: dict[float, float]

@@ -76,7 +76,7 @@ def retrieval_scores(
     are scaled by a common factor, so that float32 resolves their distances.
 
     Args:
-        query: ``(N, D)`` floats, computed with in float32. Normalise them for cosine similarity, as PML's
+        query: ``(N, D)`` floats, converted to float32. Normalise them for cosine similarity, as PML's
             testers do.
         query_labels: ``(N,)`` integers of any size, compared as int64.
         reference: ``(M, D)`` floats.
@@ -116,15 +116,15 @@ def retrieval_scores(
     labels = as_labels(reference_labels, "reference_labels", len(references))
     if ref_includes_query:
         check_starts_with(references, queries, labels=(labels, wanted))
-    sought, place, relevant = as_classes(wanted, labels, own=ref_includes_query)
+    query_classes, place, relevant = as_classes(wanted, labels, own=ref_includes_query)
     kept: Labels = np.flatnonzero(relevant > 0)
     if len(kept) == 0:
         raise ValueError(f"Expected a query with a relevant reference, but none of the {len(queries)} has one")
     available = len(references) - int(ref_includes_query)
-    for name, wished in (("recall_at", max(recall_at, default=1)), ("knn_k", knn_k)):
-        if wished > available:
+    for name, requested in (("recall_at", max(recall_at, default=1)), ("knn_k", knn_k)):
+        if requested > available:
             text = "`%s` asks for %d neighbours, but there are %d references: all count."
-            logger.warning(text, name, wished, available)
+            logger.warning(text, name, requested, available)
     least = max(1, knn_k, *recall_at)
     k = min(available, max(int(relevant.max()) if at_r else 1, least))
     device = reference.device if isinstance(reference, torch.Tensor) else torch.device("cpu")
@@ -140,9 +140,9 @@ def retrieval_scores(
 
         def score(part: slice, rows: Labels = rows, found: Labels = found, distances: Floats = distances) -> None:
             own, near = rows[part], found[part]
-            ranked = ranking_scores(near == sought[own, None], relevant[own], recall_at, at_r=at_r)
+            ranked = ranking_scores(near == query_classes[own, None], relevant[own], recall_at, at_r=at_r)
             winner = knn_vote(near[:, :knn_k], distances[part, :knn_k], knn_temperature * scale**2)
-            for name, values in (ranked | {"knn_accuracy": winner == sought[own]}).items():
+            for name, values in (ranked | {"knn_accuracy": winner == query_classes[own]}).items():
                 scores[name][own] = values
 
         in_threads(score, len(rows))
@@ -150,7 +150,7 @@ def retrieval_scores(
         streamed = StreamedSearcher(queries, references, own=ref_includes_query, device=device)
         # Not the user's `chunk_size`: it may suit FAISS, which holds no row of distances.
         for some in split_rows(late, row_bytes=streamed.row_bytes, chunk_size=None):
-            scores["mean_reciprocal_rank"][some] = 1 / streamed.first_ranks(some, sought[some], place)
+            scores["mean_reciprocal_rank"][some] = 1 / streamed.first_ranks(some, query_classes[some], place)
     return scores
 
 

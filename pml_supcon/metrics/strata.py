@@ -11,7 +11,7 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
     Every label keeps at least one fitted row, so that a label with a single row is never held out.
 
     Returns:
-        The fitted and the held-out row numbers, int64, in rising order.
+        The fitted and the held-out row numbers, int64, in ascending order.
 
     Raises:
         ValueError: If the share leaves no row to hold out, or a label without a row to fit.
@@ -28,7 +28,7 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
 
 
 def draw_rows(labels: Labels, count: int, rng: np.random.Generator, *, at_least: int = 0, leave: int = 0) -> Labels:
-    """Draw ``count`` row numbers, in rising order, with the `stratified_quotas` of each label."""
+    """Draw ``count`` row numbers, in ascending order, with the `stratified_quotas` of each label."""
     _, places, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     quotas = stratified_quotas(sizes, count, at_least=at_least, leave=leave)
     # Sort a permutation by label, (N,): rows of one label are adjacent, in random order. Take the first of each.

@@ -35,7 +35,7 @@ def fit_temperature(logits: Array, labels: Array) -> float:
 
     Raises:
         TypeError: If logits are not floating point, or labels not integers.
-        ValueError: If a shape is wrong, a logit is not finite, or a label is no column.
+        ValueError: If a shape is wrong, a logit is not finite, or a label is not a column index.
 
     Examples:
         >>> logits = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
@@ -57,10 +57,13 @@ def fit_temperature(logits: Array, labels: Array) -> float:
         right = int((rows.argmax(axis=1) == wanted).sum())
         return _unscaled(f"the best is {LOWEST:g} or below; of {len(rows)} held-out rows {right} are right")
     if slope(low) >= 0:
-        return _unscaled(f"the best is {HIGHEST:g} or above: the logits mislead, or are very large")
+        return _unscaled(
+            f"the best is {HIGHEST:g} or above: wrong classes have larger logits than the right ones, "
+            "or the logits are very large"
+        )
     return math.exp(-brentq(slope, low, high))
 
 
 def _unscaled(why: str) -> float:
-    logger.warning("No temperature could be fitted, and 1 is taken: %s.", why)
+    logger.warning("Could not fit a temperature; using 1: %s", why)
     return 1.0

@@ -30,11 +30,11 @@ class MeasuredMiner(BaseMiner):
         TypeError: If ``miner`` is not a PML miner.
 
     Note:
-        The time is that of the wrapped miner alone, by the host's clock, or on CUDA by events, for which only
-        ``report`` waits. The measurements of a call take a few ``(N, M)`` matrices and one product of them. They are in
-        the ``state_dict``, so that a run resumed from a checkpoint reports all of its calls. Inside ``GlobalBatchLoss``
-        rank 0 mines for all ranks, and it alone has a report. PML's ``DistributedMinerWrapper`` wraps this miner, not
-        the reverse.
+        The time covers the wrapped miner only. On the CPU it is wall-clock time; on CUDA it is measured by events, and
+        only ``report`` waits for them. The measurements of a call take a few ``(N, M)`` matrices and one product of
+        them. They are in the ``state_dict``, so that a run resumed from a checkpoint reports all of its calls. Inside
+        ``GlobalBatchLoss`` rank 0 mines for all ranks, and it alone has a report. PML's ``DistributedMinerWrapper``
+        wraps this miner, not the reverse.
 
     Examples:
         >>> import torch

@@ -19,7 +19,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class EpochPlanner:
-    """Plan epochs of batches that hold a limited, or else a fixed, number of samples of a class.
+    """A planner of epochs whose batches hold a limited or a fixed number of samples of a class.
 
     ``MultiViewBatchSampler`` describes the arguments, the modes and the errors.
 
@@ -156,9 +156,9 @@ def draw_batches(units: IntArray, *, size: int, cap: int, rng: np.random.Generat
 
 def _draw(left: IntArray, size: int, *, cap: int, later: int, rng: np.random.Generator) -> IntArray:
     """Draw one batch of ``size`` units from ``left``, with ``later`` full batches still to come after it."""
-    # 1. (C,): later batches can hold at most cap * later units of a class; this batch takes all units above that. With
-    # f of `left` these are f(later + 1) - f(later) units. They always fit: f(later) fills the later batches, and f is
-    # concave with f(0) = 0, so f(x) fills any x of them.
+    # 1. (C,): later batches can hold at most cap * later units of a class; this batch takes all units above that. Their
+    # number is f(later + 1) - f(later), with f computed from `left`. It is at most `size`: f(later + 1) is `size` plus
+    # the units of the later batches, and f(later) is at least the latter, because f is concave and f(0) = 0.
     batch = np.maximum(left - cap * later, 0)
     while missing := size - int(batch.sum()):
         # 2. Number the remaining units of all classes below the cap from 0 to ends[-1] - 1 and draw `missing` of them.

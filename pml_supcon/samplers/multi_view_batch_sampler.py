@@ -16,7 +16,7 @@ logger = logging.getLogger("pml_supcon")
 
 
 class MultiViewBatchSampler(BatchSampler):
-    """Yield batches of *sample* indices, with a limit on an anchor's positives, P x K, or plainly shuffled.
+    """A batch sampler of *sample* indices, with a limit on an anchor's positives, P x K, or a plain shuffle.
 
     The transform (``views.MultiView``) creates the ``V`` views of each sample, so that a batch of ``B`` samples becomes
     ``N = V * B`` rows. There are three modes:
@@ -35,7 +35,7 @@ class MultiViewBatchSampler(BatchSampler):
     Batches depend only on ``(seed, epoch)``, so that all processes plan the same batches without communication (NumPy
     may change its random streams between versions). A batch is a list with an attribute ``seed``, from which
     ``views.SeededDataset`` draws its views, independent of all earlier draws. ``set_epoch`` selects the epoch; after a
-    whole epoch the next one follows by itself, for trainers that never call ``set_epoch``. An interrupted iteration
+    whole epoch it advances automatically, for trainers that never call ``set_epoch``. An interrupted iteration
     starts again with the same batches: call ``set_epoch`` if epochs are cut short.
 
     There are two ways to use several processes:
@@ -158,7 +158,7 @@ class MultiViewBatchSampler(BatchSampler):
         return self._next[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration yield ``epoch``, ``>= 0``; a loaded state of this same epoch keeps its place."""
+        """Set the epoch of the next iteration, ``>= 0``; a loaded state of the same epoch keeps its position."""
         epoch = check_int("epoch", epoch, low=0)
         if epoch != self.epoch:
             if self._loaded:
@@ -198,7 +198,7 @@ class MultiViewBatchSampler(BatchSampler):
         return {"epoch": epoch, "batches_done": done, "settings": dict(self._settings)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration yield exactly the batches that follow ``state``.
+        """Restore a state: the next iteration yields the batches that follow it.
 
         ``__len__`` stays the length of a whole epoch. The number of processes may have changed since.
 

@@ -33,12 +33,15 @@ def well_conditioned(queries: Floats, references: Floats) -> tuple[Floats, Float
     Raises:
         ValueError: If some rows are so long that the squares of most other rows underflow in float32.
     """
+    # 1. shift to the mean if |mean|^2 dominates, (D,)
     squares = squared_lengths(references)
     shift = shift_to_origin(references, squares)
     if shift is not None:
         squares = squared_lengths(references, shift)
+    # 2. reach >= every |q - r|; scale by 2^-exponent if its square leaves float32
     reach = math.sqrt(squares.max()) + math.sqrt(squared_lengths(queries, shift).max())
     scale = 1.0 if NEAREST_REACH < reach < FURTHEST_REACH or reach == 0 else 2.0 ** -math.frexp(reach)[1]
+    # 3. reject if most |r|^2 would underflow
     above_zero = squares[squares > 0]
     if len(above_zero) and np.median(above_zero) * scale**2 < SMALLEST_SQUARE:
         raise ValueError(

@@ -16,7 +16,7 @@ from pml_supcon._arrays import Floats, Labels
 from pml_supcon.search.distances import float32_products, squared_lengths
 
 BLOCK_BYTES = 64 * 2**20
-SAMPLE = 1024  # distances of a row that suggest an upper bound
+SAMPLE = 1024  # sample size per row for the estimate of the upper bound
 #: Up to this number of neighbours FAISS is faster; above it, its lists of candidates cost more than sorting.
 FAISS_MAX_K = 128
 
@@ -114,7 +114,7 @@ class StreamedSearcher:
 
 
 def nearest(values: Floats, k: int) -> tuple[Floats, Labels]:
-    """Return the k smallest of ``(M,)`` float32 values in rising order, and their places; the first of equal ones.
+    """Return the k smallest of ``(M,)`` float32 values in ascending order, and their places; the first of equal ones.
 
     Only values up to a bound are sorted, as integers of value and place: several times faster than ``torch.topk`` or an
     ``argsort``.
@@ -137,7 +137,8 @@ def upper_bound(values: Floats, k: int) -> float:
     A sample suggests the bound and a count confirms it; otherwise the k-th smallest itself is computed, which is
     the slowest step.
     """
-    sample = values[:: max(1, len(values) // SAMPLE) | 1]  # an odd step, for labels often repeat in even ones
+    # an odd step, because labels often repeat with an even period
+    sample = values[:: max(1, len(values) // SAMPLE) | 1]
     share = k * len(sample) / len(values)
     rank = math.ceil(share + 4 * math.sqrt(share) + 4)  # four deviations above what is expected
     if rank < len(sample):

@@ -156,7 +156,8 @@ def index_recall(
 
     Raises:
         ImportError: If FAISS is not installed.
-        TypeError: If embeddings are not floating point, the index is no string, or ``k`` is no sequence of integers.
+        TypeError: If embeddings are not floating point, the index is not a string, or ``k`` is not a sequence
+            of integers.
         ValueError: If the index is unknown, its GPU is missing or it cannot hold these references, a k is larger than
             their number, all references are identical, or ``ref_includes_query`` is set and they do not start with the
             queries.

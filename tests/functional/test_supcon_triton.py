@@ -49,7 +49,7 @@ def test_cannot_run_on_float64_without_triton_or_on_old_gpus(monkeypatch):
     problem = problem_of(random_rows(6, 3), torch.arange(6) // 2)
     assert "float32 at most, and the embeddings are torch.float64" in backend.refusal(problem)
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
-    monkeypatch.setattr(Problem, "transformed", None)
+    monkeypatch.setattr(Problem, "transform_refusal", None)
     problem = dataclasses.replace(problem, anchors=on_gpu, input_dtype=torch.float32)
     monkeypatch.setattr(backend, "INSTALLED", False)
     assert backend.refusal(problem) == "the package triton is not installed"

@@ -141,13 +141,12 @@ def test_temperature_has_the_least_likelihood(sharpness):
         ([[3.0, 0.0], [0.0, 1.0]], [0, 1], "the best is 0.01 or below; of 2 held-out rows 2 are right"),
         ([[3e-6, 0.0], [0.0, 1e-6], [0.0, 1e-6]], [0, 1, 0], "or below; of 3 held-out rows 2 are right"),
         ([[0.0, 0.0], [0.0, 0.0]], [1, 0], "same logit in all columns, so that any temperature is as good"),
-        ([[3.0, 0.0], [0.0, 1.0]], [1, 0], "the best is 100 or above: the logits mislead"),
+        ([[3.0, 0.0], [0.0, 1.0]], [1, 0], "the best is 100 or above: wrong classes have larger logits"),
     ],
 )
 def test_temperature_is_1_with_a_warning_where_there_is_no_optimum(logits, labels, why, caplog):
     assert fit_temperature(np.array(logits), np.array(labels)) == 1.0
     assert len(caplog.records) == 1
-    assert "No temperature could be fitted, and 1 is taken: " in caplog.text
     assert why in caplog.text
 
 

@@ -107,7 +107,7 @@ class Problem:
         return self.first_anchor is not None and self.rows is self.anchors
 
     @property
-    def transformed(self) -> str | None:
+    def transform_refusal(self) -> str | None:
         """The reason why an operator without forward mode cannot be differentiated here, or None."""
         if torch.compiler.is_compiling():
             return None
@@ -211,11 +211,14 @@ def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, h
 
 def rank_cap(labels: Tensor, num_views: int, keep: int, num_anchors: int) -> Cap:
     """Return the ranks by which every anchor keeps ``keep`` other samples of its class."""
+    # 1. labels (B,) of the samples, sorted stably: equal labels keep the batch order
     samples = labels[: labels.shape[0] // num_views].to(torch.int64)  # uint64 keeps equality
     order = torch.argsort(samples, stable=True)
     ordered = samples[order]
+    # 2. rank (B,): position in the sorted order - start of the class
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=labels.device) - torch.searchsorted(ordered, ordered)
     rank = rank.repeat(num_views)
+    # 3. limit_i = keep + [rank_i < keep]: an anchor among the kept samples is itself one of them
     limit = keep + (rank < keep).long()
     return Cap(anchor_rank=rank[:num_anchors], anchor_limit=limit[:num_anchors], row_rank=rank)

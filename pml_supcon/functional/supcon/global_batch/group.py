@@ -57,8 +57,8 @@ def group_supcon_loss(
 
     Raises:
         ValueError: On every process, if the shard of one is invalid, or differs from the others in width, dtype, views
-            or options; names rank and value. Also for ``indices_tuple`` without ``replicated``.
-        ConnectionError: If a collective fails; names the lost ranks.
+            or options; the error names the rank and the value. Also for ``indices_tuple`` without ``replicated``.
+        ConnectionError: If a collective fails; the error names the lost ranks.
 
     Note:
         On the "tiled" backend embeddings stay on their processes, and blocks of rows rotate (``ring``). For the other

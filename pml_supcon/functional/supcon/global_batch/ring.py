@@ -2,12 +2,13 @@
 
 With W processes, process r holds the rows Z_r (N_r, D). It receives the block Z_q of each peer q in turn, while the
 next block is in flight: memory is O(N_r D). Each pair of rows is computed once, on one of the two processes that hold
-it, and serves both: each process computes 1/W of all products. Labels and the sums per anchor, (A,)
-each, are on all processes. The blocks rotate three times:
+it, and serves both: each process computes 1/W of all products. Labels and the sums per anchor, (A,) each,
+are on all processes. The blocks rotate three times:
 
 1. negatives: log_neg_i = log sum_{n in N(i)} exp(s_in), then a log-sum-exp over processes;
 2. positives: the sums over P(i) that equations 2 and 3 need (``Statistics``), then a sum over processes;
-3. backward: G_ij = w_i dl_i/ds_ij, dL/dZ_r += G Z_q, and dL/dZ_q += G^T Z_r, which returns to process q.
+3. backward, with the upstream gradient u: G_ij = u_i dl_i/ds_ij, dL/dZ_r += G Z_q, and dL/dZ_q += G^T Z_r, which returns
+   to process q.
 """
 
 from dataclasses import dataclass
@@ -101,10 +102,12 @@ def gradients(
         """Return the contributions of some tiles to the gradients of the anchors and of a peer's rows."""
         of_anchors = torch.zeros_like(anchors)
         of_block = of_anchors if symmetric and peer == plan.rank else torch.zeros_like(block)
-        targets = At(plan.anchor_blocks[plan.rank], of_anchors), At(plan.row_blocks[peer], of_block)
+        targets = BlockView(plan.anchor_blocks[plan.rank], of_anchors), BlockView(plan.row_blocks[peer], of_block)
         passes.gradients(tiles, statistics, upstream, weight, *targets)
         return of_anchors, of_block
 
+    # 3. For each peer q: G_ij = u_i dl_i/ds_ij, (A_r, N_q), of our anchors and its rows, plus u_j dl_j/ds_ji with
+    # symmetry. G Z_q (A_r, D) is added to `of_anchors`; G^T Z_r (N_q, D) is the peer's gradient and is sent to it.
     in_flight: P2PTransfer | None = None
     for peer, block in rotate_blocks(plan, rows):
         if in_flight is not None:  # one transfer at a time: the next starts after this one
@@ -127,8 +130,8 @@ def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> Til
     """Return the passes over this process's anchors and the rows of a peer."""
     mine = plan.anchor_blocks[plan.rank]
     return TilePasses(
-        anchors=At(mine, anchors),
-        rows=At(plan.row_blocks[peer], block),
+        anchors=BlockView(mine, anchors),
+        rows=BlockView(plan.row_blocks[peer], block),
         layout=plan.layout,
         dtype=anchors.dtype,
         shifted=plan.shifted,
@@ -136,7 +139,7 @@ def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> Til
 
 
 @dataclass(frozen=True)
-class At:
+class BlockView:
     """A slice of the layout's rows, indexed by places in the whole layout."""
 
     places: slice

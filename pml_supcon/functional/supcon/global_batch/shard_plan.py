@@ -55,9 +55,12 @@ class ShardPlan:
         """
         rank = dist.get_rank(group)
         anchor_views = views if problem.symmetric else 1
+        # 1. for each process: the order that sorts its view-major rows by label, and their positions v * B + b in
+        # the batch
         rows = [order_of(labels, block, views) for block in blocks(samples)]
         anchors = [order_of(labels, block, anchor_views) for block in blocks(samples)]
         row_places, anchor_places = (torch.cat([places for _, places in side]) for side in (rows, anchors))
+        # 2. ranks of the whole batch, then in layout order
         cap, positives_cap = None, problem.options.positives_cap
         if positives_cap is not None:
             cap = rank_cap(labels.repeat(views), views, positives_cap // views, len(labels) * anchor_views)
@@ -94,10 +97,11 @@ class ShardPlan:
         """Return the tiles of this process's anchors and a peer's rows that this process computes."""
         mine, theirs = self.anchor_blocks[self.rank], self.row_blocks[peer]
         tiles = list(self.layout.tiles(mine, theirs))
+        # with an even number of processes, r and r + W/2 receive each other's rows: split their tiles like a chessboard
         meet_each_other = peer != self.rank and (peer - self.rank) * 2 % len(self.row_blocks) == 0
         if not self.layout.symmetric or not meet_each_other:
             return tiles
-        return [  # opposite ranks receive each other's rows: each computes every other tile
+        return [
             (tile, boxes)
             for tile, boxes in tiles
             if (tile[0].start - mine.start + tile[1].start - theirs.start) // layouts.TILE % 2 == (self.rank < peer)
@@ -111,6 +115,7 @@ def blocks(numbers: list[int]) -> list[slice]:
 
 def order_of(labels: Tensor, block: slice, views: int) -> tuple[Tensor, Tensor]:
     """Return the order that sorts a process's view-major rows by label, and their positions in the whole batch."""
+    # (b,) samples of the process; (views * b,) positions v * B + sample of their rows; the order by label
     samples = torch.arange(block.start, block.stop, device=labels.device)
     places = (torch.arange(views, device=labels.device)[:, None] * len(labels) + samples).flatten()
     order = torch.argsort(labels[samples].repeat(views), stable=True)

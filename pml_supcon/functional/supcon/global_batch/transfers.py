@@ -20,14 +20,14 @@ def rotate_blocks(plan: ShardPlan, rows: Tensor) -> Iterator[tuple[int, Tensor]]
     peers = plan.peers
     block = rows
     for peer, after in zip(peers, [*peers[1:], None], strict=True):
-        coming = None
+        incoming = None
         if after is not None:
-            number = len(plan.row_blocks)
-            receiver = (2 * plan.rank - after) % number  # the process that gets our rows in this step
-            coming = P2PTransfer.post(rows, receiver, new_block(rows, plan, after), after, plan.group)
+            # step k: after = r + k, so the receiver is r - k = 2 r - after (mod W)
+            receiver = (2 * plan.rank - after) % len(plan.row_blocks)
+            incoming = P2PTransfer.post(rows, receiver, new_block(rows, plan, after), after, plan.group)
         yield peer, block
-        if coming is not None:
-            block = coming.wait()
+        if incoming is not None:
+            block = incoming.wait()
 
 
 def return_gradient(plan: ShardPlan, gradient: Tensor, peer: int) -> "P2PTransfer":
@@ -48,25 +48,25 @@ class P2PTransfer:
 
     requests: list[Any]
     sent: Tensor  # referenced until it is sent
-    taken: Tensor
+    received: Tensor
     group: ProcessGroup
 
     @staticmethod
-    def post(sent: Tensor, receiver: int, taken: Tensor, sender: int, group: ProcessGroup) -> "P2PTransfer":
+    def post(sent: Tensor, receiver: int, received: Tensor, sender: int, group: ProcessGroup) -> "P2PTransfer":
         """Start to send and to receive; a block without rows is not transferred."""
         sent = sent.contiguous()
         operations = []
         if len(sent):
             operations.append(dist.P2POp(dist.isend, sent, dist.get_global_rank(group, receiver), group))
-        if len(taken):
-            operations.append(dist.P2POp(dist.irecv, taken, dist.get_global_rank(group, sender), group))
+        if len(received):
+            operations.append(dist.P2POp(dist.irecv, received, dist.get_global_rank(group, sender), group))
         with collective_errors(group):
             requests = dist.batch_isend_irecv(operations) if operations else []
-        return P2PTransfer(requests, sent, taken, group)
+        return P2PTransfer(requests, sent, received, group)
 
     def wait(self) -> Tensor:
         """Wait for both blocks and return the received one."""
         with collective_errors(self.group):
             for request in self.requests:
                 request.wait()
-        return self.taken
+        return self.received

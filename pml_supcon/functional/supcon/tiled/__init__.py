@@ -28,7 +28,7 @@ def refusal(problem: Problem) -> str | None:
     """Return the reason why this backend cannot solve the problem, or None."""
     if problem.similarity is not None:
         return "a similarity other than the dot product needs the whole matrix"
-    return problem.transformed
+    return problem.transform_refusal
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:

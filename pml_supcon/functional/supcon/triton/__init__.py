@@ -34,8 +34,8 @@ def refusal(problem: Problem) -> str | None:
         return "a similarity other than the dot product needs the whole matrix"
     if problem.pairs is not None:
         return "indices_tuple lists pairs, which it does not read"
-    if problem.transformed is not None:
-        return problem.transformed
+    if problem.transform_refusal is not None:
+        return problem.transform_refusal
     if problem.input_dtype not in DTYPES:
         return f"it computes in float32 at most, and the embeddings are {problem.input_dtype}"
     if not INSTALLED:

@@ -41,7 +41,7 @@ def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
     if not problem.symmetric:
         row_labels, row_ids = torch.sort(problem.row_labels.long(), stable=True)
         row_ids -= problem.first_anchor or 0  # an anchor and its own row have the same id
-    # the range of contrasted rows with the label of each anchor, and below that of anchors for each row
+    # for each anchor the range of contrasted rows with its label; below, for each row the range of anchors
     start, stop = (
         torch.searchsorted(row_labels, anchor_labels, right=right, out_int32=True) for right in (False, True)
     )
@@ -53,7 +53,7 @@ def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
     return anchor_ids.int(), start, stop, row_ids.int(), row_start, row_stop
 
 
-#: The arguments of ``lay_out``, which both ops take.
+#: The arguments of ``build_launches``, which both ops take.
 ARGUMENTS = """
     Tensor anchors, Tensor? rows, Tensor anchor_ids, Tensor anchor_start, Tensor anchor_stop, Tensor? row_ids,
     Tensor? row_start, Tensor? row_stop, Tensor? rank, Tensor? limit, int? first_anchor, ScalarType dtype,
@@ -66,7 +66,7 @@ ARGUMENTS = """
 )
 def triton_losses(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses ``(A,)``, their validity ``(A,)``, and the statistics ``(4, A)`` of the sorted anchors."""
-    return lay_out(*arguments).losses()
+    return build_launches(*arguments).losses()
 
 
 @torch.library.custom_op(
@@ -81,7 +81,7 @@ def triton_gradient(
 
     ``upstream`` ``(A,)``, in the caller's order, is 0 for invalid anchors.
     """
-    launches = lay_out(*arguments)
+    launches = build_launches(*arguments)
     a, r = launches.anchors, launches.rows
     # sort the upstream gradient as the anchors; each side gets a gradient from its pairs with the other
     upstream = upstream.index_select(0, a.ids)
@@ -91,7 +91,7 @@ def triton_gradient(
     )
 
 
-def lay_out(
+def build_launches(
     anchors: Tensor,
     rows: Tensor | None,
     anchor_ids: Tensor,
@@ -109,7 +109,7 @@ def lay_out(
     denominator: str,
     shifted: bool,
 ) -> Launches:
-    """Sort both sides by label, from the flat arguments of a custom op.
+    """Return the launches, with both sides sorted by label, from the flat arguments of a custom op.
 
     Anchors ``(A, D)`` and rows ``(M, D)`` are float32 in the caller's order; ``rows`` and all ``row_*`` are None if the
     anchors are the rows. ``first_anchor`` comes from the ``Problem``, ``dtype`` is the dtype of the products, and
