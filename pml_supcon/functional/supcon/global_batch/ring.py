@@ -7,8 +7,8 @@ are on all processes. The blocks rotate three times:
 
 1. negatives: log_neg_i = log sum_{n in N(i)} exp(s_in), then a log-sum-exp over processes;
 2. positives: the sums over P(i) that equations 2 and 3 need (``Statistics``), then a sum over processes;
-3. backward, with the upstream gradient u: G_ij = u_i dl_i/ds_ij, dL/dZ_r += G Z_q, and dL/dZ_q += G^T Z_r, which returns
-   to process q.
+3. backward, with the upstream gradient u: G_ij = u_i dl_i/ds_ij, dL/dZ_r += G Z_q, and dL/dZ_q += G^T Z_r, which
+   returns to process q.
 """
 
 from dataclasses import dataclass
