@@ -44,7 +44,7 @@ test-matrix: $(DEV)
 wheel-test: $(DEV)
 	PYTHONPATH=tests $(BIN)/python tests/helpers/check_wheel.py $(ARGS)
 
-# the paper's experiments at the scale of the digits (less than two hours; goes on where it was stopped), then the page;
+# the paper's experiments at the scale of the digits (less than two hours; continues after an interruption), then the page;
 # with ARGS="--epochs 5" into a folder under runs/
 reproduce: $(RECIPES)
 	$(BIN)/python recipes/reproduce.py all --scale digits $(or $(ARGS),--results docs/results/digits)

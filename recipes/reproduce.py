@@ -8,8 +8,8 @@ r"""Run the paper's experiments again, at the scale of your machine, and say whi
 
 Every method of a table has the same budget, and its learning rate is chosen among the same number of values on held-out
 training images; then it is trained with every seed, and the test split is scored once, after the last epoch. What is
-finished is not repeated: the same command goes on after an end. Flags that `--help` does not list are settings of all
-trainings, as `train.py` takes them (`--epochs 1 --warmup-epochs 0`).
+finished is not repeated: the same command continues after an interruption. Flags that `--help` does not list are
+settings of all trainings, as `train.py` takes them (`--epochs 1 --warmup-epochs 0`).
 """
 
 from pml_supcon.experiments.app import main

@@ -13,7 +13,7 @@ from pml_supcon._checks import check_type
 
 
 class Pairs(NamedTuple):
-    """Row indices, int64, of positive pairs and of negative pairs, in the order that PML's losses expect."""
+    """The row indices, int64, of positive pairs and of negative pairs, in the order that PML's losses expect."""
 
     pos_anchors: Tensor
     positives: Tensor

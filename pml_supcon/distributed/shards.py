@@ -18,7 +18,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class LossInputs(NamedTuple):
-    """Arguments of a loss: ``(B, V, D)`` or ``(N, D)`` embeddings, labels, references and their labels, V if known.
+    """The arguments of a loss: ``(B, V, D)`` or ``(N, D)`` embeddings, labels, references and their labels, V if known.
 
     ``more`` are further tensors with one entry per row or sample, like the embeddings.
     """

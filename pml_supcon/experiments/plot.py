@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
 from pml_supcon.experiments.statistics import interval_of
 
 COLOURS = ("#1f6feb", "#d9622b", "#2a9d62", "#8957c9", "#b0892a")
@@ -16,11 +19,6 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
 
     A dot is a seed, a bar the 95% interval of the mean. The record is the result of ``with_text``.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for line in record["lines"]:
         if all(value is not None for value in line["values"]):
@@ -29,10 +27,9 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
         panels = {"all diverged": []}
     curves = {name: bool(lines) and all(line["x"] is not None for line in lines) for name, lines in panels.items()}
     heights = [3.2 if curves[name] else 0.8 + 0.3 * len(lines) for name, lines in panels.items()]
-    with pyplot.rc_context({"svg.hashsalt": "pml_supcon", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(
-            len(panels), 1, figsize=(WIDTH, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
-        )
+    with matplotlib.rc_context({"svg.hashsalt": "pml_supcon", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)
         for axis, (name, lines) in zip(axes[:, 0], panels.items(), strict=True):
             if curves[name]:
                 _curves(axis, lines, record)
@@ -41,7 +38,6 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
             (axis.set_ylabel if curves[name] else axis.set_xlabel)(name)
         figure.savefig(path, metadata={"Date": None}, transparent=False)
-        pyplot.close(figure)
 
 
 def _curves(axis: Any, lines: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:

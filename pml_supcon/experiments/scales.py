@@ -18,7 +18,7 @@ NATURAL = ("simaugment", "autoaugment", "randaugment", "stacked_randaugment")
 
 @dataclass(frozen=True)
 class Scale:
-    """Settings that all trainings of all experiments share.
+    """The settings that all trainings of all experiments share.
 
     Attributes:
         name: The name on the command line.

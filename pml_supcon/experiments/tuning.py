@@ -27,7 +27,7 @@ class Choice:
 
     @property
     def at_edge(self) -> bool:
-        """The flag that the best candidate is the lowest or highest one, so that a better one may lie beyond."""
+        """True if the best candidate is the lowest or highest, so that a better one may be outside their range."""
         return bool(self.tried) and self.learning_rate in (min(self.tried), max(self.tried))
 
 

@@ -13,7 +13,7 @@ CHUNK_BYTES = 16 * 2**20  # size of one (A, N) matrix; about ten exist at once
 
 @dataclass(frozen=True)
 class ShareBins:
-    """Sums over anchors, by bin of hardness; add the sums of two batches with ``+``.
+    """The sums over anchors, by bin of hardness; add the sums of two batches with ``+``.
 
     They cover the positives, or the negatives, of the anchors for which these have a gradient.
 

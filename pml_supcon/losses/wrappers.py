@@ -10,7 +10,8 @@ from torch import Tensor
 from pml_supcon.functional.supcon import checks
 from pml_supcon.losses.supcon import BaseSupConLoss
 
-# Taken now: `pml.CrossBatchMemory = pml_supcon.losses.CrossBatchMemory` in a user's pipeline must not lead back here.
+# Keep references to PML's classes: a user may replace `pml.CrossBatchMemory` by ours, and `supported_losses` must still
+# find the original.
 _PMLCrossBatchMemory, _PMLSelfSupervisedLoss = pml.CrossBatchMemory, pml.SelfSupervisedLoss
 OWN_LOSSES = ["SupConLossOut", "SupConLossIn"]
 

@@ -17,7 +17,7 @@ Errors: TypeAlias = Mapping[str, Sequence[float]]
 
 
 class Scores(TypedDict):
-    """Accuracy and expected calibration error of one set of predictions."""
+    """The accuracy and expected calibration error of one set of predictions."""
 
     accuracy: float
     ece: float

@@ -10,7 +10,7 @@ from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2, ProbeOp
 
 
 class CalibrationTester(FittedTester):
-    """PML tester that reports `calibrated_probe_metrics`, under keys such as ``scaled_ece_level0``.
+    """A PML tester that reports `calibrated_probe_metrics`, under keys such as ``scaled_ece_level0``.
 
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. By default
     it probes the output of the trunk as it is, with the embedder (the projection head) off.

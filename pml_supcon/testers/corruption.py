@@ -26,7 +26,7 @@ from pml_supcon.views import ChangedDataset
 
 
 class CorruptionTester(FittedTester):
-    """PML tester that scores a linear probe, fitted on clean images, on clean and on corrupted images.
+    """A PML tester that scores a linear probe, fitted on clean images, on clean and on corrupted images.
 
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. Metrics
     are ``accuracy_level0`` and ``ece_level0`` of the clean images, the `corruption_metrics` with the same ending, and

@@ -12,7 +12,7 @@ ENDS: dict[str, Literal["accuracy", "low", "high"]] = {"": "accuracy", "_low": "
 
 
 class FewShotTester(FittedTester):
-    """PML tester that reports `few_shot_metrics`, under keys such as ``accuracy_5_shot_level0``.
+    """A PML tester that reports `few_shot_metrics`, under keys such as ``accuracy_5_shot_level0``.
 
     It draws from the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. The
     ends of the interval are ``accuracy_5_shot_low`` and ``accuracy_5_shot_high``. By default it takes the output of the

@@ -22,7 +22,7 @@ MEANS = {
 
 
 class HardMiningTester(GlobalEmbeddingSpaceTester):
-    """PML tester that reports the mean hardness of the pairs of a split, unweighted and weighted by gradient.
+    """A PML tester that reports the mean hardness of the pairs of a split, unweighted and weighted by gradient.
 
     Its metrics, under keys such as ``positive_hardness_level0``, are the ``mean_hardness`` and ``gradient_hardness`` of
     `hard_mining_curve`: ``positive_hardness``, ``positive_gradient_hardness``, ``negative_hardness`` and

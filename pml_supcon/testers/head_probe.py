@@ -17,7 +17,7 @@ OUTPUTS = ("encoder", "head")
 
 
 class HeadProbeTester(FittedTester):
-    """PML tester that probes the trunk's output (the encoder) beside the embedder's (the projection head).
+    """A PML tester that probes the trunk's output (the encoder) beside the embedder's (the projection head).
 
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``. Metrics are
     ``label_encoder`` and ``label_head``, the ``top1`` of `linear_probe_metrics`, and for each task ``TASK_encoder`` and

@@ -8,7 +8,7 @@ from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, InverseL2, ProbeOp
 
 
 class LinearProbeTester(FittedTester):
-    """PML tester that reports `linear_probe_metrics`, under keys such as ``top1_level0``.
+    """A PML tester that reports `linear_probe_metrics`, under keys such as ``top1_level0``.
 
     It fits on the reference splits and scores on the query split: ``splits_to_eval=[("test", ["train"])]``.
     By default it probes the output of the trunk as it is, with the embedder (the projection head) off.

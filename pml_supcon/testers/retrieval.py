@@ -20,7 +20,7 @@ from pml_supcon.metrics.retrieval import (
 
 
 class RetrievalTester(GlobalEmbeddingSpaceTester):
-    """PML tester that reports `retrieval_metrics`, under keys such as ``precision_at_1_level0``.
+    """A PML tester that reports `retrieval_metrics`, under keys such as ``precision_at_1_level0``.
 
     Args:
         recall_at: The k of ``recall_at_k``, each at least 1.

@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers.supcon_batches import (
     BACKENDS,
-    NORMALISED_TOLERANCE,
     OPTION_NAMES,
     OPTIONS,
     TOLERANCE,
@@ -112,14 +111,11 @@ def test_every_dtype_is_within_the_table_of_tolerances(backend, summation, denom
         assert gradient_error(gradient, right[1], upstream) <= TOLERANCE[dtype]["gradients"]
 
 
-def test_the_page_shows_the_tolerances():
+def test_the_table_of_the_page_shows_the_tolerances():
     page = (Path(__file__).parents[2] / "docs" / "functional" / "backends.md").read_text()
-    sentences = " ".join(page.split())
     for dtype, of in TOLERANCE.items():
         name = str(dtype).removeprefix("torch.")
         assert re.search(rf"^\| {name} \| {of['losses']:g} \| {of['gradients']:g} \|", page, re.MULTILINE)
-    for dtype, tolerance in NORMALISED_TOLERANCE.items():
-        assert re.search(rf"\b{tolerance} for {str(dtype).removeprefix('torch.')}\b", sentences)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,18 +1,18 @@
-"""The public names of the package's rooms for losses, rows, inputs and scores."""
+"""The public names of the packages for losses, rows, inputs and scores."""
 
 import inspect
 from importlib import import_module
 from typing import Any
 
-ROOMS = ("samplers", "views", "models", "functional", "miners", "losses", "search", "metrics", "testers", "corruptions")
+import pml_supcon
 
 
 def exported() -> dict[str, Any]:
-    """Return the public functions and classes as ``{"room.name": object}``, in the order of the rooms."""
+    """Return the public functions and classes as ``{"package.name": object}``, in the order of the packages."""
     found = {}
-    for room in ROOMS:
-        module = import_module(f"pml_supcon.{room}")
-        found |= {f"{room}.{name}": getattr(module, name) for name in module.__all__}
+    for package in pml_supcon.__all__:
+        module = import_module(f"pml_supcon.{package}")
+        found |= {f"{package}.{name}": getattr(module, name) for name in module.__all__}
     return {name: thing for name, thing in found.items() if callable(thing)}
 
 

@@ -20,4 +20,4 @@ def test_it_stays_short_and_needs_no_engine():
     lines = MINIMAL.read_text().splitlines()
     assert len(lines) <= 80
     engine = ("data", "training", "evaluation", "experiments")
-    assert not [line for line in lines if any(f"pml_supcon.{room}" in line for room in engine)]
+    assert not [line for line in lines if any(f"pml_supcon.{package}" in line for package in engine)]

@@ -65,7 +65,7 @@ def corruption(scale: Scale) -> Experiment:
         lines=lines,
         comparisons=comparisons,
         evaluations=[{"sections": ("corruption",), "own_classifier": True}],
-        x_title="severity (0: as they are), mean over 15 corruptions",
+        x_title="severity (0: clean images), mean over 15 corruptions",
         notes=[
             "Cross entropy is scored by its own classifier, SupCon by a linear probe of clean training images, both "
             "without temperature scaling. An ECE difference above 0 means that SupCon's ECE is smaller."
@@ -82,7 +82,7 @@ def head(scale: Scale) -> Experiment:
     names = {"encoder": "h", "head": "g(h)"}
     return Experiment(
         name="head",
-        title="What the projection head loses",
+        title="Information discarded by the projection head",
         claim="The encoder's output h keeps information that the head's output g(h) discards: h should be used.",
         source="section 3.1 drops the head; the tasks are those of SimCLR's table 3 (ICML 2020)",
         trainings=[Training("supcon_out", {"method": "supcon_out"})],

@@ -93,7 +93,7 @@ def joint(scale: Scale) -> Experiment:
         name="joint",
         title="One stage or two",
         claim="A classifier trained with the encoder, without a gradient into it, about matches one trained later.",
-        source="section 4.5, in words",
+        source="section 4.5, text, without a table",
         trainings=[Training(name, settings) for name, settings in trainings.items()],
         lines=[line_of(name) for name in trainings],
         comparisons=[
@@ -137,9 +137,9 @@ def mining(scale: Scale) -> Experiment:
         )
         lines += [
             Line(f"hardness of {kind}, weighted by their share of the gradient", weighted, panel=f"hardness of {kind}"),
-            Line(f"hardness of {kind}, all alike", even, panel=f"hardness of {kind}"),
+            Line(f"hardness of {kind}, unweighted", even, panel=f"hardness of {kind}"),
         ]
-        comparisons.append(Comparison(weighted, even, f"the gradient goes to hard {kind}"))
+        comparisons.append(Comparison(weighted, even, f"gradient-weighted hardness over mean hardness, {kind}"))
     return Experiment(
         name="mining",
         title="Hard mining",
@@ -147,7 +147,7 @@ def mining(scale: Scale) -> Experiment:
             "The gradient of L_out concentrates on hard positives and hard negatives without a miner; triplets need "
             "mined pairs, which cost more."
         ),
-        source="supplement, sections 7 and 8, in words and formulas",
+        source="supplement, sections 7 and 8, text and formulas",
         trainings=[Training(name, own) for name, own in settings.items()],
         lines=lines,
         comparisons=comparisons,

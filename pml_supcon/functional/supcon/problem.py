@@ -34,7 +34,7 @@ class AnchorLosses(NamedTuple):
 
 
 class Cap(NamedTuple):
-    """Ranks that cap the positives.
+    """The ranks that cap the positives.
 
     ``rank`` counts the samples of a class in batch order. If ``k`` samples are kept, anchor ``i`` keeps the samples of
     rank below ``limit_i = k + [rank_i < k]``, and the other views of its own sample.
@@ -52,7 +52,7 @@ class Cap(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Checked input of a backend.
+    """The checked input of a backend.
 
     Attributes:
         anchors: ``(A, D)``, float32 or float64, normalised if the options say so.

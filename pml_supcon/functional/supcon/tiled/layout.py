@@ -18,7 +18,7 @@ Tile = tuple[slice, slice]  # of anchors and of rows
 
 @dataclass(frozen=True)
 class Layout:
-    """Labels, identities and ranks of sorted anchors and rows."""
+    """The labels, identities and ranks of sorted anchors and rows."""
 
     anchor_labels: Tensor  # (A,), ascending
     row_labels: Tensor  # (M,), ascending

@@ -69,7 +69,7 @@ def segment_logsumexp(x: Tensor, segment: Tensor, size: int) -> Tensor:
 
 
 class _PairDots(torch.autograd.Function):
-    """Dot products ``anchors[i] . rows[j]`` of two index lists, ``(pairs,)``, gathered a chunk at a time.
+    """The dot products ``anchors[i] . rows[j]`` of two index lists, ``(pairs,)``, gathered a chunk at a time.
 
     Autograd's own backward of the gathered rows would store ``(pairs, D)`` twice.
     """

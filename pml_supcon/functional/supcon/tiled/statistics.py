@@ -12,7 +12,7 @@ from pml_supcon.functional.supcon.problem import AnchorLosses
 
 
 class Statistics:
-    """Sums over the positives and negatives of each anchor, ``(A,)`` each, gathered block by block.
+    """The sums over the positives and negatives of each anchor, ``(A,)`` each, gathered block by block.
 
     For "one_positive" with ``q_p = exp(s_ip) / (exp(s_ip) + sum over N(i))``, ``log_share`` is the log of the sum over
     ``P(i)`` of ``1 - q_p`` (L_out) or of ``q_p (1 - q_p)`` (L_in); see ``negative_share``.
