@@ -6,8 +6,6 @@ from types import ModuleType
 FAISS_COMMANDS = 'pip install "pml-supcon[cpu]" (CPU) or pip install "pml-supcon[cuda]" (NVIDIA GPU)'
 CORRUPTIONS_COMMAND = 'pip install "pml-supcon[corruptions]"'
 UMAP_COMMAND = 'pip install "pml-supcon[umap]"'
-RECIPES_COMMAND = 'pip install "pml-supcon[recipes]"'
-ENGINES = {"train": "training", "evaluate": "evaluation", "reproduce": "experiments"}
 
 
 def require_faiss() -> ModuleType:
@@ -69,32 +67,4 @@ def require_umap() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"The map by UMAP needs umap-learn, which could not be imported ({error}). Install it with {UMAP_COMMAND}"
-        ) from error
-
-
-def require_recipe(name: str) -> ModuleType:
-    """Import the program of a command, or raise an ImportError with the install command.
-
-    Args:
-        name: The command, "train", "evaluate" or "reproduce".
-
-    Returns:
-        The module, whose ``main`` takes the arguments of a command line.
-
-    Raises:
-        ImportError: If something that it needs is not installed or cannot be loaded; the message holds the command
-            that installs it.
-
-    Examples:
-        >>> callable(require_recipe("train").main)
-        True
-    """
-    try:
-        return import_module(f"pml_supcon.{ENGINES[name]}.app")
-    except ImportError as error:
-        if (error.name or "").startswith("pml_supcon"):  # a fault of this package, not a missing dependency
-            raise
-        raise ImportError(
-            f"The recipe {name} needs packages of which one could not be imported ({error}). Install them with "
-            f"{RECIPES_COMMAND}"
         ) from error

@@ -14,12 +14,13 @@ the module with Accelerate:
 import argparse
 import sys
 from collections.abc import Collection, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from pml_supcon import __version__
 from pml_supcon._checks import did_you_mean
-from pml_supcon._extras import require_recipe
 
 COMMANDS = {
     "train": "train an encoder, then score it: retrieval and a linear probe",
@@ -27,6 +28,8 @@ COMMANDS = {
     "reproduce": "run the paper's experiments and test its claims",
     "configs": "list the configurations, or print the path of one",
 }
+ENGINES = {"train": "training", "evaluate": "evaluation", "reproduce": "experiments"}
+RECIPES_COMMAND = 'pip install "pml-supcon[recipes]"'
 FOLDERS = ("configs", "configs/launch")  # for `--config` of train.py, for `--config_file` of accelerate
 
 
@@ -47,6 +50,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         fail(error)
     recipe.main(rest)
+
+
+def require_recipe(name: str) -> ModuleType:
+    """Import the program of a command, or raise an ImportError with the install command.
+
+    Args:
+        name: The command, "train", "evaluate" or "reproduce".
+
+    Returns:
+        The module, whose ``main`` takes the arguments of a command line.
+
+    Raises:
+        ImportError: If something that it needs is not installed or cannot be loaded; the message holds the command
+            that installs it.
+
+    Examples:
+        >>> callable(require_recipe("train").main)
+        True
+    """
+    try:
+        return import_module(f"pml_supcon.{ENGINES[name]}.app")
+    except ImportError as error:
+        if (error.name or "").startswith("pml_supcon"):  # a fault of this package, not a missing dependency
+            raise
+        raise ImportError(
+            f"The recipe {name} needs packages of which one could not be imported ({error}). Install them with "
+            f"{RECIPES_COMMAND}"
+        ) from error
 
 
 def fail(error: Exception) -> NoReturn:

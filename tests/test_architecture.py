@@ -1,4 +1,4 @@
-"""The two walks of `docs/architecture.md`, traced: the files from a batch to its loss, the calls of `reproduce.py`."""
+"""The two walks of `docs/architecture.md`, traced, and the imports that the contract does not see."""
 
 import inspect
 import re
@@ -49,6 +49,11 @@ def test_the_walk_of_a_batch_passes_the_files_of_the_page(tmp_path, monkeypatch)
     assert files == listed | others
     assert len(listed) <= 20
     assert not listed & others
+
+
+def test_only_the_command_imports_the_package_by_a_string():  # the import contract does not see such imports
+    found = {path for path in PACKAGE.rglob("*.py") if re.search(r'import_module\(f?"pml_supcon', path.read_text())}
+    assert found == {PACKAGE / "cli.py"}
 
 
 def test_the_walk_of_reproduce_has_the_levels_of_the_page(tmp_path, monkeypatch):

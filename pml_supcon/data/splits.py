@@ -8,8 +8,8 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from pml_supcon._strata import stratified_quotas
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages, Pool, Source
-from pml_supcon.metrics.strata import stratified_quotas
 
 SPLIT_SEED = 0  # seed of the 70/30 split: every run has the same test images
 TEST_SHARE = 0.3

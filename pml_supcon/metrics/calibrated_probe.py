@@ -7,6 +7,7 @@ from sklearn.pipeline import Pipeline
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels
 from pml_supcon._checks import check_fraction, check_int
+from pml_supcon._strata import hold_out
 from pml_supcon.metrics.calibration import BINS, calibration_metrics
 from pml_supcon.metrics.logistic import (
     INVERSE_L2,
@@ -19,7 +20,6 @@ from pml_supcon.metrics.logistic import (
     logits_of,
 )
 from pml_supcon.metrics.probe_selection import fit_with_chosen_penalty
-from pml_supcon.metrics.strata import hold_out
 from pml_supcon.metrics.temperature import fit_temperature
 
 #: More than the tenth of `choose_inverse_l2`: the temperature is continuous, and its error affects every score.

@@ -7,6 +7,7 @@ import numpy as np
 
 from pml_supcon._arrays import Array, check_sequence
 from pml_supcon._checks import check_fraction, check_number
+from pml_supcon._strata import draw_rows
 from pml_supcon.metrics.logistic import (
     INVERSE_L2,
     MAX_ITER,
@@ -16,7 +17,6 @@ from pml_supcon.metrics.logistic import (
     log_unseen_labels,
     top_accuracies,
 )
-from pml_supcon.metrics.strata import draw_rows
 
 SHARES = (0.01, 0.1, 1.0)
 

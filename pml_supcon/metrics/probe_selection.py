@@ -10,9 +10,9 @@ from sklearn.pipeline import Pipeline
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_sequence
 from pml_supcon._checks import check_fraction, check_number
+from pml_supcon._strata import hold_out
 from pml_supcon.metrics.calibration import negative_log_likelihood
 from pml_supcon.metrics.logistic import MAX_ITER, ProbeOptions, fit, logits_of, top_accuracies
-from pml_supcon.metrics.strata import hold_out
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import pytest
 from helpers.labelled_points import overlapping
 from sklearn.linear_model import LogisticRegression
 
+from pml_supcon._strata import hold_out
 from pml_supcon.metrics.calibrated_probe import calibrated_probe_metrics, fit_calibrated_probe
 from pml_supcon.metrics.calibration import calibration_metrics
 from pml_supcon.metrics.linear_probe import probe_logits
-from pml_supcon.metrics.strata import hold_out
 from pml_supcon.metrics.temperature import fit_temperature
 
 NAMES = ("ece", "classwise_ece", "nll", "brier")

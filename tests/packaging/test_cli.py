@@ -13,7 +13,6 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 import pml_supcon
 from pml_supcon import cli
-from pml_supcon._extras import ENGINES
 from pml_supcon.training import environment
 
 INSTALLED = Path(pml_supcon.__file__).resolve().parent
@@ -36,7 +35,7 @@ def test_help_names_all_commands_and_imports_no_torch():
     done = run("--help", before="import atexit, sys\natexit.register(lambda: print('torch' in sys.modules))")
     assert done.returncode == 0
     assert done.stdout.endswith("False\n")
-    assert all(f"\n  {name} " in done.stdout for name in (*ENGINES, "configs"))
+    assert all(f"\n  {name} " in done.stdout for name in (*cli.ENGINES, "configs"))
 
 
 def test_version_of_the_package(capsys):
@@ -50,7 +49,7 @@ def test_version_of_the_package(capsys):
 @pytest.mark.parametrize("name", ["train", "evaluate", "reproduce"])
 def test_recipes_get_the_arguments(name, monkeypatch):
     got = []
-    monkeypatch.setattr(import_module(f"pml_supcon.{ENGINES[name]}.app"), "main", got.append)
+    monkeypatch.setattr(import_module(f"pml_supcon.{cli.ENGINES[name]}.app"), "main", got.append)
     cli.main([name, "--help", "runs/mine", "--", "--version"])
     assert got == [["--help", "runs/mine", "--", "--version"]]
 
@@ -77,7 +76,7 @@ def test_a_missing_module_of_the_package_is_not_reported_as_a_missing_extra(monk
     def broken(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr("pml_supcon._extras.import_module", broken)
+    monkeypatch.setattr(cli, "import_module", broken)
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'pml_supcon\.training\.app'$"):
         cli.main(["train"])
 

@@ -1,4 +1,8 @@
-"""Stratified draws: every label keeps its share of the rows."""
+"""Stratified draws: every label keeps its share of the rows.
+
+``data.splits`` takes the quotas from here and draws with a generator of PyTorch: ``draw_rows`` in its place would
+change the images of every recorded split.
+"""
 
 import numpy as np
 
