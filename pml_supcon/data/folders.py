@@ -111,7 +111,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return True for a folder; a link that leads to itself is none."""
+    """Return True for a folder; a link that leads to itself is not a folder."""
     try:
         return entry.is_dir()
     except OSError:

@@ -149,7 +149,7 @@ def shape_of(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
 def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tensor:
     """Return one decoded image: a PIL image of mode "L" or "RGB", or a tensor if the source holds tensors.
 
-    The image is turned as its EXIF orientation says. Transparent pixels are blended with white.
+    The image is rotated according to its EXIF orientation. Transparent pixels are blended with white.
 
     Raises:
         ValueError: If the image cannot be decoded, has more than 8 bits or several frames, or is in colour and
@@ -265,7 +265,9 @@ def _unsupported(image: Image.Image) -> str | None:
         return (
             f"of 8 bits per channel, but got more (mode {image.mode!r}); convert it first, clipping would lose detail"
         )
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # a second view of a camera, not a film
+    if (
+        getattr(image, "is_animated", False) and image.format != "MPO"
+    ):  # MPO holds several views of one photograph, not an animation
         return "of one frame, but got several; save the one to read"
     return None
 

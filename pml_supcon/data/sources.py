@@ -142,7 +142,7 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
     tests = [chosen] if chosen else [name for name in _TEST_SPLITS if name in splits and name != first]
     columns = {name: list(splits[name].select_columns([label])[:][label]) for name in (first, *tests)}
     names, codes = _encode(columns, features[label], datasets)
-    # A test split whose labels are all hidden, as in a competition, gives way to the validation split.
+    # If the test split has no labels, as in a competition, use the validation split.
     labelled = [name for name in tests if any(value >= 0 for value in codes[name])]
     test = next(iter(labelled or tests), None)
     pools = {}

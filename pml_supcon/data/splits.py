@@ -32,9 +32,9 @@ def split_source(source: Source, spec: str, *, new_classes: NewClasses) -> tuple
         strange = sorted(tested - known)
         if strange and not (new_classes == "some" or (new_classes == "all" and not tested & known)):
             names = ", ".join(source.class_names[label] for label in strange)
-            either = ", all or none of them" if new_classes == "all" else ""
+            either = " (or none of them)" if new_classes == "all" else ""
             raise ValueError(
-                f"Expected the test classes of {spec!r} to be among those of train{either}, but {names} are not"
+                f"Expected every test class of {spec!r} to be a training class{either}, but {names} are not"
             )
         return source.train, source.test
     labels = source.train.labels
@@ -143,7 +143,7 @@ def split_training_set(labels: Tensor, *, held_out: float, label_noise: float, s
         seed: The seed of the noise.
 
     Raises:
-        ValueError: If a class would have no image on one side, or noise is asked for with a single class.
+        ValueError: If a class would have no image on one side, or if label noise is requested with one class.
     """
     apart = _held_out(labels, held_out)
     kept = torch.ones(len(labels), dtype=torch.bool)
@@ -222,7 +222,7 @@ def _labels_of(part: str, names: tuple[str, ...], spec: str) -> list[int]:
                 return named
         elif named:
             raise ValueError(
-                f"Expected `classes=` to leave no doubt, but {part!r} in {spec!r} may be names or positions: name each"
+                f"Expected `classes=` to be unambiguous, but {part!r} in {spec!r} may be names or positions: name each"
             )
         elif first <= last < len(names):
             return list(range(first, last + 1))

@@ -23,10 +23,10 @@ from pml_supcon.evaluation.settings import EvaluateSettings, parse_settings
 from pml_supcon.training.environment import environment
 from pml_supcon.training.launch import GROUP_TIMEOUT, make_accelerator
 from pml_supcon.training.pictures import summary_table
-from pml_supcon.training.run import check_writable, print_summary
+from pml_supcon.training.run import check_writable, print_data_summary
 from pml_supcon.training.signals import Stopped, exit_with_error
 
-REPORT, FIGURES, COMPARED = "report.html", "evaluation.json", "evaluation-compared.json"
+REPORT, RESULTS, COMPARED = "report.html", "evaluation.json", "evaluation-compared.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,7 +74,7 @@ def build_context(
             max_test=settings.max_test or own.get("max_test"),
             new_classes="some",
         )
-        print_summary(opened)
+        print_data_summary(opened)
         data = opened.decode()
     loaded.to(accelerator.device)
     cache = FeatureCache(settings.cache or folder_of(loaded) / "features") if settings.use_cache else None
@@ -133,7 +133,7 @@ def write(output: Path, evaluations: Sequence[Evaluation]) -> None:
     """Write the JSON files and the report of one or two evaluations, and print their summaries."""
     output.mkdir(parents=True, exist_ok=True)
     (output / COMPARED).unlink(missing_ok=True)  # of an earlier evaluation
-    for name, evaluation in zip((FIGURES, COMPARED), evaluations, strict=False):
+    for name, evaluation in zip((RESULTS, COMPARED), evaluations, strict=False):
         write_atomic(output / name, json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
     write_report(output / REPORT, evaluations)
     for evaluation in evaluations:

@@ -15,7 +15,7 @@ from pml_supcon.data.images import ImageData, LazyImages, MemoryImages, evenly
 from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.evaluation.loading import LoadedEncoder
 from pml_supcon.evaluation.settings import EvaluateSettings
-from pml_supcon.training.features import ImagesToEmbed, embed
+from pml_supcon.training.features import ImagesToEmbed, compute_features
 from pml_supcon.views import Change
 
 Split = Literal["train", "test"]
@@ -86,14 +86,14 @@ class EvaluationContext:
         Args:
             split: The split.
             change: A change of the images, applied before normalisation.
-            of: "encoder" for the outputs `h` of the encoder, "head" for those of the projection head, `g(h)`.
+            of: "encoder" for the outputs `h` of the encoder, "head" for the outputs `g(h)` of the projection head.
             most: The largest number of images, evenly spread; None: all.
 
         Returns:
             ``(N, width)`` float32 on the CPU; without rows on all processes but the main one.
 
         Raises:
-            FeaturesError: If features are not finite, on all processes; names their number.
+            FeaturesError: If features are not finite, on all processes; the error names their number.
         """
         most = None if most is None or most >= len(self.images(split)) else most
         place = None if change is not None else (split, most)
@@ -127,7 +127,7 @@ class EvaluationContext:
         normalisation: dict[str, Any] = {"image_size": data.image_size, "mean": data.mean, "std": data.std}
         images = ImagesToEmbed(self.images(split), **normalisation, change=change)
         options = {"batch_size": settings.batch_size, "workers": settings.workers}
-        features = embed(self.loaded.model, images, rows, self.accelerator, **options)
+        features = compute_features(self.loaded.model, images, rows, self.accelerator, **options)
         bad = 0 if features is None else int((~features.isfinite().all(1)).sum())
         [bad] = broadcast_object_list([bad])
         if bad:

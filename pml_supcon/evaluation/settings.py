@@ -158,7 +158,7 @@ class EvaluateSettings(AnalysisSettings, ProbeSettings, RetrievalSettings, Input
     """All settings of an evaluation.
 
     Raises:
-        ValueError: If a value is outside its range; names the flag.
+        ValueError: If a value is outside its range; the error names the flag.
     """
 
     def __post_init__(self) -> None:

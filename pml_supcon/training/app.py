@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if prepared is not None:
             train_and_score(prepared, started)
-        print_summary(run)
+        print_scores(run)
     except FloatingPointError as error:
         exit_with_error(
             "train.py",
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator.state.destroy_process_group()
 
 
-def print_summary(run: RunFolder) -> None:
+def print_scores(run: RunFolder) -> None:
     """Print the summary of a finished run on the main process."""
     if PartialState().is_main_process:
         metrics = json.loads((run.path / METRICS).read_text())
@@ -67,7 +67,7 @@ def print_summary(run: RunFolder) -> None:
 def exit_stopped(stopped: Stopped, run: RunFolder | None) -> NoReturn:
     """Print one line about the signal and exit with status 128 + its number, as shells expect."""
     if PartialState().is_main_process:
-        saved = "" if run is None else f"; saved {run.last_good()}; go on with: --output {run.path} --resume"
+        saved = "" if run is None else f"; saved {run.last_good()}; continue with: --output {run.path} --resume"
         name = signal.Signals(stopped.number).name
         print(f"train.py: stopped by {name} {stopped}{saved}", file=sys.stderr)
     sys.exit(128 + stopped.number)

@@ -122,19 +122,19 @@ def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
             came = f"{file.stat().st_size} bytes with another digest" if file.is_file() else "no file"
             raise CheckpointError(
                 f"{file} is not what was written: expected {digest['bytes']} bytes, but got {came}. Remove {path} to "
-                "go on from the checkpoint before it"
+                "resume from the previous checkpoint"
             )
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         return Checkpoint(about, load_file(path / WEIGHTS), state)
     except Exception as error:  # the file matches its digest, but is not a checkpoint
-        raise CheckpointError(f"{path} is no checkpoint of this package: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} is not a checkpoint of this package: {str(error).splitlines()[0]}") from error
 
 
 def check_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise CheckpointError, with the differences, unless the settings at a path are those of this run."""
+    """Raise CheckpointError, with the differences, unless the stored settings equal the settings of this run."""
     differences = [
-        f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
+        f"{name}: {there.get(name)!r} in the checkpoint, {here.get(name)!r} in this run"
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     ]
@@ -152,7 +152,7 @@ def _about(path: Path) -> dict[str, Any]:
         if wrong or {name: set(digest) for name, digest in about["files"].items()} != DIGESTS:
             raise ValueError(f"unexpected {', '.join(wrong) or 'files'}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of this package: its {ABOUT} is invalid ({error})") from None
+        raise CheckpointError(f"{path} is not a checkpoint of this package: its {ABOUT} is invalid ({error})") from None
     return about
 
 

@@ -34,7 +34,7 @@ def build_stage1_sampler(settings: TrainSettings, labels: Tensor, accelerator: A
     return build_sampler(labels, settings.batch_size, accelerator, seed=settings.seed, **options)
 
 
-def check_shares(settings: TrainSettings, accelerator: Accelerator) -> None:
+def check_batch_sizes(settings: TrainSettings, accelerator: Accelerator) -> None:
     """Raise ValueError unless batch sizes are multiples of the number of processes."""
     for name in ("batch_size", "stage2_batch_size"):
         size = getattr(settings, name)

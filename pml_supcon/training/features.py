@@ -49,7 +49,7 @@ class ImagesToEmbed(Dataset[Tensor]):
 
 
 @torch.no_grad()
-def embed(
+def compute_features(
     encoder: nn.Module,
     images: ImagesToEmbed,
     indices: Sequence[int],

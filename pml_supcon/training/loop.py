@@ -78,7 +78,7 @@ def run_stage(
         initial=start - stage.first_step,
         desc=f"stage {stage.number}",
         unit="step",
-        disable=None if accelerator.is_main_process else True,  # None: off where the output is no terminal
+        disable=None if accelerator.is_main_process else True,  # None: off if stderr is not a terminal
     )
     with SignalHandler() as signals, progress:
         while step < stage.last_step:

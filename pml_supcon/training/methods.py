@@ -107,7 +107,7 @@ class Contrastive(Criterion):
         self.labelled = labelled
 
     def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """Return the loss, a scalar."""
         loss: Tensor = self.loss(outputs, labels if self.labelled else None, keys=keys)
         return loss
 
@@ -120,7 +120,7 @@ class Classification(Criterion):
         self.label_smoothing = label_smoothing
 
     def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """Return the loss, a scalar."""
         del keys
         targets = labels.repeat(outputs.shape[1])  # (V * B,), as ``flatten_views`` orders the rows
         return F.cross_entropy(flatten_views(outputs).float(), targets, label_smoothing=self.label_smoothing)
@@ -140,7 +140,7 @@ class Joint(Criterion):
         self.weights = settings.supcon_weight, settings.classifier_weight
 
     def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
-        """See the class."""
+        """Return the loss, a scalar."""
         keys = None if keys is None else keys[..., : self.head_dim]
         one = self.contrastive(outputs[..., : self.head_dim], labels, keys)
         other = self.classification(outputs[..., self.head_dim :], labels)

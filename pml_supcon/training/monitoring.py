@@ -182,11 +182,11 @@ class EpochTimer:
 
     def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches; count the time to fetch each as waiting time."""
-        coming = iter(batches)
+        iterator = iter(batches)
         while True:
             asked = time.perf_counter()
             try:
-                batch = next(coming)
+                batch = next(iterator)
             except StopIteration:
                 return
             finally:

@@ -9,7 +9,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from pml_supcon._checks import did_you_mean
-from pml_supcon.training.config.settings import Plan
+from pml_supcon.training.config.settings import OptimizationSettings
 
 WARMUP_FROM = 0.01  # of the peak learning rate
 
@@ -22,7 +22,7 @@ def check_optimizer(name: str, flag: str) -> None:
         raise ValueError(f"Expected --{flag} to be one of timm's optimizers, but got {name!r}{hint}")
 
 
-def build_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(plan: OptimizationSettings, model: nn.Module) -> torch.optim.Optimizer:
     """Build a timm optimizer over the trainable parameters, without weight decay on biases and norms.
 
     LARS scales the step by the norm of each weight, except for biases and norms, for any weight decay.
@@ -49,7 +49,7 @@ def build_optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def build_schedule(plan: Plan, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
+def build_schedule(plan: OptimizationSettings, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
     """Build the schedule of the learning rate, updated every step (``step_update``)."""
     total = plan.epochs * steps_per_epoch
     warmup = {

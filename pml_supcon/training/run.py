@@ -33,7 +33,7 @@ from pml_supcon.training.checkpoint import (
 )
 from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.config.settings import DEFAULT_ENCODER, FREE_TO_CHANGE
-from pml_supcon.training.dataloaders import build_stage1_sampler, check_shares
+from pml_supcon.training.dataloaders import build_stage1_sampler, check_batch_sizes
 from pml_supcon.training.optimization import build_optimizer, check_optimizer
 
 CONFIG, METRICS, ENCODER = "config.yaml", "metrics.json", "encoder"
@@ -68,13 +68,14 @@ class RunFolder:
         exists = (path / CONFIG).exists()
         if exists and not settings.resume:
             raise FileExistsError(
-                f"{path} already holds a run; name another --output, remove it, or go on with it by --resume"
+                f"{path} already holds a run; use another --output, delete the folder, or continue the run with "
+                "--resume"
             )
         if exists:
             self._check_config()
         elif left := [name for name in LEAVES if (path / name).exists()]:
             raise FileExistsError(
-                f"{path} holds {', '.join(left)} of a run, but no {CONFIG}; name another --output, or remove it"
+                f"{path} holds {', '.join(left)} of a run, but no {CONFIG}; use another --output, or delete the folder"
             )
         self.finished = exists and (path / METRICS).exists()
         check_writable(path)
@@ -138,7 +139,7 @@ class RunFolder:
         try:
             fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise FileExistsError(f"{self.path} holds a run that another process goes on with ({error})") from error
+            raise FileExistsError(f"{self.path} is in use by another process ({error})") from error
 
     def _check_config(self) -> None:
         file = self.path / CONFIG
@@ -216,7 +217,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
         raise FileNotFoundError(
             f"Expected --encoder_weights to be a file or a folder, but got {settings.encoder_weights}"
         )
-    check_shares(settings, accelerator)
+    check_batch_sizes(settings, accelerator)
     if settings.sync_batch_norm and accelerator.device.type != "cuda":
         raise ValueError(f"Expected GPUs with --sync_batch_norm, as torch has it, but got {accelerator.device.type}")
     return run
@@ -252,11 +253,11 @@ def open_images(settings: TrainSettings, accelerator: Accelerator) -> OpenedData
         )
     if settings.train_fraction < 1:
         opened = opened.with_train_fraction(settings.train_fraction, settings.seed)
-    print_summary(opened)
+    print_data_summary(opened)
     return opened
 
 
-def print_summary(opened: OpenedData) -> None:
+def print_data_summary(opened: OpenedData) -> None:
     """Print the three lines that say what was read, on the main process; the same lines are printed once."""
     if PartialState().is_main_process:
         _print_once("\n".join(opened.summary()))
@@ -270,8 +271,8 @@ def _print_once(text: str) -> None:
 def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:
     """Read the data and build the context; raise for invalid data, splits or batches."""
     opened = open_images(settings, accelerator)
-    shares = {"held_out": settings.held_out, "label_noise": settings.label_noise}
-    split = split_training_set(opened.train.labels, **shares, seed=settings.seed)
+    fractions = {"held_out": settings.held_out, "label_noise": settings.label_noise}
+    split = split_training_set(opened.train.labels, **fractions, seed=settings.seed)
     sampler = build_stage1_sampler(settings, split.labels, accelerator)  # its checks come before the slow decoding
     data: Any = opened.decode()
     images, held_out = split.training_images(data), split.held_out_images(data)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pml_supcon.data.images import LazyImages, MemoryImages, evenly
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_metrics, retrieval_scores
 from pml_supcon.metrics.probe_selection import HELD_OUT
-from pml_supcon.training import features as shared
+from pml_supcon.training.features import ImagesToEmbed, compute_features
 from pml_supcon.training.pictures import draw_embedding_map, draw_gallery
 from pml_supcon.training.run import RunContext
 
@@ -30,7 +30,7 @@ class Embedded(NamedTuple):
     labels: Tensor
 
 
-def embed(
+def embed_split(
     images: MemoryImages | LazyImages, labels: Tensor, context: RunContext, encoder: nn.Module
 ) -> Embedded | None:
     """Compute the features of images with all processes; return None on all but the main one.
@@ -39,10 +39,10 @@ def embed(
         FloatingPointError: If they are not finite, or equal for all images, because the training diverged.
     """
     data = context.data
-    prepared = shared.ImagesToEmbed(images, image_size=data.image_size, mean=data.mean, std=data.std)
+    prepared = ImagesToEmbed(images, image_size=data.image_size, mean=data.mean, std=data.std)
     workers = context.settings.workers if isinstance(images, LazyImages) else 0
     rows = range(len(images))
-    features = shared.embed(encoder, prepared, rows, context.accelerator, batch_size=BATCH, workers=workers)
+    features = compute_features(encoder, prepared, rows, context.accelerator, batch_size=BATCH, workers=workers)
     [broken] = broadcast_object_list([None if features is None else describe_defect(features)])
     if broken:  # raised on all processes, because otherwise the others would wait in a collective
         raise FloatingPointError(f"the encoder's features are {broken} after the last step")
@@ -66,8 +66,8 @@ def scored_images(context: RunContext) -> tuple[MemoryImages | LazyImages, Tenso
 
 def embed_splits(context: RunContext, encoder: nn.Module) -> dict[str, Embedded] | None:
     """Compute the features of the training images, with their true labels, and of the images to score on."""
-    train = embed(context.images, context.split.true_labels, context, encoder)
-    test = embed(*scored_images(context), context, encoder)
+    train = embed_split(context.images, context.split.true_labels, context, encoder)
+    test = embed_split(*scored_images(context), context, encoder)
     return None if train is None or test is None else {"train": train, "test": test}
 
 
@@ -132,7 +132,7 @@ def knn_accuracy(context: RunContext, encoder: nn.Module) -> dict[str, float]:
         (context.held_out, context.split.held_out_labels, KNN_QUERIES),
     ):
         some = torch.tensor(evenly(len(images), most))
-        parts.append(embed(images.select(some, labels[some]), labels[some], context, encoder))
+        parts.append(embed_split(images.select(some, labels[some]), labels[some], context, encoder))
     references, queries = parts
     if references is None or queries is None:
         return {}

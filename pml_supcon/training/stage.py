@@ -16,7 +16,7 @@ from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 from pml_supcon.models import ChunkedEncoder, MomentumEncoder, create_encoder, feature_width
 from pml_supcon.samplers import MultiViewBatchSampler
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.config.settings import DEFAULT_ENCODER, Plan
+from pml_supcon.training.config.settings import DEFAULT_ENCODER, OptimizationSettings
 from pml_supcon.training.dataloaders import build_loader, build_sampler
 from pml_supcon.training.methods import Classification, Criterion, EncoderWithTop, build_criterion, build_top
 from pml_supcon.training.optimization import build_optimizer, build_schedule
@@ -43,7 +43,7 @@ class Stage:
     """
 
     number: int
-    plan: Plan
+    plan: OptimizationSettings
     model: nn.Module
     network: nn.Module
     criterion: Criterion
@@ -131,7 +131,7 @@ def build_classifier_stage(
     data: ImageData,
     images: MemoryImages | LazyImages,
     accelerator: Accelerator,
-    plan: Plan,
+    plan: OptimizationSettings,
     *,
     batch_size: int,
     augment: str,

@@ -241,5 +241,5 @@ def test_a_number_that_may_be_a_name_or_a_position_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         for index in range(4):
             Image.new("L", (6, 6), index).save(tmp_path / f"{name}/{index}.png")
-    refuse(f"imagefolder:{tmp_path}?classes=0-1", "leave no doubt")
+    refuse(f"imagefolder:{tmp_path}?classes=0-1", "to be unambiguous")
     assert load_data(f"imagefolder:{tmp_path}?classes=1,cat").class_names == ("1", "cat")

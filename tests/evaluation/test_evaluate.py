@@ -63,8 +63,8 @@ def whole(a_run, tmp_path_factory):
 def computed(monkeypatch):
     """The number of images of each set that the encoder embeds from now on."""
     calls = []
-    whole = context.embed
-    monkeypatch.setattr(context, "embed", lambda *a, **k: calls.append(len(a[2])) or whole(*a, **k))
+    whole = context.compute_features
+    monkeypatch.setattr(context, "compute_features", lambda *a, **k: calls.append(len(a[2])) or whole(*a, **k))
     return calls
 
 
@@ -410,5 +410,7 @@ def test_embed_returns_rows_in_the_order_of_the_indices(a_run):
     data, (_, test) = features_of_digits(a_run)
     prepared = embedding.ImagesToEmbed(data.test, image_size=8, mean=data.mean, std=data.std)
     some = [7, 3, 100, 50, 51]  # the last batch is smaller
-    found = embedding.embed(load_encoder(a_run / "encoder"), prepared, some, Accelerator(cpu=True), batch_size=2)
+    found = embedding.compute_features(
+        load_encoder(a_run / "encoder"), prepared, some, Accelerator(cpu=True), batch_size=2
+    )
     assert torch.allclose(found, test[some], atol=1e-5)

@@ -22,7 +22,7 @@ from pml_supcon.experiments.tuning import settings_of
 from pml_supcon.models import create_encoder
 from pml_supcon.models.encoders import check_encoder_name
 from pml_supcon.training.config.parser import parse_settings
-from pml_supcon.training.dataloaders import build_stage1_sampler, check_shares
+from pml_supcon.training.dataloaders import build_stage1_sampler, check_batch_sizes
 
 TRAIN_IMAGES, TEST_IMAGES, SIDE, BATCH = 160, 40, 32, 40
 LOCAL_IMAGES, LOCAL_ENCODER = "imagefolder:my/images", "my/encoder"
@@ -37,7 +37,7 @@ class RefusedError(Exception):
 def train_flags(arguments, processes):
     """Return flags to append for `train.py`; raise as it would for the reader's flags and processes."""
     asked = parse_settings(arguments)
-    check_shares(asked, SimpleNamespace(num_processes=processes))
+    check_batch_sizes(asked, SimpleNamespace(num_processes=processes))
     if asked.data in CLASSES:  # batches that the classes cannot fill
         labels = torch.arange(CLASSES[asked.data]).repeat(asked.batch_size)
         build_stage1_sampler(asked, labels, SimpleNamespace(num_processes=1, process_index=0))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.config.settings import Plan
+from pml_supcon.training.config.settings import OptimizationSettings
 from pml_supcon.training.optimization import build_optimizer, build_schedule, check_optimizer
 
 DEFAULTS = {"epochs": 4, "optimizer": "sgd", "optimizer_args": {}, "learning_rate": 0.2, "weight_decay": 0.1}
@@ -15,7 +15,7 @@ DEFAULTS |= {"warmup_epochs": 0.0, "schedule": "cosine", "decay_epochs": [], "de
 
 
 def plan(**options):
-    return Plan(**DEFAULTS | options)
+    return OptimizationSettings(**DEFAULTS | options)
 
 
 def model():

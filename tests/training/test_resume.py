@@ -151,13 +151,13 @@ def test_a_damaged_checkpoint_raises(name, copied, capsys):
     os.truncate(file, size - 100)
     message = refused(copied, capsys)
     assert f"{file} is not what was written: expected {size} bytes, but got {size - 100} bytes" in message
-    assert f"Remove {file.parent} to go on from the checkpoint before it" in message
+    assert f"Remove {file.parent} to resume from the previous checkpoint" in message
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', '{"format": "pml_supcon checkpoint 1"}'])
 def test_a_foreign_checkpoint_raises(text, copied, capsys):
     (newest(copied) / "checkpoint.json").write_text(text)
-    assert "is no checkpoint of this package" in refused(copied, capsys)
+    assert "is not a checkpoint of this package" in refused(copied, capsys)
 
 
 def test_a_pickle_is_never_executed(copied, capsys, tmp_path):
@@ -166,18 +166,18 @@ def test_a_pickle_is_never_executed(copied, capsys, tmp_path):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
     replace_state(newest(copied), Evil())
-    assert "is no checkpoint of this package" in refused(copied, capsys)
+    assert "is not a checkpoint of this package" in refused(copied, capsys)
     assert not (tmp_path / "executed").exists()
 
 
 def test_other_settings_raise(copied, capsys):
     message = refused(copied, capsys, "--temperature", "0.2", "--batch-size", "40")
     assert "other settings" in message
-    assert "temperature is 0.1 there and 0.2 here" in message
-    assert "batch_size is 30 there and 40 here" in message
+    assert "temperature: 0.1 in the checkpoint, 0.2 in this run" in message
+    assert "batch_size: 30 in the checkpoint, 40 in this run" in message
     config = yaml.safe_load((copied / "config.yaml").read_text())  # the checkpoint holds its settings too
     (copied / "config.yaml").write_text(yaml.safe_dump(config | {"head_dim": 32}))
-    assert "head_dim is 16 there and 32 here" in refused(copied, capsys, "--head-dim", "32")
+    assert "head_dim: 16 in the checkpoint, 32 in this run" in refused(copied, capsys, "--head-dim", "32")
 
 
 def test_other_labels_raise(copied, capsys):
@@ -239,7 +239,7 @@ def test_a_run_belongs_to_one_process(copied, capsys):
         main(arguments)
     other.send(signal.SIGKILL)
     other.wait()
-    assert "holds a run that another process goes on with" in capsys.readouterr().err
+    assert "is in use by another process" in capsys.readouterr().err
     main(arguments)
     assert (copied / "metrics.json").exists()
 
@@ -252,7 +252,7 @@ def test_ctrl_c_during_scoring_prints_how_to_resume(tmp_path, capsys, monkeypatc
     with pytest.raises(SystemExit) as ended:
         main([*TINY, "--epochs", "1", "--output", str(tmp_path / "run")])
     assert ended.value.code == 130
-    assert f"go on with: --output {tmp_path / 'run'} --resume" in capsys.readouterr().err.splitlines()[-1]
+    assert f"continue with: --output {tmp_path / 'run'} --resume" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_weights_that_are_no_longer_finite_are_never_saved(tmp_path, capsys):

@@ -14,6 +14,7 @@ from pml_supcon.data.load import load_data
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics
 from pml_supcon.training.app import main
 from pml_supcon.training.pictures import draw_embedding_map
+from pml_supcon.training.scoring import BATCH
 from pml_supcon.views import evaluation_transform
 
 FILES = {"config.yaml", "metrics.json", "history.jsonl", "encoder", "checkpoints"}
@@ -59,7 +60,10 @@ def test_saved_encoder_is_the_trained_one(quick_run):
     assert config["std"] == pytest.approx(data.std)
     transform = evaluation_transform(data.image_size, mean=data.mean, std=data.std)
     with torch.no_grad():
-        train, test = encoder(transform(data.train.images)), encoder(transform(data.test.images))
+        train, test = (
+            torch.cat([encoder(transform(part)) for part in images.split(BATCH)])
+            for images in (data.train.images, data.test.images)
+        )
     chosen = choose_inverse_l2(train, data.train_labels).inverse_l2
     assert chosen == metrics["linear_probe/inverse_l2"]
     probe = linear_probe_metrics(train, data.train_labels, test, data.test_labels, inverse_l2=chosen)
@@ -174,7 +178,7 @@ def test_some_new_test_classes_are_an_error(tmp_path, capsys):
     write_images(tmp_path / "images" / "test", ["ape", "bee", "cats"])
     with pytest.raises(SystemExit):
         run(tmp_path / "run", "--data", f"imagefolder:{tmp_path / 'images'}")
-    assert "among those of train, all or none of them, but cats are not" in capsys.readouterr().err
+    assert "to be a training class (or none of them), but cats are not" in capsys.readouterr().err
 
 
 def test_held_out_images_replace_the_test_split(tmp_path):

@@ -36,7 +36,7 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
     folder = Path(__file__).parent
     blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, **blocks)
-    environment.filters |= {"figure": tables.figure, "named": tables.named}
+    environment.filters |= {"number": tables.format_number, "named": tables.named}
     # style sheet and script are part of this package: they are not escaped
     assets = {name: Markup((folder / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     write_atomic(path, environment.get_template("page.html.j2").render(**assets, **page_content(evaluations)))

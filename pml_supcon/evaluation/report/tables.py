@@ -75,12 +75,12 @@ def named(metric: str) -> str:
     return NAMES.get(metric) or metric.replace("_", " ")[:1].upper() + metric.replace("_", " ")[1:]
 
 
-def figure(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Format a number for a table: three decimals, or three digits of large and tiny numbers.
 
     Examples:
-        >>> figure(0.98765), figure(None), figure(1250), figure(0.00012), figure(31.4159)
-        ('0.988', '–', '1,250', '0.00012', '31.4')
+        >>> [format_number(value) for value in (0.98765, None, 1250, 0.00012, 31.4159)]
+        ['0.988', '–', '1,250', '0.00012', '31.4']
     """
     if value is None:
         return NONE
@@ -115,7 +115,7 @@ def rows(metrics: Sequence[Values]) -> list[Row]:
         values = [each.get(metric) for each in metrics]
         lower = metric in LOWER_IS_BETTER
         change = difference(*values, lower=lower) if len(values) == 2 else None
-        table.append(Row(named(metric), [figure(value) for value in values], change, lower))
+        table.append(Row(named(metric), [format_number(value) for value in values], change, lower))
     return table
 
 
@@ -168,10 +168,10 @@ def class_table(sections: Sequence[Sections], classes: Sequence[str], letters: S
     for name in classes:
         per = [each.get(name, {}) for each in by_class]
         queries = next((values["queries"] for values in per if "queries" in values), None)
-        cells = [Cell(figure(queries), queries)]
+        cells = [Cell(format_number(queries), queries)]
         for metric in metrics:
             values = [each.get(metric) for each in per]
-            cells += [Cell(figure(value), value) for value in values]
+            cells += [Cell(format_number(value), value) for value in values]
             if two:
                 first, second = values
                 by = None if first is None or second is None else second - first
@@ -206,5 +206,5 @@ def as_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(as_text, value)) or NONE
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return figure(value)
+        return format_number(value)
     return str(value)

@@ -7,7 +7,7 @@ from torch import nn
 
 from pml_supcon.data.images import ImageData
 from pml_supcon.training.callbacks import all_finite
-from pml_supcon.training.config.settings import Plan
+from pml_supcon.training.config.settings import OptimizationSettings
 from pml_supcon.training.launch import check_launch
 from pml_supcon.training.loop import run_stage
 from pml_supcon.training.stage import build_classifier_stage
@@ -57,7 +57,7 @@ def train_augmented_probe(
             f"Expected argument `batch_size` to be a multiple of the {accelerator.num_processes} processes, but got "
             f"{batch_size}"
         )
-    plan = Plan(
+    plan = OptimizationSettings(
         epochs=epochs,
         optimizer=optimizer,
         optimizer_args={},

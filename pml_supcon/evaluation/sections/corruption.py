@@ -147,7 +147,7 @@ def read_baseline(path: Path, *, data: Mapping[str, Any], strengths: str, images
             data, or no error under a corruption.
         OSError: If it cannot be read.
     """
-    expected = f'Expected --corruption_baseline to be an evaluation.json with a section "corruption", but {path}'
+    expected = 'Expected --corruption_baseline to be an evaluation.json with a section "corruption", but'
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         section, its_data = report["sections"]["corruption"], report["data"]
@@ -158,15 +158,15 @@ def read_baseline(path: Path, *, data: Mapping[str, Any], strengths: str, images
         }
         its = {name: its_data.get(name) for name in data} | {name: section[name] for name in ("strengths", "images")}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{expected} has none that can be read ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{expected} {path} cannot be read: {type(error).__name__}: {error}") from error
     for name, value in {**data, "strengths": strengths, "images": images}.items():
         if its[name] != value:
-            raise ValueError(f"{expected} has {name} {its[name]!r}, and this evaluation has {value!r}")
+            raise ValueError(f"{expected} {path} has {name} {its[name]!r}, and this evaluation has {value!r}")
     try:
         errors = corruption_errors(cells)
         mean_corruption_error(errors, errors)
     except ValueError as error:
-        raise ValueError(f"{expected} has an unsuitable one: {error}") from error
+        raise ValueError(f"{expected} the section in {path} cannot be the baseline: {error}") from error
     return errors
 
 

@@ -149,7 +149,7 @@ def _choose_penalty(
     if choice.inverse_l2 in (min(choice.tried), max(choice.tried)):
         context.note(
             f"The penalty of the linear probe, inverse_l2={choice.inverse_l2:g}, is at the edge of the candidates: a "
-            "better one may be beyond."
+            "better value may be outside their range."
         )
     return choice.inverse_l2, choice.tried
 

@@ -9,7 +9,7 @@ from pml_supcon.training.config.settings import (
     DataSettings,
     MethodSettings,
     ModelSettings,
-    Plan,
+    OptimizationSettings,
     RunSettings,
     Stage1Settings,
     Stage2Settings,
@@ -33,19 +33,19 @@ class TrainSettings(RunSettings, Stage2Settings, Stage1Settings, ModelSettings, 
             object.__setattr__(self, "encoder_args", DEFAULT_ENCODER_ARGS | self.encoder_args)
         check(self)
 
-    def stage1(self) -> Plan:
+    def stage1(self) -> OptimizationSettings:
         """Return the optimisation of stage 1."""
         return self._plan("", self.batch_size)
 
-    def stage2(self) -> Plan | None:
+    def stage2(self) -> OptimizationSettings | None:
         """Return the optimisation of stage 2, or None for logistic regression by L-BFGS or without a stage 2."""
         if self.stage2_optimizer is None:
             return None
         return self._plan("stage2_", self.stage2_batch_size or self.batch_size)
 
-    def _plan(self, prefix: str, batch_size: int) -> Plan:
-        names = [field.name for field in fields(Plan) if hasattr(self, prefix + field.name)]
+    def _plan(self, prefix: str, batch_size: int) -> OptimizationSettings:
+        names = [field.name for field in fields(OptimizationSettings) if hasattr(self, prefix + field.name)]
         values = {name: getattr(self, prefix + name) for name in names}
         if getattr(self, f"{prefix}scale_learning_rate"):
             values["learning_rate"] *= batch_size / 256
-        return Plan(**values)
+        return OptimizationSettings(**values)

@@ -51,7 +51,7 @@ LEAST = {
     **dict.fromkeys(("stage2_weight_decay", "stage2_warmup_epochs"), 0),
 }
 ABOVE_ZERO = ("learning_rate", "stage2_learning_rate", "temperature", "margin", "clip_gradient_norm")
-SHARES = {
+FRACTIONS = {
     **dict.fromkeys(("train_fraction", "miner_share", "decay_rate", "stage2_decay_rate"), "(0, 1]"),
     "label_noise": "[0, 1]",
     **dict.fromkeys(("held_out", "label_smoothing", "stage2_label_smoothing", "momentum", "ema"), "[0, 1)"),
@@ -72,7 +72,7 @@ def check(settings: "TrainSettings") -> None:
     if settings.supcon_weight == settings.classifier_weight == 0:
         raise ValueError("Expected --supcon_weight or --classifier_weight to be > 0, but got 0 for both")
     if settings.resume and settings.output is None:
-        raise ValueError("Expected --output with --resume: the folder of the run that goes on, but got none")
+        raise ValueError("Expected --output with --resume (the folder of the run to resume), but got none")
 
 
 def default_of(field: Any) -> Any:
@@ -92,7 +92,7 @@ def _check_ranges(settings: "TrainSettings") -> None:
         value = getattr(settings, name)
         if value is not None and not value > 0:
             raise ValueError(f"Expected --{name} to be > 0, but got {value}")
-    for name, interval in SHARES.items():
+    for name, interval in FRACTIONS.items():
         value = getattr(settings, name)
         ends = (value == 0 and interval[0] == "[") or (value == 1 and interval[-1] == "]")
         if value is not None and not (0 < value < 1 or ends):

@@ -28,7 +28,7 @@ def parse_settings(
     their defaults. An error is one line with exit status 2.
 
     Args:
-        arguments: The arguments; default: those of the command line.
+        arguments: The arguments; default: ``sys.argv[1:]``.
         prog: The name of the program in messages.
         defaults: Settings that replace the defaults, as a YAML file would.
     """
@@ -101,18 +101,18 @@ def drop_inapplicable(values: Mapping[str, Any], flags: Set[str]) -> tuple[dict[
     """
     kept = dict(values)
     for name, value in values.items():
-        if name not in flags and value != DEFAULTS[name] and _is_foreign(name, kept, flags):
+        if name not in flags and value != DEFAULTS[name] and _does_not_apply(name, kept, flags):
             kept[name] = DEFAULTS[name]
     return kept, [name for name, value in values.items() if kept[name] != value]
 
 
-def _is_foreign(name: str, values: Mapping[str, Any], flags: Set[str]) -> bool:
+def _does_not_apply(name: str, values: Mapping[str, Any], flags: Set[str]) -> bool:
     """Return True if the method or the encoder does not have this setting."""
     method = values["method"]
-    if name == "encoder_args":  # those of the file's own encoder
+    if name == "encoder_args":  # arguments of the file's encoder
         return "encoder" in flags
     if name in ONLY_WITH_METHOD and method not in ONLY_WITH_METHOD[name]:
         return True
     if name in ONLY_WITH and ONLY_WITH[name][0] in ONLY_WITH_METHOD:  # it belongs to a setting that belongs to a method
-        return _is_foreign(ONLY_WITH[name][0], values, flags)
+        return _does_not_apply(ONLY_WITH[name][0], values, flags)
     return name.startswith("stage2_") and method in CLASSIFIER

@@ -230,7 +230,7 @@ class Stage2Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class OptimizationSettings:
     """The optimisation of one stage, with the fields of `Stage1Settings`; `learning_rate` is the one for its batch."""
 
     epochs: int

@@ -102,9 +102,9 @@ def test_an_evaluation_as_its_own_baseline_has_an_mce_of_1(full_section, tmp_pat
         ({"data": {"spec": "cifar10"}}, "has spec 'cifar10', and this evaluation has 'digits'"),
         ({"strengths": "224"}, "has strengths '224', and this evaluation has '32'"),
         ({"images": 30}, "has images 30, and this evaluation has 20"),
-        ({"corruptions": {"fog": []}}, "has an unsuitable one: .* at least one"),
-        ({"corruptions": {"fog": [{"severity": 1, "accuracy": 0.5, "ece": 0}]}}, "one: .* missing ones: gaussian"),
-        ({"corruptions": [1]}, "has none that can be read"),
+        ({"corruptions": {"fog": []}}, "cannot be the baseline: .* at least one"),
+        ({"corruptions": {"fog": [{"severity": 1, "accuracy": 0.5, "ece": 0}]}}, "baseline: .* missing ones: gaussian"),
+        ({"corruptions": [1]}, "cannot be read: "),
     ],
 )
 def test_an_unsuitable_baseline_is_refused_before_any_features(full_section, tmp_path, change, text):
