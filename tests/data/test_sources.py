@@ -67,7 +67,7 @@ def test_folder_errors(tmp_path):
     write_classes(tmp_path / "c" / "test", red=2, blue=2)
     refuse(f"imagefolder:{tmp_path}/c", "train or training with class folders beside")
     write_classes(tmp_path / "c" / "train", red=2, green=2)
-    refuse(f"imagefolder:{tmp_path}/c", "among those of train, but blue are not")
+    refuse(f"imagefolder:{tmp_path}/c", "to be a training class, but blue are not")
 
 
 # Parquet
