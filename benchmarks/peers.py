@@ -3,7 +3,8 @@
     python benchmarks/peers.py [--quick] [--device cuda]
 
 `SupConLossOut`, its dense definition, PML's `SupConLoss`, the dense cross-entropy form under `torch.compile`, and the
-floor; without labels, `SupConLossOut` and lightly's NT-Xent. All compute the same loss except the floor, which is none.
+floor; without labels, `SupConLossOut` and lightly's NT-Xent. All compute the same loss except the floor,
+which is not a loss.
 """
 
 from collections.abc import Sequence

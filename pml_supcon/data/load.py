@@ -200,7 +200,7 @@ def _decode(pool: Pool, into: Tensor | None, in_chans: int, title: str, moments:
     """Decode images once, to fill ``into`` and to detect broken ones; only a sample of a large lazy data set.
 
     Returns:
-        The number of images whose shape differs from that of ``into``.
+        The number of images whose shape differs from an image of ``into``.
     """
     sample = set(evenly(len(pool), STATISTICS_LIMIT))
     odd: list[int] = []

@@ -103,7 +103,7 @@ class _Items:
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:
-    """Return the parameters of the constructor, and those of its parents if it passes ``**kwargs`` to them."""
+    """Return the parameters of the constructor, with its parents' parameters if it passes ``**kwargs`` to them."""
     found: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         if "__init__" not in vars(base):

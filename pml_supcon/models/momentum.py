@@ -64,7 +64,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update_parameters(self, online: nn.Module) -> None:
-        """Move the copy's weights towards those of the online encoder, and copy its buffers."""
+        """Move the copy's weights towards the weights of the online encoder, and copy its buffers."""
         # AveragedModel of torch only copies in its first update, and every update branches on a counter tensor, a
         # synchronisation where it is on a GPU. ModelEmaV3 of timm sets its copy to evaluation mode and averages buffers
         # by default; keys need the mode of training and current buffers.

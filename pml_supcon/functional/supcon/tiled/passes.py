@@ -197,7 +197,7 @@ class TilePasses(NamedTuple):
                 self._box_weights(s[inside], box, statistics, upstream)
                 for inside, box in zip(insides, boxes, strict=True)
             ]
-            # 3. weights of all pairs as if they were negatives, then those of equal labels are replaced
+            # 3. weights of all pairs as if they were negatives, then replace the weights of pairs with equal labels
             w = self._negative_weights(s, a, r, weight, shift)
             for inside, box, pull in zip(insides, boxes, pulls, strict=True):
                 w[inside] = torch.where(self.layout.same(box), pull, w[inside])
