@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from pml_supcon import __version__
 from pml_supcon._checks import did_you_mean
+from pml_supcon._console import escape_unencodable, say
 
 COMMANDS = {
     "train": "train an encoder, then score it: retrieval and a linear probe",
@@ -35,12 +36,13 @@ FOLDERS = ("configs", "configs/launch")  # for `--config` of train.py, for `--co
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a program, or print the paths of configurations."""
+    escape_unencodable()
     given = sys.argv[1:] if arguments is None else list(arguments)
     command, rest = make_parser().parse_args(given[:1]).command, given[1:]  # the rest belongs to the program
     try:
         check_name("a command", command, COMMANDS)
         if command == "configs":
-            print(answer(rest))
+            say(answer(rest))
             return
         recipe = require_recipe(command)
     except ValueError as error:
@@ -82,7 +84,7 @@ def require_recipe(name: str) -> ModuleType:
 
 def fail(error: Exception) -> NoReturn:
     """Print the error in one line and exit with status 2."""
-    print(f"pml-supcon: error: {error}", file=sys.stderr)
+    say(f"pml-supcon: error: {error}", sys.stderr)
     sys.exit(2)
 
 

@@ -22,6 +22,10 @@ _TURNED = (5, 6, 7, 8)  # the EXIF orientations with width and height exchanged
 _NAMED = 5  # maximum number of broken images named in an error
 
 
+class BrokenImageError(ValueError):
+    """An error for an image that cannot be read, or not as one of its data set; the message names it."""
+
+
 class Images(Protocol):
     """A sequence of images, with a name for each in error messages."""
 
@@ -134,7 +138,7 @@ def shape_of(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
     """Return True for a grey image, and its (height, width), from its header alone.
 
     Raises:
-        ValueError: If the header cannot be read, or the pixels have more than 8 bits.
+        BrokenImageError: If the header cannot be read, or the pixels have more than 8 bits.
     """
     image = _open(images, index)
     if isinstance(image, Tensor):
@@ -152,18 +156,20 @@ def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tenso
     The image is rotated according to its EXIF orientation. Transparent pixels are blended with white.
 
     Raises:
-        ValueError: If the image cannot be decoded, has more than 8 bits or several frames, or is in colour and
+        BrokenImageError: If the image cannot be decoded, has more than 8 bits or several frames, or is in colour and
             ``in_chans`` is 1. The error names the image.
     """
     image = _open(images, index)
     if isinstance(image, Tensor):
         return image
     if in_chans == 1 and image.mode not in GREY_MODES:
-        raise ValueError(f"Expected grey images, as the others are, but {images.where(index)} has mode {image.mode!r}")
+        raise BrokenImageError(
+            f"Expected grey images, as the others are, but {images.where(index)} has mode {image.mode!r}"
+        )
     try:
         return decode_image(image, "L" if in_chans == 1 else "RGB")
     except Exception as error:  # PIL raises many kinds, down to struct.error
-        raise ValueError(f"{images.where(index)} is not a readable image: {error}") from error
+        raise BrokenImageError(f"{images.where(index)} is not a readable image: {error}") from error
 
 
 def decode_image(image: Image.Image, mode: str) -> Image.Image:
@@ -198,7 +204,7 @@ def for_each(
     """Decode images in a pool of threads, with a progress bar, and call ``visit(index, pixels)`` for each.
 
     Raises:
-        ValueError: If images cannot be decoded; all are tried first, and the error names the broken ones.
+        BrokenImageError: If images cannot be decoded; all are tried first, and the error names the broken ones.
     """
 
     def work(index: int) -> str | None:
@@ -215,10 +221,10 @@ def for_each(
 
 
 def raise_broken(messages: Sequence[str]) -> None:
-    """Raise ValueError with the first of the messages and the number of the others, if there are any."""
+    """Raise BrokenImageError with the first of the messages and the number of the others, if there are any."""
     if messages:
         more = f"\nand {len(messages) - _NAMED} more" if len(messages) > _NAMED else ""
-        raise ValueError("\n".join(messages[:_NAMED]) + more)
+        raise BrokenImageError("\n".join(messages[:_NAMED]) + more)
 
 
 class Moments:
@@ -253,9 +259,9 @@ def _open(images: Images, index: int) -> Image.Image | Tensor:
     try:
         image = images[index]
     except Exception as error:  # see `read_image`
-        raise ValueError(f"{images.where(index)} is not a readable image: {error}") from error
+        raise BrokenImageError(f"{images.where(index)} is not a readable image: {error}") from error
     if not isinstance(image, Tensor) and (fault := _unsupported(image)):
-        raise ValueError(f"Expected images {fault}: {images.where(index)}")
+        raise BrokenImageError(f"Expected images {fault}: {images.where(index)}")
     return image
 
 

@@ -98,7 +98,9 @@ class OpenedData:
         """Describe the data in three lines: classes with counts, parts, and everything that was left out."""
         source, names = self.source, self.source.class_names
         counts = self.train.labels.bincount(minlength=len(names)).tolist()
-        shown = ", ".join(f"{name} {count}" for name, count in list(zip(names, counts, strict=True))[:_SHOWN])
+        shown = ", ".join(
+            f"{printable(name)} {count}" for name, count in list(zip(names, counts, strict=True))[:_SHOWN]
+        )
         if len(names) > _SHOWN:
             shown += f", and {len(names) - _SHOWN} more; {min(counts)} to {max(counts)} images each"
         train, test = (f" of {place}" if place else "" for place in source.parts)

@@ -4,9 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
+from pml_supcon._console import escape_unencodable, note, say
 from pml_supcon._extras import require_faiss, require_umap
 from pml_supcon._files import write_atomic
 from pml_supcon.data.images import as_tensor
@@ -31,6 +33,7 @@ REPORT, RESULTS, COMPARED = "report.html", "evaluation.json", "evaluation-compar
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Load the encoders, evaluate them, and write the report."""
+    escape_unencodable()
     settings = parse_settings(arguments)
     try:
         require_faiss()
@@ -117,10 +120,16 @@ def collect_pictures(context: EvaluationContext, sections: Sections) -> dict[str
     }
     references = reference_split(context) if queries else "train"
     splits = {"test": context.data.test, "train": context.data.test if references == "test" else context.data.train}
-    return {
-        split: {row: as_pixels(as_tensor(splits[split][row][0])) for row in sorted(rows)}
-        for split, rows in shown.items()
-    }
+    pictures: dict[str, dict[int, Pixels]] = {}
+    for split, rows in shown.items():
+        pictures[split] = {}
+        for row in sorted(rows):
+            try:
+                pictures[split][row] = as_pixels(as_tensor(splits[split][row][0]))
+            except Exception as error:  # the scores are computed: the file may have changed since
+                context.note(f"The report has no picture of {split} image {row}: {error}")
+                pictures[split][row] = np.zeros((1, 1), dtype=np.uint8)
+    return pictures
 
 
 def as_pixels(image: torch.Tensor) -> Pixels:
@@ -133,13 +142,24 @@ def write(output: Path, evaluations: Sequence[Evaluation]) -> None:
     """Write the JSON files and the report of one or two evaluations, and print their summaries."""
     output.mkdir(parents=True, exist_ok=True)
     (output / COMPARED).unlink(missing_ok=True)  # of an earlier evaluation
+    write_results(output, evaluations)
+    if missing := write_report(output / REPORT, evaluations):
+        for sentence in missing:
+            note(sentence)
+            for evaluation in evaluations:
+                evaluation.notes.append(sentence)
+        write_results(output, evaluations)
+    for evaluation in evaluations:
+        say(summary_table({"encoder": evaluation.encoder, **main_scores(evaluation.sections)}))
+        for sentence in evaluation.notes:
+            say(f"note: {sentence}")
+    say(f"report: {output / REPORT}")
+
+
+def write_results(output: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Write the JSON files of one or two evaluations."""
     for name, evaluation in zip((RESULTS, COMPARED), evaluations, strict=False):
         write_atomic(output / name, json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
-    write_report(output / REPORT, evaluations)
-    for evaluation in evaluations:
-        print(summary_table({"encoder": evaluation.encoder, **main_scores(evaluation.sections)}))
-        print("".join(f"note: {sentence}\n" for sentence in evaluation.notes), end="")
-    print(f"report: {output / REPORT}")
 
 
 def main_scores(sections: Sections) -> dict[str, float]:

@@ -60,7 +60,8 @@ class EvaluationContext:
         return self.loaded.head is not None
 
     def note(self, text: str) -> None:
-        """Add a sentence to the notes, unless they have it."""
+        """Add a sentence to the notes as one line, unless they have it."""
+        text = " ".join(text.split())
         if text not in self.notes:
             self.notes.append(text)
 

@@ -52,7 +52,7 @@ def evaluate_run(
         if accelerator.is_main_process:
             content = {"sections": sections.to_json(), "notes": context.notes, "seconds": seconds}
             write_atomic(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    read = json.loads(file.read_text()) if accelerator.is_main_process else None
+    read = json.loads(file.read_text(encoding="utf-8")) if accelerator.is_main_process else None
     evaluation: dict[str, Any] = broadcast_object_list([read])[0]
     return evaluation
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from pml_supcon._console import escape_unencodable, say
 from pml_supcon._extras import require_imagecorruptions
 from pml_supcon._files import write_atomic
 from pml_supcon.experiments.experiment import Experiment
@@ -27,6 +28,7 @@ AGAIN = "the same command continues from here"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the missing trainings, then write records, tables and plots."""
+    escape_unencodable()
     settings = parse(arguments, prog="reproduce.py", description="Repeat the paper's experiments and judge its claims.")
     try:
         check_writable(settings.results, "--results")
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def log(text: str) -> None:
     """Print a line on the main process."""
     if PartialState().is_main_process:
-        print(text, flush=True)
+        say(text)
 
 
 def write(settings: ReproduceSettings, experiment: Experiment, record: dict[str, Any]) -> None:
@@ -72,7 +74,7 @@ def write(settings: ReproduceSettings, experiment: Experiment, record: dict[str,
     table = tables_of(described)
     write_atomic(settings.results / f"{name}.md", table)
     write_atomic(settings.results / f"{name}.svg", lambda path: plot(described, path))
-    print(f"\n{experiment.title}\n\n{table}\n{settings.results / name}.json, .md, .svg\n", flush=True)
+    say(f"\n{experiment.title}\n\n{table}\n{settings.results / name}.json, .md, .svg\n")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class TrainingRunner:
         self.accelerator.wait_for_everyone()
         record: dict[str, Any] | None = None
         if self.accelerator.is_main_process:
-            record = json.loads((diverged if diverged.exists() else path / "metrics.json").read_text())
+            record = json.loads((diverged if diverged.exists() else path / "metrics.json").read_text(encoding="utf-8"))
         shared: dict[str, Any] = broadcast_object_list([record])[0]
         self.seconds[path.name] = shared["seconds/total"]
         return shared

@@ -69,7 +69,7 @@ class Scale:
 
 def settings_of_config(name: str) -> dict[str, Any]:
     """Read a file of ``pml_supcon/configs``."""
-    read: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    read: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     return read
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from accelerate import PartialState
 
+from pml_supcon._console import escape_unencodable, say
 from pml_supcon.training.checkpoint import CheckpointError
 from pml_supcon.training.config.parser import parse_settings
 from pml_supcon.training.environment import commit
@@ -24,6 +25,7 @@ SHOWN = ("scored", "linear_probe/", "retrieval/", "train/", "miner/", "seconds/"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the settings, train, score, and print the summary."""
     started = time.perf_counter()
+    escape_unencodable()
     settings = parse_settings(arguments)
     # 1. Checks that need no data, then data, model and checkpoint: user errors appear here.
     try:
@@ -59,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def print_scores(run: RunFolder) -> None:
     """Print the summary of a finished run on the main process."""
     if PartialState().is_main_process:
-        metrics = json.loads((run.path / METRICS).read_text())
-        print(summary_table({name: value for name, value in metrics.items() if name.startswith(SHOWN)}))
-        print(f"run folder: {run.path}")
+        metrics = json.loads((run.path / METRICS).read_text(encoding="utf-8"))
+        say(summary_table({name: value for name, value in metrics.items() if name.startswith(SHOWN)}))
+        say(f"run folder: {run.path}")
 
 
 def exit_stopped(stopped: Stopped, run: RunFolder | None) -> NoReturn:
@@ -69,7 +71,7 @@ def exit_stopped(stopped: Stopped, run: RunFolder | None) -> NoReturn:
     if PartialState().is_main_process:
         saved = "" if run is None else f"; saved {run.last_good()}; continue with: --output {run.path} --resume"
         name = signal.Signals(stopped.number).name
-        print(f"train.py: stopped by {name} {stopped}{saved}", file=sys.stderr)
+        say(f"train.py: stopped by {name} {stopped}{saved}", sys.stderr)
     sys.exit(128 + stopped.number)
 
 

@@ -84,7 +84,7 @@ class CheckpointFolder:
             (partial / STATE).write_bytes(written.getbuffer())
             digests = {name: _digest(partial / name) for name in (WEIGHTS, STATE)}
             about = {"format": FORMAT, **checkpoint.about, "files": digests}
-            (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+            (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, STATE, ABOUT):
                 _to_disk(partial / name)
             if target.exists():  # the run resumed from an older checkpoint and reached this step again
@@ -145,7 +145,7 @@ def check_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> N
 def _about(path: Path) -> dict[str, Any]:
     """Return the content of ``checkpoint.json``, or raise CheckpointError."""
     try:
-        about: dict[str, Any] = json.loads((path / ABOUT).read_text())
+        about: dict[str, Any] = json.loads((path / ABOUT).read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             raise ValueError(f"expected the format {FORMAT!r}, but got {about['format']!r}")
         wrong = [name for name, kind in FIELDS.items() if not isinstance(about[name], kind)]

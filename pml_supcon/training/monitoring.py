@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from pml_supcon._console import note
 from pml_supcon._files import write_atomic
 from pml_supcon.training.stage import Stage
 
@@ -41,22 +42,30 @@ class History:
         """Append rows to the file and log them to the tracker."""
         if not self.accelerator.is_main_process:
             return
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         for row in rows:
             values = {f"stage{row['stage']}/{key}": row[key] for key in row if key not in ("stage", "epoch", "step")}
-            self.accelerator.log({**values, "epoch": row["epoch"]}, step=row["step"])
+            self.log({**values, "epoch": row["epoch"]}, row["step"])
+
+    def log(self, values: Row, step: int) -> None:
+        """Log values to the tracker; a tracker that fails is a note, and is no longer used."""
+        try:
+            self.accelerator.log(values, step=step)
+        except Exception as error:  # of any tracker: training goes on
+            note(f"the tracker failed at step {step} and is no longer used: {error!r}")
+            self.accelerator.trackers.clear()
 
     def to_disk(self) -> None:
         """Synchronise the file to disk."""
         if self.path.exists():
-            with self.path.open() as file:
+            with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rows(self) -> list[Row]:
         """Return all rows, without an incomplete last line after a kill."""
         rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

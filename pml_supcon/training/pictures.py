@@ -1,5 +1,6 @@
 """The pictures of a run: the loss curve, the map of the embeddings, the gallery; and its summary table."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
+from pml_supcon._files import write_atomic
 from pml_supcon.metrics.embedding_maps import MIN_ROWS, embedding_map
 from pml_supcon.metrics.gallery import worst_queries
 
@@ -23,7 +26,7 @@ def draw_loss_curve(losses: Sequence[float], steps_per_epoch: int, path: Path) -
     axes.plot(np.arange(1, len(losses) + 1) / steps_per_epoch, losses, linewidth=1)
     axes.set(xlabel="epoch", ylabel="training loss")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def draw_embedding_map(embeddings: Tensor, labels: Tensor, class_names: Sequence[str], path: Path, seed: int) -> None:
@@ -35,14 +38,16 @@ def draw_embedding_map(embeddings: Tensor, labels: Tensor, class_names: Sequence
     axes = figure.subplots()
     named = len(class_names) <= 20
     colours = matplotlib.colormaps["tab10" if len(class_names) <= 10 else "nipy_spectral"]
-    for index, name in enumerate(class_names):
+    for index in range(len(class_names)):
         chosen = (shown == index).numpy()
         place = index if len(class_names) <= 10 else index / (len(class_names) - 1)
-        axes.scatter(flat[chosen, 0], flat[chosen, 1], s=12, color=colours(place), label=name if named else None)
+        axes.scatter(flat[chosen, 0], flat[chosen, 1], s=12, color=colours(place), label=str(index))
     axes.set(xticks=[], yticks=[], title=f"{len(shown)} test embeddings ({'t-SNE' if method == 'tsne' else 'PCA'})")
     if named:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        for text, name in zip(legend.get_texts(), class_names, strict=True):
+            text.set_text(name)  # now, because as a label a name that begins with "_" would be hidden
+    save(figure, path, dpi=120)
 
 
 def draw_gallery(
@@ -83,7 +88,7 @@ def draw_gallery(
             colour = "green" if label == truth else "red"
             show(axes, references[neighbour][0], (column, row), class_names[label], colour)
     axes.set(xlim=(-0.5, columns + 0.5), ylim=(len(worst.rows) - 0.4, -0.6), aspect="auto")
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def show(axes: Any, image: Any, place: tuple[int, int], title: str, colour: str) -> None:
@@ -99,6 +104,15 @@ def show(axes: Any, image: Any, place: tuple[int, int], title: str, colour: str)
         interpolation="nearest",
     )
     axes.text(x, y - half[1] - 0.04, title, fontsize=8, color=colour, ha="center", va="bottom")
+
+
+def save(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure whose texts are names: no formulas; characters that the font lacks are boxes."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=dpi))
 
 
 def summary_table(rows: Mapping[str, Any]) -> str:

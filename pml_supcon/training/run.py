@@ -17,6 +17,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
+from pml_supcon._console import say
 from pml_supcon._extras import require_faiss
 from pml_supcon._files import write_atomic
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
@@ -135,7 +136,7 @@ class RunFolder:
     def _lock(self) -> None:
         """Lock the run for this process; the operating system releases the lock at its end."""
         # A POSIX lock, because workers of the data loader do not inherit it and may outlive a killed run
-        self._held = (self.path / CONFIG).open("r+")
+        self._held = (self.path / CONFIG).open("r+", encoding="utf-8")
         try:
             fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -144,7 +145,7 @@ class RunFolder:
     def _check_config(self) -> None:
         file = self.path / CONFIG
         try:
-            saved = dict(yaml.safe_load(file.read_text()))
+            saved = dict(yaml.safe_load(file.read_text(encoding="utf-8")))
         except (yaml.YAMLError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file} is not the configuration of a run: {error}") from error
         here = computed(self.settings)
@@ -265,7 +266,7 @@ def print_data_summary(opened: OpenedData) -> None:
 
 @functools.cache
 def _print_once(text: str) -> None:
-    print(text, flush=True)
+    say(text)
 
 
 def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:

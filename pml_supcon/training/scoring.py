@@ -1,6 +1,8 @@
 """The scores and pictures of the frozen encoder at the end of a run."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,11 +11,12 @@ from accelerate.utils import broadcast_object_list
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from pml_supcon._console import note
 from pml_supcon.data.images import LazyImages, MemoryImages, evenly
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_metrics, retrieval_scores
 from pml_supcon.metrics.probe_selection import HELD_OUT
 from pml_supcon.training.features import ImagesToEmbed, compute_features
-from pml_supcon.training.pictures import draw_embedding_map, draw_gallery
+from pml_supcon.training.pictures import draw_embedding_map, draw_gallery, draw_loss_curve
 from pml_supcon.training.run import RunContext
 
 KNN_REFERENCES, KNN_QUERIES = 20_000, 5_000  # maximum number of images, because k-NN runs during training
@@ -140,11 +143,23 @@ def knn_accuracy(context: RunContext, encoder: nn.Module) -> dict[str, float]:
     return {"knn_accuracy": float(found["knn_accuracy"].mean())}
 
 
-def draw(context: RunContext, embedded: dict[str, Embedded]) -> None:
-    """Draw the t-SNE map of the scored embeddings, and the gallery of queries with their nearest neighbours."""
-    names, path, test, train = context.data.class_names, context.run.path, embedded["test"], embedded["train"]
-    draw_embedding_map(test.rows, test.labels, names, path / "embedding_map.png", context.settings.seed)
+def draw(context: RunContext, embedded: dict[str, Embedded], losses: Sequence[float], steps_per_epoch: int) -> None:
+    """Draw the loss curve, the map of the scored embeddings, and the gallery of queries with their neighbours.
+
+    A picture that fails is a note on standard error.
+    """
+    names, test, train = context.data.class_names, embedded["test"], embedded["train"]
     queries = scored_images(context)[0], test.rows, test.labels
-    references = context.images, train.rows, train.labels
     own = has_new_classes(embedded)
-    draw_gallery(queries, queries if own else references, names, path / "gallery.png", own=own)
+    references = queries if own else (context.images, train.rows, train.labels)
+    seed = context.settings.seed
+    pictures: dict[str, Callable[[Path], object]] = {
+        "loss_curve.png": lambda path: draw_loss_curve(losses, steps_per_epoch, path),
+        "embedding_map.png": lambda path: draw_embedding_map(test.rows, test.labels, names, path, seed),
+        "gallery.png": lambda path: draw_gallery(queries, references, names, path, own=own),
+    }
+    for name, drawn in pictures.items():
+        try:
+            drawn(context.run.path / name)
+        except Exception as error:  # of any library: the scores are written
+            note(f"{name} was not drawn: {error!r}")

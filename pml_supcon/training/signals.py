@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from pml_supcon._console import say
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -85,5 +87,5 @@ def exit_with_error(program: str, error: Exception | str, *, status: int = 1) ->
     """Print the error in one line to stderr and exit; processes other than the main one add their rank."""
     text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
     place = "" if PartialState().is_main_process else f" [process {PartialState().process_index}]"
-    print(f"{program}: error:{place} {' '.join(str(text).split())}", file=sys.stderr)
+    say(f"{program}: error:{place} {' '.join(str(text).split())}", sys.stderr)
     sys.exit(status)

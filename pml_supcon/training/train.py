@@ -16,7 +16,6 @@ from pml_supcon.training.environment import environment
 from pml_supcon.training.loop import run_stage
 from pml_supcon.training.methods import part_of
 from pml_supcon.training.monitoring import History
-from pml_supcon.training.pictures import draw_loss_curve
 from pml_supcon.training.run import CLASSIFIER, ENCODER, HEAD, RunContext, RunFolder, build_context, computed
 from pml_supcon.training.scoring import draw, embed_splits, score
 from pml_supcon.training.stage import Stage, build_stage1, build_stage2
@@ -129,13 +128,12 @@ def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: Hi
         "precision": accelerator.mixed_precision,
         **environment(accelerator.device),
     }
-    if settings.pictures:
-        draw_loss_curve(losses, per_epoch, folder / "loss_curve.png")
-        draw(context, embedded)
     metrics["seconds/total"] = round(seconds + time.perf_counter() - started, 1)
+    context.run.write_metrics(metrics)  # a run with metrics is complete: what follows may fail
     scores = {name: value for name, value in metrics.items() if name.startswith(("linear_probe/", "retrieval/"))}
-    accelerator.log(scores, step=stage.last_step)
-    context.run.write_metrics(metrics)  # the last file: a run with metrics is complete
+    history.log(scores, stage.last_step)
+    if settings.pictures:
+        draw(context, embedded, losses, per_epoch)
 
 
 def last_epoch_metrics(history: History) -> dict[str, float]:

@@ -28,6 +28,9 @@ TRAIN_IMAGES, TEST_IMAGES, SIDE, BATCH = 160, 40, 32, 40
 LOCAL_IMAGES, LOCAL_ENCODER = "imagefolder:my/images", "my/encoder"
 CLASSES = {"digits": 10, LOCAL_IMAGES: 4}  # of data that are not replaced
 ENCODER_ARGS = {"channels": [8, 8, 16, 16]}  # of resnet10t
+#: Flags of a run on the digits that takes a second.
+TINY = ["--max-train", "120", "--max-test", "60", "--batch-size", "30", "--encoder-args.channels", "[8, 8, 8, 8]"]
+TINY += ["--head-dim", "16"]
 
 
 class RefusedError(Exception):

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -15,18 +16,22 @@ from pml_supcon.evaluation.report.pictures import encode_atlas, encode_each
 from pml_supcon.evaluation.results import Evaluation
 from pml_supcon.evaluation.sections import Sections
 
+Drawn = TypeVar("Drawn")
 LETTERS = ("A", "B")
 MAP_SIDE, GALLERY_SIDE = 64, 112  # pixels of a picture, at most
 MAP_BYTES, GALLERY_BYTES = 2_900_000, 900_000  # of all pictures on the page
 LOSS_NAMES = {"supcon_out": "SupCon, out", "supcon_in": "SupCon, in", "triplet": "triplet"}
 
 
-def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
+def write_report(path: Path, evaluations: Sequence[Evaluation]) -> list[str]:
     """Write the report of one evaluation, or of two side by side.
 
     Args:
         path: The HTML file, which is replaced as a whole.
         evaluations: One or two evaluations with their pictures.
+
+    Returns:
+        A sentence for each figure that could not be drawn; the page says so in its place.
 
     Raises:
         ValueError: If there are none, or more than two.
@@ -39,23 +44,31 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> None:
     environment.filters |= {"number": tables.format_number, "named": tables.named}
     # style sheet and script are part of this package: they are not escaped
     assets = {name: Markup((folder / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    write_atomic(path, environment.get_template("page.html.j2").render(**assets, **page_content(evaluations)))
+    content = page_content(evaluations)
+    page = environment.get_template("page.html.j2").render(**assets, **content)
+    write_atomic(path, page.encode(errors="backslashreplace"))  # a path may have bytes that are not UTF-8
+    missing: list[str] = content["figures"].missing
+    return missing
 
 
 def page_content(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """Return the variables of the template."""
     sections = [each.sections for each in evaluations]
     letters = LETTERS if len(evaluations) == 2 else ("",)
+    drawn = Figures(sections)
     classes = list(dict.fromkeys(name for each in evaluations for name in each.data.classes))
-    maps, atlases = _maps(evaluations)
+    present = {name for each in sections for name, section in vars(each).items() if section}
+    maps, atlases = drawn.attempt("the map", lambda: _maps(evaluations)) or ([], [])
+    galleries = drawn.attempt("the gallery", lambda: _galleries(evaluations))
+    present -= {name for name, content in (("map", maps), ("gallery", galleries)) if not content}
     return {
         "letters": letters,
         "evaluations": evaluations,
         "notes": _notes(evaluations),
-        "present": {name for each in sections for name, section in vars(each).items() if section},
+        "present": present,
         "summary": tables.summary(sections),
         "classes": tables.class_table(sections, classes, letters),
-        "galleries": _galleries(evaluations),
+        "galleries": galleries,
         "maps": maps,
         "atlases": atlases,
         "map_data": {"maps": [each and each.data for each in maps]},
@@ -66,7 +79,7 @@ def page_content(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
             if getattr(each, section)
         ],
         "has_part": lambda section, part: any(tables.part_of(each, section, part) for each in sections),
-        "figures": Figures(sections),
+        "figures": drawn,
         "about": tables.about(evaluations),
         "loss_names": LOSS_NAMES,
     }
@@ -127,17 +140,46 @@ def _maps(evaluations: Sequence[Evaluation]) -> tuple[list[Any], list[Any]]:
     return maps, atlases
 
 
+def _drawn(method: Callable[..., Markup]) -> Callable[..., Markup]:
+    """Return a method of ``Figures`` that returns a paragraph if the figure cannot be drawn."""
+
+    @wraps(method)
+    def draw(self: "Figures", *arguments: Any) -> Markup:
+        what = " ".join(
+            [f"the figure {method.__name__.strip('_')}", *(each for each in arguments if isinstance(each, str))]
+        )
+        figure = self.attempt(what, lambda: method(self, *arguments))
+        return figure or Markup('<p class="note">This figure could not be drawn.</p>')
+
+    return draw
+
+
 class Figures:
-    """The figures of the template, each over the evaluations that have its section."""
+    """The figures of the template, each over the evaluations that have its section.
+
+    Attributes:
+        missing: A sentence for each figure that could not be drawn.
+    """
 
     def __init__(self, sections: Sequence[Sections]) -> None:
         self.sections = sections
+        self.missing: list[str] = []
 
+    def attempt(self, what: str, draw: Callable[[], Drawn]) -> Drawn | None:
+        """Return the result of ``draw``, or None if it fails, which is noted."""
+        try:
+            return draw()
+        except Exception as error:  # of any library: the scores are worth a page without a figure
+            self.missing.append(f"The report lacks {what}: {error!r}")
+            return None
+
+    @_drawn
     def reliability(self, when: str) -> Markup:
         """Draw the reliability diagram ``before`` or ``after`` temperature scaling."""
         diagrams = self._each("calibration", lambda section: section.reliability[when])
         return figures.reliability(f"reliability-{when}", diagrams, f"{when} temperature scaling")
 
+    @_drawn
     def severity(self, metric: str) -> Markup:
         """Draw accuracy or ECE against severity, with the clean images at 0."""
         series = self._each(
@@ -156,9 +198,14 @@ class Figures:
         for place, name in enumerate(dict.fromkeys(name for each in corruptions for name in each)):
             series = [_by_severity(each.get(name, []), "accuracy") for each in corruptions]
             title = tables.named(name)
-            drawn.append((title, figures.small_curves(f"corruption-{place}", series, what=title)))
+            drawn.append((title, self._small_curves(place, series, title)))
         return drawn
 
+    @_drawn
+    def _small_curves(self, place: int, series: Sequence[figures.Points], title: str) -> Markup:
+        return figures.small_curves(f"corruption-{place}", series, what=title)
+
+    @_drawn
     def learning_curve(self) -> Markup:
         """Draw top-1 accuracy against the number of labelled images."""
         series = self._each(
@@ -167,6 +214,7 @@ class Figures:
         x, y = "labelled images", "top-1 accuracy"
         return figures.curves("learning-curve", series, what="Learning curve", x=x, y=y, close=True, log=True)
 
+    @_drawn
     def few_shot(self) -> Markup:
         """Draw accuracy against shots, with its confidence interval."""
         results = self._each("linear_probe", lambda section: section.few_shot)
@@ -175,10 +223,12 @@ class Figures:
         x = "images per class"
         return figures.curves("few-shot", series, what="Few-shot accuracy", x=x, close=True, bands=bands)
 
+    @_drawn
     def head_tasks(self, place: int) -> Markup:
         """Draw the tasks of one evaluation."""
         return figures.head_tasks(f"head-{place}", tables.part_of(self.sections[place], "projection_head", "tasks"))
 
+    @_drawn
     def hard_mining(self, place: int, sign: str) -> Markup:
         """Draw the gradient of the losses of one evaluation by hardness."""
         losses: Mapping[str, Any] = tables.part_of(self.sections[place], "hard_mining", "losses")

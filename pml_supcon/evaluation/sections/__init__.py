@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pml_supcon._extras import require_imagecorruptions
+from pml_supcon.data.images import BrokenImageError
 from pml_supcon.evaluation.context import EvaluationContext, FeaturesError
 from pml_supcon.evaluation.sections.calibration import CalibrationSection, calibration
 from pml_supcon.evaluation.sections.corruption import CorruptionSection, corruption
@@ -33,6 +34,8 @@ SECTIONS: dict[str, Callable[[EvaluationContext], Any]] = {
 }
 #: The sections that fit a classifier to the classes of the training images.
 CLASSIFIERS = frozenset({"linear_probe", "calibration", "corruption", "projection_head"})
+#: The sections of pictures: they fail without an end of the evaluation.
+PICTURES = frozenset({"gallery", "map"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ def run_sections(context: EvaluationContext, names: Sequence[str]) -> tuple[Sect
     """Run sections, and return their results (on the main process) and the seconds of each.
 
     A section that the data does not support (for example too few images) is left out with a note, unless a setting
-    names it.
+    names it. A section of pictures that fails for any reason is left out with a note.
     """
     settings = context.settings
     named = {*settings.sections, "transfer"}
@@ -99,9 +102,12 @@ def run_sections(context: EvaluationContext, names: Sequence[str]) -> tuple[Sect
         started = time.perf_counter()
         try:
             results[name] = SECTIONS[name](context)
-        except ValueError as error:
-            # with several processes the others have entered collectives that this one would not
-            if isinstance(error, FeaturesError) or name in named or context.accelerator.num_processes > 1:
+        except Exception as error:
+            if isinstance(error, FeaturesError | BrokenImageError):  # of the features, which other sections need too
+                raise
+            # with several processes the others have entered collectives that this one would not; pictures have none
+            several = context.accelerator.num_processes > 1
+            if name not in PICTURES and (not isinstance(error, ValueError) or name in named or several):
                 raise
             context.note(f"The section {name} is left out: {error}")
         seconds[f"seconds/{name}"] = round(time.perf_counter() - started, 2)

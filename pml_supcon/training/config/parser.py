@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_type_hints
 from jsonargparse import ArgumentParser
 
 from pml_supcon._checks import did_you_mean
+from pml_supcon._console import say
 from pml_supcon.training.config import GROUPS, TrainSettings
 from pml_supcon.training.config.checks import ONLY_WITH, ONLY_WITH_METHOD, default_of
 from pml_supcon.training.config.settings import CLASSIFIER
@@ -50,7 +51,7 @@ def parse_settings(
         flags = {re.split(r"[=.]", argument.removeprefix("--"))[0] for argument in given if argument.startswith("--")}
         values, dropped = drop_inapplicable(values, flags)
         if dropped:
-            print(f"{prog}: not used with {values['method']}: {', '.join(dropped)}", file=sys.stderr)
+            say(f"{prog}: not used with {values['method']}: {', '.join(dropped)}", sys.stderr)
     try:
         return TrainSettings(**values)
     except ValueError as error:
@@ -77,7 +78,7 @@ class OneLineParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
         del ex
-        print(f"{self.prog}: error: {' '.join(message.split())}{self.nearest(message)}", file=sys.stderr)
+        say(f"{self.prog}: error: {' '.join(message.split())}{self.nearest(message)}", sys.stderr)
         sys.exit(2)
 
     def nearest(self, message: str) -> str:
