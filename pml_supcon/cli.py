@@ -76,6 +76,10 @@ def require_recipe(name: str) -> ModuleType:
     except ImportError as error:
         if (error.name or "").startswith("pml_supcon"):  # a fault of this package, not a missing dependency
             raise
+        if error.name in sys.stdlib_module_names:  # such as fcntl and resource, which no package index has
+            raise ImportError(
+                f"The recipe {name} needs Linux or macOS: this Python has no module {error.name}"
+            ) from error
         raise ImportError(
             f"The recipe {name} needs packages of which one could not be imported ({error}). Install them with "
             f"{RECIPES_COMMAND}"

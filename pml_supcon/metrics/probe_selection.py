@@ -1,6 +1,7 @@
 """The L2 penalty of a linear probe, chosen on held-out training rows."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,10 +23,18 @@ HELD_OUT = 0.1
 
 
 class InverseL2Choice(NamedTuple):
-    """The chosen ``inverse_l2``, and the held-out accuracy, in [0, 1], of each one ``tried``, in ascending order."""
+    """A choice of ``inverse_l2``.
+
+    Attributes:
+        inverse_l2: The chosen value.
+        tried: The held-out accuracy of each candidate, in [0, 1], in ascending order.
+        at_edge: True if a better value may be outside the range of the candidates: the chosen one is the first or the
+            last, and its accuracy exceeds the accuracy of its neighbour by more than the neighbour's standard error.
+    """
 
     inverse_l2: float
     tried: dict[float, float]
+    at_edge: bool = False
 
 
 def choose_inverse_l2(
@@ -57,8 +66,7 @@ def choose_inverse_l2(
 
     Returns:
         The choice: the lowest `negative_log_likelihood` of the held-out rows; among equal ones the stronger penalty,
-        which is the smaller value. A warning is logged where the choice is the first or the last of several candidates:
-        a better one may be outside their range.
+        which is the smaller value. A warning is logged where the choice is ``at_edge``.
 
     Raises:
         TypeError: If features are not floating point, labels not integers, or an option has the wrong type.
@@ -109,7 +117,12 @@ def _choose(
         columns = np.searchsorted(probe.classes_, labels[held])  # every label has a fitted row
         losses[value] = negative_log_likelihood(logits_of(probe, features[held]), columns)
     chosen = min(losses, key=lambda value: losses[value])  # the first, which is the smallest, of equal ones
+    at_edge = False
     if len(losses) > 1 and chosen in (min(losses), max(losses)):
+        values = list(losses)
+        near = accuracies[values[1] if chosen == values[0] else values[-2]]
+        at_edge = accuracies[chosen] - near > math.sqrt(near * (1 - near) / len(held))
+    if at_edge:
         logger.warning(
             "inverse_l2=%g was chosen, by %d held-out rows, and is at the edge of the candidates (%g to %g): "
             "a better one may be outside their range.",
@@ -118,4 +131,4 @@ def _choose(
             min(losses),
             max(losses),
         )
-    return InverseL2Choice(chosen, accuracies)
+    return InverseL2Choice(chosen, accuracies, at_edge)

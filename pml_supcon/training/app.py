@@ -14,6 +14,7 @@ from pml_supcon.training.checkpoint import CheckpointError
 from pml_supcon.training.config.parser import parse_settings
 from pml_supcon.training.environment import commit
 from pml_supcon.training.launch import make_accelerator
+from pml_supcon.training.monitoring import TrackerError
 from pml_supcon.training.pictures import summary_table
 from pml_supcon.training.run import METRICS, RunFolder, check_tracker, open_run
 from pml_supcon.training.signals import Stopped, exit_with_error
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{error}; last good checkpoint: {run.last_good()}; another --output with a lower --learning_rate may do "
             "better",
         )
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, TrackerError, OSError) as error:
         exit_with_error("train.py", error)
     except Stopped as stopped:
         exit_stopped(stopped, run)

@@ -16,7 +16,7 @@ def make_accelerator(mixed_precision: str | None, timeout: timedelta | None = No
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Reject FSDP, DeepSpeed and gradient accumulation: every process must hold the whole model.
+    """Reject FSDP, DeepSpeed, gradient accumulation, and a precision that the device does not have.
 
     Raises:
         ValueError: If the launcher asks for one of them.
@@ -28,4 +28,11 @@ def check_launch(accelerator: Accelerator) -> None:
         raise ValueError(
             f"Expected no gradient accumulation (--chunk_size does that, exactly), but got "
             f"{accelerator.gradient_accumulation_steps} steps"
+        )
+    precision, device = accelerator.mixed_precision, accelerator.device.type
+    if precision == "fp8" or (precision == "fp16" and not accelerator.native_amp):  # they would change nothing
+        possible = "no or bf16" if device == "cpu" else "no, bf16 or fp16"
+        raise ValueError(
+            f"Expected --mixed_precision (or the launcher's) to be {possible} on this device, {device}, but got "
+            f"{precision}"
         )

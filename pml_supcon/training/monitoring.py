@@ -20,6 +20,10 @@ from pml_supcon.training.stage import Stage
 Row = dict[str, Any]
 
 
+class TrackerError(ValueError):
+    """An error for a tracker that cannot start."""
+
+
 class History:
     """The file ``history.jsonl`` of a run, and Accelerate's tracker. Only the main process writes.
 
@@ -55,6 +59,14 @@ class History:
         except Exception as error:  # of any tracker: training goes on
             note(f"the tracker failed at step {step} and is no longer used: {error!r}")
             self.accelerator.trackers.clear()
+
+    def finish(self) -> None:
+        """Finish the trackers; one that fails is a note, because the run is over."""
+        for tracker in self.accelerator.trackers:
+            try:
+                tracker.finish()
+            except Exception as error:  # of any tracker
+                note(f"the tracker did not finish: {error!r}")
 
     def to_disk(self) -> None:
         """Synchronise the file to disk."""

@@ -15,7 +15,7 @@ from pml_supcon.training.checkpoint import Checkpoint
 from pml_supcon.training.environment import environment
 from pml_supcon.training.loop import run_stage
 from pml_supcon.training.methods import part_of
-from pml_supcon.training.monitoring import History
+from pml_supcon.training.monitoring import History, TrackerError
 from pml_supcon.training.run import CLASSIFIER, ENCODER, HEAD, RunContext, RunFolder, build_context, computed
 from pml_supcon.training.scoring import draw, embed_splits, score
 from pml_supcon.training.stage import Stage, build_stage1, build_stage2
@@ -47,34 +47,44 @@ def train_and_score(prepared: LoadedRun, started: float) -> None:
 
     Raises:
         FloatingPointError: If the loss, its gradient, the weights or the features become infinite or NaN.
+        TrackerError: If the tracker cannot start.
         Stopped: If a signal arrived; a checkpoint has been written.
         CheckpointError: If the checkpoint does not fit the model.
         OSError: If a file cannot be written.
     """
     context, stage1, checkpoint = prepared
+    history = History(context.run.path / "history.jsonl", context.accelerator)
     try:
         # 1. Train both stages, from the checkpoint if there is one.
-        history = open_history(context, checkpoint)
+        start_tracker(context, checkpoint)
         stage, seconds = train(context, stage1, checkpoint, history, started)
         # 2. Score the frozen encoder and write the record.
         score_and_save(context, stage1, stage, history, seconds)
     finally:  # no collective, because a lost process would not answer
-        for tracker in context.accelerator.trackers:
-            tracker.finish()
+        history.finish()
         context.run.release()
 
 
-def open_history(context: RunContext, checkpoint: Checkpoint | None) -> History:
-    """Open the history of the run, and its tracker."""
+def start_tracker(context: RunContext, checkpoint: Checkpoint | None) -> None:
+    """Start the tracker of the settings, if there is one; its files are in the run's folder.
+
+    Raises:
+        TrackerError: If it cannot start.
+    """
     settings, accelerator = context.settings, context.accelerator
     if settings.tracker is not None:  # it needs the folder, which is created after the accelerator
         accelerator.project_configuration.set_directories(str(context.run.path))
         accelerator.log_with = filter_trackers(settings.tracker, str(context.run.path))
         plain = (int, float, str)
         config = {name: value if isinstance(value, plain) else str(value) for name, value in computed(settings).items()}
-        again = {} if checkpoint is None else {"tensorboard": {"purge_step": checkpoint.about["step"] + 1}}
-        accelerator.init_trackers("pml_supcon", config=config, init_kwargs=again)
-    return History(context.run.path / "history.jsonl", accelerator)
+        options: dict[str, Any] = {"wandb": {"dir": str(context.run.path)}}
+        if checkpoint is not None:
+            options["tensorboard"] = {"purge_step": checkpoint.about["step"] + 1}
+        try:
+            accelerator.init_trackers("pml_supcon", config=config, init_kwargs=options)
+        except Exception as error:  # of any tracker: a login, a network, a disk
+            accelerator.trackers.clear()  # one that has not started cannot finish
+            raise TrackerError(f"Expected --tracker {settings.tracker} to start, but: {error!r}") from error
 
 
 def train(

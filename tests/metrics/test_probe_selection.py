@@ -31,7 +31,7 @@ def test_likelihood_of_the_held_out_rows_decides_rather_than_accuracy(caplog):
     features, labels = noisy(100)
     accuracy, loss = by_hand(features, labels, (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0), held_out=0.3, seed=4)
     found = choose_inverse_l2(features, labels, candidates=list(accuracy)[::-1], held_out=0.3, seed=4)
-    assert found == (0.1, pytest.approx(accuracy))
+    assert found == (0.1, pytest.approx(accuracy), False)
     assert list(found.tried) == sorted(accuracy)
     assert not caplog.records  # the choice is not at the edge of the candidates
     assert found.tried != choose_inverse_l2(features, labels, held_out=0.3, seed=3).tried
@@ -44,16 +44,38 @@ def test_likelihood_decides_where_all_are_right(caplog):
     assert choose_inverse_l2(features, labels, candidates=[2]).inverse_l2 == 2.0
     assert not caplog.records  # a single candidate is at no edge
     found = choose_inverse_l2(features, labels, candidates=(10.0, 0.1, 1.0))
-    assert found == (10.0, {0.1: 1.0, 1.0: 1.0, 10.0: 1.0})
-    text = "inverse_l2=10 was chosen, by 4 held-out rows, and is at the edge of the candidates (0.1 to 10)"
-    assert text in caplog.text
+    assert found == (10.0, {0.1: 1.0, 1.0: 1.0, 10.0: 1.0}, False)
+    assert not caplog.records  # the accuracy at the edge is no better than beside it
 
 
 def test_where_likelihoods_are_equal_too_the_stronger_penalty_is_chosen(caplog):
     labels = np.repeat([0, 1], [30, 10])
     found = choose_inverse_l2(np.ones((40, 3)), labels, candidates=(10.0, 0.1, 1.0))  # constant features
-    assert found == (0.1, {0.1: 0.75, 1.0: 0.75, 10.0: 0.75})
-    assert "inverse_l2=0.1 was chosen" in caplog.text
+    assert found == (0.1, {0.1: 0.75, 1.0: 0.75, 10.0: 0.75}, False)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("candidates", "chosen", "beyond"),
+    [((1e-6, 1e-4, 1.0), 1.0, 100.0), ((1e-3, 1e3, 1e4), 1e-3, 1e-5)],
+)
+def test_an_edge_that_is_clearly_better_is_named(candidates, chosen, beyond, caplog):
+    """A strong penalty finds no image of a rare label; a weak one follows the noise of many features."""
+    rng = np.random.default_rng(0)
+    if chosen == 1.0:
+        labels = np.repeat([0, 1], [600, 200])
+        features = rng.normal(size=(800, 4)) + labels[:, None]
+    else:
+        labels = np.arange(400) % 2
+        features = rng.normal(size=(400, 300)) + labels[:, None] * 0.15
+    found = choose_inverse_l2(features, labels, candidates=candidates, held_out=0.5)
+    assert found.inverse_l2 == chosen
+    assert found.at_edge
+    assert f"inverse_l2={chosen:g} was chosen, by {len(labels) // 2} held-out rows, and is at the edge" in caplog.text
+    caplog.clear()
+    wider = choose_inverse_l2(features, labels, candidates=(*candidates, beyond), held_out=0.5)
+    assert not wider.at_edge
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,12 @@ def test_an_environment_in_another_repository_has_no_commit_of_the_package(monke
     assert commit() is None
     subprocess.run(["git", "add", "environment.py"], cwd=tmp_path, check=True)
     assert commit().endswith("+")
+
+
+@pytest.mark.parametrize("name", ["fcntl", "resource"])
+@pytest.mark.parametrize("program", ["train", "evaluate", "reproduce"])
+def test_a_missing_module_of_python_is_no_matter_of_pip(name, program):
+    done = run(program, before=f"import sys; sys.modules[{name!r}] = None")  # as on Windows
+    assert (done.returncode, done.stdout) == (2, "")
+    line = done.stderr.splitlines()[-1]  # other packages may warn
+    assert line == f"pml-supcon: error: The recipe {program} needs Linux or macOS: this Python has no module {name}"

@@ -7,11 +7,20 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState
 from helpers.process_groups import free_port
+
+from pml_supcon.experiments import app as reproduce
+from pml_supcon.training import app as train
+from pml_supcon.training.launch import check_launch, make_accelerator
 
 REPOSITORY = Path(__file__).parent.parent.parent
 TWO_MACHINES = REPOSITORY / "benchmarks" / "two_machines.sh"
@@ -133,6 +142,56 @@ def test_accelerate_reads_the_configs(name, processes):
     assert config.num_processes == processes
     assert config.mixed_precision == "bf16"
     assert not config.use_cpu
+
+
+@pytest.fixture
+def fresh_state(monkeypatch):
+    """Run a test with a new state of Accelerate, on the CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("asked", ["flag", "launcher"])
+@pytest.mark.parametrize(("program", "arguments"), [(train.main, []), (reproduce.main, ["losses", "--runs", "{tmp}"])])
+def test_half_precision_that_a_cpu_does_not_compute_is_refused(
+    program, arguments, asked, fresh_state, tmp_path, monkeypatch, capsys
+):
+    arguments = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    if asked == "flag":
+        arguments += ["--mixed-precision", "fp16"]
+    else:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(SystemExit) as ended:
+        program([*arguments, *(["--output", str(tmp_path / "run")] if program is train.main else [])])
+    assert ended.value.code == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "Expected --mixed_precision (or the launcher's) to be no or bf16 on this device, cpu, but got fp16" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "native", "refused"),
+    [
+        ("no", "cpu", False, None),
+        ("bf16", "cpu", True, None),
+        ("fp16", "cuda", True, None),
+        ("fp16", "cpu", False, "no or bf16 on this device, cpu, but got fp16"),
+        ("fp8", "cpu", True, "no or bf16 on this device, cpu, but got fp8"),
+        ("fp8", "cuda", True, "no, bf16 or fp16 on this device, cuda, but got fp8"),
+    ],
+)
+def test_the_record_names_the_precision_that_is_computed(precision, device, native, refused):
+    accelerator = SimpleNamespace(distributed_type=DistributedType.NO, gradient_accumulation_steps=1)
+    vars(accelerator).update(mixed_precision=precision, device=torch.device(device), native_amp=native)
+    with pytest.raises(ValueError, match=refused) if refused else nullcontext():
+        check_launch(accelerator)
+
+
+def test_an_evaluation_is_in_full_precision_under_any_launcher(fresh_state, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert make_accelerator("no").mixed_precision == "no"
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def _choose_penalty(
     if context.settings.inverse_l2 is not None:
         return context.settings.inverse_l2, {}
     choice = choose_inverse_l2(train, train_labels, seed=context.settings.seed)
-    if choice.inverse_l2 in (min(choice.tried), max(choice.tried)):
+    if choice.at_edge:
         context.note(
             f"The penalty of the linear probe, inverse_l2={choice.inverse_l2:g}, is at the edge of the candidates: a "
             "better value may be outside their range."
