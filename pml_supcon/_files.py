@@ -1,6 +1,7 @@
-"""Atomic writes of files."""
+"""Kinds of files, and atomic writes."""
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,3 +26,30 @@ def write_atomic(target: Path, content: str | bytes | Callable[[Path], object]) 
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_file(path: Path) -> None:
+    """Raise unless the path is a regular file: a read from a named pipe or a device may never end.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+        ValueError: If it is something else; the error names it.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"Expected a file, but there is no {path}")
+    if not path.is_file():
+        raise ValueError(f"Expected a file, but {path} is {kind_of(path)}")
+
+
+def kind_of(path: Path) -> str:
+    """Return "a file", "a folder", "a named pipe", "a socket" or "a device"."""
+    return _KINDS.get(stat.S_IFMT(path.stat().st_mode), "a file")

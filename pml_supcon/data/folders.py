@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from pml_supcon._files import kind_of
 from pml_supcon.data.images import Pool, Source, digest_of, printable, stamps
 
 TRAIN_NAMES = ("train", "training")
@@ -52,7 +53,8 @@ def open_folder(root: Path, depth: int | None = None) -> Source:
         ValueError: If it is not clear which folders are classes or parts, or a class has no images.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"Expected a folder of images, but there is no folder {printable(root)}")
+        found = f"{printable(root)} is {kind_of(root)}" if root.exists() else f"there is no folder {printable(root)}"
+        raise FileNotFoundError(f"Expected a folder of images, but {found}")
     train, test, others = _parts(root)
     reader = _Reader(depth)
     if train is None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _TURNED = (5, 6, 7, 8)  # the EXIF orientations with width and height exchanged
+_LONGEST = 100  # maximum ratio of the longer side to the shorter one
 _NAMED = 5  # maximum number of broken images named in an error
 
 
@@ -270,6 +271,11 @@ def _unsupported(image: Image.Image) -> str | None:
     if image.mode not in GREY_MODES | _COLOUR_MODES or _has_16_bits(image):
         return (
             f"of 8 bits per channel, but got more (mode {image.mode!r}); convert it first, clipping would lose detail"
+        )
+    if max(image.size) > _LONGEST * min(image.size):
+        return (
+            f"at most {_LONGEST} times as long as wide, but got {image.width} x {image.height} pixels; scaled to the "
+            "size of the others it would fill the memory"
         )
     if (
         getattr(image, "is_animated", False) and image.format != "MPO"

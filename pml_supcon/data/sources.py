@@ -1,5 +1,7 @@
 """The sources of ``load_data``: digits, image folders and Hugging Face data sets, opened without decoding images."""
 
+import os
+import pwd
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -11,13 +13,16 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pml_supcon._checks import did_you_mean
-from pml_supcon.data.folders import open_folder
-from pml_supcon.data.images import Pool, Source, digest_of
+from pml_supcon._files import check_file, kind_of
+from pml_supcon.data.folders import EXTENSIONS, open_folder
+from pml_supcon.data.images import Pool, Source, digest_of, printable
 from pml_supcon.data.splits import with_classes
 from pml_supcon.data.torchvision_source import open_torchvision
 
 FORMS = "digits, torchvision:NAME, imagefolder:PATH, hf:PATH_OR_ID"
 _TEST_SPLITS = ("test", "validation")
+_DATA_FILES = (".parquet", ".arrow", ".tar", ".zip", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".h5", ".hdf5")
+_MOST_FOREIGN = 10_000  # entries of a folder before its first data file
 _LABEL_NAMES = ("label", "labels", "target", "fine_label")
 
 
@@ -121,6 +126,8 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
     path = Path(place).expanduser()
     if not path.exists() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise FileNotFoundError(f"Expected a folder that `datasets` reads, but there is no folder {path}")
+    if path.exists():
+        _check_data_files(path)
     try:
         splits = datasets.load_dataset(str(path) if path.exists() else place, options.get("name"))
     except Exception as error:  # no such id, no connection, no data files: datasets raises many kinds
@@ -169,6 +176,46 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
         parts=(f"the split {first}", f"the split {test}" if test else None),
         left_out=tuple(left_out),
     )
+
+
+def _check_data_files(root: Path) -> None:
+    """Raise unless a folder holds data files; ``datasets`` would read a home folder through for minutes.
+
+    Hidden folders are skipped, as ``datasets`` does.
+    """
+    if not root.is_dir():
+        raise NotADirectoryError(f"Expected a folder that `datasets` reads, but {printable(root)} is {kind_of(root)}")
+    expected = f"Expected {printable(root)} to hold data files ({', '.join(_DATA_FILES)} or images)"
+    home, folders, read, seen, found = _is_home(root), [os.fspath(root)], set(), 0, False
+    while folders:
+        folder = folders.pop()
+        read.add(os.path.realpath(folder))
+        for entry in os.scandir(folder):
+            seen += 1
+            if entry.name.startswith((".", "__")):
+                continue
+            if entry.is_dir():
+                if not home and os.path.realpath(entry.path) not in read:
+                    folders.append(entry.path)
+            elif entry.name.lower().endswith((*_DATA_FILES, *EXTENSIONS)):
+                check_file(Path(entry.path))
+                found = True
+        if not found and seen > _MOST_FOREIGN:
+            raise ValueError(f"{expected}, but its first {seen} entries are none")
+    if not found:
+        raise ValueError(f"{expected}, but it holds none" + (" itself, and it is a home folder" if home else ""))
+
+
+def _is_home(folder: Path) -> bool:
+    """Return True for the home of its owner or of this user, or a folder above it."""
+    resolved = folder.resolve()
+    home = Path.home().resolve()
+    if resolved in (home, *home.parents):
+        return True
+    try:
+        return Path(pwd.getpwuid(resolved.stat().st_uid).pw_dir).resolve() == resolved
+    except KeyError:
+        return False
 
 
 def _encode(columns: dict[str, list[Any]], feature: Any, datasets: Any) -> tuple[tuple[str, ...], dict[str, list[int]]]:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from pml_supcon._console import escape_unencodable, note, say
 from pml_supcon._extras import require_faiss, require_umap
-from pml_supcon._files import write_atomic
+from pml_supcon._files import kind_of, write_atomic
 from pml_supcon.data.images import as_tensor
 from pml_supcon.data.load import open_data
 from pml_supcon.evaluation.cache import FeatureCache
@@ -46,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 open_transfer(spec, settings)
         encoders = [load_trained_encoder(name) for name in (settings.encoder, settings.compare) if name is not None]
         output = settings.output or default_output(encoders[0], settings)
-        if output.exists() and not output.is_dir():
-            raise NotADirectoryError(f"Expected --output to be a folder, but {output} is a file")
+        for flag, folder in (("output", output), ("cache", settings.cache)):
+            if folder is not None and folder.exists() and not folder.is_dir():
+                raise NotADirectoryError(f"Expected --{flag} to be a folder, but {folder} is {kind_of(folder)}")
         check_writable(output)
         contexts = [build_context(encoder, encoders[0], settings, accelerator) for encoder in encoders]
         evaluations = [evaluate(context) for context in contexts]

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pml_supcon._files import write_atomic
+from pml_supcon._files import check_file, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,11 @@ class FeatureCache:
         if not file.exists():
             return None
         try:
+            check_file(file)
             with safe_open(file, "pt") as opened:
                 about = opened.metadata() or {}
                 features: Tensor = opened.get_tensor("features")
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             logger.warning("Cannot read %s (%s): its features are computed again", file, error)
             return None
         if about.get("key") != _text(key) or about.get("digest") != _digest(features):

@@ -8,16 +8,17 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import is_model, split_model_name_tag
 from torch import Tensor, nn
 
+from pml_supcon._files import check_file, kind_of
 from pml_supcon.data.images import ImageData
 from pml_supcon.models import create_encoder, load_encoder, load_head
 from pml_supcon.models.storage import weights_file
-from pml_supcon.training.run import CLASSIFIER, CONFIG, ENCODER, HEAD
+from pml_supcon.training.config.yaml_files import read_yaml
+from pml_supcon.training.run import CLASSIFIER, CONFIG, ENCODER, HEAD, announce_download
 
 RUN_DATA = ("data", "image_size", "max_train", "max_test")  # settings of a run that determine its images
 
@@ -72,7 +73,7 @@ class LoadedEncoder:
         try:
             with torch.no_grad():
                 self.model(blank.to(next(self.model.parameters()).device))
-        except (AssertionError, RuntimeError) as error:
+        except Exception as error:  # each model has its own errors for a size
             raise ValueError(
                 f"Expected --image_size to be a size that {self.name} takes, but got {data.image_size}: {error}"
             ) from error
@@ -93,9 +94,9 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
         OSError: If pretrained weights cannot be downloaded.
     """
     path = Path(name)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         raise ValueError(
-            f"Expected a run, an encoder's folder or the name of a timm model, but {path} is a file (convert "
+            f"Expected a run, an encoder's folder or the name of a timm model, but {path} is {kind_of(path)} (convert "
             "a checkpoint of another program with `create_encoder(..., checkpoint=...)` and `save_encoder`)"
         )
     if not path.is_dir():
@@ -103,10 +104,11 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
             raise FileNotFoundError(
                 f"Expected a run, an encoder's folder or the name of a timm model, but there is no {name}"
             )
+        announce_download(name)
         return _describe(name, create_encoder(name, pretrained=True, small_stem=False))
     run: dict[str, Any] = {}
     folder, head, classifier = path, None, None
-    if (path / CONFIG).is_file():
+    if (path / CONFIG).exists():
         run = _settings_of(path / CONFIG)
         if not (path / ENCODER).is_dir():
             raise FileNotFoundError(
@@ -115,14 +117,22 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
             )
         folder = path / ENCODER
         head = load_head(path / HEAD) if (path / HEAD).exists() else None
-        classifier = load_file(path / CLASSIFIER) if (path / CLASSIFIER).exists() else None
+        classifier = _load_classifier(path / CLASSIFIER) if (path / CLASSIFIER).exists() else None
     try:
         model = _load(folder)
     except FileNotFoundError:
         raise
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # timm and torch raise many kinds for a foreign description or weights
         raise ValueError(f"Expected {folder} to hold an encoder of this package or of timm, but: {error}") from error
     return _describe(name, model, head, classifier, run)
+
+
+def _load_classifier(file: Path) -> dict[str, Tensor]:
+    check_file(file)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"Expected {file} to hold a classifier, but it does not: {error}") from error
 
 
 def _load(folder: Path) -> nn.Module:
@@ -138,10 +148,10 @@ def _load(folder: Path) -> nn.Module:
 def _settings_of(config: Path) -> dict[str, Any]:
     """Read the data and the method of a run from its `config.yaml`."""
     try:
-        read = yaml.safe_load(config.read_text(encoding="utf-8"))
+        read = read_yaml(config)
         return {name: read[name] for name in (*RUN_DATA, "method")}
-    except (yaml.YAMLError, TypeError, KeyError) as error:
-        raise ValueError(f"Expected {config} to be the settings of a run, but it is not: {error!r}") from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"Expected {config} to be the settings of a run, but it is not: {error}") from error
 
 
 def _describe(name: str, model: Any, head: Any = None, classifier: Any = None, run: Any = None) -> LoadedEncoder:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, load_state_dict, split_model_name_tag
+from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, split_model_name_tag
 from torch import nn
 
 from pml_supcon._checks import check_choice, check_int, did_you_mean
 from pml_supcon.models.stems import _stem_obstacle, shrink_stem
-from pml_supcon.models.storage import BuildRecord, weights_file
+from pml_supcon.models.storage import BuildRecord, read_weights
 
 _WEIGHT_SOURCES = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 _SMALL_IMAGE = 64  # pixels a side: "auto" shrinks the stem up to this size
@@ -75,12 +75,15 @@ def create_encoder(
         if image_size is not None and registered is not None and registered.fixed_input_size:
             arguments.setdefault("img_size", image_size)
         encoder: Any = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"timm could not build {name} with {arguments}, pretrained={pretrained}: {error}") from error
     except OSError as error:  # the file is not in the cache, and there is no connection
         raise OSError(
             f"The pretrained weights of {name} could not be fetched (`checkpoint` takes a local file): {error}"
         ) from error
+    except Exception as error:  # each model has its own errors for its arguments
+        raise ValueError(
+            f"timm could not build {name} with {arguments}, pretrained={pretrained}: {_reason(error)}"
+        ) from error
+    _check_kind(encoder, name)
 
     if small_stem is True or (small_stem == "auto" and image_size is not None and image_size <= _SMALL_IMAGE):
         obstacle = _stem_obstacle(encoder)
@@ -165,31 +168,53 @@ def _check_image_size(encoder: nn.Module, name: str, in_chans: int, image_size: 
             "the model would ignore the rest of the image (some models accept a smaller `patch_size`)"
         )
     weight = next(encoder.parameters())
-    blank = weight.new_zeros(1, in_chans, image_size, image_size)
-    training = encoder.training
+    blank = weight.new_zeros(2, in_chans, image_size, image_size)
+    training, buffers = encoder.training, {key: value.clone() for key, value in encoder.named_buffers()}
+    expected = (2, feature_width(encoder))
     try:
-        with torch.no_grad():
-            features = encoder.eval()(blank)
-    except (AssertionError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{name} does not accept images of {image_size} x {image_size}: {error}") from error
+        # In both modes, because dropout fails in one of them; the modes must leave no trace.
+        with torch.no_grad(), torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+            shapes = [tuple(encoder.train(mode)(blank).shape) for mode in (False, True)]
+    except Exception as error:  # each model has its own errors
+        raise ValueError(f"{name} does not accept images of {image_size} x {image_size}: {_reason(error)}") from error
     finally:
         encoder.train(training)
-    shape, expected = tuple(features.shape), (1, feature_width(encoder))
-    if shape != expected:
-        raise ValueError(f"Expected {name} to return pooled features of shape {expected}, but got {shape}")
+        for key, value in encoder.named_buffers():
+            if key in buffers:
+                value.copy_(buffers[key])
+    if wrong := [shape for shape in shapes if shape != expected]:
+        raise ValueError(f"Expected {name} to return pooled features of shape {expected}, but got {wrong[0]}")
+
+
+def _check_kind(encoder: Any, name: str) -> None:
+    """Raise unless the model has a feature width, and weights with values."""
+    if not hasattr(encoder, "num_features"):
+        raise ValueError(
+            f"Expected {name} to return pooled features, but got {type(encoder).__name__} (`features_only` and others "
+            "make another kind of model)"
+        )
+    first = next(encoder.parameters(), None)
+    if first is None or (first.is_meta and torch.get_default_device().type != "meta"):
+        raise ValueError(f"Expected {name} to have weights with values, but got {'none' if first is None else 'meta'}")
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error; its type too if the message is a bare name or number."""
+    text = textwrap.shorten(str(error), 500)
+    return text if " " in text else f"{type(error).__name__} {text}".strip()
 
 
 def _load_checkpoint(encoder: nn.Module, name: str, checkpoint: Path) -> None:
     """Load every weight of the encoder from a file; only classifier weights may remain unused."""
     model: Any = encoder
-    stored = load_state_dict(str(weights_file(checkpoint)))
+    stored = read_weights(checkpoint)
     heads = model.default_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     own = encoder.state_dict()
     stored = {key: value for key, value in stored.items() if key in own or key.rpartition(".")[0] not in heads}
     try:
         encoder.load_state_dict(stored)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"The weights in {checkpoint} do not fit {name} (is its stem small in one and not in the other?): "
             f"{textwrap.shorten(str(error), 500)}"

@@ -1,6 +1,8 @@
 """Encoders on disk, in the layout of timm's ``local-dir:`` folders: ``config.json`` and ``model.safetensors``."""
 
 import json
+import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +10,10 @@ from typing import Any
 
 import timm
 from safetensors.torch import save_file
-from torch import nn
+from timm.models import load_state_dict
+from torch import Tensor, nn
 
-from pml_supcon._files import write_atomic
+from pml_supcon._files import check_file, write_atomic
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _RECORD = "build_record"
@@ -94,9 +97,32 @@ def load_encoder(folder: str | Path) -> nn.Module:
 def weights_file(path: Path) -> Path:
     """Return the weights file, ``path`` or ``model.safetensors`` in the folder ``path``; raise if it does not exist."""
     file = path / _WEIGHTS if path.is_dir() else path
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"Expected a weights file or a folder with {_WEIGHTS}, but there is no {file}")
+    check_file(file)
     return file
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the weights in a file or a folder of ``save_encoder``, without unpickling any code.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it does not hold weights.
+    """
+    file = weights_file(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a pickle's protocol
+            stored: dict[str, Tensor] = load_state_dict(str(file))
+        if not any(isinstance(value, Tensor) for value in stored.values()):
+            raise ValueError("it holds no tensor")
+    except Exception as error:  # torch, timm and safetensors raise many kinds for a foreign file
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300)
+        raise ValueError(
+            f"Expected {file} to hold weights (.safetensors, or a state dict in .pt or .pth), but cannot read them: "
+            f"{reason}"
+        ) from error
+    return stored
 
 
 def _config(

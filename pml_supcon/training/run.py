@@ -24,6 +24,8 @@ from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 from pml_supcon.data.load import OpenedData, open_data
 from pml_supcon.data.splits import TrainingSplit, split_training_set
 from pml_supcon.models import check_encoder_name
+from pml_supcon.models.pretrained import has_local_weights
+from pml_supcon.models.storage import read_weights
 from pml_supcon.samplers import MultiViewBatchSampler
 from pml_supcon.training.checkpoint import (
     Checkpoint,
@@ -34,6 +36,7 @@ from pml_supcon.training.checkpoint import (
 )
 from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.config.settings import DEFAULT_ENCODER, FREE_TO_CHANGE
+from pml_supcon.training.config.yaml_files import read_yaml
 from pml_supcon.training.dataloaders import build_stage1_sampler, check_batch_sizes
 from pml_supcon.training.optimization import build_optimizer, check_optimizer
 
@@ -145,8 +148,8 @@ class RunFolder:
     def _check_config(self) -> None:
         file = self.path / CONFIG
         try:
-            saved = dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, TypeError, ValueError) as error:
+            saved = read_yaml(file)
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} is not the configuration of a run: {error}") from error
         here = computed(self.settings)
         check_settings(self.path, {name: saved.get(name) for name in here}, here)
@@ -214,14 +217,24 @@ def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
         if plan is not None:
             check_optimizer(plan.optimizer, flag)
             build_optimizer(plan, nn.Linear(1, 1))  # raises for unknown arguments now, not after stage 1
-    if settings.encoder_weights is not None and not settings.encoder_weights.exists():
-        raise FileNotFoundError(
-            f"Expected --encoder_weights to be a file or a folder, but got {settings.encoder_weights}"
-        )
+    if settings.encoder_weights is not None:
+        if not settings.encoder_weights.exists():
+            raise FileNotFoundError(
+                f"Expected --encoder_weights to be a file or a folder, but got {settings.encoder_weights}"
+            )
+        read_weights(settings.encoder_weights)
+    if settings.pretrained:
+        announce_download(settings.encoder or DEFAULT_ENCODER)
     check_batch_sizes(settings, accelerator)
     if settings.sync_batch_norm and accelerator.device.type != "cuda":
         raise ValueError(f"Expected GPUs with --sync_batch_norm, as torch has it, but got {accelerator.device.type}")
     return run
+
+
+def announce_download(encoder: str) -> None:
+    """Print on the main process that timm has to download weights; without a network it tries for a minute."""
+    if PartialState().is_main_process and not has_local_weights(encoder):
+        print(f"no local weights of {encoder}: timm downloads them", flush=True)
 
 
 def check_shared_folder(run: RunFolder, accelerator: Accelerator) -> None:

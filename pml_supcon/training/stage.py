@@ -1,5 +1,6 @@
 """The two training stages: their parts, and how the settings build them."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,15 +161,20 @@ def build_classifier_stage(
 def build_model(context: RunContext) -> EncoderWithTop:
     """Build the encoder with the method's head or classifier."""
     settings, data = context.settings, context.data
-    encoder = create_encoder(
-        settings.encoder or DEFAULT_ENCODER,
-        in_chans=data.in_chans,
-        image_size=data.image_size,
-        small_stem=settings.small_stem,
-        pretrained=settings.pretrained,
-        checkpoint=settings.encoder_weights,
-        **settings.encoder_args,
-    )
+    try:
+        encoder = create_encoder(
+            settings.encoder or DEFAULT_ENCODER,
+            in_chans=data.in_chans,
+            image_size=data.image_size,
+            small_stem=settings.small_stem,
+            pretrained=settings.pretrained,
+            checkpoint=settings.encoder_weights,
+            **settings.encoder_args,
+        )
+    except (TypeError, ValueError) as error:  # TypeError: an argument that is given above
+        if not settings.encoder_args:
+            raise
+        raise ValueError(f"With --encoder_args {json.dumps(settings.encoder_args)}: {error}") from error
     top = build_top(settings, feature_width(encoder), data.num_classes)
     if settings.sync_batch_norm:
         encoder = timm.layers.convert_sync_batchnorm(encoder)

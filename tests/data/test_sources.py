@@ -147,7 +147,7 @@ def test_parquet_errors(tmp_path, datasets, monkeypatch):
     spec = write_parquet(datasets, tmp_path / "e", test=[0, 1])
     refuse(spec, r"split named train .* but its splits are test")
     (tmp_path / "empty").mkdir()
-    refuse(f"hf:{tmp_path}/empty", "`datasets` could not load")
+    refuse(f"hf:{tmp_path}/empty", "to hold data files .*, but it holds none")
     refuse(f"hf:{tmp_path}/nowhere", r"there is no folder .*nowhere")
 
     def offline(*args):

@@ -105,7 +105,7 @@ def test_feature_width_is_the_width_of_the_output(name):
         ({"norm_layer": nn.BatchNorm2d}, "`norm_layer` to be a plain value .* but got type"),
         ({"pretrained": True, "checkpoint": "x"}, "one of `pretrained` and `checkpoint`"),
         ({"name": "regnetz_005", "pretrained": True}, "timm has none for 'regnetz_005'"),
-        ({"name": "test_resnet", "image_size": 32, "global_pool": ""}, r"pooled features of shape \(1, 96\), but got"),
+        ({"name": "test_resnet", "image_size": 32, "global_pool": ""}, r"pooled features of shape \(2, 96\), but got"),
         ({"name": "test_vit", "image_size": 40}, "multiple of the patch size 16 of test_vit, but got 40"),
         ({"name": "vgg11", "image_size": 8}, "vgg11 does not accept images of 8 x 8: .*too small"),
         ({"name": "test_convnext", "image_size": 4}, "test_convnext does not accept images of 4 x 4"),

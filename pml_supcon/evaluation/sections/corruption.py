@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import softmax
 
+from pml_supcon._files import check_file
 from pml_supcon.corruptions import CORRUPTIONS, Corruption, strengths_for
 from pml_supcon.corruptions.corruption import SEVERITIES
 from pml_supcon.evaluation.context import EvaluationContext, note_missing_classes, warnings_as_notes
@@ -149,6 +150,7 @@ def read_baseline(path: Path, *, data: Mapping[str, Any], strengths: str, images
     """
     expected = 'Expected --corruption_baseline to be an evaluation.json with a section "corruption", but'
     try:
+        check_file(path)
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         section, its_data = report["sections"]["corruption"], report["data"]
         cells = {

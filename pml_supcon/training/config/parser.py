@@ -1,9 +1,12 @@
 """The parser of settings from the command line and from YAML."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
@@ -13,6 +16,7 @@ from pml_supcon._console import say
 from pml_supcon.training.config import GROUPS, TrainSettings
 from pml_supcon.training.config.checks import ONLY_WITH, ONLY_WITH_METHOD, default_of
 from pml_supcon.training.config.settings import CLASSIFIER
+from pml_supcon.training.config.yaml_files import MODE, read_yaml
 
 NAMES = tuple(field.name for field in fields(TrainSettings))
 SWITCHES = frozenset(name for name, kind in get_type_hints(TrainSettings).items() if kind is bool)
@@ -44,7 +48,7 @@ def parse_settings(
     given = normalised(sys.argv[1:] if arguments is None else arguments, SWITCHES)
     parsed = parser.parse_args(given)
     own = None if parsed.output is None else parsed.output / "config.yaml"
-    if parsed.resume and not parsed.config and own is not None and own.is_file():
+    if parsed.resume and not parsed.config and own is not None and own.exists():
         parsed = parser.parse_args(["--config", str(own), *given])
     values = {name: parsed[name] for name in NAMES}
     if parsed.config or defaults:
@@ -72,8 +76,20 @@ class OneLineParser(ArgumentParser):
     """A parser whose errors are one line that suggests the nearest of ``names``."""
 
     def __init__(self, *arguments: Any, names: Sequence[str] = (), **options: Any) -> None:
-        super().__init__(*arguments, allow_abbrev=False, **options)
+        super().__init__(*arguments, allow_abbrev=False, parser_mode=MODE, **options)
         self.names = tuple(names)
+
+    def parse_args(self, args: Sequence[str], *others: Any, **options: Any) -> Any:  # type: ignore[override]
+        """Parse the arguments, after a check of the files that ``--config`` names."""
+        words = [part for word in args for part in word.split("=", 1)]
+        for flag, file in pairwise(words):
+            if flag == "--config" and os.path.exists(file):
+                try:
+                    if "config" in read_yaml(Path(file)):
+                        raise ValueError(f"Expected {file} to hold settings, but it names a config itself")
+                except (OSError, ValueError) as error:
+                    self.error(str(error))
+        return super().parse_args(list(args), *others, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
