@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pml_supcon._checks import check_int
-from pml_supcon._layouts import view_major_rows
 from pml_supcon._pml import losses as _pml
-from pml_supcon.functional.supcon import checks
+from pml_supcon.distributed.shards import LossInputs
 from pml_supcon.functional.supcon.backends import solve
-from pml_supcon.functional.supcon.global_batch.group import group_supcon_loss
+from pml_supcon.functional.supcon.global_batch.group import divide_anchors, group_losses
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
-from pml_supcon.functional.supcon.problem import build_problem
+from pml_supcon.functional.supcon.problem import CheckedBatch, build_problem, check_batch
 
 
 def _option(name: str) -> Any:
@@ -73,8 +72,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
             backend=backend,
         )
         if num_views is not None:
-            check_int("num_views", num_views, low=1)
-        check_cap(positives_cap, num_views)
+            check_cap(positives_cap, check_int("num_views", num_views, low=1))
         self.num_views = num_views
         self.group: ProcessGroup | None = None
         self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
@@ -96,10 +94,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
         """
         # PML's forward, except that views become rows first, and labels are checked instead of moved to the device
         self.reset_stats()
-        checks.check_embeddings("embeddings", embeddings)
-        if labels is not None:
-            checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
-        embeddings, labels, num_views = view_major_rows(embeddings, labels, self.num_views)
+        embeddings, labels, num_views = check_batch(embeddings, labels, self.num_views)
         memory = {"ref_starts_with_batch": True} if ref_starts_with_batch else {}
         loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views, **memory)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
@@ -117,18 +112,19 @@ class BaseSupConLoss(BaseMetricLossFunction):
         *,
         ref_starts_with_batch: bool = False,
     ) -> dict[str, dict[str, Any]]:
-        """Return the per-anchor losses of rows ``(N, D)`` in the format of PML's reducers."""
+        """Return the per-anchor losses of checked rows ``(N, D)`` in the format of PML's reducers."""
         if ref_emb is embeddings and ref_labels is labels:  # PML's convention for rows contrasted with themselves
             ref_emb, ref_labels = None, None
         _pml.record_norms(self.distance, embeddings, embeddings if ref_emb is None else ref_emb)
-        rows: dict[str, Any] = {"ref_emb": ref_emb, "ref_labels": ref_labels, "num_views": num_views}
-        pairing: dict[str, Any] = {"ref_starts_with_batch": ref_starts_with_batch, "indices_tuple": indices_tuple}
-        options = self._options_of_call()
-        if self.group is None:
-            terms = solve(build_problem(embeddings, labels, **rows, **pairing, options=options))
-        else:
-            more = rows | pairing | vars(options)
-            terms = group_supcon_loss(embeddings, labels, group=self.group, replicated=True, **more)
+        problem = build_problem(
+            CheckedBatch(embeddings, labels, num_views),
+            self._options_of_call(),
+            ref_emb=ref_emb,
+            ref_labels=ref_labels,
+            ref_starts_with_batch=ref_starts_with_batch,
+            indices_tuple=indices_tuple,
+        )
+        terms = solve(problem) if self.group is None else divide_anchors(problem, self.group)
         return _pml.loss_dict(terms, self.reducer)
 
     def loss_of_group(
@@ -136,9 +132,8 @@ class BaseSupConLoss(BaseMetricLossFunction):
     ) -> Tensor:
         """Return the mean loss of a batch that is sharded over a group; see ``group_supcon_loss`` for the gradients."""
         self.reset_stats()
-        num_views = self.num_views if num_views is None else num_views
-        options = vars(self._options_of_call())
-        return group_supcon_loss(embeddings, labels, group=group, num_views=num_views, **options).mean()
+        inputs = LossInputs(embeddings, labels, num_views=self.num_views if num_views is None else num_views)
+        return group_losses(inputs, self._options_of_call(), group).mean()
 
     def needs_all_rows(self) -> bool:
         """Return True if a distance, reducer, regulariser or statistic of PML needs the rows of the whole batch."""

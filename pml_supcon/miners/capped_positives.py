@@ -1,6 +1,6 @@
 """A miner with a limit on the positives of each anchor, to measure how many SupCon needs."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_metric_learning.miners import BaseMiner
@@ -9,7 +9,7 @@ from torch import Tensor
 from pml_supcon._checks import check_choice, check_int, check_type
 from pml_supcon._pml import miners as _pml
 
-CHOICES = ("random", "hardest", "easiest")
+Choice = Literal["random", "hardest", "easiest"]
 
 
 class CappedPositivesMiner(BaseMiner):
@@ -54,7 +54,7 @@ class CappedPositivesMiner(BaseMiner):
         self, cap: int, *, choose: str = "random", generator: torch.Generator | None = None, **kwargs: Any
     ) -> None:
         cap = check_int("cap", cap, low=1)
-        check_choice("choose", choose, CHOICES)
+        check_choice("choose", choose, get_args(Choice))
         check_type("generator", generator, (torch.Generator, type(None)), "a torch.Generator or None")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"Expected argument `generator` to be on the CPU, but got one on {generator.device}")

@@ -26,8 +26,9 @@ from pml_supcon.views.steps import (
     SmoothWarp,
 )
 
+Augmentation = Literal["none", "simclr", "simaugment", "autoaugment", "randaugment", "stacked_randaugment", "digits"]
 #: The names that ``augmentation`` accepts.
-AUGMENTATIONS = ("none", "simclr", "simaugment", "autoaugment", "randaugment", "stacked_randaugment", "digits")
+AUGMENTATIONS = get_args(Augmentation)
 Family = Literal["natural", "digits"]
 
 SMALL = 64  # largest side of a small image: policies learnt on CIFAR or SVHN, weaker RandAugment, no blur below

@@ -15,6 +15,7 @@ from helpers.process_groups import free_port, run_processes
 from pytorch_metric_learning import distances, regularizers
 from pytorch_metric_learning import losses as pml
 
+from pml_supcon.functional import group_supcon_loss
 from pml_supcon.losses import CrossBatchMemory, GlobalBatchLoss, QueueLoss, SupConLossIn, SupConLossOut
 
 TIMEOUT_S = 10
@@ -87,6 +88,18 @@ REFERENCES = {
 }
 
 
+#: Per case: the keyword arguments of `group_supcon_loss` on a rank, and a part of the message.
+KEYWORDS = {
+    "value": (lambda rank: {"temperature": rank}, "rank 0: Expected argument `temperature` to be above 0, but got 0"),
+    "name": (lambda rank: {"temprature": 0.1} if rank else {}, "rank 1: TypeError: "),
+    "pairs": (
+        lambda rank: {"indices_tuple": (LABELS,) * 3} if rank else {},
+        "rank 1: Expected neither `indices_tuple` nor `ref_starts_with_batch`",
+    ),
+    "difference": (lambda rank: {"positives_cap": 2 * rank}, "positives_cap: 0 on rank 0, 2 on rank 1"),
+}
+
+
 class BrokenMiner(torch.nn.Module):
     def forward(self, *_):
         raise KeyError("of the miner")
@@ -98,6 +111,12 @@ def message(loss, *arguments, **more):
     return str(raised.value)
 
 
+def message_of_function(**more):
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        group_supcon_loss(EMBEDDINGS, LABELS, group=dist.group.WORLD, **more)
+    return str(raised.value)
+
+
 def work(rank):
     """Return pairs of a message and its expected part."""
     results = []
@@ -106,6 +125,7 @@ def work(rank):
     results += [(message(new_loss(rank), EMBEDDINGS, LABELS), part) for new_loss, part in OPTIONS.values()]
     for more, part in REFERENCES.values():
         results.append((message(pml.NTXentLoss(), EMBEDDINGS[:, 0], LABELS, **more(rank)), part))
+    results += [(message_of_function(**more(rank)), part) for more, part in KEYWORDS.values()]
     memory, queue = CrossBatchMemory(SupConLossOut(), 3, 16), QueueLoss(SupConLossOut(), 3, 16)
     keys = {"keys": EMBEDDINGS} if rank else {}
     part = "keys: None on rank 0, rows (2, 3) torch.float32 on rank 1"
@@ -127,7 +147,7 @@ def work(rank):
 
 def test_differences_and_errors_are_raised_on_every_process(tmp_path):
     (zero, value_0), (one, value_1) = run_processes(work, 2, tmp_path)
-    assert len(zero) == len(one) == 2 * len(DIFFERENT) + len(OPTIONS) + len(REFERENCES) + 4
+    assert len(zero) == len(one) == 2 * len(DIFFERENT) + len(OPTIONS) + len(REFERENCES) + len(KEYWORDS) + 4
     for text, part in (*zero, *one):
         assert part in text
     assert value_0 == value_1 > 0  # the processes continue after errors

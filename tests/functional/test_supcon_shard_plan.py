@@ -12,7 +12,7 @@ import torch.distributed as dist
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 from pml_supcon.functional.supcon.global_batch.transfers import return_gradient, rotate_blocks
 from pml_supcon.functional.supcon.options import SupConOptions
-from pml_supcon.functional.supcon.problem import build_problem
+from pml_supcon.functional.supcon.problem import build_problem, check_batch
 from pml_supcon.functional.supcon.tiled import layout
 
 TRIALS = 6
@@ -31,7 +31,8 @@ def small_tiles(monkeypatch):
 def plans(samples, views, contrast_mode, labels):
     """Return the plan of each process."""
     options, zeros = SupConOptions(contrast_mode=contrast_mode), torch.zeros(sum(samples), dtype=torch.int64)
-    problems = [build_problem(torch.randn(number, views, 2), zeros[:number], options=options) for number in samples]
+    shards = [check_batch(torch.randn(number, views, 2), zeros[:number], None) for number in samples]
+    problems = [build_problem(shard, options) for shard in shards]
     return [ShardPlan.of(problem, labels, samples, views, rank) for rank, problem in enumerate(problems)]
 
 

@@ -8,7 +8,7 @@ import torch
 from helpers import supcon_oracle
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon.options import SupConOptions
-from pml_supcon.functional.supcon.problem import build_problem
+from pml_supcon.functional.supcon.problem import build_problem, check_batch
 
 BACKENDS = ("tiled", "reference")
 OPTIONS = list(itertools.product(("out", "in"), ("all", "one_positive", "negatives")))
@@ -85,8 +85,8 @@ def problem_of(rows, labels, *, ref_emb=None, ref_labels=None, ref_starts_with_b
                indices_tuple=None, **options):  # fmt: skip
     """Return the problem that `supcon_loss` builds from the same arguments."""
     return build_problem(
-        rows, labels, ref_emb=ref_emb, ref_labels=ref_labels, ref_starts_with_batch=ref_starts_with_batch,
-        num_views=num_views, indices_tuple=indices_tuple, options=SupConOptions(**options),
+        check_batch(rows, labels, num_views), SupConOptions(**options), ref_emb=ref_emb, ref_labels=ref_labels,
+        ref_starts_with_batch=ref_starts_with_batch, indices_tuple=indices_tuple,
     )  # fmt: skip
 
 

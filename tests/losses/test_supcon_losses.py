@@ -1,6 +1,8 @@
 """`SupConLossOut` and `SupConLossIn` as modules: options, references, pairs, copies, invalid input."""
 
 import re
+from dataclasses import fields
+from inspect import signature
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from helpers.supcon_batches import OPTION_NAMES, OPTIONS, random_rows
 
 from pml_supcon import losses
 from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.options import SupConOptions
 
 LOSSES = {"out": losses.SupConLossOut, "in": losses.SupConLossIn}
 PAIRS = (torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([0, 1]), torch.tensor([2, 3]))
@@ -33,6 +37,31 @@ def test_defaults(loss_class):
     expected = supcon_loss(rows, labels, temperature=0.1, summation=loss_class.summation).mean()
     torch.testing.assert_close(loss_class()(rows, labels), expected)
     torch.testing.assert_close(loss_class(0.1)(rows, labels=labels), expected)
+
+
+@pytest.mark.parametrize("function", [supcon_loss, losses.SupConLossOut])
+def test_the_defaults_are_those_of_the_options(function):
+    given, options = signature(function).parameters, {field.name: field.default for field in fields(SupConOptions)}
+    shared = given.keys() & options.keys()
+    assert {name: given[name].default for name in shared} == {name: options[name] for name in shared}
+    assert len(shared) == {supcon_loss: len(options), losses.SupConLossOut: len(options) - 3}[function]
+
+
+def test_a_call_checks_each_argument_once(monkeypatch):
+    rows, labels = random_rows(8, 3), torch.tensor([0, 0, 1, 1])
+    loss, checked = losses.SupConLossOut(), []
+    for owner, name in ((checks, "check_embeddings"), (checks, "check_labels"), (SupConOptions, "__post_init__")):
+        real = getattr(owner, name)
+
+        def counted(argument, *more, real=real, **options):
+            checked.append(argument)
+            return real(argument, *more, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+    loss(rows.view(4, 2, 3), labels)
+    assert checked == ["embeddings", "labels"]
+    loss(rows[:4], labels, ref_emb=rows[4:], ref_labels=labels)
+    assert sorted(checked[2:]) == ["embeddings", "labels", "ref_emb", "ref_labels"]
 
 
 @pytest.mark.parametrize("loss_class", LOSSES.values())

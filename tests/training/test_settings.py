@@ -3,16 +3,18 @@
 import contextlib
 import io
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
 
+from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.training import app as train
 from pml_supcon.training.config import TrainSettings, checks
 from pml_supcon.training.config.parser import NAMES, SWITCHES, normalised, parse_settings
-from pml_supcon.training.config.settings import FREE_TO_CHANGE, Method
+from pml_supcon.training.config.settings import FREE_TO_CHANGE, Method, MethodSettings
 from pml_supcon.training.run import plain
 
 NO_DATA = ["--data", "imagefolder:/no/such/folder"]
@@ -322,3 +324,19 @@ def test_another_encoder_drops_the_arguments_of_the_files_encoder():
     flags = ["--config", CONFIGS["digits"], "--encoder", "resnet18"]
     assert parse_settings(flags).encoder_args == {}
     assert parse_settings([*flags, "--encoder-args.drop_rate", "0.1"]).encoder_args["drop_rate"] == 0.1
+
+
+def test_the_defaults_of_the_loss_are_those_of_the_options():
+    ours, options = ({field.name: field.default for field in fields(kind)} for kind in (MethodSettings, SupConOptions))
+    shared = ours.keys() & options.keys()
+    assert len(shared) == 6
+    assert {name: ours[name] for name in shared} == {name: options[name] for name in shared}
+
+
+def test_help_shows_the_choices_of_the_loss_the_miner_and_the_augmentation(capsys):
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    choices = ["all,one_positive,negatives", "all,one", "auto,triton,tiled,reference", "random,hardest,easiest"]
+    choices.append("auto,none,simclr,simaugment,autoaugment,randaugment,stacked_randaugment,digits")
+    assert all(f"{{{names}}}" in text for names in choices)

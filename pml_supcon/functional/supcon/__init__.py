@@ -11,7 +11,7 @@ from torch import Tensor
 from pml_supcon.functional.supcon.backends import BACKENDS, solve
 from pml_supcon.functional.supcon.global_batch.group import group_supcon_loss
 from pml_supcon.functional.supcon.options import SupConOptions
-from pml_supcon.functional.supcon.problem import AnchorLosses, build_problem
+from pml_supcon.functional.supcon.problem import AnchorLosses, build_problem, check_batch
 
 __all__ = ["supcon_loss", "group_supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
 
@@ -107,13 +107,11 @@ def supcon_loss(
         backend=backend,
     )
     problem = build_problem(
-        embeddings,
-        labels,
+        check_batch(embeddings, labels, num_views),
+        options,
         ref_emb=ref_emb,
         ref_labels=ref_labels,
         ref_starts_with_batch=ref_starts_with_batch,
         indices_tuple=indices_tuple,
-        num_views=num_views,
-        options=options,
     )
     return solve(problem)

@@ -1,13 +1,14 @@
 """The registry of the backends, and the choice among them."""
 
 from types import ModuleType
+from typing import get_args
 
 from pml_supcon.functional.supcon import reference, tiled, triton
-from pml_supcon.functional.supcon.options import BACKEND_NAMES
+from pml_supcon.functional.supcon.options import BackendName
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
 #: Every backend by name; "auto" takes the first that supports the problem.
-BACKENDS: dict[str, ModuleType] = dict(zip(BACKEND_NAMES, (triton, tiled, reference), strict=True))
+BACKENDS: dict[str, ModuleType] = dict(zip(get_args(BackendName), (triton, tiled, reference), strict=True))
 
 
 def solve(problem: Problem) -> AnchorLosses:

@@ -164,8 +164,9 @@ def check_pairs(
 def check_options_fit(options: SupConOptions, num_views: int | None, *, has_references: bool, has_pairs: bool) -> None:
     """Raise if an option needs views, a batch order or anchors that the tensors do not give."""
     cap, one = options.positives_cap is not None, options.contrast_mode == "one"
-    check_cap(options.positives_cap, num_views)
-    if num_views is None and (one or cap):
+    if num_views is not None:
+        check_cap(options.positives_cap, num_views)
+    elif one or cap:
         option = "contrast_mode='one'" if one else "positives_cap"
         raise ValueError(
             f"Expected (B, V, D) embeddings or `num_views` with `{option}`: "

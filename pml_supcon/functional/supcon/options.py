@@ -3,15 +3,17 @@
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from pml_supcon._checks import check_choice, check_number
 
-SUMMATIONS = ("out", "in")
-DENOMINATORS = ("all", "one_positive", "negatives")
-CONTRAST_MODES = ("all", "one")
-BACKEND_NAMES = ("triton", "tiled", "reference")
+Summation = Literal["out", "in"]
+Denominator = Literal["all", "one_positive", "negatives"]
+ContrastMode = Literal["all", "one"]
+BackendName = Literal["triton", "tiled", "reference"]
+Backend = Literal["auto", BackendName]
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,16 @@ class SupConOptions:
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, above=0)
-        check_choice("summation", self.summation, SUMMATIONS)
-        check_choice("denominator", self.denominator, DENOMINATORS)
-        check_choice("contrast_mode", self.contrast_mode, CONTRAST_MODES)
-        check_choice("backend", self.backend, ("auto", *BACKEND_NAMES))
-        check_cap(self.positives_cap, None)
+        check_choice("summation", self.summation, get_args(Summation))
+        check_choice("denominator", self.denominator, get_args(Denominator))
+        check_choice("contrast_mode", self.contrast_mode, get_args(ContrastMode))
+        check_choice("backend", self.backend, get_args(Backend))
+        cap = self.positives_cap
+        if cap is not None and (not isinstance(cap, numbers.Integral) or isinstance(cap, bool) or cap < 0):
+            raise ValueError(
+                "Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views, "
+                f"but got {cap!r}"
+            )
         if self.similarity is not None and not callable(self.similarity):
             raise TypeError(
                 "Expected argument `similarity` to be None or a function of two tensors, "
@@ -47,14 +54,10 @@ class SupConOptions:
             )
 
 
-def check_cap(positives_cap: int | None, num_views: int | None) -> None:
-    """Raise unless the cap is None or a multiple of the number of views, where that is known."""
-    if positives_cap is None:
-        return
-    is_int = isinstance(positives_cap, numbers.Integral) and not isinstance(positives_cap, bool)
-    if not is_int or positives_cap < 0 or positives_cap % (num_views or 1):
-        views = "" if num_views is None else f", {num_views}"
+def check_cap(positives_cap: int | None, num_views: int) -> None:
+    """Raise unless the cap is None or a multiple of the number of views."""
+    if positives_cap is not None and positives_cap % num_views:
         raise ValueError(
-            f"Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views{views}, "
+            f"Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views, {num_views}, "
             f"but got {positives_cap!r}"
         )

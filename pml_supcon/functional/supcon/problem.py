@@ -33,6 +33,14 @@ class AnchorLosses(NamedTuple):
         return AnchorLosses(self.losses * problem.temperature, self.valid)
 
 
+class CheckedBatch(NamedTuple):
+    """View-major rows ``(N, D)``, their labels ``(N,)`` or None, and V or None: a batch, checked by ``check_batch``."""
+
+    rows: Tensor
+    labels: Tensor | None
+    num_views: int | None
+
+
 class Cap(NamedTuple):
     """The ranks that cap the positives.
 
@@ -131,26 +139,30 @@ class Problem:
         )
 
 
+def check_batch(embeddings: Tensor, labels: Tensor | None, num_views: int | None) -> CheckedBatch:
+    """Check the embeddings and labels of ``supcon_loss`` (see there) and return them as view-major rows."""
+    checks.check_embeddings("embeddings", embeddings)
+    if labels is not None:
+        checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
+    batch = CheckedBatch(*view_major_rows(embeddings, labels, num_views))
+    if labels is not None and embeddings.ndim == 2:  # else all views of a sample have one label
+        checks.check_views_agree(labels, num_views)
+    return batch
+
+
 def build_problem(
-    embeddings: Tensor,
-    labels: Tensor | None,
+    batch: CheckedBatch,
+    options: SupConOptions,
     *,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None = None,
-    num_views: int | None = None,
-    options: SupConOptions,
 ) -> Problem:
-    """Check the tensors of ``supcon_loss`` (see there) and return them with the options as one ``Problem``."""
-    checks.check_embeddings("embeddings", embeddings)
-    if labels is not None:
-        checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
-    embeddings, labels, num_views = view_major_rows(embeddings, labels, num_views)
+    """Check the references and pairs of ``supcon_loss`` (see there) and return all arguments as one ``Problem``."""
+    embeddings, labels, num_views = batch
     num_rows = embeddings.shape[0]
-    if labels is not None:
-        checks.check_views_agree(labels, num_views)
-    elif indices_tuple is None:
+    if labels is None and indices_tuple is None:
         labels = own_classes(num_rows, num_views, embeddings.device, has_references=ref_emb is not None)
     checks.check_references(embeddings, ref_emb, ref_labels, has_pairs=indices_tuple is not None)
     if ref_starts_with_batch:

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pml_supcon.functional.supcon.options import Backend, ContrastMode, Denominator, SupConOptions
+from pml_supcon.miners.capped_positives import Choice
+from pml_supcon.views.augmentations import Augmentation
+
 Method = Literal["supcon_out", "supcon_in", "simclr", "npairs", "triplet", "max_margin", "cross_entropy", "joint"]
 Miner = Literal["batch_hard", "semi_hard", "distance_weighted", "ohem", "capped_positives"]
-Denominator = Literal["all", "one_positive", "negatives"]
 
 SUPCON = ("supcon_out", "supcon_in", "simclr", "joint")  # methods with a loss of ours
 MARGIN = ("triplet", "max_margin")
@@ -42,12 +45,12 @@ class MethodSettings:
     """
 
     method: Method = "supcon_out"
-    temperature: float = 0.1
+    temperature: float = SupConOptions.temperature
     denominator: Denominator = "all"
-    contrast_mode: Literal["all", "one"] = "all"
-    positives_cap: int | None = None
-    scale_by_temperature: bool = False
-    backend: Literal["auto", "triton", "tiled", "reference"] = "auto"
+    contrast_mode: ContrastMode = "all"
+    positives_cap: int | None = SupConOptions.positives_cap
+    scale_by_temperature: bool = SupConOptions.scale_by_temperature
+    backend: Backend = "auto"
     queue_size: int | None = None
     momentum: float | None = None
     chunk_size: int | None = None
@@ -60,7 +63,7 @@ class MethodSettings:
     miner: Miner | None = None
     miner_share: float = 0.25
     miner_cap: int = 1
-    miner_choice: Literal["random", "hardest", "easiest"] = "random"
+    miner_choice: Choice = "random"
 
     @property
     def contrastive(self) -> bool:
@@ -73,7 +76,7 @@ class MethodSettings:
         return self.method in CLASSIFIER
 
 
-Augment = Literal["auto", "none", "digits", "simclr", "simaugment", "autoaugment", "randaugment", "stacked_randaugment"]
+Augment = Literal["auto", Augmentation]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """The loss of a batch that is sharded over several processes, which divide its work."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from pml_supcon.functional.supcon.backends import choose_backend
 from pml_supcon.functional.supcon.global_batch import ring
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 from pml_supcon.functional.supcon.options import SupConOptions
-from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_batch
 
 
 def group_supcon_loss(
@@ -65,28 +64,41 @@ def group_supcon_loss(
         backends, with ``ref_emb`` and with ``replicated``, every process holds all rows and computes a part of the
         anchors.
     """
-    inputs = LossInputs(embeddings, labels, ref_emb, ref_labels, num_views)
     if replicated:
-        whole = checked_problem(
-            inputs, options, ref_starts_with_batch=ref_starts_with_batch, indices_tuple=indices_tuple
+        problem = build_problem(
+            check_batch(embeddings, labels, num_views),
+            SupConOptions(**options),
+            ref_emb=ref_emb,
+            ref_labels=ref_labels,
+            ref_starts_with_batch=ref_starts_with_batch,
+            indices_tuple=indices_tuple,
         )
-        return divide_anchors(whole, group).scaled(whole)
-
-    # Each process checks its own shard. An error is raised on all: a process that left alone would block the others.
-    problem: Problem | None = None
-    error: Exception | None = None
-    same: dict[str, Any] = {}
+        return divide_anchors(problem, group)
+    inputs = LossInputs(embeddings, labels, ref_emb, ref_labels, num_views)
     try:
         if indices_tuple is not None or ref_starts_with_batch:
             raise ValueError(
                 "Expected neither `indices_tuple` nor `ref_starts_with_batch` with a batch sharded over processes: "
                 "they refer to the rows of one process"
             )
-        problem = checked_problem(inputs, options)
+        checked = SupConOptions(**options)
+    except Exception as error:
+        agree_on_shards(inputs, {}, error, group)  # raises on all processes
+        raise
+    return group_losses(inputs, checked, group)
+
+
+def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup) -> AnchorLosses:
+    """Return ``group_supcon_loss`` of shards for checked options."""
+    # Each process checks its own shard. An error is raised on all: a process that left alone would block the others.
+    problem: Problem | None = None
+    error: Exception | None = None
+    same: dict[str, Any] = {}
+    try:
+        problem = problem_of(inputs, options)
         backend = choose_backend(problem)
-        same = {field.name: getattr(problem.options, field.name) for field in fields(problem.options)}
-        same["similarity"] = None if problem.similarity is None else "given"
-        same["backend taken"] = backend.__name__.rpartition(".")[2]
+        same = {**vars(options), "backend taken": backend.__name__.rpartition(".")[2]}
+        same["similarity"] = None if options.similarity is None else "given"
     except Exception as local:
         error = local
     sizes = agree_on_shards(inputs, same, error, group)
@@ -98,14 +110,13 @@ def group_supcon_loss(
             class_ids = torch.arange(sum(sizes.samples), device=inputs.embeddings.device)
         plan = ShardPlan.of(problem, class_ids, sizes.samples, inputs.views, group)
         return ring.anchor_losses(problem, plan).scaled(problem)
-    gathered = checked_problem(sizes.gather(inputs, group), options)
-    return divide_anchors(gathered, group).scaled(problem)
+    return divide_anchors(problem_of(sizes.gather(inputs, group), options), group)
 
 
-def checked_problem(inputs: LossInputs, options: dict[str, Any], **pairing: Any) -> Problem:
+def problem_of(inputs: LossInputs, options: SupConOptions) -> Problem:
     """Return the inputs of a loss and its options as a checked problem."""
-    more: dict[str, Any] = {"ref_emb": inputs.ref_emb, "ref_labels": inputs.ref_labels, "num_views": inputs.num_views}
-    return build_problem(inputs.embeddings, inputs.labels, **more, **pairing, options=SupConOptions(**options))
+    batch = check_batch(inputs.embeddings, inputs.labels, inputs.num_views)
+    return build_problem(batch, options, ref_emb=inputs.ref_emb, ref_labels=inputs.ref_labels)
 
 
 def divide_anchors(problem: Problem, group: ProcessGroup) -> AnchorLosses:
@@ -116,11 +127,15 @@ def divide_anchors(problem: Problem, group: ProcessGroup) -> AnchorLosses:
     """
     backend = choose_backend(problem)
     if problem.pairs is not None:
-        return backend.anchor_losses(problem)  # type: ignore[no-any-return]
+        terms: AnchorLosses = backend.anchor_losses(problem)
+        return terms.scaled(problem)
     # Process r computes anchors [first, first + sizes[r]); the sizes differ by at most one.
     number, processes, rank = len(problem.anchors), dist.get_world_size(group), dist.get_rank(group)
     sizes = [number // processes + (r < number % processes) for r in range(processes)]
     first = sum(sizes[:rank])
     mine = slice(first, first + sizes[rank]) if sizes[rank] else slice(0, 0)
     losses, valid = backend.anchor_losses(problem.part(mine))
-    return AnchorLosses(collectives.gather_rows(losses, sizes, group), collectives.all_gather_rows(valid, sizes, group))
+    terms = AnchorLosses(
+        collectives.gather_rows(losses, sizes, group), collectives.all_gather_rows(valid, sizes, group)
+    )
+    return terms.scaled(problem)
