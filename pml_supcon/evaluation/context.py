@@ -14,11 +14,11 @@ from torch import Tensor
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages, evenly
 from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.evaluation.loading import LoadedEncoder
-from pml_supcon.evaluation.settings import EvaluateSettings
+from pml_supcon.evaluation.settings import EvaluateSettings, Split
 from pml_supcon.training.features import ImagesToEmbed, compute_features
 from pml_supcon.views import Change
 
-Split = Literal["train", "test"]
+Output = Literal["encoder", "head"]
 HEAD_BATCH = 4096
 
 
@@ -79,7 +79,7 @@ class EvaluationContext:
         split: Split,
         *,
         change: Change | None = None,
-        of: Literal["encoder", "head"] = "encoder",
+        of: Output = "encoder",
         most: int | None = None,
     ) -> Tensor:
         """Return the features of a split. All processes must call it, in the same order.

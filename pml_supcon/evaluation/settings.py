@@ -9,6 +9,14 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from pml_supcon._checks import did_you_mean
 from pml_supcon.corruptions import CORRUPTIONS
+from pml_supcon.corruptions.corruption import SEVERITIES
+from pml_supcon.metrics.calibration import BINS
+from pml_supcon.metrics.embedding_maps import MAX_ROWS, MapMethod
+from pml_supcon.metrics.few_shot import DRAWS, SHOTS
+from pml_supcon.metrics.gallery import NEIGHBOURS, QUERIES
+from pml_supcon.metrics.hard_mining import BATCHES
+from pml_supcon.metrics.learning_curves import SHARES
+from pml_supcon.metrics.retrieval import KNN_K, KNN_TEMPERATURE, RECALL_AT
 from pml_supcon.training.config.parser import OneLineParser, normalised
 from pml_supcon.training.optimization import check_optimizer
 
@@ -16,7 +24,7 @@ Section = Literal[
     "retrieval", "linear_probe", "calibration", "corruption", "projection_head", "hard_mining", "transfer",
     "gallery", "map",
 ]  # fmt: skip
-MapMethod = Literal["pca", "tsne", "umap"]
+Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +79,16 @@ class RetrievalSettings:
         map_points: test images in the map, at most.
     """
 
-    among: Literal["train", "test"] = "train"
-    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    among: Split = "train"
+    recall_at: tuple[int, ...] = RECALL_AT
     at_r: bool = True
-    knn_k: int = 20
-    knn_temperature: float = 0.07
+    knn_k: int = KNN_K
+    knn_temperature: float = KNN_TEMPERATURE
     index: str = "exact"
-    gallery_queries: int = 20
-    gallery_neighbours: int = 8
+    gallery_queries: int = QUERIES
+    gallery_neighbours: int = NEIGHBOURS
     map_methods: tuple[MapMethod, ...] = ("pca", "tsne")
-    map_points: int = 2000
+    map_points: int = MAX_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +109,14 @@ class ProbeSettings:
     """
 
     inverse_l2: float | None = None
-    shares: tuple[float, ...] = (0.01, 0.1, 1.0)
-    shots: tuple[int, ...] = (1, 5)
-    draws: int = 100
+    shares: tuple[float, ...] = SHARES
+    shots: tuple[int, ...] = SHOTS
+    draws: int = DRAWS
     probe_optimizer: str | None = None
     probe_epochs: int = 90
     probe_learning_rate: float | None = None
     probe_batch_size: int = 256
-    bins: int = 15
+    bins: int = BINS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +136,12 @@ class AnalysisSettings:
     """
 
     corruptions: tuple[str, ...] = ()
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    severities: tuple[int, ...] = SEVERITIES
     corruption_images: int = 2000
     corruption_baseline: Path | None = None
     own_classifier: bool = False
     probe_images: int = 5000
-    mining_batches: int = 10
+    mining_batches: int = BATCHES
     mining_batch_size: int = 256
     transfer: tuple[str, ...] = ()
 
@@ -147,7 +155,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("workers", "seed"), (0, inf)),
     "draws": (2, inf),
     "shares": (0, 1),
-    "severities": (1, 5),
+    "severities": (SEVERITIES[0], SEVERITIES[-1]),
 }
 
 GROUPS = (InputSettings, RetrievalSettings, ProbeSettings, AnalysisSettings)

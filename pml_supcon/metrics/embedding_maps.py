@@ -1,7 +1,7 @@
 """Embeddings on a plane: PCA and t-SNE of scikit-learn, UMAP of umap-learn."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -10,6 +10,8 @@ from sklearn.manifold import TSNE
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings
 from pml_supcon._checks import check_int
 from pml_supcon._extras import require_umap
+
+MapMethod = Literal["pca", "tsne", "umap"]
 
 MAX_ROWS = 2000
 MIN_ROWS = 4  # t-SNE and UMAP need neighbourhoods
@@ -96,4 +98,4 @@ def _umap(rows: Floats, seed: int) -> Floats:
     return np.asarray(method.fit_transform(rows))
 
 
-METHODS: dict[str, Callable[[Floats, int], Floats]] = {"pca": _pca, "tsne": _tsne, "umap": _umap}
+METHODS: dict[str, Callable[[Floats, int], Floats]] = dict(zip(get_args(MapMethod), (_pca, _tsne, _umap), strict=True))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
@@ -167,6 +167,6 @@ def check_few_shot_options(
     for k in shots:
         check_int("shots", k, low=1)
     check_int("draws", draws, low=2)  # an interval needs two
-    check_choice("classifier", classifier, ("prototypes", "logistic"))
+    check_choice("classifier", classifier, get_args(Classifier))
     check_number("inverse_l2", inverse_l2, above=0, finite=False)
     ProbeOptions(max_iter=max_iter, seed=seed)

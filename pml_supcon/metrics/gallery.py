@@ -11,6 +11,8 @@ from pml_supcon._checks import check_int
 from pml_supcon.metrics._ranking import as_classes
 from pml_supcon.search.indexes import make_searcher
 
+QUERIES = 20
+NEIGHBOURS = 8
 BLOCK = 4096  # queries searched at a time
 
 
@@ -36,8 +38,8 @@ def worst_queries(
     reference: Array,
     reference_labels: Array,
     *,
-    queries: int = 20,
-    neighbours: int = 8,
+    queries: int = QUERIES,
+    neighbours: int = NEIGHBOURS,
     ref_includes_query: bool = False,
 ) -> WorstQueries:
     r"""Find the queries with the lowest average precision over their nearest neighbours.

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from sklearn.preprocessing import StandardScaler
 from pml_supcon.data.load import load_data
 from pml_supcon.evaluation import context
 from pml_supcon.evaluation.app import main
+from pml_supcon.evaluation.sections import SECTIONS
+from pml_supcon.evaluation.settings import Section
 from pml_supcon.models import create_encoder, load_encoder, save_encoder
 from pml_supcon.training import app as train
 from pml_supcon.training import features as embedding
@@ -46,6 +49,10 @@ def a_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "supcon"
     train.main([*QUICK, "--output", str(folder)])
     return folder
+
+
+def test_the_flag_names_all_sections_in_their_order():
+    assert get_args(Section) == tuple(SECTIONS)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -20,18 +20,6 @@ from pml_supcon.evaluation.sections.projection_head import ProjectionHeadSection
 from pml_supcon.evaluation.sections.retrieval import RetrievalSection, retrieval
 from pml_supcon.evaluation.sections.transfer import TransferResult, transfer
 
-#: The function of each section, in the order in which they run. All processes call it; the others get None.
-SECTIONS: dict[str, Callable[[EvaluationContext], Any]] = {
-    "retrieval": retrieval,
-    "linear_probe": linear_probe,
-    "calibration": calibration,
-    "corruption": corruption,
-    "projection_head": projection_head,
-    "hard_mining": hard_mining,
-    "transfer": transfer,
-    "gallery": gallery,
-    "map": map_embeddings,
-}
 #: The sections that fit a classifier to the classes of the training images.
 CLASSIFIERS = frozenset({"linear_probe", "calibration", "corruption", "projection_head"})
 #: The sections of pictures: they fail without an end of the evaluation.
@@ -40,17 +28,20 @@ PICTURES = frozenset({"gallery", "map"})
 
 @dataclass(frozen=True, kw_only=True)
 class Sections:
-    """The results of the sections; None: the section was not evaluated."""
+    """The results of the sections, in the order in which they run; None: the section was not evaluated.
 
-    retrieval: RetrievalSection | None = None
-    linear_probe: LinearProbeSection | None = None
-    calibration: CalibrationSection | None = None
-    corruption: CorruptionSection | None = None
-    projection_head: ProjectionHeadSection | None = None
-    hard_mining: HardMiningSection | None = None
-    transfer: list[TransferResult] | None = None
-    gallery: list[GalleryQuery] | None = None
-    map: MapSection | None = None
+    ``run`` computes a section. All processes call it; the others than the main one get None.
+    """
+
+    retrieval: RetrievalSection | None = field(default=None, metadata={"run": retrieval})
+    linear_probe: LinearProbeSection | None = field(default=None, metadata={"run": linear_probe})
+    calibration: CalibrationSection | None = field(default=None, metadata={"run": calibration})
+    corruption: CorruptionSection | None = field(default=None, metadata={"run": corruption})
+    projection_head: ProjectionHeadSection | None = field(default=None, metadata={"run": projection_head})
+    hard_mining: HardMiningSection | None = field(default=None, metadata={"run": hard_mining})
+    transfer: list[TransferResult] | None = field(default=None, metadata={"run": transfer})
+    gallery: list[GalleryQuery] | None = field(default=None, metadata={"run": gallery})
+    map: MapSection | None = field(default=None, metadata={"run": map_embeddings})
 
     def to_json(self) -> dict[str, Any]:
         """Return the results as `evaluation.json` holds them, without those that were not evaluated."""
@@ -58,6 +49,11 @@ class Sections:
         if self.linear_probe is not None and self.linear_probe.augmented is None:
             del content["linear_probe"]["augmented"]
         return content
+
+
+SECTIONS: dict[str, Callable[[EvaluationContext], Any]] = {
+    section.name: section.metadata["run"] for section in fields(Sections)
+}
 
 
 def choose_sections(context: EvaluationContext) -> list[str]:

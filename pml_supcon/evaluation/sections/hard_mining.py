@@ -1,9 +1,9 @@
 """The section "hard_mining": the share of the gradient of three losses by the hardness of pairs (implicit mining)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pml_supcon.evaluation.context import EvaluationContext
+from pml_supcon.evaluation.context import EvaluationContext, Output
 from pml_supcon.functional.gradient_shares import LOSSES, MARGIN, TEMPERATURE
 from pml_supcon.metrics.hard_mining import hard_mining_curve
 
@@ -24,7 +24,7 @@ class HardMiningSection:
     """
 
     losses: dict[str, dict[str, Any]]
-    of: Literal["encoder", "head"]
+    of: Output
     temperature: float
     margin: float
     batches: int
@@ -34,7 +34,7 @@ class HardMiningSection:
 def hard_mining(context: EvaluationContext) -> HardMiningSection | None:
     """Compute the shares of the gradient in batches of test images, on the head's outputs if there is a head."""
     settings = context.settings
-    output: Literal["encoder", "head"] = "head" if context.has_head else "encoder"
+    output: Output = "head" if context.has_head else "encoder"
     features, labels = context.features("test", of=output), context.labels("test")
     if not context.is_main:
         return None

@@ -1,16 +1,14 @@
 """The section "projection_head": the information that the projection head discards, by linear probes."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
-from pml_supcon.evaluation.context import EvaluationContext
+from pml_supcon.evaluation.context import EvaluationContext, Output
 from pml_supcon.metrics import linear_probe_metrics
 from pml_supcon.metrics.head_probe import majority_share, transformation_probe_metrics
 from pml_supcon.views.changes import Change, transformation_tasks
-
-Output = Literal["encoder", "head"]
 
 
 class TaskScores(TypedDict):

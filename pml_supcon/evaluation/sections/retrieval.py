@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_supcon._arrays import count_zero_rows
-from pml_supcon.evaluation.context import EvaluationContext, Split
+from pml_supcon.evaluation.context import EvaluationContext
+from pml_supcon.evaluation.settings import Split
 from pml_supcon.metrics import clustering_metrics, per_class_means, retrieval_scores
 from pml_supcon.search import index_recall
 
