@@ -1,9 +1,16 @@
-"""Kinds of files, and atomic writes."""
+"""Kinds of files, and atomic writes of files and of tensors as safetensors."""
 
+import errno
 import os
+import re
+import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write_atomic(target: Path, content: str | bytes | Callable[[Path], object]) -> None:
@@ -53,3 +60,38 @@ def check_file(path: Path) -> None:
 def kind_of(path: Path) -> str:
     """Return "a file", "a folder", "a named pipe", "a socket" or "a device"."""
     return _KINDS.get(stat.S_IFMT(path.stat().st_mode), "a file")
+
+
+def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file as ``write_atomic`` does, with the mode that other new files get.
+
+    Args:
+        target: The file; its folder exists.
+        tensors: Contiguous tensors without shared memory.
+        metadata: Strings for the head of the file.
+
+    Raises:
+        OSError: If the file cannot be written; ``target`` is unchanged and the temporary files removed.
+    """
+    # A folder, because safetensors has temporary files of its own, which a kill would leave without a name of ours.
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial")
+    partial.mkdir(exist_ok=True)
+    try:
+        written = partial / target.name
+        written.touch()
+        mode = written.stat().st_mode  # of the umask; safetensors writes files for their owner only
+        save_file(dict(tensors), written, metadata=None if metadata is None else dict(metadata))
+        written.chmod(mode)
+        os.replace(written, target)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, f"{target} could not be written: {os.strerror(number) if found else error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers left in a folder, which has no living ones."""
+    for left in folder.glob(".*.partial*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()

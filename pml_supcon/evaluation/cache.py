@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pml_supcon._files import check_file, write_atomic
+from pml_supcon._files import check_file, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +55,8 @@ class FeatureCache:
         about = {"key": _text(key), "digest": _digest(features)}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(
-                self.file_of(key), lambda path: save_file({"features": features.contiguous()}, path, metadata=about)
-            )
-        except (OSError, SafetensorError) as error:
+            save_tensors(self.file_of(key), {"features": features.contiguous()}, about)
+        except OSError as error:
             logger.warning("Cannot cache the features in %s (%s)", self.path, error)
 
 

@@ -18,7 +18,8 @@ from pml_supcon.data.images import ImageData
 from pml_supcon.models import create_encoder, load_encoder, load_head
 from pml_supcon.models.storage import weights_file
 from pml_supcon.training.config.yaml_files import read_yaml
-from pml_supcon.training.run import CLASSIFIER, CONFIG, ENCODER, HEAD, announce_download
+from pml_supcon.training.digests import CLASSIFIER, CONFIG, ENCODER, HEAD, check_encoder_folder, check_finished
+from pml_supcon.training.run import announce_download
 
 RUN_DATA = ("data", "image_size", "max_train", "max_test")  # settings of a run that determine its images
 
@@ -90,7 +91,7 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
 
     Raises:
         FileNotFoundError: If there is no such folder, or the run is not finished.
-        ValueError: If the folder holds no encoder, or its files are damaged.
+        ValueError: If the folder holds no encoder, or a file of it was damaged after it was written.
         OSError: If pretrained weights cannot be downloaded.
     """
     path = Path(name)
@@ -110,14 +111,12 @@ def load_trained_encoder(name: str) -> LoadedEncoder:
     folder, head, classifier = path, None, None
     if (path / CONFIG).exists():
         run = _settings_of(path / CONFIG)
-        if not (path / ENCODER).is_dir():
-            raise FileNotFoundError(
-                f"Expected a finished run, but {path} has no {ENCODER}: continue it with train.py --output {path} "
-                "--resume"
-            )
+        check_finished(path)
         folder = path / ENCODER
         head = load_head(path / HEAD) if (path / HEAD).exists() else None
         classifier = _load_classifier(path / CLASSIFIER) if (path / CLASSIFIER).exists() else None
+    else:
+        check_encoder_folder(path)
     try:
         model = _load(folder)
     except FileNotFoundError:

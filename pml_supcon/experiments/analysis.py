@@ -17,6 +17,8 @@ from pml_supcon.evaluation.loading import load_trained_encoder
 from pml_supcon.evaluation.sections import Sections, run_sections
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.training.config import TrainSettings
+from pml_supcon.training.digests import read_sealed, sealed
+from pml_supcon.training.processes import on_main
 from pml_supcon.training.run import open_images
 
 HARDEST = (1, 5, 10, 25, 50, 100)  # per cent of the pairs
@@ -51,10 +53,8 @@ def evaluate_run(
             context.note(f"{', '.join(settings.sections)}: {error}")
         if accelerator.is_main_process:
             content = {"sections": sections.to_json(), "notes": context.notes, "seconds": seconds}
-            write_atomic(file, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    read = json.loads(file.read_text(encoding="utf-8")) if accelerator.is_main_process else None
-    evaluation: dict[str, Any] = broadcast_object_list([read])[0]
-    return evaluation
+            write_atomic(file, json.dumps(sealed(content), indent=2, allow_nan=False) + "\n")
+    return on_main(lambda: read_sealed(file, "Remove it to evaluate again"))
 
 
 def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:

@@ -20,7 +20,9 @@ from pml_supcon.experiments.record import Outcome, record_of
 from pml_supcon.experiments.scales import Scale
 from pml_supcon.experiments.tuning import Choice, candidates, choose, settings_of
 from pml_supcon.training.config import TrainSettings
+from pml_supcon.training.digests import METRICS, read_sealed, sealed
 from pml_supcon.training.environment import environment
+from pml_supcon.training.processes import on_main
 from pml_supcon.training.run import computed, open_run
 from pml_supcon.training.train import load_run, train_and_score
 
@@ -110,7 +112,7 @@ class TrainingRunner:
         A run that diverged is not repeated: its record has the error message as `diverged`, and the accuracy of chance.
 
         Raises:
-            ValueError, TypeError, OSError: If settings, data or folder are not usable.
+            ValueError, TypeError, OSError: If settings, data or folder are not usable, or a file of the run is damaged.
             Stopped: If a signal arrives; a checkpoint is written first.
         """
         path, started = self.path_of(settings), time.perf_counter()
@@ -127,12 +129,9 @@ class TrainingRunner:
         if self.accelerator.is_main_process:
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        record: dict[str, Any] | None = None
-        if self.accelerator.is_main_process:
-            record = json.loads((diverged if diverged.exists() else path / "metrics.json").read_text(encoding="utf-8"))
-        shared: dict[str, Any] = broadcast_object_list([record])[0]
-        self.seconds[path.name] = shared["seconds/total"]
-        return shared
+        record = on_main(lambda: _read_record(path))
+        self.seconds[path.name] = record["seconds/total"]
+        return record
 
     def path_of(self, settings: TrainSettings) -> Path:
         """Return the folder of a run; experiments that need the same run share it."""
@@ -150,4 +149,12 @@ class TrainingRunner:
             record = {"diverged": message, TOP1: chance, "seconds/total": round(time.perf_counter() - started, 1)}
             record |= {"processes": self.accelerator.num_processes, "precision": self.accelerator.mixed_precision}
             record |= environment(self.accelerator.device)
-            write_atomic(file, json.dumps(record, indent=2) + "\n")
+            write_atomic(file, json.dumps(sealed(record), indent=2) + "\n")
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    """Return the record of a run that diverged or is finished; its files were checked when it was opened."""
+    if (run / DIVERGED).exists():
+        return read_sealed(run / DIVERGED, "Remove it to train again")
+    record: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
+    return record

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from pml_supcon._checks import check_type
-from pml_supcon._files import write_atomic
+from pml_supcon._files import save_tensors
 from pml_supcon.models.heads import ProjectionHead
 
 _LAYOUT, _SUFFIX = "projection_head", ".safetensors"
@@ -29,6 +28,7 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
     Raises:
         TypeError: If the head is not a ``ProjectionHead``. (A ``SyncBatchNorm`` in it is written as a ``BatchNorm1d``.)
         ValueError: If the path has another suffix.
+        OSError: If the file cannot be written; a file of an earlier save is unchanged.
 
     Examples:
         >>> import tempfile
@@ -48,8 +48,7 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
     }
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in head.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", _LAYOUT: json.dumps(layout)}
-    write_atomic(target, lambda path: save_file(weights, path, metadata=metadata))
+    save_tensors(target, weights, {"format": "pt", _LAYOUT: json.dumps(layout)})
     return target
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from pml_supcon._files import check_file, write_atomic
+from pml_supcon._files import check_file, save_tensors, write_atomic
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _RECORD = "build_record"
@@ -61,6 +60,7 @@ def save_encoder(
     Raises:
         TypeError: If the encoder is not from this package or is wrapped.
         ValueError: If only one of ``mean`` and ``std`` is given, or their length is not ``in_chans``.
+        OSError: If a file cannot be written; a file of an earlier save is unchanged.
     """
     record = vars(encoder).get(_RECORD)
     if not isinstance(record, BuildRecord):
@@ -73,7 +73,7 @@ def save_encoder(
     weights = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in encoder.state_dict().items()}
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    write_atomic(target / _WEIGHTS, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    save_tensors(target / _WEIGHTS, weights, {"format": "pt"})
     write_atomic(target / _CONFIG, text)
     return target
 

@@ -195,7 +195,12 @@ class MultiViewBatchSampler(BatchSampler):
             done = int(batches_done)
         if done == len(self):
             epoch, done = epoch + 1, 0
-        return {"epoch": epoch, "batches_done": done, "settings": dict(self._settings)}
+        return {
+            "epoch": epoch,
+            "batches_done": done,
+            "settings": dict(self._settings),
+            "samples": self._planner.num_samples,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state: the next iteration yields the batches that follow it.
@@ -209,7 +214,7 @@ class MultiViewBatchSampler(BatchSampler):
             raise ValueError(f"Expected a state with epoch, batches_done and settings, but got {sorted(state)}")
         saved = state["settings"]
         if other := [name for name, own in self._settings.items() if saved.get(name) != own]:
-            differences = ", ".join(f"{name}={saved.get(name)} instead of {self._settings[name]}" for name in other)
+            differences = ", ".join(self._difference(name, state) for name in other)
             raise ValueError(f"Expected a state of this sampler's settings, but got {differences}")
         epoch = check_int("epoch", state["epoch"], low=0)
         done = check_int("batches_done", state["batches_done"], low=0)
@@ -218,6 +223,13 @@ class MultiViewBatchSampler(BatchSampler):
         # Where more processes share a batch, the last one of the saved epoch may be left out here.
         self._next = (epoch, done) if done < len(self) else (epoch + 1, 0)
         self._at, self._loaded = self._next, True
+
+    def _difference(self, name: str, state: Mapping[str, Any]) -> str:
+        """Describe a setting of a state that differs from this sampler's."""
+        if name != "labels":
+            return f"{name}={state['settings'].get(name)} instead of {self._settings[name]}"
+        then, now = state.get("samples"), self._planner.num_samples
+        return f"labels of {then} samples instead of {now}" if then != now else f"other labels of the {now} samples"
 
 
 class SeededBatch(list[int]):

@@ -12,11 +12,12 @@ from accelerate import PartialState
 from pml_supcon._console import escape_unencodable, say
 from pml_supcon.training.checkpoint import CheckpointError
 from pml_supcon.training.config.parser import parse_settings
+from pml_supcon.training.digests import METRICS
 from pml_supcon.training.environment import commit
 from pml_supcon.training.launch import make_accelerator
 from pml_supcon.training.monitoring import TrackerError
 from pml_supcon.training.pictures import summary_table
-from pml_supcon.training.run import METRICS, RunFolder, check_tracker, open_run
+from pml_supcon.training.run import RunFolder, check_tracker, open_run
 from pml_supcon.training.signals import Stopped, exit_with_error
 from pml_supcon.training.train import load_run, train_and_score
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pml_supcon.training.monitoring import History, Row
-from pml_supcon.training.run import RunContext, computed
+from pml_supcon.training.run import RunContext, computed, images_of
 from pml_supcon.training.scoring import knn_accuracy
 from pml_supcon.training.stage import Stage
 from pml_supcon.training.state import capture
@@ -59,10 +59,11 @@ class CheckpointCallback:
             "processes": self.accelerator.num_processes,
             "precision": self.accelerator.mixed_precision,
             "seconds": self.seconds(),
+            **images_of(self.context.data),
         }
         checkpoint = capture(stage, step, about, self.accelerator)
         if self.accelerator.is_main_process:
-            self.history.to_disk()
+            checkpoint.about["history"] = self.history.to_disk()
             self.context.run.checkpoints.write(step, checkpoint)
 
     def epoch_metrics(self, stage: Stage, epoch: int) -> Row:

@@ -1,6 +1,6 @@
 """Checkpoints of a run: written under a temporary name and renamed, verified by digests, never unpickled.
 
-    checkpoints/step-00001200/checkpoint.json       settings, step and a digest of each file
+    checkpoints/step-00001200/checkpoint.json       settings, step, and digests: of each file, of the history, of itself
                               weights.safetensors   models, the moving average, the queue
                               state.pt              optimizer, schedule, scaler, sampler, random states
 
@@ -10,7 +10,6 @@ place and without digests, so that a kill during a save can leave a damaged chec
 """
 
 import errno
-import hashlib
 import io
 import json
 import os
@@ -20,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-FORMAT = "pml_supcon checkpoint 1"
+from pml_supcon._files import save_tensors
+from pml_supcon.training.digests import DamageError, check_digest, digest_of_file, read_sealed, sealed
+
+FORMAT = "pml_supcon checkpoint 2"
 NAMES = "step-" + "[0-9]" * 8
 ABOUT, WEIGHTS, STATE = "checkpoint.json", "weights.safetensors", "state.pt"
 #: The fields of `checkpoint.json` besides the format.
 FIELDS: dict[str, Any] = {"settings": dict, "files": dict, "stage": int, "step": int, "seconds": (int, float)}
-FIELDS |= {"processes": int, "precision": str}
+FIELDS |= {"processes": int, "precision": str, "history": dict, "images": dict, "labels": str}
 DIGESTS = {name: {"bytes", "sha256"} for name in (WEIGHTS, STATE)}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(DamageError):
     """An error for a checkpoint that cannot be resumed; it names the difference."""
 
 
@@ -78,23 +79,23 @@ class CheckpointFolder:
             self.clear()
             partial.mkdir(parents=True)
             weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.weights.items()}
-            save_file(weights, partial / WEIGHTS)
+            save_tensors(partial / WEIGHTS, weights)
             written = io.BytesIO()  # because torch's file writer hides the error of a full disk
             torch.save(checkpoint.state, written)
             (partial / STATE).write_bytes(written.getbuffer())
-            digests = {name: _digest(partial / name) for name in (WEIGHTS, STATE)}
+            digests = {name: digest_of_file(partial / name) for name in (WEIGHTS, STATE)}
             about = {"format": FORMAT, **checkpoint.about, "files": digests}
-            (partial / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            (partial / ABOUT).write_text(json.dumps(sealed(about), indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, STATE, ABOUT):
                 _to_disk(partial / name)
             if target.exists():  # the run resumed from an older checkpoint and reached this step again
                 _remove(target)
             os.replace(partial, target)
             _to_disk(self.path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise OSError(
-                getattr(error, "errno", None) or errno.EIO,
+                error.errno or errno.EIO,
                 f"the checkpoint of step {step} could not be written ({error}); "
                 f"last good checkpoint: {self.newest() or 'none'}",
             ) from error
@@ -117,13 +118,7 @@ def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
     about = _about(path)
     check_settings(path, about["settings"], expected)
     for name, digest in about["files"].items():
-        file = path / name
-        if not file.is_file() or _digest(file) != digest:
-            came = f"{file.stat().st_size} bytes with another digest" if file.is_file() else "no file"
-            raise CheckpointError(
-                f"{file} is not what was written: expected {digest['bytes']} bytes, but got {came}. Remove {path} to "
-                "resume from the previous checkpoint"
-            )
+        check_digest(path / name, digest, way_on(path))
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         return Checkpoint(about, load_file(path / WEIGHTS), state)
@@ -142,23 +137,27 @@ def check_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> N
         raise CheckpointError(f"{path} is of a run with other settings: {'; '.join(differences)}")
 
 
+def way_on(path: Path) -> str:
+    """Return the advice for a checkpoint that cannot be read."""
+    return f"Remove {path} to resume from the previous checkpoint, or use another --output"
+
+
 def _about(path: Path) -> dict[str, Any]:
     """Return the content of ``checkpoint.json``, or raise CheckpointError."""
     try:
-        about: dict[str, Any] = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        about = read_sealed(path / ABOUT, way_on(path))
         if about["format"] != FORMAT:
             raise ValueError(f"expected the format {FORMAT!r}, but got {about['format']!r}")
         wrong = [name for name, kind in FIELDS.items() if not isinstance(about[name], kind)]
         if wrong or {name: set(digest) for name, digest in about["files"].items()} != DIGESTS:
             raise ValueError(f"unexpected {', '.join(wrong) or 'files'}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if path.name != f"step-{about['step']:08d}":
+            raise ValueError(f"it is of step {about['step']}")
+    except DamageError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of this package: its {ABOUT} is invalid ({error})") from None
     return about
-
-
-def _digest(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
 
 
 def _to_disk(path: Path) -> None:

@@ -1,5 +1,7 @@
 """Monitoring of a run: the history file and tracker, statistics of steps, alignment and uniformity, timers."""
 
+import errno
+import hashlib
 import json
 import math
 import os
@@ -34,20 +36,26 @@ class History:
 
     def __init__(self, path: Path, accelerator: Accelerator) -> None:
         self.path, self.accelerator = path, accelerator
+        self._bytes, self._sha256 = 0, hashlib.sha256()  # of what was written
 
-    def cut(self, step: int) -> None:
-        """Remove the rows after a step, from which a resumed run continues."""
+    def cut(self, size: int) -> None:
+        """Remove all but the first bytes: the rows before the checkpoint from which a resumed run continues."""
         if not self.accelerator.is_main_process or not self.path.exists():
             return
-        kept = [row for row in self.rows() if row["step"] <= step]
-        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        with self.path.open("rb") as file:
+            kept = file.read(size)
+        write_atomic(self.path, kept)
+        self._bytes, self._sha256 = len(kept), hashlib.sha256(kept)
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows to the file and log them to the tracker."""
         if not self.accelerator.is_main_process:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        written = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        with self.path.open("ab") as file:
+            file.write(written)
+        self._bytes += len(written)
+        self._sha256.update(written)
         for row in rows:
             values = {f"stage{row['stage']}/{key}": row[key] for key in row if key not in ("stage", "epoch", "step")}
             self.log({**values, "epoch": row["epoch"]}, row["step"])
@@ -68,21 +76,23 @@ class History:
             except Exception as error:  # of any tracker
                 note(f"the tracker did not finish: {error!r}")
 
-    def to_disk(self) -> None:
-        """Synchronise the file to disk."""
+    def to_disk(self) -> dict[str, Any]:
+        """Synchronise the file to disk, and return the digest of what was written to it, for a checkpoint."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
+        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
     def rows(self) -> list[Row]:
-        """Return all rows, without an incomplete last line after a kill."""
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        """Return all rows.
+
+        Raises:
+            OSError: If another program has changed the file.
+        """
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if hashlib.sha256(content).digest() != self._sha256.digest():
+            raise OSError(errno.EIO, f"{self.path} was changed during the run: repeat it with --resume")
+        return [json.loads(line) for line in content.splitlines()]
 
     def losses(self, stage: int) -> list[float]:
         """Return the loss of every step of a stage."""

@@ -1,15 +1,15 @@
 """A run: its context (processes, data, batches) and its folder (settings, checkpoints, record)."""
 
 import errno
-import fcntl
 import functools
+import hashlib
 import json
 import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from accelerate import Accelerator, PartialState
@@ -19,7 +19,7 @@ from torch import nn
 
 from pml_supcon._console import say
 from pml_supcon._extras import require_faiss
-from pml_supcon._files import write_atomic
+from pml_supcon._files import remove_partials, write_atomic
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 from pml_supcon.data.load import OpenedData, open_data
 from pml_supcon.data.splits import TrainingSplit, split_training_set
@@ -33,16 +33,30 @@ from pml_supcon.training.checkpoint import (
     CheckpointFolder,
     check_settings,
     read_checkpoint,
+    way_on,
 )
 from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.config.settings import DEFAULT_ENCODER, FREE_TO_CHANGE
 from pml_supcon.training.config.yaml_files import read_yaml
 from pml_supcon.training.dataloaders import build_stage1_sampler, check_batch_sizes
+from pml_supcon.training.digests import (
+    CLASSIFIER,
+    CONFIG,
+    DIGESTS,
+    ENCODER,
+    HEAD,
+    HISTORY,
+    METRICS,
+    check_digest,
+    check_encoder_folder,
+    check_finished,
+    write_record,
+)
+from pml_supcon.training.lock import FolderLock
 from pml_supcon.training.optimization import build_optimizer, check_optimizer
+from pml_supcon.training.processes import on_main
 
-CONFIG, METRICS, ENCODER = "config.yaml", "metrics.json", "encoder"
-HEAD, CLASSIFIER = "head.safetensors", "classifier.safetensors"
-LEAVES = ("checkpoints", "history.jsonl", METRICS, ENCODER, HEAD, CLASSIFIER)  # of a run, besides its settings
+LEAVES = ("checkpoints", HISTORY, DIGESTS, METRICS, ENCODER, HEAD, CLASSIFIER)  # of a run, besides its settings
 
 
 class RunFolder:
@@ -53,62 +67,55 @@ class RunFolder:
         settings: The settings of the run.
 
     Attributes:
-        finished: True if the resumed run is already complete.
-
-    Raises:
-        FileExistsError: If the folder already holds a run and ``resume`` is not set.
-        NotADirectoryError: If the path is a file.
-        CheckpointError: If the run in the folder has other settings.
-        OSError: If the folder is not writable.
+        finished: True if the resumed run is already complete; known after ``open``.
     """
 
     def __init__(self, path: Path, settings: TrainSettings) -> None:
         self.path = path
         self.settings = settings
-        self._held: TextIO | None = None
+        self.finished = False
         self.checkpoints = CheckpointFolder(path / "checkpoints", settings.keep)
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"Expected --output to be a folder, but {path} is a file")
-        exists = (path / CONFIG).exists()
-        if exists and not settings.resume:
-            raise FileExistsError(
-                f"{path} already holds a run; use another --output, delete the folder, or continue the run with "
-                "--resume"
-            )
-        if exists:
-            self._check_config()
-        elif left := [name for name in LEAVES if (path / name).exists()]:
-            raise FileExistsError(
-                f"{path} holds {', '.join(left)} of a run, but no {CONFIG}; use another --output, or delete the folder"
-            )
-        self.finished = exists and (path / METRICS).exists()
-        check_writable(path)
+        self._lock = FolderLock(path)
+
+    def open(self) -> None:
+        """Lock the folder for the whole run, on the main process, and check what it holds. Call it on all processes.
+
+        Raises:
+            FileExistsError: If the folder already holds a run and ``resume`` is not set, or another process has it.
+            NotADirectoryError: If the path is a file.
+            CheckpointError: If the run in the folder has other settings.
+            DamageError: If the run is finished, and a file of it is damaged.
+            OSError: If the folder is not writable.
+        """
+        self.finished = on_main(self._lock_and_check)
 
     def create(self) -> None:
-        """Create the folder and write the settings; ``--config`` of that file repeats the run."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Write the settings; ``--config`` of that file repeats the run. Remove what a killed run left half-written."""
+        for folder in (self.path, self.path / ENCODER):
+            remove_partials(folder)
+        self.checkpoints.clear()
         if not (self.path / CONFIG).exists():
             config = plain(self.settings)
             del config["output"], config["resume"]
             write_atomic(self.path / CONFIG, yaml.safe_dump(config, sort_keys=False))
-        self._lock()
-        self.checkpoints.clear()
 
     def release(self) -> None:
-        """Release the lock on the run."""
-        if self._held is not None:
-            self._held.close()
+        """Release the lock on the folder, and remove the folder if the run has written nothing."""
+        self._lock.release()
 
-    def load(self, accelerator: Accelerator) -> Checkpoint | None:
+    def load(self, accelerator: Accelerator, data: ImageData) -> Checkpoint | None:
         """Return the newest checkpoint of a resumed run, or None.
 
         Raises:
-            CheckpointError: If it is damaged, or has other settings, another number of processes or another precision.
+            CheckpointError: If it has other settings or images, another number of processes or another precision.
+            DamageError: If it or the history is damaged.
         """
         newest = self.checkpoints.newest() if self.settings.resume else None
         if newest is None:
             return None
         checkpoint = read_checkpoint(newest, computed(self.settings))
+        check_digest(self.path / HISTORY, checkpoint.about["history"], way_on(newest), first=True)
+        check_images(newest, checkpoint.about, images_of(data))
         here = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
         for name, value in here.items():
             if checkpoint.about[name] != value:
@@ -133,17 +140,38 @@ class RunFolder:
         return str(self.checkpoints.newest() or "none")
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write the flat record of the run."""
-        write_atomic(self.path / METRICS, json.dumps(metrics, indent=2) + "\n")
+        """Write the digests and the flat record of the run."""
+        write_record(self.path, metrics)
 
-    def _lock(self) -> None:
-        """Lock the run for this process; the operating system releases the lock at its end."""
-        # A POSIX lock, because workers of the data loader do not inherit it and may outlive a killed run
-        self._held = (self.path / CONFIG).open("r+", encoding="utf-8")
+    def _lock_and_check(self) -> bool:
+        """Lock the folder; return True if its run is finished."""
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"Expected --output to be a folder, but {path} is a file")
+        check_writable(path)
+        self._lock.take()
         try:
-            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FileExistsError(f"{self.path} is in use by another process ({error})") from error
+            exists = (path / CONFIG).exists()
+            if exists and not self.settings.resume:
+                raise FileExistsError(
+                    f"{path} already holds a run; use another --output, delete the folder, or continue the run with "
+                    "--resume"
+                )
+            if exists:
+                self._check_config()
+            elif left := [name for name in LEAVES if (path / name).exists()]:
+                raise FileExistsError(
+                    f"{path} holds {', '.join(left)} of a run, but no {CONFIG}; use another --output, or delete the "
+                    "folder"
+                )
+            finished = exists and (path / METRICS).exists()
+            if finished:
+                check_finished(path)
+                self.release()
+        except BaseException:
+            self.release()
+            raise
+        return finished
 
     def _check_config(self) -> None:
         file = self.path / CONFIG
@@ -164,6 +192,27 @@ def plain(settings: TrainSettings) -> dict[str, Any]:
 def computed(settings: TrainSettings) -> dict[str, Any]:
     """Return the settings that affect the results of a run."""
     return {name: value for name, value in plain(settings).items() if name not in FREE_TO_CHANGE}
+
+
+def images_of(data: ImageData) -> dict[str, Any]:
+    """Return the number of images of both splits and a digest of their labels, as a checkpoint holds them."""
+    content = b"".join(labels.numpy().tobytes() for labels in (data.train_labels, data.test_labels))
+    images = {"train": len(data.train_labels), "test": len(data.test_labels)}
+    return {"images": images, "labels": hashlib.sha256(content).hexdigest()}
+
+
+def check_images(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise CheckpointError unless the images of a checkpoint are those of this run, by number and labels."""
+    counts = [
+        f"{split}: {now['images'][split]} images now, {number} then"
+        for split, number in then["images"].items()
+        if now["images"][split] != number
+    ]
+    if counts or then["labels"] != now["labels"]:
+        difference = "; ".join(counts) or "the same number of images, but other labels or another order"
+        raise CheckpointError(
+            f"the data has changed since {path} was written: {difference}. Restore it, or use another --output"
+        )
 
 
 def existing(path: Path) -> Path:
@@ -210,6 +259,18 @@ def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
     data = "".join(c if c.isalnum() else "-" for c in settings.data).strip("-")
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{data}-{settings.method}-seed{settings.seed}"
     run = RunFolder(settings.output or Path("runs") / broadcast_object_list([name])[0], settings)
+    run.open()
+    try:
+        _check(run, accelerator)
+    except BaseException:
+        run.release()
+        raise
+    return run
+
+
+def _check(run: RunFolder, accelerator: Accelerator) -> None:
+    """Raise for settings that cannot be used, before data are read."""
+    settings = run.settings
     check_shared_folder(run, accelerator)
     require_faiss()
     check_encoder_name(settings.encoder or DEFAULT_ENCODER)
@@ -222,13 +283,13 @@ def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
             raise FileNotFoundError(
                 f"Expected --encoder_weights to be a file or a folder, but got {settings.encoder_weights}"
             )
+        check_encoder_folder(settings.encoder_weights)
         read_weights(settings.encoder_weights)
     if settings.pretrained:
         announce_download(settings.encoder or DEFAULT_ENCODER)
     check_batch_sizes(settings, accelerator)
     if settings.sync_batch_norm and accelerator.device.type != "cuda":
         raise ValueError(f"Expected GPUs with --sync_batch_norm, as torch has it, but got {accelerator.device.type}")
-    return run
 
 
 def announce_download(encoder: str) -> None:

@@ -1,7 +1,7 @@
 """The two training stages: their parts, and how the settings build them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm.layers
@@ -41,6 +41,7 @@ class Stage:
         key_encoder: The momentum encoder that fills a queue, or None.
         ema: The moving average of the model, or None.
         first_step: The number of steps of the run before this stage.
+        head: The trained head of stage 1, which the checkpoints of stage 2 keep; None in stage 1.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Stage:
     key_encoder: MomentumEncoder | None = None
     ema: ModelEmaV3 | None = None
     first_step: int = 0
+    head: nn.Module | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -107,7 +109,7 @@ def build_stage2(context: RunContext, first: Stage) -> Stage | None:
     settings, plan = context.settings, context.settings.stage2()
     if plan is None:
         return None
-    return build_classifier_stage(
+    stage = build_classifier_stage(
         first.scored().encoder,
         context.data,
         context.images,
@@ -121,6 +123,7 @@ def build_stage2(context: RunContext, first: Stage) -> Stage | None:
         first_step=first.last_step,
         **_loading(settings),
     )
+    return replace(stage, head=first.scored().top)
 
 
 def _loading(settings: TrainSettings) -> dict[str, Any]:

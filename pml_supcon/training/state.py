@@ -16,6 +16,7 @@ from pml_supcon.training.stage import Stage
 def modules_of(stage: Stage) -> dict[str, nn.Module]:
     """Return the modules of a stage by their names in a checkpoint."""
     parts = {"model": stage.model, "criterion": stage.criterion, "key_encoder": stage.key_encoder, "ema": stage.ema}
+    parts["head"] = stage.head
     return {name: module for name, module in parts.items() if module is not None}
 
 

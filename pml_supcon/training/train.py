@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
-from safetensors.torch import save_file
 from torch import nn
 
+from pml_supcon._files import save_tensors
 from pml_supcon.models import ProjectionHead, save_encoder, save_head
 from pml_supcon.training.callbacks import CheckpointCallback
 from pml_supcon.training.checkpoint import Checkpoint
+from pml_supcon.training.digests import CLASSIFIER, ENCODER, HEAD, HISTORY
 from pml_supcon.training.environment import environment
 from pml_supcon.training.loop import run_stage
 from pml_supcon.training.methods import part_of
 from pml_supcon.training.monitoring import History, TrackerError
-from pml_supcon.training.run import CLASSIFIER, ENCODER, HEAD, RunContext, RunFolder, build_context, computed
+from pml_supcon.training.processes import on_main
+from pml_supcon.training.run import RunContext, RunFolder, build_context, computed
 from pml_supcon.training.scoring import draw, embed_splits, score
 from pml_supcon.training.stage import Stage, build_stage1, build_stage2
 from pml_supcon.training.state import bytes_of, restore
@@ -32,13 +34,16 @@ class LoadedRun(NamedTuple):
 
 def load_run(run: RunFolder, accelerator: Accelerator) -> LoadedRun:
     """Read the data, build the model, load the checkpoint and create the folder; raise for invalid settings."""
-    context = build_context(run.settings, run, accelerator)
-    stage1 = build_stage1(context)
-    checkpoint = run.load(accelerator)
-    run.check_space(bytes_of(stage1))
-    accelerator.wait_for_everyone()  # every process has read the folder before the main one writes to it
-    if accelerator.is_main_process:
-        run.create()
+    try:
+        context = build_context(run.settings, run, accelerator)
+        stage1 = build_stage1(context)
+        checkpoint = run.load(accelerator, context.data)
+        run.check_space(bytes_of(stage1))
+        accelerator.wait_for_everyone()  # every process has read the folder before the main one writes to it
+        on_main(run.create)
+    except BaseException:
+        run.release()
+        raise
     return LoadedRun(context, stage1, checkpoint)
 
 
@@ -53,7 +58,7 @@ def train_and_score(prepared: LoadedRun, started: float) -> None:
         OSError: If a file cannot be written.
     """
     context, stage1, checkpoint = prepared
-    history = History(context.run.path / "history.jsonl", context.accelerator)
+    history = History(context.run.path / HISTORY, context.accelerator)
     try:
         # 1. Train both stages, from the checkpoint if there is one.
         start_tracker(context, checkpoint)
@@ -91,13 +96,14 @@ def train(
     context: RunContext, stage1: Stage, checkpoint: Checkpoint | None, history: History, started: float
 ) -> tuple[Stage, float]:
     """Train all stages, from the checkpoint if there is one; return the last stage and the total seconds."""
-    stage, step, before = stage1, 0, 0.0
+    stage, step, before, size = stage1, 0, 0.0, 0
     if checkpoint is not None:
         step, before = checkpoint.about["step"], checkpoint.about["seconds"]
+        size = checkpoint.about["history"]["bytes"]
         if checkpoint.about["stage"] == 2:
             stage = build_stage2(context, stage1) or stage1
         restore(stage, checkpoint, context.accelerator)
-    history.cut(step)
+    history.cut(size)
     checkpoints = CheckpointCallback(context, history, started - before)
     run_stage(stage, step, context.accelerator, history=history, callbacks=[checkpoints])
     if stage.number == 1 and (stage2 := build_stage2(context, stage1)) is not None:
@@ -120,7 +126,7 @@ def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: Hi
     classifier = part_of(model.top, nn.Linear)
     if classifier is not None:
         weights = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
-        save_file(weights, folder / CLASSIFIER)
+        save_tensors(folder / CLASSIFIER, weights)
     losses, per_epoch = history.losses(1), stage1.steps_per_epoch
     metrics: dict[str, Any] = {
         **score(embedded, context.split.labels, classifier, settings.seed),

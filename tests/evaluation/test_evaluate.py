@@ -29,6 +29,7 @@ from pml_supcon.evaluation.settings import Section
 from pml_supcon.models import create_encoder, load_encoder, save_encoder
 from pml_supcon.training import app as train
 from pml_supcon.training import features as embedding
+from pml_supcon.training.digests import write_record
 from pml_supcon.views import evaluation_transform
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -148,6 +149,7 @@ def test_changed_features_are_computed_again(copied_run, whole, tmp_path, comput
         config = json.loads((copied_run / "encoder" / "config.json").read_text())
         config["pretrained_cfg"]["mean"] = [0.25]
         (copied_run / "encoder" / "config.json").write_text(json.dumps(config))
+    write_record(copied_run, json.loads((copied_run / "metrics.json").read_text()))
     evaluate(copied_run, tmp_path / "out", *PROBES, *flags)
     assert computed == ([99] if change == "images" else [101, 300])
 
@@ -346,7 +348,7 @@ def test_an_encoder_that_is_missing_or_unfinished_is_refused(error_of, tmp_path,
         ("nothing/here", "there is no nothing/here"),
         ("resnet_of_mine", "there is no resnet_of_mine"),
         (tmp_path / "encoder.pth", "is a file"),
-        (tmp_path / "unfinished", "has no encoder: continue it"),
+        (tmp_path / "unfinished", "has no metrics.json: continue it"),
     ):
         assert text in error_of(encoder, "--data", "digits")
 
@@ -354,7 +356,7 @@ def test_an_encoder_that_is_missing_or_unfinished_is_refused(error_of, tmp_path,
 @pytest.mark.parametrize("damage", ["pickle", "other weights", "no json"])
 def test_a_damaged_or_foreign_encoder_is_refused_and_never_unpickled(error_of, copied_run, monkeypatch, damage):
     monkeypatch.chdir(copied_run)
-    folder = copied_run / "encoder"
+    folder = (copied_run / "encoder").rename(copied_run / "copy")  # which has no digests
     if damage == "pickle":
         (folder / "model.safetensors").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     elif damage == "other weights":
@@ -367,6 +369,7 @@ def test_a_damaged_or_foreign_encoder_is_refused_and_never_unpickled(error_of, c
 
 def test_a_damaged_head_is_refused(error_of, copied_run):
     save_file({"weight": torch.zeros(3)}, copied_run / "head.safetensors")
+    write_record(copied_run, {})
     assert "head.safetensors to be a file of `save_head`" in error_of(copied_run)
 
 
@@ -374,6 +377,7 @@ def test_features_that_are_not_finite_are_counted(error_of, copied_run, tmp_path
     weights = load_file(copied_run / "encoder" / "model.safetensors")
     weights[max(weights, key=lambda name: weights[name].numel())].fill_(torch.nan)
     save_file(weights, copied_run / "encoder" / "model.safetensors", metadata={"format": "pt"})
+    write_record(copied_run, {})
     assert "NaN or infinity for 101 of 101 test images" in error_of(copied_run, "--output", tmp_path / "out")
 
 

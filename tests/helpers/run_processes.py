@@ -104,13 +104,14 @@ def die_after(steps, seconds):
 
 
 def results_of(folder):
-    """Return what must not depend on kills: metrics, losses, weights of the encoder and of the last checkpoint."""
+    """Return what must not depend on kills: metrics, losses, weights of encoder, head and the last checkpoint."""
     folder = Path(folder)
     rows = [untimed(json.loads(line)) for line in (folder / "history.jsonl").read_text().splitlines()]
     return {
         "metrics": untimed(json.loads((folder / "metrics.json").read_text())),
         "rows": rows,
         "encoder": load_file(folder / "encoder" / "model.safetensors"),
+        "head": load_file(folder / "head.safetensors"),
         "weights": load_file(sorted((folder / "checkpoints").glob("step-*"))[-1] / "weights.safetensors"),
     }
 
@@ -124,7 +125,7 @@ def assert_same(one, other):
     """Assert equality to the last bit, which holds on one machine with one thread and the same number of processes."""
     for name in ("metrics", "rows"):
         assert one[name] == other[name]
-    for name in ("encoder", "weights"):
+    for name in ("encoder", "head", "weights"):
         assert one[name].keys() == other[name].keys()
         for key, tensor in one[name].items():
             assert torch.equal(tensor, other[name][key]), key

@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pml_supcon.models import ProjectionHead, head_storage, load_head, save_head
+from pml_supcon import _files
+from pml_supcon.models import ProjectionHead, load_head, save_head
 
 LAYOUTS = {
     "plain": {},
@@ -64,7 +65,7 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(head_storage, "save_file", half)
+    monkeypatch.setattr(_files, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
         save_head(make("plain"), file)
     assert list(tmp_path.iterdir()) == [file]

@@ -10,7 +10,8 @@ import timm
 import torch
 from safetensors import safe_open
 
-from pml_supcon.models import create_encoder, load_encoder, save_encoder, storage
+from pml_supcon import _files
+from pml_supcon.models import create_encoder, load_encoder, save_encoder
 
 CASES = {
     "plain": {"name": "test_resnet"},
@@ -115,7 +116,7 @@ def test_saving_replaces_and_an_interrupted_save_keeps_the_old_files(tmp_path, m
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage, "save_file", half)
+    monkeypatch.setattr(_files, "save_file", half)
     with pytest.raises(KeyboardInterrupt):
         save_encoder(make("small")[0], tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]

@@ -20,6 +20,7 @@ from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.experiments import app as reproduce
 from pml_supcon.models import create_encoder, pretrained, save_encoder
 from pml_supcon.training import app as train
+from pml_supcon.training.digests import write_record
 
 PROGRAMS = {"train": train.main, "evaluate": evaluate.main, "reproduce": reproduce.main}
 SECONDS = 20  # far below the minutes of the slow cases, far above what a refusal takes on a busy machine
@@ -313,6 +314,7 @@ def test_pipes_for_the_encoder(tmp_path, refused):
     run = tmp_path / "run"
     saved_encoder(run)
     (run / "config.yaml").write_text("data: digits\nimage_size: 8\nmax_train: null\nmax_test: null\nmethod: joint\n")
+    write_record(run, {})
     for name in ("classifier.safetensors", "head.safetensors"):
         pipe(run / name)
         assert name in refused("evaluate", run)
@@ -326,6 +328,7 @@ def test_a_classifier_that_is_none(kind, tmp_path, refused):
         "data: digits\nimage_size: 8\nmax_train: null\nmax_test: null\nmethod: joint\n"
     )
     write_foreign(tmp_path / "classifier.safetensors", kind)
+    write_record(tmp_path, {})  # a finished run
     assert "classifier.safetensors to hold a classifier" in refused("evaluate", tmp_path)
 
 

@@ -263,7 +263,11 @@ def test_states_of_other_settings_raise():
     for options, difference in [
         ({"max_per_class": 3, "seed": 1, "drop_last": True}, "drop_last=False instead of True, seed=0 instead of 1"),
         ({"samples_per_class": 2}, "max_per_class=3 instead of None, samples_per_class=None instead of 2"),
-        ({"max_per_class": 3, "labels": changed}, "labels="),
+        ({"max_per_class": 3, "labels": changed}, f"got other labels of the {len(changed)} samples"),
+        (
+            {"max_per_class": 3, "labels": LONG_TAIL[1:]},
+            f"labels of {len(changed)} samples instead of {len(changed) - 1}",
+        ),
         ({"max_per_class": 3, "batch_size": 25}, "batch_size=24 instead of 25"),
     ]:
         with pytest.raises(ValueError, match=difference):

@@ -51,22 +51,29 @@ def test_a_missing_file_has_no_rows(tmp_path):
     assert not history.path.exists()
 
 
-@pytest.mark.parametrize(("step", "kept"), [(0, 0), (3, 4), (9, 6)])
-def test_cut_drops_the_rows_after_a_step(step, kept, history):
-    history.cut(step)
+@pytest.mark.parametrize("kept", [0, 4, 6])
+def test_cut_drops_the_rows_after_a_checkpoint(kept, history):
+    other, _ = open_history(history.path.with_name("other.jsonl"))
+    other.add(ROWS[:kept])
+    saved = other.to_disk()
+    other.path.unlink(missing_ok=True)
+    history.cut(saved["bytes"])
+    assert history.to_disk() == saved
     history.add([OTHER])
     assert history.rows() == [*ROWS[:kept], OTHER]
     assert [path.name for path in history.path.parent.iterdir()] == ["history.jsonl"]
 
 
-@pytest.mark.parametrize("left", ['{"stage": 1, "epoch": 2, "step": 4, "loss": ', "\x00\x00"])
-def test_an_incomplete_last_line_is_ignored(left, history):
+@pytest.mark.parametrize("left", ['{"stage": 1, "epoch": 2, "step": 4, "loss": ', "\x00\x00", '{"loss": 0.1}\n'])
+def test_a_history_that_changes_during_the_run_is_an_error(left, history):
+    saved = history.to_disk()
     with history.path.open("a") as file:
         file.write(left)
-    assert history.rows() == ROWS
-    history.cut(3)  # a resumed run
-    history.add([STEPS[3]])
-    assert history.rows() == [*ROWS[:4], STEPS[3]]
+    with pytest.raises(OSError, match=r"history\.jsonl was changed during the run"):
+        history.losses(1)
+    resumed, _ = open_history(history.path)
+    resumed.cut(saved["bytes"])
+    assert resumed.rows() == ROWS
 
 
 def test_only_the_main_process_writes_and_logs(tmp_path):

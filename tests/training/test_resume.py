@@ -1,6 +1,5 @@
 """Resumed runs equal uninterrupted ones: after kills and signals; damaged and foreign checkpoints raise."""
 
-import errno
 import json
 import os
 import shutil
@@ -13,9 +12,12 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from helpers.run_processes import Run, assert_same, kill_ten_times, results_of, steps_in
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pml_supcon import _files
 from pml_supcon.training import checkpoint as checkpoints
+from pml_supcon.training import digests, lock
 from pml_supcon.training import train as engine
 from pml_supcon.training.app import main
 
@@ -41,16 +43,16 @@ def test_ten_kills_change_nothing(options, processes, tmp_path):
 
 
 def die_in_third_checkpoint():
-    written, save = [], checkpoints.save_file
+    written, save = [], _files.save_file
 
-    def save_half(tensors, path):
-        save(tensors, path)
+    def save_half(tensors, path, **options):
+        save(tensors, path, **options)
         written.append(path)
         if len(written) == 3:
             os.truncate(path, os.path.getsize(path) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoints.save_file = save_half
+    _files.save_file = save_half
 
 
 def die_before_rename():
@@ -110,7 +112,8 @@ def die_before_metrics():
 
 
 def files_of(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the content of all files, without the lock that a killed run leaves."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != lock.NAME}
 
 
 def refused(folder, capsys, *more):
@@ -132,8 +135,14 @@ def replace_state(checkpoint, state):
     """Replace the state of a checkpoint, and its digest."""
     torch.save(state, checkpoint / "state.pt")
     about = json.loads((checkpoint / "checkpoint.json").read_text())
-    about["files"]["state.pt"] = checkpoints._digest(checkpoint / "state.pt")
-    (checkpoint / "checkpoint.json").write_text(json.dumps(about))
+    about["files"]["state.pt"] = digests.digest_of_file(checkpoint / "state.pt")
+    write_about(checkpoint, about)
+
+
+def write_about(checkpoint, about):
+    """Write the fields of `checkpoint.json` with their digest."""
+    del about["sha256"]
+    (checkpoint / "checkpoint.json").write_text(json.dumps(digests.sealed(about)))
 
 
 @pytest.fixture
@@ -154,10 +163,18 @@ def test_a_damaged_checkpoint_raises(name, copied, capsys):
     assert f"Remove {file.parent} to resume from the previous checkpoint" in message
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', '{"format": "pml_supcon checkpoint 1"}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', '{"format": "pml_supcon checkpoint 2"}'])
 def test_a_foreign_checkpoint_raises(text, copied, capsys):
     (newest(copied) / "checkpoint.json").write_text(text)
-    assert "is not a checkpoint of this package" in refused(copied, capsys)
+    assert f"{newest(copied) / 'checkpoint.json'} is not what was written" in refused(copied, capsys)
+    for record in ({}, {"format": "other"}, {"format": "pml_supcon checkpoint 2"}):  # with digests of their own
+        write_about(newest(copied), {**record, "sha256": None})
+        assert "is not a checkpoint of this package" in refused(copied, capsys)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_raises(copied, capsys):
+    newest(copied).rename(copied / "checkpoints" / "step-00000099")
+    assert "it is of step 12" in refused(copied, capsys)
 
 
 def test_a_pickle_is_never_executed(copied, capsys, tmp_path):
@@ -185,7 +202,23 @@ def test_other_labels_raise(copied, capsys):
     state = torch.load(newest(copied) / "state.pt", weights_only=True)
     state["sampler"]["settings"]["labels"] = "0" * 64
     replace_state(newest(copied), state)
-    assert "labels=" in refused(copied, capsys)
+    message = refused(copied, capsys)
+    assert "does not fit this run" in message
+    assert "got other labels of the 120 samples" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images": {"train": 119, "test": 60}}, "train: 120 images now, 119 then"),
+        ({"images": {"train": 119, "test": 61}}, "train: 120 images now, 119 then; test: 60 images now, 61 then"),
+        ({"labels": "0" * 64}, "the same number of images, but other labels or another order"),
+    ],
+)
+def test_other_images_are_told_by_their_number(change, said, copied, capsys):
+    about = json.loads((newest(copied) / "checkpoint.json").read_text())
+    write_about(newest(copied), about | change)
+    assert f"the data has changed since {newest(copied)} was written: {said}. Restore it" in refused(copied, capsys)
 
 
 def test_some_settings_may_change_and_a_finished_run_has_nothing_to_do(copied, capsys):
@@ -285,16 +318,16 @@ def test_old_checkpoints_are_pruned(tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, capsys, monkeypatch):
-    written, save = [], checkpoints.save_file
+    written, save = [], _files.save_file
 
-    def fail_in_third_checkpoint(tensors, path):
+    def fail_in_third_checkpoint(tensors, path, **options):
         written.append(path)
         if len(written) == 3:
             path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(tensors, path)
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save(tensors, path, **options)
 
-    monkeypatch.setattr(checkpoints, "save_file", fail_in_third_checkpoint)
+    monkeypatch.setattr(_files, "save_file", fail_in_third_checkpoint)
     with pytest.raises(SystemExit) as ended:
         main([*TINY, "--output", str(tmp_path / "run")])
     assert ended.value.code == 1

@@ -17,7 +17,7 @@ from pml_supcon.training.pictures import draw_embedding_map
 from pml_supcon.training.scoring import BATCH
 from pml_supcon.views import evaluation_transform
 
-FILES = {"config.yaml", "metrics.json", "history.jsonl", "encoder", "checkpoints"}
+FILES = {"config.yaml", "metrics.json", "digests.json", "history.jsonl", "encoder", "checkpoints"}
 FILES |= {"head.safetensors", "loss_curve.png", "embedding_map.png", "gallery.png"}
 KEYS = {"retrieval/precision_at_1", "retrieval/r_precision", "retrieval/mean_average_precision_at_r"}
 KEYS |= {"linear_probe/top1", "train/final_loss", "seconds/total", "seed"}

@@ -49,6 +49,7 @@ def parse_settings(
     parsed = parser.parse_args(given)
     own = None if parsed.output is None else parsed.output / "config.yaml"
     if parsed.resume and not parsed.config and own is not None and own.exists():
+        parser.source = own
         parsed = parser.parse_args(["--config", str(own), *given])
     values = {name: parsed[name] for name in NAMES}
     if parsed.config or defaults:
@@ -78,6 +79,7 @@ class OneLineParser(ArgumentParser):
     def __init__(self, *arguments: Any, names: Sequence[str] = (), **options: Any) -> None:
         super().__init__(*arguments, allow_abbrev=False, parser_mode=MODE, **options)
         self.names = tuple(names)
+        self.source: Path | None = None  # the settings of a resumed run
 
     def parse_args(self, args: Sequence[str], *others: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse the arguments, after a check of the files that ``--config`` names."""
@@ -94,7 +96,8 @@ class OneLineParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
         del ex
-        say(f"{self.prog}: error: {' '.join(message.split())}{self.nearest(message)}", sys.stderr)
+        source = "" if self.source is None else f" (with the settings in {self.source})"
+        say(f"{self.prog}: error: {' '.join(message.split())}{self.nearest(message)}{source}", sys.stderr)
         sys.exit(2)
 
     def nearest(self, message: str) -> str:

@@ -1,0 +1,111 @@
+"""Digests of the files of a run, which are checked where they are read; no damaged file is scored.
+
+``digests.json`` of a finished run holds the bytes and the SHA-256 of each file that a program reads. It is written
+before ``metrics.json``, the last file. A JSON record may hold a digest of itself (``sealed``).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pml_supcon._files import check_file, write_atomic
+
+CONFIG, HISTORY, METRICS, ENCODER = "config.yaml", "history.jsonl", "metrics.json", "encoder"
+HEAD, CLASSIFIER = "head.safetensors", "classifier.safetensors"
+DIGESTS, SEAL = "digests.json", "sha256"
+
+
+class DamageError(ValueError):
+    """An error for a file that is not what was written; it names the file and a way on."""
+
+
+def digest_of_file(file: Path, size: int | None = None) -> dict[str, Any]:
+    """Return the bytes and the SHA-256 of a file, or of its first ``size`` bytes."""
+    if size is not None:
+        with file.open("rb") as opened:
+            return digest_of_bytes(opened.read(size))
+    with file.open("rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def digest_of_bytes(content: bytes) -> dict[str, Any]:
+    """Return the number of bytes and their SHA-256."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def check_digest(file: Path, expected: Mapping[str, Any], way_on: str, *, first: bool = False) -> None:
+    """Raise DamageError unless a file has the expected digest; with ``first`` it may have more bytes after those."""
+    came = "no file"
+    if file.is_file():
+        digest = digest_of_file(file, expected["bytes"] if first else None)
+        if digest == expected:
+            return
+        same = digest["bytes"] == expected["bytes"]
+        came = f"{digest['bytes']} bytes{' with another digest' if same else ''}"
+    raise DamageError(f"{file} is not what was written: expected {expected['bytes']} bytes, but got {came}. {way_on}")
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON record with a digest of its fields."""
+    return {**record, SEAL: _seal(record)}
+
+
+def read_sealed(file: Path, way_on: str) -> dict[str, Any]:
+    """Return a record of ``sealed`` without its digest; raise DamageError if it was changed or cannot be read."""
+    try:
+        check_file(file)
+        record = json.loads(file.read_bytes())
+        if record.pop(SEAL) != _seal(record):
+            raise ValueError("its digest is another one")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise DamageError(f"{file} is not what was written ({reason}). {way_on}") from error
+    return dict(record)
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the digests of a finished run, then its record ``metrics.json``: a run with metrics is complete."""
+    text = json.dumps(record, indent=2) + "\n"
+    weights = [f"{ENCODER}/{file.name}" for file in sorted((folder / ENCODER).iterdir()) if not _hidden(file)]
+    names = [name for name in (CONFIG, HISTORY, *weights, HEAD, CLASSIFIER) if (folder / name).is_file()]
+    files = {name: digest_of_file(folder / name) for name in names} | {METRICS: digest_of_bytes(text.encode())}
+    write_atomic(folder / DIGESTS, json.dumps(sealed({"files": files}), indent=2) + "\n")
+    write_atomic(folder / METRICS, text)
+
+
+def check_finished(folder: Path) -> None:
+    """Raise unless a run is finished and all its files are what was written.
+
+    Raises:
+        FileNotFoundError: If the run is not finished.
+        DamageError: If a file was changed, removed, or put there from another run.
+    """
+    if not (folder / METRICS).exists():
+        raise FileNotFoundError(
+            f"Expected a finished run, but {folder} has no {METRICS}: continue it with train.py --output {folder} "
+            "--resume"
+        )
+    way_on = f"Remove {folder / METRICS}, and --resume writes it again from the last checkpoint"
+    files = read_sealed(folder / DIGESTS, way_on)["files"]
+    for name, digest in files.items():
+        check_digest(folder / name, digest, way_on)
+    for name in (HEAD, CLASSIFIER):
+        if name not in files and (folder / name).exists():
+            raise DamageError(f"{folder / name} was not written by this run: remove it")
+
+
+def check_encoder_folder(folder: Path) -> None:
+    """Raise DamageError if a folder is the encoder of a finished run and was changed; other folders have no digests."""
+    if folder.resolve().name == ENCODER and (folder.resolve().parent / DIGESTS).exists():
+        check_finished(folder.resolve().parent)
+
+
+def _hidden(file: Path) -> bool:
+    return file.name.startswith(".")
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(record))  # keys are strings, tuples lists
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
