@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pml_supcon._checks import did_you_mean
 from pml_supcon._files import check_file, kind_of
-from pml_supcon.data.folders import EXTENSIONS, open_folder
+from pml_supcon.data.folders import open_folder
 from pml_supcon.data.images import Pool, Source, digest_of, printable
 from pml_supcon.data.splits import with_classes
 from pml_supcon.data.torchvision_source import open_torchvision
@@ -197,7 +197,7 @@ def _check_data_files(root: Path) -> None:
             if entry.is_dir():
                 if not home and os.path.realpath(entry.path) not in read:
                     folders.append(entry.path)
-            elif entry.name.lower().endswith((*_DATA_FILES, *EXTENSIONS)):
+            elif entry.name.lower().endswith((*_DATA_FILES, *Image.registered_extensions())):
                 check_file(Path(entry.path))
                 found = True
         if not found and seen > _MOST_FOREIGN:

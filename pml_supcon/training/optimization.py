@@ -44,9 +44,24 @@ def build_optimizer(plan: OptimizationSettings, model: nn.Module) -> torch.optim
         optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
             groups, opt=plan.optimizer, lr=plan.learning_rate, weight_decay=plan.weight_decay, **plan.optimizer_args
         )
-    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # each optimizer has its own errors for its arguments
         raise ValueError(f"{plan.optimizer} could not be built with {plan.optimizer_args}: {error}") from error
     return optimizer
+
+
+def try_optimizer(plan: OptimizationSettings) -> None:
+    """Take one step of the optimizer on a small layer.
+
+    Raises:
+        ValueError: If the optimizer does not accept its arguments, when it is built or in a step.
+    """
+    layer = nn.Linear(1, 1)
+    optimizer = build_optimizer(plan, layer)
+    layer(torch.ones(1, 1)).sum().backward()
+    try:
+        optimizer.step()
+    except Exception as error:  # see `build_optimizer`
+        raise ValueError(f"{plan.optimizer} takes no step with {plan.optimizer_args}: {error}") from error
 
 
 def build_schedule(plan: OptimizationSettings, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:

@@ -15,7 +15,6 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
 
 from pml_supcon._console import say
 from pml_supcon._extras import require_faiss
@@ -53,7 +52,7 @@ from pml_supcon.training.digests import (
     write_record,
 )
 from pml_supcon.training.lock import FolderLock
-from pml_supcon.training.optimization import build_optimizer, check_optimizer
+from pml_supcon.training.optimization import check_optimizer, try_optimizer
 from pml_supcon.training.processes import on_main
 
 LEAVES = ("checkpoints", HISTORY, DIGESTS, METRICS, ENCODER, HEAD, CLASSIFIER)  # of a run, besides its settings
@@ -277,7 +276,7 @@ def _check(run: RunFolder, accelerator: Accelerator) -> None:
     for plan, flag in ((settings.stage1(), "optimizer"), (settings.stage2(), "stage2_optimizer")):
         if plan is not None:
             check_optimizer(plan.optimizer, flag)
-            build_optimizer(plan, nn.Linear(1, 1))  # raises for unknown arguments now, not after stage 1
+            try_optimizer(plan)  # raises for unsuitable arguments now, not after stage 1
     if settings.encoder_weights is not None:
         if not settings.encoder_weights.exists():
             raise FileNotFoundError(

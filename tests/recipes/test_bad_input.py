@@ -255,6 +255,26 @@ def test_encoders_of_all_trainings(tmp_path, refused):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != weights]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("sgd", '{"momentum": "high"}'),
+        ("sgd", '{"lr": 3}'),
+        ("sgd", '{"no_such_argument": 3}'),
+        ("adamw", '{"betas": []}'),
+        ("adamw", '{"betas": [0.9]}'),
+        ("adamw", '{"eps": null}'),
+        ("lars", '{"trust_coeff": "x"}'),
+    ],
+)
+def test_arguments_of_optimizers(optimizer, options, refused):
+    message = refused("train", "--optimizer", optimizer, "--optimizer_args", options)
+    assert f"{optimizer} " in message
+    assert f" with {json.loads(options)}: " in message
+    stage2 = refused("train", "--stage2_optimizer", optimizer, "--stage2_optimizer_args", options)
+    assert f" with {json.loads(options)}: " in stage2
+
+
 def test_arguments_that_are_no_mapping(refused):
     for value in ("3", "[1]", "channels", "{"):
         assert 'Parser key "encoder_args"' in refused("train", "--encoder_args", value)
