@@ -91,7 +91,7 @@ REFERENCES = {
 #: Per case: the keyword arguments of `group_supcon_loss` on a rank, and a part of the message.
 KEYWORDS = {
     "value": (lambda rank: {"temperature": rank}, "rank 0: Expected argument `temperature` to be above 0, but got 0"),
-    "name": (lambda rank: {"temprature": 0.1} if rank else {}, "rank 1: TypeError: "),
+    "name": (lambda rank: {"temprature": 0.1} if rank else {}, "got an unexpected keyword argument 'temprature'"),
     "pairs": (
         lambda rank: {"indices_tuple": (LABELS,) * 3} if rank else {},
         "rank 1: Expected neither `indices_tuple` nor `ref_starts_with_batch`",
