@@ -31,9 +31,10 @@ lint: $(DEV)
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
-# the rest: slow tests (with the code blocks of the docs and the strict build of the site), the wheel, the walk
+# the rest: slow tests (with the code blocks of the docs and the strict build of the site), random calls, the wheel, the walk
 test-all: $(DEV)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	$(BIN)/python tests/fuzz.py --calls 500
 	$(MAKE) wheel-test walk
 
 # the tests under several settings of the processor: instruction sets, threads, load   make test-matrix ARGS=tests/functional

@@ -7,10 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pml_supcon._tensors import check_dense
+
 Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Labels: TypeAlias = npt.NDArray[np.int64]
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BLOCK_ROWS = 8192  # rows compared at once, where the comparison makes a copy
 
 
@@ -19,7 +22,7 @@ def as_embeddings(value: Array, name: str, *, dtype: type[np.floating[Any]] | No
 
     Half precision becomes float32: numpy has no bfloat16, and scikit-learn computes in neither.
     """
-    matrix = _as_numpy(value, name)
+    matrix = as_numpy(value, name)
     if not np.issubdtype(matrix.dtype, np.floating):
         raise TypeError(_expected(name, "floating point", str(value.dtype)))
     if matrix.ndim != 2 or 0 in matrix.shape:
@@ -36,7 +39,7 @@ def as_embeddings(value: Array, name: str, *, dtype: type[np.floating[Any]] | No
 
 def as_labels(value: Array, name: str, rows: int) -> Labels:
     """Check ``rows`` integer labels of any size; return them on the CPU as int64 ``(N,)``."""
-    labels = _as_numpy(value, name)
+    labels = as_numpy(value, name)
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(_expected(name, "integers", str(value.dtype)))
     if labels.shape != (rows,):
@@ -71,13 +74,21 @@ def row_blocks(rows: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK_ROWS) for start in range(0, rows, BLOCK_ROWS))
 
 
-def _as_numpy(value: Array, name: str) -> npt.NDArray[Any]:
+def as_numpy(value: Array, name: str) -> npt.NDArray[Any]:
+    """Check a dense tensor or an array; return it on the CPU, in a layout that torch and FAISS take."""
     if isinstance(value, torch.Tensor):
-        value = value.detach()
+        check_dense(name, value)
+        if value.is_floating_point() and value.dtype not in FLOATS:
+            raise TypeError(_expected(name, "of 16, 32 or 64 bits", str(value.dtype)))
+        value = value.detach().resolve_conj().resolve_neg()
         return (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).cpu().numpy()
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(_expected(name, "a torch tensor or a numpy array", type(value).__name__))
-    return value.astype(np.float32) if value.dtype == np.float16 else value
+    if value.dtype in (np.float16, np.longdouble):  # scikit-learn and torch have no arrays of long doubles
+        value = value.astype(np.float32 if value.dtype == np.float16 else np.float64)
+    # torch and FAISS take neither the byte order of another machine nor negative strides
+    native = value.astype(value.dtype.newbyteorder("="), copy=False)
+    return native.copy() if any(stride < 0 for stride in native.strides) else native
 
 
 def _expected(name: str, wanted: str, got: str) -> str:

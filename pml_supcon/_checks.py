@@ -3,8 +3,13 @@
 import difflib
 import math
 import numbers
+import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Any
+
+INT64 = (-(2**63), 2**63 - 1)
+LARGEST = sys.float_info.max
 
 
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
@@ -14,7 +19,7 @@ def check_int(name: str, value: Any, low: int | None = None, high: int | None = 
 
     Raises:
         TypeError: If the value is not an integer.
-        ValueError: If the value is out of range.
+        ValueError: If the value is out of range, or has more than 64 bits.
 
     Examples:
         >>> check_int("num_views", 2, low=1)
@@ -25,10 +30,12 @@ def check_int(name: str, value: Any, low: int | None = None, high: int | None = 
         ValueError: Expected argument `num_views` to be at least 1, but got 0
     """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r}")
+        raise TypeError(f"Expected argument `{name}` to be an integer, but got {shown(value)}")
     number = int(value)
     if (low is not None and number < low) or (high is not None and number > high):
-        raise ValueError(f"Expected argument `{name}` to be {_closed_range(low, high)}, but got {value!r}")
+        raise ValueError(f"Expected argument `{name}` to be {_closed_range(low, high)}, but got {shown(value)}")
+    if not INT64[0] <= number <= INT64[1]:
+        raise ValueError(f"Expected argument `{name}` to be an integer of 64 bits, but got {shown(value)}")
     return number
 
 
@@ -49,16 +56,14 @@ def check_number(
         TypeError: If the value is not a number, or is a bool.
         ValueError: If the value is out of range.
     """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}")
-    number = float(value)
+    number = _as_float(name, value)
     if finite and not -math.inf < number < math.inf:  # NaN fails too; torch.compile cannot trace `math.isfinite`
-        raise ValueError(f"Expected argument `{name}` to be a finite number, but got {value!r}")
+        raise ValueError(f"Expected argument `{name}` to be a finite number, but got {shown(value)}")
     in_range = (low is None or number >= low) and (high is None or number <= high)
     if number != number or not in_range or (above is not None and number <= above):
         bounds = [] if low is None and high is None and above is not None else [_closed_range(low, high)]
         bounds += [] if above is None else [f"above {above}"]
-        raise ValueError(f"Expected argument `{name}` to be {' and '.join(bounds)}, but got {value!r}")
+        raise ValueError(f"Expected argument `{name}` to be {' and '.join(bounds)}, but got {shown(value)}")
     return number
 
 
@@ -69,13 +74,29 @@ def check_fraction(name: str, value: Any, *, zero: bool = False, one: bool = Fal
         TypeError: If the value is not a number, or is a bool.
         ValueError: If the value is out of range.
     """
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r}")
-    number = float(value)
+    number = _as_float(name, value)
     if not (0 < number < 1 or (zero and number == 0) or (one and number == 1)):
         low, high = "[" if zero else "(", "]" if one else ")"
-        raise ValueError(f"Expected argument `{name}` to be in {low}0, 1{high}, but got {value!r}")
+        raise ValueError(f"Expected argument `{name}` to be in {low}0, 1{high}, but got {shown(value)}")
     return number
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return the value as a bool; raise unless it is True or False, of Python or NumPy.
+
+    Raises:
+        TypeError: If the value is something else: "False", 0 and empty lists have a truth of their own.
+
+    Examples:
+        >>> check_bool("normalize", "False")
+        Traceback (most recent call last):
+        ...
+        TypeError: Expected argument `normalize` to be True or False, but got 'False'
+    """
+    # NumPy's by its name: `functional`, which calls this, imports torch only
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(f"Expected argument `{name}` to be True or False, but got {shown(value)}")
+    return bool(value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
@@ -91,9 +112,10 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         ValueError: Expected argument `summation` to be one of ['out', 'in'], but got 'oot'; did you mean 'out'?
     """
     known = list(choices)
-    if value not in known:
-        hint = did_you_mean(value, known)
-        raise ValueError(f"Expected argument `{name}` to be one of {known}, but got {value!r}{hint}")
+    # an array or tensor is compared value by value, and has no single answer
+    if not isinstance(value, (str, numbers.Number, type(None))) or value not in known:
+        hint = did_you_mean(value, known) if isinstance(value, str) else ""
+        raise ValueError(f"Expected argument `{name}` to be one of {known}, but got {shown(value)}{hint}")
 
 
 def check_type(name: str, value: Any, types: type | tuple[type, ...], expected: str | None = None) -> None:
@@ -119,6 +141,47 @@ def did_you_mean(value: Any, choices: Iterable[Any], *, number: int = 1, cutoff:
     """
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=number, cutoff=cutoff)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise unless the value can be called.
+
+    Raises:
+        TypeError: If it cannot.
+    """
+    if not callable(value):
+        raise TypeError(f"Expected argument `{name}` to be callable, but got {shown(value)}")
+
+
+def check_numbers(name: str, values: Any, number: int | None = None, *, above: float | None = None) -> None:
+    """Raise unless the values are a list or tuple of finite numbers, ``number`` of them where it is given.
+
+    Raises:
+        TypeError: If it is something else, or a value is not a number.
+        ValueError: If their number, or one of them, is out of range.
+    """
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"Expected argument `{name}` to be a list or tuple of numbers, but got {shown(values)}")
+    if number is not None and len(values) != number:
+        raise ValueError(f"Expected argument `{name}` to be {number} numbers, but got {shown(values)}")
+    for value in values:
+        check_number(name, value, above=above)
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error, on one line and not long; Python writes no integer of thousands of digits."""
+    if isinstance(value, numbers.Integral) and not INT64[0] <= int(value) <= INT64[1]:
+        return f"an integer of {int(value).bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else textwrap.shorten(text, 200)
+
+
+def _as_float(name: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be a number, but got {shown(value)}")
+    if isinstance(value, numbers.Rational) and not -LARGEST <= value <= LARGEST:  # type: ignore[operator]
+        raise ValueError(f"Expected argument `{name}` to be a finite number, but got one above {LARGEST:g}")
+    return float(value)
 
 
 def _closed_range(low: float | None, high: float | None) -> str:

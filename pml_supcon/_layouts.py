@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from pml_supcon._checks import check_int
+from pml_supcon._tensors import check_dense
 
 
 def flatten_views(x: Tensor) -> Tensor:
@@ -25,6 +26,7 @@ def flatten_views(x: Tensor) -> Tensor:
         >>> flatten_views(torch.tensor([[0, 1], [10, 11]]))
         tensor([ 0, 10,  1, 11])
     """
+    check_dense("x", x, values=False)
     if x.ndim < 2:
         raise ValueError(f"Expected argument `x` to have shape (B, V, ...), but got {tuple(x.shape)}")
     return x.transpose(0, 1).flatten(0, 1)
@@ -51,6 +53,7 @@ def split_views(rows: Tensor, num_views: int) -> Tensor:
                 [10, 11]])
     """
     check_int("num_views", num_views, low=1)
+    check_dense("rows", rows, values=False)
     if rows.ndim < 1 or len(rows) % num_views:
         raise ValueError(
             f"Expected argument `rows` to have shape (V * B, ...) with V={num_views}, but got {tuple(rows.shape)}"

@@ -1,9 +1,11 @@
 """The argument checks: accepted values, error types and error texts."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from pml_supcon import _checks as checks
 
@@ -44,6 +46,41 @@ def test_another_type_is_a_type_error(check, value):
 def test_a_value_out_of_range_is_a_value_error(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize("value", ["", "False", 0, 1.0, None, [], torch.tensor(True), torch.empty(0), np.array([])])
+def test_a_switch_is_true_or_false(value):
+    assert [checks.check_bool("s", given) for given in (True, False, np.True_)] == [True, False, True]
+    with pytest.raises(TypeError, match="Expected argument `s` to be True or False, but got "):
+        checks.check_bool("s", value)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30, 10**5000], ids=["2^63", "-2^63-1", "10^30", "10^5000"])
+def test_integers_have_64_bits(value):
+    with pytest.raises(ValueError, match=f"`n` to be an integer of 64 bits, but got .* {value.bit_length()} bits"):
+        checks.check_int("n", value)
+    with pytest.raises(ValueError, match=r"`c` to be one of .*, but got an integer of"):
+        checks.check_choice("c", value, [1, 2])
+    assert checks.check_int("n", 2**63 - 1) == 2**63 - 1
+
+
+@pytest.mark.parametrize("value", [10**400, Fraction(-(10**400))], ids=["int", "fraction"])
+def test_a_number_fits_a_float(value):
+    with pytest.raises(ValueError, match="`x` to be a finite number, but got one above"):
+        checks.check_number("x", value, finite=False)
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), torch.tensor([1, 2]), torch.empty(0), np.array(["out", "in"])])
+def test_an_array_is_no_choice(value):
+    with pytest.raises(ValueError, match="`c` to be one of"):
+        checks.check_choice("c", value, ["out", 1])
+
+
+def test_numbers_are_a_list_of_numbers():
+    checks.check_numbers("m", (0.5, 1), 2)
+    for error, value in [(TypeError, "12"), (TypeError, [None] * 2), (ValueError, [1.0]), (ValueError, [0, math.nan])]:
+        with pytest.raises(error, match="`m` to be"):
+            checks.check_numbers("m", value, 2)
 
 
 def test_a_wrong_type_is_described():

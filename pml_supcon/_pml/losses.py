@@ -1,13 +1,15 @@
 """PML's distances and reducers as the losses need them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity
-from pytorch_metric_learning.reducers import BaseReducer, MeanReducer, MultipleReducers
+from pytorch_metric_learning.reducers import BaseReducer, ClassWeightedReducer, MeanReducer, MultipleReducers
+from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
+from pml_supcon._checks import check_bool, check_type
 from pml_supcon.functional import AnchorLosses
 
 
@@ -35,6 +37,32 @@ def record_norms(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor) ->
         with torch.no_grad():
             normalized = distance.maybe_normalize(embeddings), distance.maybe_normalize(ref_emb)
         distance.set_default_stats(embeddings, ref_emb, *normalized)
+
+
+def check_parts(parts: Mapping[str, Any]) -> None:
+    """Raise unless the arguments of PML's losses and miners among ``parts`` have their types."""
+    kinds = {"distance": BaseDistance, "reducer": BaseReducer, "embedding_regularizer": BaseRegularizer}
+    for name, kind in kinds.items():
+        if parts.get(name) is not None:
+            check_type(name, parts[name], kind, f"a {kind.__name__} of pytorch-metric-learning or None")
+    check_bool("collect_stats", parts.get("collect_stats", False))
+
+
+def check_class_weights(reducer: BaseReducer, labels: Tensor | None) -> None:
+    """Raise unless PML's reducer with a weight for each class has one for every label; waits for the device."""
+    for part in reducer.modules():
+        if not isinstance(part, ClassWeightedReducer) or torch.compiler.is_compiling():
+            continue
+        if labels is None:
+            raise ValueError("Expected argument `labels` with a ClassWeightedReducer, but got None")
+        if labels.is_meta or not labels.numel():
+            continue
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(part.weights):
+            raise ValueError(
+                f"Expected argument `labels` to be in [0, {len(part.weights)}), the classes with a weight in the "
+                f"ClassWeightedReducer, but got {low} to {high}"
+            )
 
 
 def is_mean(reducer: BaseReducer) -> bool:

@@ -1,15 +1,46 @@
 """PML's pairs, distances and loss terms as the miners need them."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils import loss_and_miner_utils
 from torch import Tensor
 
 from pml_supcon._checks import check_type
+from pml_supcon._pml.losses import check_parts
+from pml_supcon._tensors import check_dense
+from pml_supcon.functional.supcon import checks
+
+
+class CheckedMiner(BaseMiner):
+    """PML's base of miners, with checks of its options and calls."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        check_parts(kwargs)
+        super().__init__(**kwargs)
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
+    ) -> Any:
+        """Return the indices that ``mine`` chooses; labels may be on another device, as in PML."""
+        checks.check_embeddings("embeddings", embeddings, dims=(2,))
+        check_dense("embeddings", embeddings)
+        _check_labels("labels", labels, len(embeddings))
+        if (ref_emb is None) != (ref_labels is None):
+            raise ValueError("Expected arguments `ref_emb` and `ref_labels` together, but got one of them")
+        if ref_emb is not None:
+            checks.check_fits(embeddings, "ref_emb", ref_emb)
+            _check_labels("ref_labels", ref_labels, len(ref_emb))
+        return super().forward(embeddings, labels, ref_emb, ref_labels)
+
+
+def _check_labels(name: str, labels: Any, number: int) -> None:
+    check_dense(name, labels)
+    checks.check_labels(name, labels, number, labels.device)
 
 
 class Pairs(NamedTuple):

@@ -50,6 +50,8 @@ def strengths_for(height: int, width: int) -> Literal["32", "224"]:
         >>> strengths_for(32, 32), strengths_for(224, 224)
         ('32', '224')
     """
+    check_int("height", height, low=1)
+    check_int("width", width, low=1)
     return "32" if max(height, width) <= _SMALL_IMAGE else "224"
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pml_supcon._checks import check_choice, check_number
+from pml_supcon._tensors import check_dense
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.execution import full_precision
 
@@ -90,6 +91,7 @@ def gradient_shares(
         [0.0, 0.375, 0.625, 0.0]
     """
     check_arguments(embeddings, labels, loss, temperature, margin)
+    temperature, margin = float(temperature), float(margin)  # torch divides by no fraction
     if not isinstance(anchors, slice | None):
         raise TypeError(f"Expected argument `anchors` to be a slice or None, but got {anchors!r}")
     with torch.no_grad(), full_precision(embeddings.device):
@@ -164,4 +166,5 @@ def check_arguments(embeddings: Tensor, labels: Tensor, loss: str, temperature: 
     check_number("temperature", temperature, above=0)
     check_number("margin", margin, low=0)
     checks.check_embeddings("embeddings", embeddings, dims=(2,))
+    check_dense("embeddings", embeddings)
     checks.check_labels("labels", labels, len(embeddings), embeddings.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_int, check_type
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
@@ -79,8 +79,9 @@ class GlobalBatchLoss(nn.Module):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        if not callable(loss):
-            raise TypeError(f"Expected argument `loss` to be a loss module, but got {type(loss).__name__}")
+        check_type("loss", loss, nn.Module, "a loss module")
+        check_type("miner", miner, (nn.Module, type(None)), "a miner module or None")
+        check_type("group", group, (ProcessGroup, type(None)), "a ProcessGroup or None")
         if num_views is not None:
             check_int("num_views", num_views, low=1)
         views_of_loss = getattr(loss, "num_views", None)
@@ -109,6 +110,10 @@ class GlobalBatchLoss(nn.Module):
         if group is not None:
             return self._loss_of_group(own, indices_tuple, group)  # type: ignore[no-any-return]
         check(own, mined=self.miner is not None)
+        if indices_tuple is not None:
+            number = own.embeddings.shape[:-1].numel()
+            others = number if own.ref_emb is None else len(own.ref_emb)
+            checks.check_pairs(indices_tuple, own.embeddings.device, number, others)
         return self._loss_over(own.by_sample(), indices_tuple, None)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives, and branches on their results

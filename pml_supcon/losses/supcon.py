@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_bool, check_int
 from pml_supcon._pml import losses as _pml
 from pml_supcon.distributed.shards import LossInputs
 from pml_supcon.functional.supcon.backends import solve
@@ -61,6 +61,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
         backend: str = "auto",
         **kwargs: Any,
     ) -> None:
+        _pml.check_parts(kwargs)
         super().__init__(**kwargs)
         self.options = SupConOptions(
             temperature=temperature,
@@ -95,10 +96,12 @@ class BaseSupConLoss(BaseMetricLossFunction):
         # PML's forward, except that views become rows first, and labels are checked instead of moved to the device
         self.reset_stats()
         embeddings, labels, num_views = check_batch(embeddings, labels, self.num_views)
-        memory = {"ref_starts_with_batch": True} if ref_starts_with_batch else {}
+        memory = {"ref_starts_with_batch": True} if check_bool("ref_starts_with_batch", ref_starts_with_batch) else {}
         loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views, **memory)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
-        loss: Tensor = self.reducer(loss_dict, embeddings, None if labels is None else labels.long())
+        wide = None if labels is None else labels.long()
+        _pml.check_class_weights(self.reducer, wide)
+        loss: Tensor = self.reducer(loss_dict, embeddings, wide)
         return loss
 
     def compute_loss(

@@ -7,6 +7,7 @@ import torch
 from pytorch_metric_learning import losses as pml
 from torch import Tensor
 
+from pml_supcon._checks import check_bool, check_int, check_type
 from pml_supcon.functional.supcon import checks
 from pml_supcon.losses.supcon import BaseSupConLoss
 
@@ -44,6 +45,20 @@ class CrossBatchMemory(pml.CrossBatchMemory):
     queue_idx: int
     has_been_filled: bool
 
+    def __init__(
+        self,
+        loss: torch.nn.Module,
+        embedding_size: int,
+        memory_size: int = 1024,
+        miner: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_supported(loss, self.supported_losses())
+        check_int("embedding_size", embedding_size, low=1)
+        check_int("memory_size", memory_size, low=1)
+        check_type("miner", miner, (torch.nn.Module, type(None)), "a miner module or None")
+        super().__init__(loss, embedding_size, memory_size, miner, **kwargs)
+
     @property
     def num_views(self) -> int | None:
         """V of the embeddings, if the loss has it."""
@@ -69,12 +84,14 @@ class CrossBatchMemory(pml.CrossBatchMemory):
                 f"Expected `memory_size` to be at least the {len(embeddings)} rows of a batch, all of which enter the "
                 f"memory, but got {self.memory_size}"
             )
+        checks.check_labels("labels", labels, len(embeddings), getattr(labels, "device", embeddings.device))
+        if indices_tuple is not None:
+            checks.check_pairs(indices_tuple, embeddings.device, len(embeddings), len(embeddings))
         listed = self.miner is not None or indices_tuple is not None or enqueue_mask is not None
         if listed or not isinstance(self.loss, BaseSupConLoss):
             loss: Tensor = super().forward(embeddings, labels, indices_tuple, enqueue_mask)
             return loss
         self.reset_stats()
-        checks.check_labels("labels", labels, len(embeddings), getattr(labels, "device", embeddings.device))
         labels = labels.to(embeddings.device, torch.int64)  # as in PML, which also moves the memory
         self.embedding_memory = self.embedding_memory.to(embeddings.device, embeddings.dtype)
         self.label_memory = self.label_memory.to(embeddings.device, torch.int64)
@@ -93,6 +110,8 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         """Replace the oldest rows of the memory."""
         if batch_size:  # PML would mark the memory as filled although nothing enters it
             super().add_to_memory(embeddings, labels, batch_size)
+        else:
+            self.curr_batch_idx = torch.arange(0, device=labels.device)
 
     def _rows_that_stay(self, number: int) -> list[slice]:
         """Return the filled rows of the memory that a batch of ``number`` rows does not replace."""
@@ -153,6 +172,8 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
     takes_views = True
 
     def __init__(self, loss: torch.nn.Module, symmetric: bool = True, **kwargs: Any) -> None:
+        check_supported(loss, self.supported_losses())
+        check_bool("symmetric", symmetric)
         super().__init__(loss, symmetric=symmetric, **kwargs)
         num_views = getattr(loss, "num_views", None) if isinstance(loss, BaseSupConLoss) else None
         if not symmetric and num_views not in (None, 1):
@@ -184,6 +205,12 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
         return [*_PMLSelfSupervisedLoss.supported_losses(), *OWN_LOSSES]
 
 
+def check_supported(loss: object, names: Sequence[str]) -> None:
+    """Raise unless the class of a loss has one of the names."""
+    if type(loss).__name__ not in names:
+        raise TypeError(f"Expected argument `loss` to be one of {', '.join(names)}, but got {type(loss).__name__}")
+
+
 def views_of(embeddings: Tensor, others: Sequence[Any]) -> list[Tensor]:
     """Return the views, each ``(N, D)``, of ``(B, V, D)`` embeddings or of the first view and the others."""
     checks.check_embeddings("embeddings", embeddings, dims=(2,) if others else (2, 3))
@@ -194,11 +221,11 @@ def views_of(embeddings: Tensor, others: Sequence[Any]) -> list[Tensor]:
             f"but got {tuple(embeddings.shape)} alone"
         )
     for view in others:
-        checks.check_embeddings("ref_emb", view, dims=(2,))
+        checks.check_fits(views[0], "ref_emb", view)
         if view.shape != views[0].shape:
             raise ValueError(
-                f"Expected all views to have the shape of the first, {tuple(views[0].shape)}, but got "
-                f"{tuple(view.shape)}"
+                f"Expected argument `ref_emb` and all other views to have the shape of the first, "
+                f"{tuple(views[0].shape)}, but got {tuple(view.shape)}"
             )
         views.append(view)
     return views

@@ -191,7 +191,7 @@ def calibration_metrics(
         >>> {name: round(value, 3) for name, value in found.items()}
         {'ece': 0.3, 'classwise_ece': 0.3, 'nll': 0.916, 'brier': 0.68}
     """
-    check_number("temperature", temperature, above=0)
+    temperature = check_number("temperature", temperature, above=0)
     rows, wanted = as_logits(logits, labels)
     scaled = rows / temperature
     probabilities = softmax(scaled, axis=1)

@@ -7,6 +7,7 @@ from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_s
 
 from pml_supcon._arrays import Array, as_embeddings, as_labels
 from pml_supcon._extras import require_faiss
+from pml_supcon.search.distances import well_conditioned
 
 KMEANS_STEPS = 20  # the number of PML's `AccuracyCalculator`
 
@@ -39,6 +40,8 @@ def clustering_metrics(embeddings: Array, labels: Array) -> dict[str, float]:
     """
     require_faiss()
     rows = as_embeddings(embeddings, "embeddings", dtype=np.float32)
+    # a common factor changes no cluster; FAISS ends the process where squared distances overflow
+    rows = well_conditioned(rows, rows)[0]
     classes = as_labels(labels, "labels", len(rows))
     # min_points_per_centroid=1 silences FAISS's warning on stderr about small clusters: their number is fixed here.
     kmeans = FaissKMeans(niter=KMEANS_STEPS, min_points_per_centroid=1)

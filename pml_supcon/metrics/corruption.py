@@ -8,10 +8,11 @@ import numpy.typing as npt
 from sklearn.pipeline import Pipeline
 
 from pml_supcon._arrays import Array, as_embeddings, as_labels
-from pml_supcon._checks import check_fraction, check_type
+from pml_supcon._checks import check_fraction, check_int, check_type, shown
 from pml_supcon.corruptions import CORRUPTIONS
 from pml_supcon.corruptions.corruption import SEVERITIES
 from pml_supcon.metrics.calibration import BINS, expected_calibration_error
+from pml_supcon.metrics.logistic import check_probe, finite_features
 
 Errors: TypeAlias = Mapping[str, Sequence[float]]
 
@@ -47,7 +48,9 @@ def probe_scores(probe: Pipeline, features: Array, labels: Array, *, bins: int =
     """
     matrix = as_embeddings(features, "features")
     wanted = as_labels(labels, "labels", len(matrix))
-    probabilities = probe.predict_proba(matrix)
+    check_probe(probe, matrix, "predict_proba")
+    with finite_features():
+        probabilities = probe.predict_proba(matrix)
     columns = np.searchsorted(probe.classes_, wanted).clip(max=len(probe.classes_) - 1)
     unseen = probe.classes_[columns] != wanted
     if unseen.any():  # a class of probability 0, which is never the prediction
@@ -76,6 +79,15 @@ def scores_by_severity(scores: Mapping[tuple[str, int], Scores]) -> dict[int, Sc
         >>> scores_by_severity(cells)
         {1: {'accuracy': 0.5, 'ece': 0.5}}
     """
+    check_type("scores", scores, Mapping, "a mapping")
+    for key, cell in scores.items():
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise TypeError(f"Expected argument `scores` to have keys (corruption, severity), but got {shown(key)}")
+        check_int("scores", key[1], low=0)
+        if not isinstance(cell, Mapping) or not {"accuracy", "ece"} <= set(cell):
+            raise TypeError(f"Expected argument `scores` to hold accuracy and ece, but got {shown(cell)} for {key}")
+        check_fraction("scores", cell["accuracy"], zero=True, one=True)
+        check_fraction("scores", cell["ece"], zero=True, one=True)
     if not scores:
         raise ValueError("Expected argument `scores` to hold at least one (corruption, severity), but got none")
     names = list(dict.fromkeys(name for name, _ in scores))
@@ -222,6 +234,7 @@ def _error_sums(errors: Errors, name: str) -> npt.NDArray[np.float64]:
             f"{', '.join(missing) or 'none'}; unknown ones: {', '.join(unknown) or 'none'}"
         )
     for corruption in CORRUPTIONS:
+        check_type(f"{name}[{corruption!r}]", errors[corruption], (Sequence, np.ndarray), "a sequence of errors")
         if len(errors[corruption]) != len(SEVERITIES):
             raise ValueError(
                 f"Expected argument `{name}` to have an error for each of severities 1 to 5, but got "

@@ -59,8 +59,15 @@ def embedding_map(
         (array([1, 2, 3]), (3, 2))
     """
     check_int("max_rows", max_rows, low=1)
-    check_int("seed", seed)
-    if not methods or len(set(methods)) < len(methods) or set(methods) - set(METHODS):
+    check_int("seed", seed, low=0, high=2**32 - 1)  # the range of scikit-learn
+    listed = isinstance(methods, Sequence) and not isinstance(methods, str)
+    if (
+        not listed
+        or not methods
+        or not all(isinstance(name, str) for name in methods)
+        or len(set(methods)) < len(methods)
+        or set(methods) - set(METHODS)
+    ):
         raise ValueError(f"Expected argument `methods` to be some of {list(METHODS)}, each once, but got {methods!r}")
     if "umap" in methods:
         require_umap()  # fail before the other methods take their time

@@ -89,7 +89,7 @@ def hard_mining_curve(
         sums = found if sums is None else (sums[0] + found[0], sums[1] + found[1])
     if sums is None:
         where = "" if batch_size is None else f" within {batches} batches of {batch_size}"
-        raise ValueError(f"Expected two rows with the same label{where}, but no row has a positive")
+        raise ValueError(f"Expected `labels` with two equal ones{where}, but no row has a positive")
     positives, negatives = sums
     return {
         "positives": _curve(positives, 0.0),

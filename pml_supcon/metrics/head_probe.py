@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pml_supcon._arrays import Array, Floats, as_embeddings, as_labels, check_same_width
+from pml_supcon._arrays import Array, Floats, as_embeddings, as_labels, as_numpy, check_same_width
 from pml_supcon._checks import check_number, check_type
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
 from pml_supcon.metrics.logistic import INVERSE_L2, MAX_ITER, ProbeKeywords
@@ -80,9 +80,10 @@ def majority_share(labels: Array) -> float:
         >>> majority_share(np.array([4, 4, 4, 7]))
         0.75
     """
-    if len(labels) == 0:
-        raise ValueError("Expected argument `labels` to hold labels, but got none")
-    counts = np.unique(as_labels(labels, "labels", len(labels)), return_counts=True)[1]
+    values = as_numpy(labels, "labels")
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"Expected argument `labels` to hold labels (N,), but got shape {values.shape}")
+    counts = np.unique(as_labels(values, "labels", len(values)), return_counts=True)[1]
     return float(counts.max() / counts.sum())
 
 

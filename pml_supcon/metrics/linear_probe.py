@@ -12,6 +12,7 @@ from pml_supcon.metrics.logistic import (
     ProbeKeywords,
     ProbeOptions,
     as_splits,
+    check_probe,
     log_unseen_labels,
     logits_of,
     top_accuracies,
@@ -161,9 +162,5 @@ def linear_probe_metrics(
 
 def _as_rows(probe: Pipeline, features: Array) -> Floats:
     rows = as_embeddings(features, "features")
-    if rows.shape[1] != probe.n_features_in_:
-        raise ValueError(
-            f"Expected argument `features` to have the {probe.n_features_in_} columns of the fitted rows, but "
-            f"got shape {rows.shape}"
-        )
+    check_probe(probe, rows, "decision_function")
     return rows

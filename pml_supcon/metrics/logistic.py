@@ -3,6 +3,8 @@
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -13,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_same_width
-from pml_supcon._checks import check_int, check_number
+from pml_supcon._checks import check_bool, check_int, check_number, shown
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class ProbeOptions:
             raise ValueError(f'Expected argument `inverse_l2` to be a number or "auto", but got {self.inverse_l2!r}')
         check_int("max_iter", self.max_iter, low=1)
         check_int("seed", self.seed, low=0)
+        check_bool("standardize", self.standardize)
 
 
 def as_splits(
@@ -67,11 +70,12 @@ def fit(features: Floats, labels: Labels, options: ProbeOptions) -> Pipeline:
     if (labels == labels[0]).all():
         raise ValueError(f"Expected a probe to be fitted on at least two labels, but got only {labels[0]}")
     scaler = [("standardize", StandardScaler())] if options.standardize else []
-    classifier = LogisticRegression(C=options.inverse_l2, max_iter=options.max_iter)
+    classifier = LogisticRegression(C=float(options.inverse_l2), max_iter=options.max_iter)
     probe = Pipeline([*scaler, ("classify", classifier)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        probe.fit(features, labels)
+        with finite_features():
+            probe.fit(features, labels)
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
             scale = "" if options.standardize else ", set standardize=True"
@@ -95,9 +99,33 @@ def _callers_level() -> int:
     return level
 
 
+@contextmanager
+def finite_features() -> Iterator[None]:
+    """Name the argument where scikit-learn finds infinity after standardising or multiplying very large features."""
+    try:
+        yield
+    except ValueError as error:
+        if "infinity" not in str(error) and "NaN" not in str(error):
+            raise
+        raise ValueError(f"Expected `features` whose squares are finite, but scikit-learn found: {error}") from error
+
+
+def check_probe(probe: Any, features: Floats, method: str) -> None:
+    """Raise unless the probe is a fitted classifier with this method, for rows of this width."""
+    if isinstance(probe, type) or not hasattr(probe, method) or not hasattr(probe, "classes_"):
+        raise TypeError(f"Expected argument `probe` to be a fitted classifier with `{method}`, but got {shown(probe)}")
+    width = getattr(probe, "n_features_in_", features.shape[1])
+    if features.shape[1] != width:
+        raise ValueError(
+            f"Expected argument `features` to have the {width} columns of the fitted rows, but "
+            f"got shape {features.shape}"
+        )
+
+
 def logits_of(probe: Any, features: Floats) -> Floats:
     """Return the logits ``(N, C)`` of rows, with two columns for two labels; see `probe_logits`."""
-    scores: Floats = probe.decision_function(features)
+    with finite_features():
+        scores: Floats = probe.decision_function(features)
     if scores.ndim == 1:  # two labels: scikit-learn returns their log-odds
         scores = np.stack([-scores / 2, scores / 2], axis=1)
     return scores

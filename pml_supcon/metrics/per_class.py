@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
-from pml_supcon._arrays import Array, Floats, as_labels
+from pml_supcon._arrays import Array, Floats, as_labels, as_numpy
 from pml_supcon._checks import check_type
 
 
@@ -30,6 +29,7 @@ def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dic
         >>> per_class_means(scores, np.array([7, 7, 3, 9]))[7]
         {'precision_at_1': 0.5, 'queries': 2.0}
     """
+    check_type("scores", scores, Mapping, "a mapping")
     if not scores:
         raise ValueError("Expected argument `scores` to have a metric, but got none")
     columns = {name: _as_scores(values, name) for name, values in scores.items()}
@@ -50,5 +50,7 @@ def per_class_means(scores: Mapping[str, Array], labels: Array) -> dict[int, dic
 
 
 def _as_scores(values: Array, name: str) -> Floats:
-    check_type(f"scores[{name!r}]", values, (torch.Tensor, np.ndarray), "a torch tensor or a numpy array")
-    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, np.float64)
+    array = as_numpy(values, f"scores[{name!r}]")
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"Expected argument `scores[{name!r}]` to be numbers, but got {array.dtype}")
+    return array.astype(np.float64)

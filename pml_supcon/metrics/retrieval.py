@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pml_supcon._arrays import Array, Floats, Labels, as_labels, check_sequence, count_zero_rows
-from pml_supcon._checks import check_int, check_number
+from pml_supcon._checks import check_bool, check_int, check_number
 from pml_supcon._extras import require_faiss
 from pml_supcon.metrics._ranking import as_classes, knn_vote, ranking_scores
 from pml_supcon.search.distances import well_conditioned
@@ -110,7 +110,8 @@ def retrieval_scores(
         >>> scores["mean_reciprocal_rank"].round(3).tolist()
         [1.0, 1.0, nan, 0.5, nan]
     """
-    check_retrieval_options(recall_at, knn_k, knn_temperature, chunk_size, index)
+    check_bool("ref_includes_query", ref_includes_query)
+    check_retrieval_options(recall_at, knn_k, knn_temperature, at_r, chunk_size, index)
     queries, references = as_ranked(query, reference)
     wanted = as_labels(query_labels, "query_labels", len(queries))
     labels = as_labels(reference_labels, "reference_labels", len(references))
@@ -216,13 +217,14 @@ def metric_names(recall_at: Sequence[int], at_r: bool) -> list[str]:
 
 
 def check_retrieval_options(
-    recall_at: Sequence[int], knn_k: int, knn_temperature: float, chunk_size: int | None, index: str
+    recall_at: Sequence[int], knn_k: int, knn_temperature: float, at_r: bool, chunk_size: int | None, index: str
 ) -> None:
     """Raise unless the options suit `retrieval_scores`."""
     check_sequence("recall_at", recall_at, "integers")
     for k in recall_at:
         check_int("recall_at", k, low=1)
     check_int("knn_k", knn_k, low=1)
+    check_bool("at_r", at_r)
     check_number("knn_temperature", knn_temperature, above=0, finite=False)
     if chunk_size is not None:
         check_int("chunk_size", chunk_size, low=1)

@@ -3,7 +3,6 @@
 from typing import Any, Literal, get_args
 
 import torch
-from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
 from pml_supcon._checks import check_choice, check_int, check_type
@@ -12,7 +11,7 @@ from pml_supcon._pml import miners as _pml
 Choice = Literal["random", "hardest", "easiest"]
 
 
-class CappedPositivesMiner(BaseMiner):
+class CappedPositivesMiner(_pml.CheckedMiner):
     r"""A miner that returns at most ``cap`` positives for each anchor, and all negatives.
 
     The call ``miner(embeddings, labels, ref_emb=None, ref_labels=None)`` returns the ``indices_tuple`` of any PML loss.

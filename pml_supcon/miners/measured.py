@@ -17,7 +17,7 @@ COUNTS = ("positive_pairs", "negative_pairs", "triplets")
 SIMILARITIES = ("positive_similarity", "positive_similarity_all", "negative_similarity", "negative_similarity_all")
 
 
-class MeasuredMiner(BaseMiner):
+class MeasuredMiner(_pml.CheckedMiner):
     """A wrapper around a miner that returns its result unchanged and records time, counts and similarities.
 
     Args:

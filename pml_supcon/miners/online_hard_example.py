@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
-from pytorch_metric_learning.miners import BaseMiner
 from torch import Tensor
 
 from pml_supcon._checks import check_choice, check_fraction, check_int
@@ -15,7 +14,7 @@ KINDS = ("pairs", "triplets")
 SMALLEST_PART = 2**16  # triplets; smaller parts cost more in calls than in work
 
 
-class OnlineHardExampleMiner(BaseMiner):
+class OnlineHardExampleMiner(_pml.CheckedMiner):
     r"""A miner that returns the share of the pairs, or of the triplets, with the highest loss (OHEM).
 
     ``kind="pairs"`` chooses ``ceil(share * number)`` of the positive pairs and, separately, of the negative pairs;

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from pml_supcon._checks import check_int, check_type
+from pml_supcon._tensors import check_dense
 
 
 class ChunkedEncoder(nn.Module):
@@ -75,6 +76,7 @@ class ChunkedEncoder(nn.Module):
             TypeError: If the encoder does not return a tensor.
             ValueError: If ``x`` has no dimension B, or the encoder does not return B rows.
         """
+        check_dense("x", x, values=False)
         if x.ndim < 1:
             raise ValueError("Expected argument `x` to have shape (B, ...), but got a tensor without dimensions")
         if len(x) == 0:

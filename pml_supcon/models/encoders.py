@@ -11,7 +11,7 @@ import torch
 from timm.models import get_pretrained_cfg, is_model, is_model_pretrained, split_model_name_tag
 from torch import nn
 
-from pml_supcon._checks import check_choice, check_int, did_you_mean
+from pml_supcon._checks import check_choice, check_int, check_type, did_you_mean
 from pml_supcon.models.stems import _stem_obstacle, shrink_stem
 from pml_supcon.models.storage import BuildRecord, read_weights
 
@@ -128,6 +128,7 @@ def check_encoder_name(name: str) -> None:
     Raises:
         ValueError: If there is no such model.
     """
+    check_type("name", name, str, "a string")
     if ":" in name or "/" in name:
         raise ValueError(
             f"Expected `name` to be a name of timm.list_models(), but got {name!r}: folders are opened by "

@@ -1,6 +1,7 @@
 """Projection heads on disk: one safetensors file with the head's layout in its metadata."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def _build_on_meta(metadata: str, *, most_layers: int) -> ProjectionHead:
 
 
 def _check_suffix(file: str | Path) -> Path:
+    check_type("file", file, (str, os.PathLike), "a path")
     path = Path(file)
     if path.suffix != _SUFFIX:
         raise ValueError(f"Expected argument `file` to have the suffix {_SUFFIX}, but got {str(path)!r}")

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_bool, check_int
 
 
 class ProjectionHead(nn.Sequential):
@@ -44,6 +44,7 @@ class ProjectionHead(nn.Sequential):
         check_int("out_features", out_features, low=1)
         check_int("hidden_features", hidden, low=1)
         check_int("num_layers", num_layers, low=1)
+        check_bool("batch_norm", batch_norm)
         layers: list[nn.Module] = []
         width = in_features
         for _ in range(num_layers - 1):

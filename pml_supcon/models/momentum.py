@@ -68,6 +68,7 @@ class MomentumEncoder(nn.Module):
         # AveragedModel of torch only copies in its first update, and every update branches on a counter tensor, a
         # synchronisation where it is on a GPU. ModelEmaV3 of timm sets its copy to evaluation mode and averages buffers
         # by default; keys need the mode of training and current buffers.
+        check_type("online", online, nn.Module, "a torch.nn.Module")
         online = _unwrap(online)
         own, theirs = list(self.encoder.parameters()), list(online.parameters())
         own_buffers, their_buffers = list(self.encoder.buffers()), list(online.buffers())

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
 
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_int, shown
+from pml_supcon._tensors import check_dense
 
 IntArray = npt.NDArray[np.int64]
 
@@ -101,7 +102,14 @@ def _class_codes(labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> Int
             f"Expected argument `labels` to be the labels of the samples, but got a {type(labels).__name__}; Lightning "
             "puts one there unless it runs with `Trainer(use_distributed_sampler=False)`"
         )
-    array = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if isinstance(labels, torch.Tensor):
+        check_dense("labels", labels)
+        array = labels.detach().cpu().numpy()
+    else:
+        try:
+            array = np.asarray(labels)
+        except (TypeError, ValueError, OverflowError) as error:  # ragged, or no numbers
+            raise TypeError(f"Expected argument `labels` to be integers, but got {shown(labels)}") from error
     if array.ndim != 1 or not array.size:
         raise ValueError(f"Expected argument `labels` to be 1-D and not empty, but got shape {array.shape}")
     if array.dtype.kind not in "iu":

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import BatchSampler
 
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_bool, check_int
 from pml_supcon.samplers.epoch_planner import EpochPlanner
 
 logger = logging.getLogger("pml_supcon")
@@ -92,7 +92,7 @@ class MultiViewBatchSampler(BatchSampler):
         self._planner = EpochPlanner(
             labels, batch_size, max_per_class=max_per_class, samples_per_class=samples_per_class
         )
-        self.batch_size, self.drop_last = int(batch_size), drop_last
+        self.batch_size, self.drop_last = int(batch_size), check_bool("drop_last", drop_last)
         self.seed = check_int("seed", seed, low=0)
         self.num_replicas = check_int("num_replicas", num_replicas, low=1)
         self.rank = check_int("rank", rank, low=0)
@@ -106,11 +106,11 @@ class MultiViewBatchSampler(BatchSampler):
             "batch_size": int(batch_size),
             "max_per_class": None if max_per_class is None else int(max_per_class),
             "samples_per_class": None if samples_per_class is None else int(samples_per_class),
-            "drop_last": bool(drop_last),
+            "drop_last": self.drop_last,
             "seed": self.seed,
             "labels": self._planner.labels_digest,
         }
-        yields_rest = self._planner.rest >= self.num_replicas and not drop_last
+        yields_rest = self._planner.rest >= self.num_replicas and not self.drop_last
         self._length = self._planner.full + yields_rest
         if not self._length:
             raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pml_supcon._arrays import Array, Floats, Labels
-from pml_supcon._checks import check_int, did_you_mean
+from pml_supcon._checks import check_bool, check_int, did_you_mean
 from pml_supcon._extras import require_faiss
 from pml_supcon.search.distances import well_conditioned
 from pml_supcon.search.exact import FAISS_MAX_K, FaissSearcher, Searcher, StreamedSearcher, without_own
@@ -91,8 +91,9 @@ def check_index(name: str) -> None:
         return
     try:
         require_faiss().index_factory(CHECKED_WIDTH, name)
-    except RuntimeError as error:
-        if "could not parse" in str(error):  # other errors, such as for PQ12, may not occur at another width
+    except (RuntimeError, TypeError) as error:  # SWIG's TypeError: a string with lone surrogates
+        # other errors, such as for PQ12, may not occur at another width
+        if isinstance(error, TypeError) or "could not parse" in str(error):
             raise ValueError(expected_index(name)) from error
 
 
@@ -174,7 +175,7 @@ def index_recall(
     if not isinstance(k, Sequence) or isinstance(k, str) or not k:
         raise TypeError(f"Expected argument `k` to be a sequence of integers, but got {k!r}")
     rows, references = as_ranked(query, reference)
-    own = ref_includes_query
+    own = check_bool("ref_includes_query", ref_includes_query)
     if own:
         check_starts_with(references, rows)
     available = len(references) - int(own)

@@ -1,13 +1,13 @@
 """The PML tester of a linear probe under the corruptions of ImageNet-C."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from pml_supcon._arrays import as_labels, check_sequence
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_choice, check_int, check_type
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator
 from pml_supcon.corruptions import CORRUPTIONS, Corruption
 from pml_supcon.corruptions.corruption import SEVERITIES, Strengths
@@ -97,6 +97,10 @@ class CorruptionTester(FittedTester):
         check_int("bins", bins, low=1)
         _check_listed(corruptions, "corruptions", "names")
         _check_listed(severities, "severities", "integers")
+        for name in corruptions:
+            check_choice("corruptions", name, CORRUPTIONS)
+        for severity in severities:
+            check_int("severities", severity, low=SEVERITIES[0], high=SEVERITIES[-1])
         self._corruptions = [
             Corruption(name, severity, strengths=strengths, seed=seed)
             for name in corruptions
@@ -108,6 +112,7 @@ class CorruptionTester(FittedTester):
                     "Expected arguments `corruptions` and `severities` to be all, since `baseline` is given, but got "
                     f"{len(corruptions)} corruptions at severities {tuple(severities)}"
                 )
+            check_type("baseline", baseline, Mapping, "a mapping")
             mean_corruption_error(baseline, baseline)  # check it now, not after all images are embedded
         ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter)
         self.transform, self.baseline, self.bins = transform, baseline, bins

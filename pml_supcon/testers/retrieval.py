@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 
+from pml_supcon._checks import check_bool
 from pml_supcon._pml.testers import FunctionCalculator
 from pml_supcon.metrics.clustering import clustering_metrics
 from pml_supcon.metrics.retrieval import (
@@ -57,7 +58,8 @@ class RetrievalTester(GlobalEmbeddingSpaceTester):
         clustering: bool = False,
         **tester_kwargs: Any,
     ) -> None:
-        check_retrieval_options(recall_at, knn_k, knn_temperature, chunk_size, index)
+        check_retrieval_options(recall_at, knn_k, knn_temperature, at_r, chunk_size, index)
+        check_bool("clustering", clustering)
         options: dict[str, Any] = {"recall_at": tuple(recall_at), "knn_k": knn_k, "knn_temperature": knn_temperature}
         options |= {"at_r": at_r, "index": index, "chunk_size": chunk_size}
 

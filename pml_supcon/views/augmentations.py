@@ -12,7 +12,15 @@ from typing import Literal, get_args
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
-from pml_supcon._checks import check_choice, check_fraction, check_number
+from pml_supcon._checks import (
+    check_bool,
+    check_callable,
+    check_choice,
+    check_fraction,
+    check_int,
+    check_number,
+    check_numbers,
+)
 from pml_supcon.views.image_transform import ImageTransform, Step, check_channels, check_range
 from pml_supcon.views.policies import auto_augment, rand_augment
 from pml_supcon.views.steps import (
@@ -94,6 +102,7 @@ def augmentation(
     if name == "none":
         return evaluation_transform(image_size, mean=mean, std=std)
     check_channels(mean)
+    check_int("image_size", image_size, low=1)
     if name == "digits":
         return digit_augmentation(image_size, mean=mean, std=std)
     crop, policy = CropAndFlip(image_size, CROP[family], flip=family == "natural"), None
@@ -156,6 +165,8 @@ def contrastive_augmentation(
     check_range("crop_ratio", crop_ratio, 0.0)
     for name, value in (("jitter_probability", jitter_probability), ("grey_probability", grey_probability)):
         check_fraction(name, value, zero=True, one=True)
+    check_bool("flip", flip)
+    check_numbers("jitter", jitter)
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise ValueError(f"Expected `jitter` to be 4 strengths >= 0, the last at most 0.5, but got {jitter}")
     check_channels(mean)
@@ -225,6 +236,9 @@ def evaluation_transform(
         >>> evaluation_transform(8, mean=[0.5], std=[0.5])(torch.full((1, 8, 8), 255, dtype=torch.uint8)).unique()
         tensor([1.])
     """
+    check_int("image_size", image_size, low=1)
+    if change is not None:
+        check_callable("change", change)
     return ImageTransform(image_size, mean, std, crop=partial(_resize_and_crop, image_size=image_size), policy=change)
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from pml_supcon.views.changes import Change
+from pml_supcon.views.multi_view import check_dataset
 
 
 class ChangedDataset(Dataset[tuple[Any, Any]]):
@@ -46,6 +47,7 @@ class ChangedDataset(Dataset[tuple[Any, Any]]):
         for name, value in (("change", change), ("transform", transform)):
             if value is not None and not callable(value):
                 raise TypeError(f"Expected argument `{name}` to be callable, or None, but got {value!r}")
+        check_dataset(dataset)
         self.dataset, self.change, self.transform = dataset, change, transform
 
     def __len__(self) -> int:
@@ -54,24 +56,30 @@ class ChangedDataset(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """Return the changed and transformed image, and its label."""
         position = range(len(self))[to_int(index)]  # negative indices count from the end
-        image, label = self.dataset[position]
+        item = self.dataset[position]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise TypeError(f"Expected the `dataset` to return pairs (image, label), but got {type(item).__name__}")
+        image, label = item
         _check(image, position)
         if self.change is not None:
             pixels = image if isinstance(image, Tensor) else TF.pil_to_tensor(image)
-            changed = self.change(pixels.unsqueeze(0), torch.tensor([position])).squeeze(0)
+            changed = self.change(pixels.unsqueeze(0), torch.tensor([position]))
+            if not isinstance(changed, Tensor) or changed.shape[:1] != (1,):
+                given = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+                raise ValueError(f"Expected `change` to return one image (1, C, H, W), but got {given}")
+            changed = changed.squeeze(0)
             image = changed if isinstance(image, Tensor) else TF.to_pil_image(changed)  # mode "L" or "RGB"
         return image if self.transform is None else self.transform(image), label
 
 
 def _check(image: Any, position: int) -> None:
+    expected = "Expected images of `dataset` to be"
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8:
-            raise TypeError(f"Expected images to be uint8, but image {position} is {image.dtype}")
+            raise TypeError(f"{expected} uint8, but image {position} is {image.dtype}")
         if image.ndim != 3:
-            raise ValueError(f"Expected images to be (C, H, W), but image {position} has shape {tuple(image.shape)}")
+            raise ValueError(f"{expected} (C, H, W), but image {position} has shape {tuple(image.shape)}")
     elif not isinstance(image, Image.Image):
-        raise TypeError(
-            f"Expected images to be PIL images or uint8 tensors, but image {position} is a {type(image).__name__}"
-        )
+        raise TypeError(f"{expected} PIL images or uint8 tensors, but image {position} is a {type(image).__name__}")
     elif image.mode not in ("L", "RGB"):
-        raise ValueError(f'Expected PIL images to have mode "L" or "RGB", but image {position} has {image.mode!r}')
+        raise ValueError(f'{expected} of mode "L" or "RGB", but image {position} has {image.mode!r}')

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from pml_supcon._checks import check_choice, check_int, check_number, check_type
+from pml_supcon._checks import check_choice, check_int, check_number
+from pml_supcon._tensors import check_dense
 
 _SOBEL_MAX = math.sqrt(20)  # the largest magnitude of values in [0, 1]: 4 in one direction with 2 in the other
 
@@ -210,7 +211,7 @@ def transformation_tasks(*, in_chans: int, seed: int = 0) -> dict[str, tuple[Cha
 def check_images(images: Tensor, indices: Tensor) -> None:
     """Raise unless the images are uint8 (N, C, H, W), C = 1 or 3, and the indices int64 (N,)."""
     for name, value, dtype in (("images", images, torch.uint8), ("indices", indices, torch.int64)):
-        check_type(name, value, Tensor, "a torch.Tensor")
+        check_dense(name, value)
         if value.dtype != dtype:
             raise TypeError(f"Expected argument `{name}` to be {dtype}, but got {value.dtype}")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:

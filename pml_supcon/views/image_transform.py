@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_callable, check_int, check_numbers
+from pml_supcon._tensors import check_dense
 
 Step = Callable[[Tensor], Tensor]  # images (N, C, H, W) to images; may modify its input in place
 
@@ -48,12 +49,20 @@ class ImageTransform:
         steps: Sequence[Step] = (),
     ) -> None:
         check_int("image_size", image_size, low=1)
+        check_numbers("mean", mean)
+        check_numbers("std", std)
         if not mean or len(mean) != len(std):
             raise ValueError(
                 f"Expected `mean` and `std` to have one entry per channel, but got {len(mean)} and {len(std)} entries"
             )
         if min(std) <= 0:
             raise ValueError(f"Expected every entry of `std` to be positive, but got {tuple(std)}")
+        check_callable("crop", crop)
+        for name, step in (("crop_one", crop_one), ("policy", policy)):
+            if step is not None:
+                check_callable(name, step)
+        for step in steps:
+            check_callable("steps", step)
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
         self._crop_one, self._policy = crop_one, policy
         self._finish = InParts((*steps, Normalise(self.mean, self.std)), image_size)
@@ -66,11 +75,12 @@ class ImageTransform:
             images = VF.pil_to_tensor(images.convert("L" if len(self.mean) == 1 else "RGB"))
         if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"Expected a PIL image or a uint8 or float tensor, but got {kind}")
+            raise TypeError(f"Expected argument `images` to be a PIL image or a uint8 or float tensor, but got {kind}")
+        check_dense("images", images)
         if images.ndim not in (3, 4) or images.shape[-3] != len(self.mean):
             raise ValueError(
-                f"Expected images of shape (C, H, W) or (N, C, H, W) with C={len(self.mean)} (one entry of `mean` per "
-                f"channel), but got {tuple(images.shape)}"
+                f"Expected argument `images` of shape (C, H, W) or (N, C, H, W) with C={len(self.mean)} (one entry of "
+                f"`mean` per channel), but got {tuple(images.shape)}"
             )
         if len(images) == 0:  # torch's sampling grids reject an empty batch
             return torch.empty(0, len(self.mean), self.image_size, self.image_size, device=images.device)
@@ -121,6 +131,9 @@ class InParts:
         images = to_float(images)
         for step in self.steps:
             images = step(images)
+            if not isinstance(images, Tensor) or images.ndim != 4:
+                given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+                raise ValueError(f"Expected `crop` and `steps` to return images (N, C, H, W), but got {given}")
         return images
 
 
@@ -137,11 +150,13 @@ def to_bytes(images: Tensor) -> Tensor:
 
 def check_range(name: str, bounds: tuple[float, float], above: float, most: float = float("inf")) -> None:
     """Raise unless the bounds are an increasing pair in (above, most]."""
+    check_numbers(name, bounds)
     if len(bounds) != 2 or not above < bounds[0] <= bounds[1] <= most:
         raise ValueError(f"Expected `{name}` to be an increasing pair in ({above}, {most}], but got {bounds}")
 
 
 def check_channels(mean: Sequence[float]) -> None:
     """Raise unless the mean has one or three channels."""
+    check_numbers("mean", mean)
     if len(mean) not in (1, 3):
         raise ValueError(f"Expected `mean` to have 1 or 3 entries, but got {len(mean)}")

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_callable, check_int, shown
 from pml_supcon._layouts import split_views
+from pml_supcon._tensors import check_dense
 
 Transforms: TypeAlias = Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]]
 
@@ -60,8 +61,7 @@ class MultiView:
                 f"but got {len(self.transforms)}"
             )
         for each in self.transforms:
-            if not callable(each):
-                raise TypeError(f"Expected argument `transform` to be callable, but got {type(each).__name__}")
+            check_callable("transform", each)
 
     @property
     def num_views(self) -> int:
@@ -77,6 +77,7 @@ class MultiView:
                     f"Expected every view to be a tensor, but view {index} is {type(view).__name__}: "
                     "end the transform with a conversion to a tensor"
                 )
+            check_dense("transform", view, values=False)
             if view.shape != views[0].shape:
                 raise ValueError(
                     f"Expected all views to have one shape, but view {index} has {tuple(view.shape)} and view 0 "
@@ -109,6 +110,7 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
     """
 
     def __init__(self, dataset: Any, transform: Transforms, num_views: int | None = None) -> None:
+        check_dataset(dataset)
         self.dataset = dataset
         self.transform = MultiView(transform, num_views)
 
@@ -118,7 +120,7 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         item = self.dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise TypeError(f"Expected the dataset to return pairs (image, label), but got {type(item).__name__}")
+            raise TypeError(f"Expected the `dataset` to return pairs (image, label), but got {type(item).__name__}")
         image, label = item
         return self.transform(image), label
 
@@ -163,8 +165,18 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor], num_views: int = 2
     ) -> None:
+        check_dense("images", images)
+        check_dense("labels", labels)
+        check_callable("transform", transform)
+        if images.ndim != 4 or labels.ndim != 1:
+            raise ValueError(
+                "Expected arguments `images` and `labels` to have shapes (N, C, H, W) and (N,), but got "
+                f"{tuple(images.shape)} and {tuple(labels.shape)}"
+            )
         if len(images) != len(labels):
-            raise ValueError(f"Expected one label for each of {len(images)} images, but got {len(labels)} labels")
+            raise ValueError(
+                f"Expected `labels` to hold one for each of {len(images)} images, but got {len(labels)} labels"
+            )
         check_int("num_views", num_views, low=1)
         self.images, self.labels, self.transform, self.num_views = images, labels, transform, num_views
 
@@ -180,6 +192,11 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         chosen = torch.as_tensor(indices)
         # (V * B, C, H, W), view-major: the transform draws parameters for each row.
         rows = self.transform(self.images[chosen].repeat(self.num_views, 1, 1, 1))
+        if not isinstance(rows, Tensor) or rows.shape[:1] != (self.num_views * len(chosen),):
+            given = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise ValueError(
+                f"Expected `transform` to return a tensor of {self.num_views * len(chosen)} images, but got {given}"
+            )
         return split_views(rows, self.num_views), self.labels[chosen]
 
     @staticmethod
@@ -218,7 +235,11 @@ class SeededDataset(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, device: torch.device | str = "cpu") -> None:
-        self.dataset, self.device = dataset, torch.device(device)
+        check_dataset(dataset)
+        try:
+            self.dataset, self.device = dataset, torch.device(device)
+        except (RuntimeError, TypeError, UnicodeError) as error:
+            raise ValueError(f"Expected argument `device` to be a device of torch, but got {shown(device)}") from error
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -237,6 +258,12 @@ class SeededDataset(Dataset[Any]):
             return default_collate([self.dataset[index] for index in batch])
 
     collate = staticmethod(MultiViewTensorDataset.collate)
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raise unless the data set is map-style: it has a length and items."""
+    if isinstance(dataset, type) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(f"Expected argument `dataset` to be a map-style dataset, but got {shown(dataset)}")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Invalid arguments of `supcon_loss` raise errors that name the expected and the given value."""
 
+import math
 import re
 from fractions import Fraction
 
@@ -165,3 +166,30 @@ def test_the_meta_device_gives_shapes_and_dtypes(backend):
 def test_options_are_keywords():
     with pytest.raises(TypeError, match="positional"):
         supcon_loss(ROWS, LABELS, ROWS)
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+@pytest.mark.parametrize("summation", ["out", "in"])
+def test_infinite_rows_give_what_the_definition_gives(backend, summation):
+    def loss(rows, labels, **options):
+        given = torch.tensor(rows)[:, None]
+        options = {"normalize": False, "temperature": 1.0, "summation": summation, "backend": backend} | options
+        return supcon_loss(given, labels, **options).losses.tolist()
+
+    inf, labels = float("inf"), torch.tensor([0, 0, 1])
+    # a negative of similarity -inf adds exp(-inf) = 0; the anchor -inf has no positive
+    assert loss([1.0, 1.0, -inf], labels) == [0, 0, 0]
+    # a negative of +inf, an only positive of -inf, and NaN
+    for rows in ([1.0, 1.0, inf], [1.0, -inf, -1.0], [float("nan"), 1.0, 1.0]):
+        assert not math.isfinite(loss(rows, labels)[0])
+    # a row that is in no pair is not used
+    pairs = [torch.tensor([each]) for each in (0, 1, 1, 0)]
+    assert math.isfinite(loss([1.0, 1.0, inf], None, indices_tuple=pairs)[0])
+
+
+@pytest.mark.parametrize("name", ["normalize", "scale_by_temperature", "ref_starts_with_batch"])
+@pytest.mark.parametrize("value", ["", "False", 0, None, torch.empty(0), torch.tensor([True, False])])
+def test_switches_are_true_or_false(name, value):
+    for number in (len(ROWS), 0):
+        with pytest.raises(TypeError, match=f"`{name}` to be True or False"):
+            supcon_loss(ROWS[:number], LABELS[:number], **{name: value})

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import supcon_oracle
 from helpers.supcon_batches import OPTION_NAMES, OPTIONS, random_rows
+from pytorch_metric_learning.reducers import ClassWeightedReducer, MultipleReducers
 
 from pml_supcon import losses
 from pml_supcon.functional import supcon_loss
@@ -110,3 +111,21 @@ def test_invalid_options_raise_at_construction(options, error, message):
 def test_invalid_input_raises(error, message, args):
     with pytest.raises(error, match=re.escape(message)):
         losses.SupConLossOut(num_views=2 if "views" in message else None)(*args)
+
+
+@pytest.mark.parametrize(("labels", "given"), [([0, 3, 3, 0], "0 to 3"), ([0, -1, -1, 0], "-1 to 0")])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_labels_without_a_class_weight_are_named(labels, given, wrapped):
+    reducer = ClassWeightedReducer(torch.tensor([1.0, 2.0, 3.0]))
+    if wrapped:
+        reducer = MultipleReducers({"loss": reducer})
+    loss, rows = losses.SupConLossOut(reducer=reducer), torch.eye(4)
+    assert loss(rows, torch.tensor([0, 2, 2, 0])).isfinite()
+    with pytest.raises(ValueError, match=r"`labels` to be in \[0, 3\), the classes with a weight.*, but got " + given):
+        loss(rows, torch.tensor(labels))
+
+
+@pytest.mark.parametrize("name", ["distance", "reducer", "embedding_regularizer", "collect_stats"])
+def test_parts_of_pml_have_their_types(name):
+    with pytest.raises(TypeError, match=f"`{name}` to be"):
+        losses.SupConLossOut(**{name: "mean"})

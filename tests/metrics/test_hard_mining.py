@@ -89,7 +89,7 @@ def test_no_triplet_with_a_loss_leaves_an_empty_curve():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"labels": np.arange(4)}, ValueError, "two rows with the same label, but no row has a positive"),
+        ({"labels": np.arange(4)}, ValueError, "`labels` with two equal ones, but no row has a positive"),
         ({"batch_size": 5}, ValueError, "`batch_size` to be between 2 and 4, the rows, but got 5"),
         ({"batch_size": 2.0}, TypeError, "`batch_size` to be an integer, but got 2.0"),
         ({"bins": 0}, ValueError, "`bins` to be at least 1"),

@@ -55,5 +55,5 @@ def test_errors_say_what_was_expected_and_what_came(change, error, message):
 
 def test_majority_share():
     assert majority_share(torch.tensor([3, 3, 5, 9, 3])) == 0.6
-    with pytest.raises(ValueError, match="`labels` to hold labels, but got none"):
+    with pytest.raises(ValueError, match=r"`labels` to hold labels \(N,\), but got shape \(0,\)"):
         majority_share(np.zeros(0, int))

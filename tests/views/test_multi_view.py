@@ -45,8 +45,8 @@ def test_images_of_every_kind():
     ("transform", "num_views", "error", "message"),
     [
         (str, 0, ValueError, "`num_views` to be at least 1, but got 0"),
-        (3, 2, TypeError, "`transform` to be callable, but got int"),
-        ([str, None], 2, TypeError, "`transform` to be callable, but got NoneType"),
+        (3, 2, TypeError, "`transform` to be callable, but got 3"),
+        ([str, None], 2, TypeError, "`transform` to be callable, but got None"),
         ([str, str], 3, ValueError, "`transform` to hold 3 transforms, one per view, but got 2"),
         ([], None, ValueError, "`transform` to hold at least 1 transforms, one per view, but got 0"),
     ],
@@ -134,7 +134,7 @@ def test_the_loader_returns_the_chosen_images_and_labels(num_views, workers):
 
 
 def test_bad_input_in_memory():
-    with pytest.raises(ValueError, match="one label for each of 10 images, but got 9 labels"):
+    with pytest.raises(ValueError, match="`labels` to hold one for each of 10 images, but got 9 labels"):
         MultiViewTensorDataset(IMAGES, LABELS[:9], noisy)
     with pytest.raises(ValueError, match="`num_views` to be at least 1, but got 0"):
         MultiViewTensorDataset(IMAGES, LABELS, noisy, 0)

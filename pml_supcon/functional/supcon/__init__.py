@@ -86,6 +86,10 @@ def supcon_loss(
         Unlike PML 2.9's ``SupConLoss``, a batch without negatives has the paper's loss, not 0. Unlike the authors'
         code, anchors without a positive are not in the mean, and the loss is not scaled by a base temperature.
 
+        Rows are not checked for NaN and infinity, which would synchronise. With ``normalize=False`` the loss can be
+        finite beside infinite rows: a row in no pair is not used, and a similarity of minus infinity to a row that is
+        not the only positive adds ``exp(-inf) = 0``. All other infinite or NaN similarities give no finite loss.
+
     Examples:
         >>> import torch
         >>> from pml_supcon.functional import supcon_loss

@@ -6,14 +6,19 @@ import torch
 from torch import Tensor
 
 from pml_supcon._checks import check_type
+from pml_supcon._tensors import check_dense
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 
 EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABEL_DTYPES = (
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
 
 
 def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 3)) -> None:
     """Raise unless the embeddings are a dense floating-point tensor, ``(N, D)`` or, if ``dims`` allows it, 3-D."""
-    check_type(name, embeddings, Tensor, "a torch.Tensor")
+    check_dense(name, embeddings, values=False)
     if embeddings.ndim not in dims:
         shapes = " or ".join({2: "(N, D)", 3: "(B, V, D)"}[d] for d in dims)
         raise ValueError(f"Expected argument `{name}` to have shape {shapes}, but got {tuple(embeddings.shape)}")
@@ -22,8 +27,6 @@ def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 
     if embeddings.dtype not in EMBEDDING_DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in EMBEDDING_DTYPES)
         raise TypeError(f"Expected argument `{name}` to be one of {names}, but got {embeddings.dtype}")
-    if embeddings.layout != torch.strided:
-        raise TypeError(f"Expected argument `{name}` to be a dense tensor, but got layout {embeddings.layout}")
     if 0 in embeddings.shape[1:]:
         raise ValueError(
             f"Expected argument `{name}` to have at least one column and view, but got shape {tuple(embeddings.shape)}"
@@ -32,8 +35,8 @@ def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 
 
 def check_labels(name: str, labels: Tensor, number: int, device: torch.device) -> None:
     """Raise unless the labels are ``number`` integers on the device of the embeddings."""
-    check_type(name, labels, Tensor, "a torch.Tensor")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+    check_dense(name, labels, values=False)
+    if labels.dtype not in LABEL_DTYPES:
         raise TypeError(f"Expected argument `{name}` to hold integers, but got {labels.dtype}")
     if labels.shape != (number,):
         raise ValueError(
@@ -143,6 +146,7 @@ def check_pairs(
         if not isinstance(indices, Tensor) or indices.ndim != 1 or (indices.dtype != torch.int64 and not empty):
             given = f"{tuple(indices.shape)} {indices.dtype}" if isinstance(indices, Tensor) else type(indices)
             raise TypeError(f"Expected `indices_tuple` to hold one-dimensional int64 tensors, but got {given}")
+        check_dense("indices_tuple", indices)
     a1, p, *negatives = (indices.to(device, torch.int64) for indices in indices_tuple)
     a2, n = negatives if len(negatives) == 2 else (a1, *negatives)  # triplets: one anchor for both
     if len(a1) != len(p) or len(a2) != len(n):

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from pml_supcon._checks import check_choice, check_number
+from pml_supcon._checks import INT64, check_bool, check_choice, check_number, shown
 
 Summation = Literal["out", "in"]
 Denominator = Literal["all", "one_positive", "negatives"]
@@ -41,11 +41,15 @@ class SupConOptions:
         check_choice("denominator", self.denominator, get_args(Denominator))
         check_choice("contrast_mode", self.contrast_mode, get_args(ContrastMode))
         check_choice("backend", self.backend, get_args(Backend))
+        check_bool("scale_by_temperature", self.scale_by_temperature)
+        check_bool("normalize", self.normalize)
         cap = self.positives_cap
-        if cap is not None and (not isinstance(cap, numbers.Integral) or isinstance(cap, bool) or cap < 0):
+        if cap is not None and (
+            not isinstance(cap, numbers.Integral) or isinstance(cap, bool) or not 0 <= cap <= INT64[1]
+        ):
             raise ValueError(
                 "Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views, "
-                f"but got {cap!r}"
+                f"but got {shown(cap)}"
             )
         if self.similarity is not None and not callable(self.similarity):
             raise TypeError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from pml_supcon._checks import check_bool
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.options import SupConOptions
@@ -165,7 +166,7 @@ def build_problem(
     if labels is None and indices_tuple is None:
         labels = own_classes(num_rows, num_views, embeddings.device, has_references=ref_emb is not None)
     checks.check_references(embeddings, ref_emb, ref_labels, has_pairs=indices_tuple is not None)
-    if ref_starts_with_batch:
+    if check_bool("ref_starts_with_batch", ref_starts_with_batch):
         checks.check_batch_in_references(labels, ref_labels, has_pairs=indices_tuple is not None)
     pairs = None
     if indices_tuple is not None:

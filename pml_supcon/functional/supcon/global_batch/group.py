@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pml_supcon._checks import check_bool, check_type
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import tiled
@@ -64,7 +65,8 @@ def group_supcon_loss(
         backends, with ``ref_emb`` and with ``replicated``, every process holds all rows and computes a part of the
         anchors.
     """
-    if replicated:
+    check_type("group", group, ProcessGroup, "a ProcessGroup")
+    if check_bool("replicated", replicated):
         problem = build_problem(
             check_batch(embeddings, labels, num_views),
             SupConOptions(**options),
@@ -76,7 +78,7 @@ def group_supcon_loss(
         return divide_anchors(problem, group)
     inputs = LossInputs(embeddings, labels, ref_emb, ref_labels, num_views)
     try:
-        if indices_tuple is not None or ref_starts_with_batch:
+        if indices_tuple is not None or check_bool("ref_starts_with_batch", ref_starts_with_batch):
             raise ValueError(
                 "Expected neither `indices_tuple` nor `ref_starts_with_batch` with a batch sharded over processes: "
                 "they refer to the rows of one process"

@@ -1,0 +1,28 @@
+"""Checks of tensors that need no values of them; torch only."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_supcon._checks import check_type
+
+
+def check_dense(name: str, value: Any, *, values: bool = True) -> None:
+    """Raise unless the value is a tensor with a dense layout, not quantised, and not on the meta device.
+
+    Args:
+        name: The argument's name.
+        value: The argument.
+        values: False accepts the meta device, where a function gives shapes and dtypes only.
+
+    Raises:
+        TypeError: If it is no tensor, sparse, nested, of another layout or quantised.
+        ValueError: If it is on the meta device.
+    """
+    check_type(name, value, Tensor, "a torch.Tensor")
+    if value.layout != torch.strided or value.is_nested or value.is_quantized:
+        kind = "a nested tensor" if value.is_nested else value.dtype if value.is_quantized else f"layout {value.layout}"
+        raise TypeError(f"Expected argument `{name}` to be a dense tensor, but got {kind}")
+    if values and value.is_meta:
+        raise ValueError(f"Expected argument `{name}` to have values, but got a tensor on the meta device")
