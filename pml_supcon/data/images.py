@@ -207,18 +207,25 @@ def for_each(
     Raises:
         BrokenImageError: If images cannot be decoded; all are tried first, and the error names the broken ones.
     """
+    raise_broken(list(find_broken(images, indices, in_chans, visit, title).values()))
+
+
+def find_broken(
+    images: Images, indices: Iterable[int], in_chans: int, visit: Callable[[int, Tensor], object], title: str
+) -> dict[int, str]:
+    """Decode images as ``for_each`` does; return the error of each broken one, in the order of ``indices``."""
 
     def work(index: int) -> str | None:
         try:
             visit(index, as_tensor(read_image(images, index, in_chans)))
-        except ValueError as error:
-            return str(error)
+        except BrokenImageError as error:
+            return " ".join(str(error).split())
         return None
 
     indices = list(indices)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
         results = tqdm(threads.map(work, indices), total=len(indices), desc=title, disable=None, leave=False)
-        raise_broken([message for message in results if message is not None])
+        return {index: message for index, message in zip(indices, results, strict=True) if message is not None}
 
 
 def raise_broken(messages: Sequence[str]) -> None:

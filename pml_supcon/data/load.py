@@ -1,13 +1,14 @@
 """``load_data``: open a data set from a one-line specification."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pml_supcon.data.images import (
+    BrokenImageError,
     ImageData,
     LazyImages,
     MemoryImages,
@@ -15,6 +16,7 @@ from pml_supcon.data.images import (
     Pool,
     Source,
     evenly,
+    find_broken,
     for_each,
     printable,
     raise_broken,
@@ -93,6 +95,7 @@ class OpenedData:
     test: Pool
     image_size: int | None
     before: tuple[Pool, Pool]  # train and test before a subset was drawn
+    replaced: int = 0  # the number of broken images that others replace
 
     def summary(self) -> list[str]:
         """Describe the data in three lines: classes with counts, parts, and everything that was left out."""
@@ -126,6 +129,26 @@ class OpenedData:
                 f"{len(self.train)} are {most}"
             )
         return replace(self, train=subset_of(self.train, most, "train_fraction", seed, first=False))
+
+    def find_broken(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Decode every image once; return the errors of the broken ones of train and of test, by their indices."""
+        shapes, _ = _shapes([self.train, self.test])
+        in_chans = 1 if all(grey for grey, _ in shapes) else 3
+        train, test = (
+            find_broken(pool.images, range(len(pool)), in_chans, lambda index, pixels: None, f"checking {title}")
+            for pool, title in ((self.train, "train"), (self.test, "test"))
+        )
+        return train, test
+
+    def with_replaced(self, broken: tuple[Collection[int], Collection[int]]) -> "OpenedData":
+        """Return the data set with the next image of the class in place of each of these of train and test.
+
+        Raises:
+            ValueError: If no image of a class is left.
+        """
+        names = self.source.class_names
+        pools = [_with_replaced(pool, gone, names) for pool, gone in zip((self.train, self.test), broken, strict=True)]
+        return replace(self, train=pools[0], test=pools[1], replaced=sum(map(len, broken)))
 
     def decode(self) -> ImageData:
         """Decode the images; see ``load_data``."""
@@ -187,15 +210,38 @@ def open_data(
 
 def _survey(pools: Sequence[Pool]) -> tuple[bool, set[tuple[int, int]]]:
     """Return True if all images are grey, and their sizes; of a large data set, read a sample of the headers."""
+    shapes, broken = _shapes(pools)
+    raise_broken(broken)
+    return all(grey for grey, _ in shapes), {size for _, size in shapes}
+
+
+def _shapes(pools: Sequence[Pool]) -> tuple[set[tuple[bool, tuple[int, int]]], list[str]]:
+    """Return the shapes (see ``shape_of``) of all images, of a large data set of a sample, and the errors."""
     most = CHECK_LIMIT if sum(map(len, pools)) <= CHECK_LIMIT else STATISTICS_LIMIT
     shapes, broken = set(), []
     for images, index in ((pool.images, index) for pool in pools for index in evenly(len(pool), most)):
         try:
             shapes.add(shape_of(images, index))
-        except ValueError as error:
+        except BrokenImageError as error:
             broken.append(str(error))
-    raise_broken(broken)
-    return all(grey for grey, _ in shapes), {size for _, size in shapes}
+    return shapes, broken
+
+
+def _with_replaced(pool: Pool, broken: Collection[int], names: Sequence[str]) -> Pool:
+    if not broken:
+        return pool
+    indices = list(range(len(pool)))
+    for index in broken:
+        label = int(pool.labels[index])
+        own = (pool.labels == label).nonzero()[:, 0].tolist()
+        place = own.index(index)
+        found = next((other for other in own[place:] + own[:place] if other not in broken), None)
+        if found is None:
+            raise ValueError(
+                f"Expected a readable image of the class {printable(names[label])}, but all {len(own)} fail"
+            )
+        indices[index] = found
+    return pool.select(indices)
 
 
 def _decode(pool: Pool, into: Tensor | None, in_chans: int, title: str, moments: Moments | None) -> int:

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from pml_supcon._console import escape_unencodable, note, say
 from pml_supcon._extras import require_faiss, require_umap
 from pml_supcon._files import kind_of, write_atomic
+from pml_supcon.data.broken import broken_images_listed, replace_broken
 from pml_supcon.data.images import as_tensor
-from pml_supcon.data.load import open_data
+from pml_supcon.data.load import OpenedData, open_data
 from pml_supcon.evaluation.cache import FeatureCache
 from pml_supcon.evaluation.context import EvaluationContext
 from pml_supcon.evaluation.loading import LoadedEncoder, load_trained_encoder
@@ -50,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if folder is not None and folder.exists() and not folder.is_dir():
                 raise NotADirectoryError(f"Expected --{flag} to be a folder, but {folder} is {kind_of(folder)}")
         check_writable(output)
-        contexts = [build_context(encoder, encoders[0], settings, accelerator) for encoder in encoders]
-        evaluations = [evaluate(context) for context in contexts]
+        with broken_images_listed(lambda: open_all(encoders[0], settings), output, "start again"):
+            contexts = [build_context(encoder, encoders[0], settings, output, accelerator) for encoder in encoders]
+            evaluations = [evaluate(context) for context in contexts]
         if accelerator.is_main_process:
             write(output, [evaluation for evaluation in evaluations if evaluation is not None])
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
@@ -62,27 +64,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build_context(
-    loaded: LoadedEncoder, first: LoadedEncoder, settings: EvaluateSettings, accelerator: Accelerator
+    loaded: LoadedEncoder, first: LoadedEncoder, settings: EvaluateSettings, output: Path, accelerator: Accelerator
 ) -> EvaluationContext:
     """Build the context of an encoder on the data of the settings, by default the data of the first encoder's run."""
+    with accelerator.main_process_first():  # one process downloads
+        opened = open_labels(first, settings, loaded.image_size)
+        print_data_summary(opened)
+        if settings.broken_images == "replace":
+            opened = replace_broken(opened, output, write=accelerator.is_main_process)
+        data = opened.decode()
+    loaded.to(accelerator.device)
+    cache = FeatureCache(settings.cache or folder_of(loaded) / "features") if settings.use_cache else None
+    context = EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache)
+    if opened.replaced:
+        context.note(f"{opened.replaced} broken images: the next image of the class is read in place of each.")
+    return context
+
+
+def open_labels(first: LoadedEncoder, settings: EvaluateSettings, image_size: int | None = None) -> OpenedData:
+    """Open the data of the settings, by default of the first encoder's run, without decoding images."""
     # the limits of the run apply to the data of the run
     own = first.run if settings.data in (None, first.run.get("data")) else {}
     spec = settings.data or own.get("data")
     if spec is None:
         raise ValueError(f"Expected --data, because {first.name} is not a run with data of its own, but got none")
-    with accelerator.main_process_first():  # one process downloads
-        opened = open_data(
-            spec,
-            image_size=settings.image_size or loaded.image_size,
-            max_train=settings.max_train or own.get("max_train"),
-            max_test=settings.max_test or own.get("max_test"),
-            new_classes="some",
-        )
-        print_data_summary(opened)
-        data = opened.decode()
-    loaded.to(accelerator.device)
-    cache = FeatureCache(settings.cache or folder_of(loaded) / "features") if settings.use_cache else None
-    return EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache)
+    return open_data(
+        spec,
+        image_size=settings.image_size or image_size,
+        max_train=settings.max_train or own.get("max_train"),
+        max_test=settings.max_test or own.get("max_test"),
+        new_classes="some",
+    )
+
+
+def open_all(first: LoadedEncoder, settings: EvaluateSettings) -> list[OpenedData]:
+    """Open all data sets of an evaluation without decoding images."""
+    return [open_labels(first, settings), *(open_transfer(spec, settings) for spec in settings.transfer)]
 
 
 def evaluate(context: EvaluationContext) -> Evaluation | None:

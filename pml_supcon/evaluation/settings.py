@@ -37,6 +37,8 @@ class InputSettings:
         image_size: side in pixels; default: the size of the encoder's input.
         max_train: use at most this many training images.
         max_test: use at most this many test images.
+        broken_images: an image that cannot be read: `raise` ends the evaluation and lists all of them; `replace`
+            decodes all images first, and reads the next one of the class in place of each.
         output: folder of `report.html` and `evaluation.json`; default: in the run's folder, else under `runs/`.
         compare: another run or encoder, evaluated with the same settings and shown in the same report.
         sections: sections to evaluate; default: all that apply (`transfer` only with `--transfer`).
@@ -52,6 +54,7 @@ class InputSettings:
     image_size: int | None = None
     max_train: int | None = None
     max_test: int | None = None
+    broken_images: Literal["raise", "replace"] = "raise"
     output: Path | None = None
     compare: str | None = None
     sections: tuple[Section, ...] = ()

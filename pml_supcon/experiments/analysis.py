@@ -42,7 +42,7 @@ def evaluate_run(
     if not broadcast_object_list([file.exists()])[0]:
         settings = EvaluateSettings(encoder=str(path), seed=trained.seed, workers=trained.workers, **options)
         loaded = load_trained_encoder(str(path)).to(accelerator.device)
-        data = open_images(trained, accelerator).decode()
+        data = open_images(trained, accelerator, path).decode()
         split = split_training_set(data.train_labels, held_out=trained.held_out, label_noise=0.0, seed=trained.seed)
         data = loaded.adapt_data(replace(data, train=split.training_images(data)))
         context = EvaluationContext(loaded, data, settings, accelerator, cache=None)

@@ -10,6 +10,7 @@ from typing import NoReturn
 from accelerate import PartialState
 
 from pml_supcon._console import escape_unencodable, say
+from pml_supcon.data.images import BrokenImageError
 from pml_supcon.training.checkpoint import CheckpointError
 from pml_supcon.training.config.parser import parse_settings
 from pml_supcon.training.digests import METRICS
@@ -21,7 +22,7 @@ from pml_supcon.training.run import RunFolder, check_tracker, open_run
 from pml_supcon.training.signals import Stopped, exit_with_error
 from pml_supcon.training.train import load_run, train_and_score
 
-SHOWN = ("scored", "linear_probe/", "retrieval/", "train/", "miner/", "seconds/", "seed")
+SHOWN = ("scored", "linear_probe/", "retrieval/", "train/", "replaced_images", "miner/", "seconds/", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{error}; last good checkpoint: {run.last_good()}; another --output with a lower --learning_rate may do "
             "better",
         )
-    except (CheckpointError, TrackerError, OSError) as error:
+    except (BrokenImageError, CheckpointError, TrackerError, OSError) as error:
         exit_with_error("train.py", error)
     except Stopped as stopped:
         exit_stopped(stopped, run)

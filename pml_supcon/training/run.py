@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from pml_supcon._console import say
 from pml_supcon._extras import require_faiss
 from pml_supcon._files import remove_partials, write_atomic
+from pml_supcon.data.broken import replace_broken
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 from pml_supcon.data.load import OpenedData, open_data
 from pml_supcon.data.splits import TrainingSplit, split_training_set
@@ -241,6 +242,7 @@ class RunContext:
         images: The images to train on, with noisy labels.
         held_out: The held-out images.
         sampler: The batches of stage 1.
+        replaced: The number of broken images that others of their class replace.
     """
 
     run: RunFolder
@@ -251,6 +253,7 @@ class RunContext:
     images: MemoryImages | LazyImages
     held_out: MemoryImages | LazyImages
     sampler: MultiViewBatchSampler
+    replaced: int = 0
 
 
 def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
@@ -315,20 +318,27 @@ def check_tracker(name: str | None) -> None:
         )
 
 
-def open_images(settings: TrainSettings, accelerator: Accelerator) -> OpenedData:
-    """Open the data set of the settings, without decoding images."""
+def open_images(settings: TrainSettings, accelerator: Accelerator, folder: Path) -> OpenedData:
+    """Open the data set of the settings; images are decoded only to replace broken ones, listed in the folder."""
     with accelerator.main_process_first():  # one process downloads
-        opened = open_data(
-            settings.data,
-            image_size=settings.image_size,
-            max_train=settings.max_train,
-            max_test=settings.max_test,
-            new_classes="all",
-        )
-    if settings.train_fraction < 1:
-        opened = opened.with_train_fraction(settings.train_fraction, settings.seed)
+        opened = open_labels(settings)
     print_data_summary(opened)
+    if settings.broken_images == "replace":
+        opened = replace_broken(opened, folder, write=accelerator.is_main_process)
     return opened
+
+
+def open_labels(settings: TrainSettings) -> OpenedData:
+    """Open the data set of the settings without decoding images; not a collective."""
+    opened = open_data(
+        settings.data,
+        image_size=settings.image_size,
+        max_train=settings.max_train,
+        max_test=settings.max_test,
+        new_classes="all",
+    )
+    fraction = settings.train_fraction
+    return opened if fraction == 1 else opened.with_train_fraction(fraction, settings.seed)
 
 
 def print_data_summary(opened: OpenedData) -> None:
@@ -344,10 +354,10 @@ def _print_once(text: str) -> None:
 
 def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:
     """Read the data and build the context; raise for invalid data, splits or batches."""
-    opened = open_images(settings, accelerator)
+    opened = open_images(settings, accelerator, run.path)
     fractions = {"held_out": settings.held_out, "label_noise": settings.label_noise}
     split = split_training_set(opened.train.labels, **fractions, seed=settings.seed)
     sampler = build_stage1_sampler(settings, split.labels, accelerator)  # its checks come before the slow decoding
     data: Any = opened.decode()
     images, held_out = split.training_images(data), split.held_out_images(data)
-    return RunContext(run, settings, accelerator, data, split, images, held_out, sampler)
+    return RunContext(run, settings, accelerator, data, split, images, held_out, sampler, opened.replaced)

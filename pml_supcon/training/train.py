@@ -9,6 +9,7 @@ from accelerate.tracking import filter_trackers
 from torch import nn
 
 from pml_supcon._files import save_tensors
+from pml_supcon.data.broken import broken_images_listed
 from pml_supcon.models import ProjectionHead, save_encoder, save_head
 from pml_supcon.training.callbacks import CheckpointCallback
 from pml_supcon.training.checkpoint import Checkpoint
@@ -18,10 +19,12 @@ from pml_supcon.training.loop import run_stage
 from pml_supcon.training.methods import part_of
 from pml_supcon.training.monitoring import History, TrackerError
 from pml_supcon.training.processes import on_main
-from pml_supcon.training.run import RunContext, RunFolder, build_context, computed
+from pml_supcon.training.run import RunContext, RunFolder, build_context, computed, open_labels
 from pml_supcon.training.scoring import draw, embed_splits, score
 from pml_supcon.training.stage import Stage, build_stage1, build_stage2
 from pml_supcon.training.state import bytes_of, restore
+
+AGAIN = "the same command with --resume continues"
 
 
 class LoadedRun(NamedTuple):
@@ -35,7 +38,8 @@ class LoadedRun(NamedTuple):
 def load_run(run: RunFolder, accelerator: Accelerator) -> LoadedRun:
     """Read the data, build the model, load the checkpoint and create the folder; raise for invalid settings."""
     try:
-        context = build_context(run.settings, run, accelerator)
+        with broken_images_listed(lambda: [open_labels(run.settings)], run.path, AGAIN):
+            context = build_context(run.settings, run, accelerator)
         stage1 = build_stage1(context)
         checkpoint = run.load(accelerator, context.data)
         run.check_space(bytes_of(stage1))
@@ -51,6 +55,7 @@ def train_and_score(prepared: LoadedRun, started: float) -> None:
     """Train all stages, score the encoder and write the record; ``started`` is ``time.perf_counter`` at the start.
 
     Raises:
+        BrokenImageError: If an image cannot be read; all of these are listed in the folder.
         FloatingPointError: If the loss, its gradient, the weights or the features become infinite or NaN.
         TrackerError: If the tracker cannot start.
         Stopped: If a signal arrived; a checkpoint has been written.
@@ -62,9 +67,10 @@ def train_and_score(prepared: LoadedRun, started: float) -> None:
     try:
         # 1. Train both stages, from the checkpoint if there is one.
         start_tracker(context, checkpoint)
-        stage, seconds = train(context, stage1, checkpoint, history, started)
-        # 2. Score the frozen encoder and write the record.
-        score_and_save(context, stage1, stage, history, seconds)
+        with broken_images_listed(lambda: [open_labels(context.settings)], context.run.path, AGAIN):
+            stage, seconds = train(context, stage1, checkpoint, history, started)
+            # 2. Score the frozen encoder and write the record.
+            score_and_save(context, stage1, stage, history, seconds)
     finally:  # no collective, because a lost process would not answer
         history.finish()
         context.run.release()
@@ -134,6 +140,7 @@ def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: Hi
         "train/steps": stage.last_step,
         "train/images": len(context.split.train),
         "train/wrong_labels": context.split.wrong,
+        **({"replaced_images": context.replaced} if settings.broken_images == "replace" else {}),
         **last_epoch_metrics(history),
         "seconds/total": 0.0,
         **{name: getattr(settings, name) for name in ("seed", "method", "augment", "optimizer", "data", "scored")},

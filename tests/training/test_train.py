@@ -159,7 +159,8 @@ def test_invalid_input_is_one_line_and_leaves_nothing(arguments, message, tmp_pa
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error: ")]
     assert len(lines) == 1
     assert message in lines[0]
-    assert not (tmp_path / "run").exists()
+    left = [path.name for path in (tmp_path / "run").rglob("*")]
+    assert left == (["broken_images.txt"] if message == "broken.png" else [])
 
 
 def test_new_test_classes_are_retrieved_among_each_other(tmp_path):

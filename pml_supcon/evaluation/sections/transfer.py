@@ -42,7 +42,14 @@ def transfer(context: EvaluationContext) -> list[TransferResult] | None:
 def transfer_to(context: EvaluationContext, spec: str) -> TransferResult | None:
     """Score one data set; the probe's penalty is chosen on held-out training images unless the settings have one."""
     with context.accelerator.main_process_first():  # one process downloads
-        data = open_images(spec, context.settings, image_size=context.data.image_size).decode()
+        opened = open_images(spec, context.settings, image_size=context.data.image_size)
+        if context.settings.broken_images == "replace":
+            opened = opened.with_replaced(opened.find_broken())
+            if opened.replaced:
+                context.note(
+                    f"{spec}: the next image of the class is read in place of {opened.replaced} broken images."
+                )
+        data = opened.decode()
     other = replace(context, data=context.loaded.adapt_data(data))
     train, test = other.features("train"), other.features("test")
     if not context.is_main:

@@ -98,6 +98,8 @@ class DataSettings:
         batch_size: images in the global batch, over all processes, each in `views` views.
         max_per_class: maximum number of images of one class in a batch.
         samples_per_class: exact number of images of each class in a batch, instead.
+        broken_images: an image that cannot be read: `raise` ends the run and lists all of them; `replace` decodes all
+            images first, and reads the next one of the class in place of each.
         workers: number of loader processes; does not affect the batches.
         data_on_device: keep images and compute views on the GPU; auto: if there is one and the images fit into memory.
     """
@@ -115,6 +117,7 @@ class DataSettings:
     batch_size: int = 256
     max_per_class: int | None = None
     samples_per_class: int | None = None
+    broken_images: Literal["raise", "replace"] = "raise"
     workers: int = 0
     data_on_device: Literal["auto"] | bool = "auto"
 
@@ -275,5 +278,8 @@ class RunSettings:
     pictures: bool = True
 
 
-#: Settings that may change on resume, because they do not affect the results.
-FREE_TO_CHANGE = frozenset({"output", "resume", "save_every", "keep", "tracker", "workers", "pictures"})
+#: Settings that may change on resume, because they do not affect the results; or so that a run with a broken image can
+#: continue.
+FREE_TO_CHANGE = frozenset(
+    {"output", "resume", "save_every", "keep", "tracker", "workers", "pictures", "broken_images"}
+)
