@@ -42,7 +42,7 @@ def passes(setting: str, arguments: list[str]) -> bool:
     """Run pytest under a setting, print a row of the table, and return True if the run passed."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     environment |= dict([setting.split("=")]) if "=" in setting else {}
-    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadfile", *arguments]
     with busy_cores((os.cpu_count() or 1) if setting == BUSY else 0):
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     lines = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
