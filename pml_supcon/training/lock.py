@@ -38,7 +38,7 @@ class FolderLock:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if file.exists():
                     check_file(file)
-                held = file.open("a")
+                held = file.open("a", encoding="utf-8")
                 try:
                     fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.path.samestat(os.fstat(held.fileno()), file.stat()):  # not a file that the holder has removed
