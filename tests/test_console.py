@@ -69,7 +69,7 @@ def test_every_text_file_of_the_package_has_an_encoding():
                 continue
             call = ast.unparse(node)
             name = ast.unparse(node.func)
-            binary = "'rb'" in call or "'wb'" in call or call == "run.open()"
+            binary = any(mode in call for mode in ("'rb'", "'wb'", "'ab'", "run.open()"))
             texts = name.endswith((".read_text", ".write_text")) or name == "open"
             if (texts or (name.endswith(".open") and "Image" not in name and name != "os.open")) and not binary:
                 missing.append(f"{file.name}: {call}")
