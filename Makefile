@@ -15,7 +15,7 @@ RECIPES := $(VENV)/.recipes-$(FAISS)
 BENCH := $(VENV)/.bench-$(FAISS)
 DEV := $(VENV)/.dev-$(FAISS)
 
-.PHONY: train lint test test-all test-matrix wheel-test reproduce notebook walk docs bench tables python clean
+.PHONY: train lint test test-all fuzz test-matrix wheel-test reproduce notebook walk docs bench tables python clean
 
 train: $(RECIPES)
 	$(BIN)/python recipes/train.py $(ARGS)
@@ -31,11 +31,14 @@ lint: $(DEV)
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
-# the rest: slow tests (with the code blocks of the docs and the strict build of the site), random calls, the wheel, the walk
+# the rest: slow tests (with the code blocks of the docs and the strict build of the site), the wheel, the walk
 test-all: $(DEV)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
-	$(BIN)/python tests/fuzz.py --calls 500
 	$(MAKE) wheel-test walk
+
+# random calls of every public function; exit status 1 if an outcome is neither a value nor an error that names an argument
+fuzz: $(DEV)
+	$(BIN)/python tests/fuzz.py $(ARGS)
 
 # the tests under several settings of the processor: instruction sets, threads, load   make test-matrix ARGS=tests/functional
 test-matrix: $(DEV)
