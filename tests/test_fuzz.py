@@ -1,8 +1,20 @@
 """The script that calls all public functions at random, with few calls."""
 
+import logging
+
 import fuzz
 import pytest
+import torch.distributed as dist
 from helpers.exported import exported
+
+
+@pytest.fixture(autouse=True, scope="module")
+def alone():
+    """Undo what the script sets for its own process."""
+    yield
+    logging.disable(logging.NOTSET)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def test_every_public_function_is_called_or_named_as_left_out():

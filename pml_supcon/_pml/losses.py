@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity
 from pytorch_metric_learning.reducers import BaseReducer, ClassWeightedReducer, MeanReducer, MultipleReducers
-from pytorch_metric_learning.regularizers import BaseRegularizer
 from torch import Tensor
 
 from pml_supcon._checks import check_bool, check_type
@@ -41,7 +40,11 @@ def record_norms(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor) ->
 
 def check_parts(parts: Mapping[str, Any]) -> None:
     """Raise unless the arguments of PML's losses and miners among ``parts`` have their types."""
-    kinds = {"distance": BaseDistance, "reducer": BaseReducer, "embedding_regularizer": BaseRegularizer}
+    kinds = {"distance": BaseDistance, "reducer": BaseReducer}
+    if parts.get("embedding_regularizer") is not None:
+        from pytorch_metric_learning.regularizers import BaseRegularizer  # PML's losses alone do not import it
+
+        kinds["embedding_regularizer"] = BaseRegularizer
     for name, kind in kinds.items():
         if parts.get(name) is not None:
             check_type(name, parts[name], kind, f"a {kind.__name__} of pytorch-metric-learning or None")
