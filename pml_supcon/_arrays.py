@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pml_supcon._checks import shown
 from pml_supcon._tensors import check_dense
 
 Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
@@ -61,7 +62,7 @@ def check_same_width(first: Floats, first_name: str, second: Floats, second_name
 def check_sequence(name: str, value: object, kind: str) -> None:
     """Raise ``TypeError`` unless the value is a sequence, other than a string; ``kind`` names its items."""
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise TypeError(_expected(name, f"a sequence of {kind}", f"{value!r}"))
+        raise TypeError(_expected(name, f"a sequence of {kind}", shown(value)))
 
 
 def count_zero_rows(value: Array) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 INT64 = (-(2**63), 2**63 - 1)
 LARGEST = sys.float_info.max
+LEAST_TEMPERATURE = 2.0**-126  # the least normal float32, whose inverse float32 holds
 
 
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
@@ -65,6 +66,17 @@ def check_number(
         bounds += [] if above is None else [f"above {above}"]
         raise ValueError(f"Expected argument `{name}` to be {' and '.join(bounds)}, but got {shown(value)}")
     return number
+
+
+def check_temperature(name: str, value: Any) -> None:
+    """Raise unless the value is a number above 0, and so far above it that similarities over it fit into float32.
+
+    Raises:
+        TypeError: If the value is not a number, or is a bool.
+        ValueError: If the value is out of range.
+    """
+    check_number(name, value, above=0)
+    check_number(name, value, low=LEAST_TEMPERATURE)
 
 
 def check_fraction(name: str, value: Any, *, zero: bool = False, one: bool = False) -> float:
@@ -172,7 +184,10 @@ def shown(value: Any) -> str:
     """Return a value for an error, on one line and not long; Python writes no integer of thousands of digits."""
     if isinstance(value, numbers.Integral) and not INT64[0] <= int(value) <= INT64[1]:
         return f"an integer of {int(value).bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # such an integer is inside
+        return f"a {type(value).__name__} with an integer of thousands of digits"
     return text if len(text) <= 80 and "\n" not in text else textwrap.shorten(text, 200)
 
 

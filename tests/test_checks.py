@@ -88,3 +88,24 @@ def test_a_wrong_type_is_described():
         checks.check_type("t", [], (int, str))
     with pytest.raises(TypeError, match="`t` to be a number of rows, but got list"):
         checks.check_type("t", [], int, "a number of rows")
+
+
+@pytest.mark.parametrize("value", [[10**5000], Fraction(1, 10**5000), {1: 10**5000}], ids=["list", "fraction", "dict"])
+def test_an_integer_inside_a_value_is_not_written(value):
+    assert checks.shown(value) == f"a {type(value).__name__} with an integer of thousands of digits"
+    with pytest.raises(
+        (TypeError, ValueError), match="`x` to be .*, but got a .* with an integer of thousands of digit"
+    ):
+        checks.check_number("x", value, above=0)
+
+
+def test_a_temperature_has_an_inverse_in_float32():
+    for value in (checks.LEAST_TEMPERATURE, 0.1, np.float32(1)):
+        checks.check_temperature("t", value)
+    for value, text in (
+        (0, "above 0, but got 0"),
+        (5e-324, "at least 1.17.*e-38, but got 5e-324"),
+        (1e-38, "at least"),
+    ):
+        with pytest.raises(ValueError, match=f"`t` to be {text}"):
+            checks.check_temperature("t", value)

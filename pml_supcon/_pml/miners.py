@@ -35,7 +35,9 @@ class CheckedMiner(BaseMiner):
         if ref_emb is not None:
             checks.check_fits(embeddings, "ref_emb", ref_emb)
             _check_labels("ref_labels", ref_labels, len(ref_emb))
-        return super().forward(embeddings, labels, ref_emb, ref_labels)
+        wide, ref_wide = checks.int64_labels(labels, ref_labels)  # torch compares uint64 with no other
+        # the same object stays the same: PML then leaves out the pairs of a row with itself
+        return super().forward(embeddings, wide, ref_emb, wide if ref_labels is labels else ref_wide)
 
 
 def _check_labels(name: str, labels: Any, number: int) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pml_supcon._checks import check_choice, check_number
+from pml_supcon._checks import check_choice, check_number, check_temperature, shown
 from pml_supcon._tensors import check_dense
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.execution import full_precision
@@ -93,7 +93,7 @@ def gradient_shares(
     check_arguments(embeddings, labels, loss, temperature, margin)
     temperature, margin = float(temperature), float(margin)  # torch divides by no fraction
     if not isinstance(anchors, slice | None):
-        raise TypeError(f"Expected argument `anchors` to be a slice or None, but got {anchors!r}")
+        raise TypeError(f"Expected argument `anchors` to be a slice or None, but got {shown(anchors)}")
     with torch.no_grad(), full_precision(embeddings.device):
         # 1. unit rows z = w / |w|, (N, D), in float32 at least, and cosines c_ij of the anchors with all rows, (A, N)
         wide = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
@@ -163,7 +163,7 @@ def _shares(magnitudes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
 def check_arguments(embeddings: Tensor, labels: Tensor, loss: str, temperature: float, margin: float) -> None:
     """Raise if the types, shapes or options do not fit ``gradient_shares``."""
     check_choice("loss", loss, LOSSES)
-    check_number("temperature", temperature, above=0)
+    check_temperature("temperature", temperature)
     check_number("margin", margin, low=0)
     checks.check_embeddings("embeddings", embeddings, dims=(2,))
     check_dense("embeddings", embeddings)

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 
 from pml_supcon._checks import check_int, check_type
 from pml_supcon._layouts import view_major_rows
+from pml_supcon._tensors import check_dense
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks
@@ -138,6 +139,10 @@ class GlobalBatchLoss(nn.Module):
 
     def _loss_over(self, rows: LossInputs, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
         """Return the loss of rows that all processes hold."""
+        labels, ref_labels = checks.int64_labels(
+            rows.labels, rows.ref_labels
+        )  # torch compares uint64 with no other dtype
+        rows = rows._replace(labels=labels, ref_labels=ref_labels)
         if self.miner is not None:
             indices_tuple = self._mine(rows.view_major(), group)
         if not getattr(self.loss, "takes_views", False):
@@ -189,6 +194,10 @@ def check(own: LossInputs, *, mined: bool) -> None:
         checks.check_labels("labels", labels, len(embeddings), embeddings.device)
     elif mined:
         raise ValueError("Expected `labels` with a `miner`, but got None")
+    if mined:
+        check_dense("embeddings", embeddings)
+        if ref_emb is not None and ref_labels is None:
+            raise ValueError("Expected `ref_labels` together with `ref_emb` and a `miner`, but got `ref_emb` alone")
     if embeddings.ndim == 2:
         view_major_rows(embeddings, labels, num_views)  # raises unless the rows are a whole number of samples
         if labels is not None:

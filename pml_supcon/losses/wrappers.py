@@ -8,6 +8,7 @@ from pytorch_metric_learning import losses as pml
 from torch import Tensor
 
 from pml_supcon._checks import check_bool, check_int, check_type
+from pml_supcon._tensors import check_dense
 from pml_supcon.functional.supcon import checks
 from pml_supcon.losses.supcon import BaseSupConLoss
 
@@ -74,6 +75,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
     ) -> Tensor:
         """Return the loss of a batch ``(N, D)`` against the memory, which it enters."""
         checks.check_embeddings("embeddings", embeddings, dims=(2,))
+        check_dense("embeddings", embeddings)  # the memory holds values
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(
                 f"Expected argument `embeddings` to have the width embedding_size={self.embedding_size}, "
@@ -85,6 +87,8 @@ class CrossBatchMemory(pml.CrossBatchMemory):
                 f"memory, but got {self.memory_size}"
             )
         checks.check_labels("labels", labels, len(embeddings), getattr(labels, "device", embeddings.device))
+        check_dense("labels", labels)
+        labels = labels.to(torch.int64)  # PML's memory takes no other unsigned integers than uint8
         if indices_tuple is not None:
             checks.check_pairs(indices_tuple, embeddings.device, len(embeddings), len(embeddings))
         listed = self.miner is not None or indices_tuple is not None or enqueue_mask is not None
@@ -92,7 +96,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
             loss: Tensor = super().forward(embeddings, labels, indices_tuple, enqueue_mask)
             return loss
         self.reset_stats()
-        labels = labels.to(embeddings.device, torch.int64)  # as in PML, which also moves the memory
+        labels = labels.to(embeddings.device)  # as in PML, which also moves the memory
         self.embedding_memory = self.embedding_memory.to(embeddings.device, embeddings.dtype)
         self.label_memory = self.label_memory.to(embeddings.device, torch.int64)
         older = self._rows_that_stay(len(embeddings))

@@ -193,7 +193,10 @@ def calibration_metrics(
     """
     temperature = check_number("temperature", temperature, above=0)
     rows, wanted = as_logits(logits, labels)
-    scaled = rows / temperature
+    with np.errstate(over="ignore"):  # an overflow is infinity, which is rejected
+        scaled = rows / temperature
+    if not np.isfinite(scaled).all():
+        raise ValueError(f"Expected argument `temperature` to leave the logits over it finite, but got {temperature}")
     probabilities = softmax(scaled, axis=1)
     return {
         "ece": expected_calibration_error(probabilities, wanted, bins=bins),

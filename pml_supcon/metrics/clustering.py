@@ -41,7 +41,7 @@ def clustering_metrics(embeddings: Array, labels: Array) -> dict[str, float]:
     require_faiss()
     rows = as_embeddings(embeddings, "embeddings", dtype=np.float32)
     # a common factor changes no cluster; FAISS ends the process where squared distances overflow
-    rows = well_conditioned(rows, rows)[0]
+    rows = well_conditioned(rows, rows, names="`embeddings`")[0]
     classes = as_labels(labels, "labels", len(rows))
     # min_points_per_centroid=1 silences FAISS's warning on stderr about small clusters: their number is fixed here.
     kmeans = FaissKMeans(niter=KMEANS_STEPS, min_points_per_centroid=1)

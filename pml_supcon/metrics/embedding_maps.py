@@ -8,12 +8,13 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_int, shown
 from pml_supcon._extras import require_umap
 
 MapMethod = Literal["pca", "tsne", "umap"]
 
 MAX_ROWS = 2000
+LARGEST = 1e15  # t-SNE sums squares in float32, and ends the process where they overflow
 MIN_ROWS = 4  # t-SNE and UMAP need neighbourhoods
 
 
@@ -49,8 +50,8 @@ def embedding_map(
 
     Raises:
         TypeError: If features are not floating point, or ``max_rows`` or ``seed`` is not an integer.
-        ValueError: If a shape or a method is wrong, features are not finite, or t-SNE or UMAP has fewer than `MIN_ROWS`
-            rows.
+        ValueError: If a shape or a method is wrong, features are not finite or above `LARGEST`, or t-SNE or UMAP has
+            fewer than `MIN_ROWS` rows.
         ImportError: If UMAP is a method and umap-learn is not installed.
 
     Examples:
@@ -68,10 +69,15 @@ def embedding_map(
         or len(set(methods)) < len(methods)
         or set(methods) - set(METHODS)
     ):
-        raise ValueError(f"Expected argument `methods` to be some of {list(METHODS)}, each once, but got {methods!r}")
+        raise ValueError(
+            f"Expected argument `methods` to be some of {list(METHODS)}, each once, but got {shown(methods)}"
+        )
     if "umap" in methods:
         require_umap()  # fail before the other methods take their time
     matrix = as_embeddings(features, "features")
+    largest = float(np.abs(matrix).max())
+    if largest > LARGEST:
+        raise ValueError(f"Expected argument `features` to have values of at most {LARGEST:g}, but got {largest:g}")
     rows = np.arange(len(matrix))
     if len(rows) > max_rows:
         rows = np.sort(np.random.default_rng(seed).choice(len(rows), size=max_rows, replace=False))

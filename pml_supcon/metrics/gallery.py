@@ -7,7 +7,7 @@ import torch
 from sklearn.preprocessing import normalize
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_same_width
-from pml_supcon._checks import check_int
+from pml_supcon._checks import check_bool, check_int
 from pml_supcon.metrics._ranking import as_classes
 from pml_supcon.search.indexes import make_searcher
 
@@ -68,7 +68,8 @@ def worst_queries(
 
     Raises:
         ImportError: If FAISS is not installed.
-        TypeError: If embeddings are not floating point, or labels or counts not integers.
+        TypeError: If embeddings are not floating point, labels or counts not integers,
+            or ``ref_includes_query`` no bool.
         ValueError: If a shape, a width or a count is wrong, an embedding is not finite, or ``ref_includes_query`` is
             set and the reference labels do not start with the query labels.
 
@@ -80,6 +81,7 @@ def worst_queries(
     """
     check_int("queries", queries, low=1)
     check_int("neighbours", neighbours, low=1)
+    own = check_bool("ref_includes_query", ref_includes_query)
     unit, references = (
         normalize(as_embeddings(value, name, dtype=np.float32))
         for value, name in ((query, "query"), (reference, "reference"))
@@ -87,19 +89,19 @@ def worst_queries(
     check_same_width(unit, "query", references, "reference")
     wanted = as_labels(query_labels, "query_labels", len(unit))
     labels = as_labels(reference_labels, "reference_labels", len(references))
-    if ref_includes_query and not np.array_equal(wanted, labels[: len(unit)]):
+    if own and not np.array_equal(wanted, labels[: len(unit)]):
         raise ValueError(
             "Expected argument `reference_labels` to start with `query_labels`, since `ref_includes_query` is set, but "
             f"got others ({len(unit)} queries, {len(references)} references)"
         )
 
-    _, _, relevant = as_classes(wanted, labels, own=ref_includes_query)
+    _, _, relevant = as_classes(wanted, labels, own=own)
     scored = np.flatnonzero(relevant > 0)
 
     # The K nearest references of each scored query, (n, K), and their cosines, block by block.
-    k = min(neighbours, len(references) - int(ref_includes_query))
+    k = min(neighbours, len(references) - int(own))
     device = torch.device("cpu")
-    search = make_searcher(unit, references, index="exact", own=ref_includes_query, k=k, device=device)
+    search = make_searcher(unit, references, index="exact", own=own, k=k, device=device)
     found, cosines = np.empty((len(scored), k), np.int64), np.empty((len(scored), k))
     for start in range(0, len(scored), BLOCK):
         rows, block = scored[start : start + BLOCK], slice(start, start + BLOCK)

@@ -46,7 +46,7 @@ class EpochPlanner:
         if max_per_class is not None and samples_per_class is not None:
             raise ValueError(
                 f"Expected at most one of `max_per_class` and `samples_per_class`, "
-                f"but got {max_per_class} and {samples_per_class}"
+                f"but got {shown(max_per_class)} and {shown(samples_per_class)}"
             )
         self._codes = _class_codes(labels)
         self.num_samples = self._codes.size
@@ -54,8 +54,8 @@ class EpochPlanner:
         # A unit is a group of `samples_per_class` samples of a class, else a sample; the cap is in units.
         self._unit, self._cap, limit = 1, batch_size, ""
         if samples_per_class is not None:
-            limit = f"samples_per_class={samples_per_class}"
             self._unit, self._cap = check_int("samples_per_class", samples_per_class, low=1), 1
+            limit = f"samples_per_class={samples_per_class}"
             if batch_size % self._unit:
                 raise ValueError(f"Expected argument `batch_size` to be a multiple of {limit}, but got {batch_size}")
         elif max_per_class is not None:
@@ -104,6 +104,8 @@ def _class_codes(labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> Int
         )
     if isinstance(labels, torch.Tensor):
         check_dense("labels", labels)
+        if labels.is_floating_point() or labels.is_complex():  # NumPy lacks some of these dtypes
+            raise TypeError(f"Expected argument `labels` to be integers, but got {labels.dtype}")
         array = labels.detach().cpu().numpy()
     else:
         try:

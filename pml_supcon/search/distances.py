@@ -17,7 +17,9 @@ NEAREST_REACH, FURTHEST_REACH = 2.0**-40, 2.0**60  # between them float32 holds 
 SMALLEST_SQUARE = 2.0**-100
 
 
-def well_conditioned(queries: Floats, references: Floats) -> tuple[Floats, Floats, float]:
+def well_conditioned(
+    queries: Floats, references: Floats, *, names: str = "`query` and `reference`"
+) -> tuple[Floats, Floats, float]:
     """Shift and scale rows so that float32 ranks them by distance, not by rounding; most inputs need neither.
 
     ``|q|^2 - 2 q r + |r|^2`` cancels the digits that q and r share, and a squared length may be out of range. A common
@@ -26,6 +28,7 @@ def well_conditioned(queries: Floats, references: Floats) -> tuple[Floats, Float
     Args:
         queries: ``(N, D)`` floats.
         references: ``(M, D)`` floats.
+        names: The arguments in the error.
 
     Returns:
         Both in float32, the same arrays where nothing is done, and the power of two that distances are multiplied by.
@@ -45,8 +48,8 @@ def well_conditioned(queries: Floats, references: Floats) -> tuple[Floats, Float
     above_zero = squares[squares > 0]
     if len(above_zero) and np.median(above_zero) * scale**2 < SMALLEST_SQUARE:
         raise ValueError(
-            f"Expected embeddings whose squared distances fit into float32, but got lengths of {reach:.1e} beside "
-            f"{math.sqrt(np.median(above_zero)):.1e}, the median of the references"
+            f"Expected {names} to have squared distances that fit into float32, but got lengths of {reach:.1e} "
+            f"beside {math.sqrt(np.median(above_zero)):.1e}, the median of the references"
         )
     return moved(queries, shift, scale), moved(references, shift, scale), scale
 

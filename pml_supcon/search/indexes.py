@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pml_supcon._arrays import Array, Floats, Labels
-from pml_supcon._checks import check_bool, check_int, did_you_mean
+from pml_supcon._checks import check_bool, check_int, did_you_mean, shown
 from pml_supcon._extras import require_faiss
 from pml_supcon.search.distances import well_conditioned
 from pml_supcon.search.exact import FAISS_MAX_K, FaissSearcher, Searcher, StreamedSearcher, without_own
@@ -86,7 +86,7 @@ def build_index(faiss: ModuleType, references: Floats, name: str) -> Any:
 def check_index(name: str) -> None:
     """Raise unless ``name`` is one of `INDEXES` or FAISS can parse it; `build_index` checks that it fits the width."""
     if not isinstance(name, str):
-        raise TypeError(f"Expected argument `index` to be a string, but got {name!r}")
+        raise TypeError(f"Expected argument `index` to be a string, but got {shown(name)}")
     if name in INDEXES:
         return
     try:
@@ -173,7 +173,7 @@ def index_recall(
     check_int("seed", seed, low=0)
     check_index(index)
     if not isinstance(k, Sequence) or isinstance(k, str) or not k:
-        raise TypeError(f"Expected argument `k` to be a sequence of integers, but got {k!r}")
+        raise TypeError(f"Expected argument `k` to be a sequence of integers, but got {shown(k)}")
     rows, references = as_ranked(query, reference)
     own = check_bool("ref_includes_query", ref_includes_query)
     if own:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pml_supcon._arrays import as_labels, check_sequence
-from pml_supcon._checks import check_choice, check_int, check_type
+from pml_supcon._checks import check_callable, check_choice, check_int, check_type
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator
 from pml_supcon.corruptions import CORRUPTIONS, Corruption
 from pml_supcon.corruptions.corruption import SEVERITIES, Strengths
@@ -92,8 +92,7 @@ class CorruptionTester(FittedTester):
         normalize_embeddings: bool = False,
         **tester_kwargs: Any,
     ) -> None:
-        if not callable(transform):
-            raise TypeError(f"Expected argument `transform` to be callable, but got {transform!r}")
+        check_callable("transform", transform)
         check_int("bins", bins, low=1)
         _check_listed(corruptions, "corruptions", "names")
         _check_listed(severities, "severities", "integers")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pml_supcon._arrays import check_sequence
-from pml_supcon._checks import check_number, check_type
+from pml_supcon._checks import check_number, check_type, shown
 from pml_supcon._pml.testers import FittedTester, FunctionCalculator
 from pml_supcon.metrics.head_probe import transformation_probe_metrics
 from pml_supcon.metrics.linear_probe import linear_probe_metrics
@@ -159,7 +159,9 @@ def _as_tasks(tasks: Any) -> dict[str, tuple[Change | None, ...]]:
         check_sequence(f"tasks[{name!r}]", variants, "changes")
         for change in variants:
             if change is not None and not callable(change):
-                raise TypeError(f"Expected argument `tasks` to have callables or None for {name!r}, but got {change!r}")
+                raise TypeError(
+                    f"Expected argument `tasks` to have callables or None for {name!r}, but got {shown(change)}"
+                )
         if len(variants) < 2 or name == "label":
             raise ValueError(
                 "Expected argument `tasks` to have at least 2 variants of each task, and none named 'label', but "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
+from pml_supcon._checks import shown
 from pml_supcon.views.changes import Change
 from pml_supcon.views.multi_view import check_dataset
 
@@ -46,7 +47,7 @@ class ChangedDataset(Dataset[tuple[Any, Any]]):
     def __init__(self, dataset: Any, change: Change | None, *, transform: Callable[[Any], Any] | None = None) -> None:
         for name, value in (("change", change), ("transform", transform)):
             if value is not None and not callable(value):
-                raise TypeError(f"Expected argument `{name}` to be callable, or None, but got {value!r}")
+                raise TypeError(f"Expected argument `{name}` to be callable, or None, but got {shown(value)}")
         check_dataset(dataset)
         self.dataset, self.change, self.transform = dataset, change, transform
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
-from pml_supcon._checks import check_callable, check_int, check_numbers
+from pml_supcon._checks import check_callable, check_int, check_numbers, check_type
 from pml_supcon._tensors import check_dense
 
 Step = Callable[[Tensor], Tensor]  # images (N, C, H, W) to images; may modify its input in place
@@ -61,6 +61,7 @@ class ImageTransform:
         for name, step in (("crop_one", crop_one), ("policy", policy)):
             if step is not None:
                 check_callable(name, step)
+        check_type("steps", steps, (list, tuple), "a list or tuple of functions")
         for step in steps:
             check_callable("steps", step)
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)

@@ -219,6 +219,7 @@ class SeededDataset(Dataset[Any]):
 
     Raises:
         TypeError: If a batch has no seed.
+        ValueError: If a seed has more than 64 bits, or torch has no such ``device``.
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -238,7 +239,7 @@ class SeededDataset(Dataset[Any]):
         check_dataset(dataset)
         try:
             self.dataset, self.device = dataset, torch.device(device)
-        except (RuntimeError, TypeError, UnicodeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"Expected argument `device` to be a device of torch, but got {shown(device)}") from error
 
     def __len__(self) -> int:
@@ -247,11 +248,13 @@ class SeededDataset(Dataset[Any]):
     def __getitems__(self, batch: Sequence[int]) -> Any:
         """Return the samples of a batch, collated."""
         seed = getattr(batch, "seed", None)
-        if not isinstance(seed, int):
+        if not isinstance(seed, int) or isinstance(seed, bool):
             raise TypeError(
                 "Expected batches with a `seed`, as `samplers.MultiViewBatchSampler` yields them, "
                 f"but got {type(batch).__name__}"
             )
+        if not -(2**63) <= seed < 2**64:  # the range of torch
+            raise ValueError(f"Expected batches with a `seed` of 64 bits, but got {shown(seed)}")
         with _seeded(seed, self.device):
             if hasattr(self.dataset, "__getitems__"):
                 return self.dataset.__getitems__(batch)

@@ -195,6 +195,7 @@ def test_the_chunk_size_follows_from_the_bytes_of_a_matrix(monkeypatch):
     [
         ({"loss": "supcon_ou"}, "`loss` to be one of .* did you mean 'supcon_out'"),
         ({"temperature": 0.0}, "`temperature` to be above 0, but got 0.0"),
+        ({"temperature": 5e-324}, "`temperature` to be at least 1.17.*e-38, but got 5e-324"),
         ({"margin": -0.1}, "`margin` to be at least 0, but got -0.1"),
         ({"embeddings": torch.ones(4, 2, 3)}, r"`embeddings` to have shape \(N, D\), but got \(4, 2, 3\)"),
         ({"embeddings": torch.tensor([1.0, 1, 0, math.inf])[:, None]}, "not zero, but got 2 of 4 .* first is row 2"),

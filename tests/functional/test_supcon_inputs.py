@@ -126,6 +126,7 @@ def test_row_numbers_out_of_range(place, name, wrong):
 
 @pytest.mark.parametrize(("error", "message", "options"), [
     (ValueError, "`temperature` to be above 0, but got 0", {"temperature": 0}),
+    (ValueError, "`temperature` to be at least 1.1754943508222875e-38, but got 5e-324", {"temperature": 5e-324}),
     (ValueError, "`temperature` to be a finite number, but got nan", {"temperature": float("nan")}),
     (TypeError, "`temperature` to be a number, but got '0.1'", {"temperature": "0.1"}),
     (ValueError, "but got 'outside'; did you mean 'out'", {"summation": "outside"}),

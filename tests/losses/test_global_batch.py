@@ -226,3 +226,22 @@ def test_invalid_arguments():
         GlobalBatchLoss(SupConLossOut(num_views=3), num_views=2)
     with pytest.raises(ValueError, match="Expected the rows of `embeddings` to be num_views=2 views"):
         GlobalBatchLoss(pml.NTXentLoss(), num_views=2)(torch.randn(3, 4), torch.arange(3))
+
+
+def test_a_miner_needs_values_and_labels_of_the_references():
+    miner = miners.BatchHardMiner()
+    loss, rows, labels = GlobalBatchLoss(pml.ContrastiveLoss(), miner=miner), torch.randn(4, 3), torch.arange(4) % 2
+    with pytest.raises(ValueError, match="`ref_labels` together with `ref_emb` and a `miner`"):
+        loss(rows, labels, ref_emb=rows)
+    with pytest.raises(ValueError, match="`embeddings` to have values, but got a tensor on the meta device"):
+        loss(rows.to("meta"), labels.to("meta"))
+
+
+@pytest.mark.parametrize("miner", [None, miners.BatchHardMiner()], ids=["no miner", "miner"])
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_labels_may_have_two_dtypes(dtype, miner):
+    loss, rows, references = GlobalBatchLoss(pml.ContrastiveLoss(), miner=miner), torch.randn(6, 3), torch.randn(4, 3)
+    labels, ref_labels = torch.arange(6) % 2, torch.arange(4) % 2
+    right = loss(rows, labels, ref_emb=references, ref_labels=ref_labels)
+    for given in ((labels.to(dtype), ref_labels), (labels, ref_labels.to(dtype)), (labels.to(dtype), ref_labels.int())):
+        assert loss(rows, given[0], ref_emb=references, ref_labels=given[1]) == right

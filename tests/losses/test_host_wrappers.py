@@ -224,3 +224,23 @@ def test_pml_may_be_patched_with_our_wrappers(monkeypatch, name):
     assert {"SupConLossOut", "NTXentLoss"} <= set(ours.supported_losses())
     options = {"embedding_size": 4, "memory_size": 16} if name == "CrossBatchMemory" else {}
     ours(losses.SupConLossOut(), **options)
+
+
+@pytest.mark.parametrize("miner", [None, miners.BatchHardMiner()], ids=["no miner", "miner"])
+@pytest.mark.parametrize("inner", [pml.ContrastiveLoss(), losses.SupConLossOut()], ids=["pml", "own"])
+class TestMemoryOfValues:
+    def test_labels_of_any_integer_dtype(self, inner, miner):
+        rows, labels = torch.randn(2, 6, 3), torch.arange(6) % 2
+        found = []
+        for dtype in (torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64):
+            memory = losses.CrossBatchMemory(inner, 3, memory_size=20, miner=miner)
+            found.append([memory(batch, labels.to(dtype)).item() for batch in rows])
+        assert found == [found[0]] * len(found)
+
+    def test_the_meta_device_has_none(self, inner, miner):
+        memory = losses.CrossBatchMemory(inner, 3, memory_size=20, miner=miner)
+        rows, labels = torch.randn(6, 3), torch.arange(6) % 2
+        for name, given in (("embeddings", (rows.to("meta"), labels)), ("labels", (rows, labels.to("meta")))):
+            with pytest.raises(ValueError, match=f"`{name}` to have values, but got a tensor on the meta device"):
+                memory(*given)
+        assert memory(rows, labels).isfinite()  # the memory is as before

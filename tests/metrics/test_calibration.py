@@ -167,3 +167,10 @@ def test_errors_say_what_was_expected_and_what_came(scores, options, message):
     for function in [calibration_metrics] if "temperature" in options else functions:
         with pytest.raises(ValueError, match=message):
             function(np.array(scores), **{"labels": np.array([0])} | options)
+
+
+def test_a_temperature_leaves_logits_finite():
+    logits, labels = np.array([[1.0, 2.0], [3.0, 1.0]]), np.array([1, 0])
+    assert calibration_metrics(logits, labels, temperature=1e-300)["ece"] == 0
+    with pytest.raises(ValueError, match="`temperature` to leave the logits over it finite, but got 5e-324"):
+        calibration_metrics(logits, labels, temperature=5e-324)

@@ -25,3 +25,10 @@ def test_one_class_and_few_rows_in_a_cluster_without_a_warning_of_faiss(capfd):
     assert capfd.readouterr().err == ""
     with pytest.raises(ValueError, match=r"`labels` .* shape \(50,\), but got shape \(2,\)"):
         clustering_metrics(points, np.arange(2))
+
+
+def test_rows_of_very_different_lengths_are_an_error():
+    rows = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    rows[7] = 1e38
+    with pytest.raises(ValueError, match="`embeddings` to have squared distances that fit into float32"):
+        clustering_metrics(rows, np.arange(50) % 2)

@@ -79,6 +79,9 @@ def test_few_rows_and_columns(shape):
     ({"methods": "pca"}, ValueError, "`methods` to be some of"),
     ({"methods": ["pca", "pca"]}, ValueError, "each once"),
     ({"seed": None}, TypeError, "`seed` to be an integer"),
+    ({"features": np.diag([1.0, 1.0, 1.0, 1e16])}, ValueError, "have values of at most 1e.15, but got 1e.16"),
+    ({"features": np.full((4, 2), -3e38, np.float32)}, ValueError, "at most 1e.15, but got 3e.38"),
+    ({"methods": [10**5000]}, ValueError, "`methods` to be some of"),
     ({"features": np.ones((3, 2))}, ValueError, "at least 4 rows for 'tsne', but got 3"),
 ])  # fmt: skip
 def test_bad_arguments(change, error, match):

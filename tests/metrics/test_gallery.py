@@ -92,3 +92,9 @@ def test_without_a_relevant_reference_nothing_is_returned(rows, labels, own):
 def test_errors_say_what_was_expected(query, options, match):
     with pytest.raises(ValueError, match=match):
         worst_queries(query, np.array([1, 1]), np.eye(3, 2) + 1, np.array([0, 1, 1]), **options)
+
+
+@pytest.mark.parametrize("value", ["", "no", None, 2.0, 1, np.array([])])
+def test_the_switch_is_a_bool(value):
+    with pytest.raises(TypeError, match="`ref_includes_query` to be True or False"):
+        worst_queries(np.eye(2), np.array([0, 0]), np.eye(2), np.array([0, 0]), ref_includes_query=value)

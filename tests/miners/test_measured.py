@@ -252,3 +252,35 @@ def test_the_report_continues_from_a_state_dict():
     assert found.pop("seconds") > 0
     assert expected.pop("seconds") > 0
     assert found == expected
+
+
+@pytest.mark.parametrize("inner", [pml_miners.BatchHardMiner(), OnlineHardExampleMiner(), CappedPositivesMiner(2)])
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_labels_of_rows_and_references_may_have_two_dtypes(inner, dtype):
+    rows, references, labels, ref_labels = (
+        torch.randn(6, 4),
+        torch.randn(5, 4),
+        torch.arange(6) % 3,
+        torch.arange(5) % 3,
+    )
+    for miner in (MeasuredMiner(inner), inner):
+        if isinstance(miner, pml_miners.BatchHardMiner):  # PML's own
+            continue
+        torch.manual_seed(0)
+        right = miner(rows, labels, references, ref_labels)
+        for given in ((labels.to(dtype), ref_labels), (labels.int(), ref_labels.to(dtype))):
+            torch.manual_seed(0)
+            found = miner(rows, given[0], references, given[1])
+            assert all(torch.equal(one, other) for one, other in zip(found, right, strict=True))
+
+
+def test_labels_that_would_become_equal_raise():
+    high, negative = torch.tensor([2**64 - 1, 0], dtype=torch.uint64), torch.tensor([-1, 0])
+    with pytest.raises(ValueError, match="`labels` and `ref_labels` that stay different as int64"):
+        OnlineHardExampleMiner()(torch.randn(2, 3), high, torch.randn(2, 3), negative)
+
+
+def test_the_same_object_as_references_has_no_pairs_with_itself():
+    rows, labels = torch.randn(6, 4), (torch.arange(6) % 2).to(torch.uint8)
+    alone, given = OnlineHardExampleMiner()(rows, labels), OnlineHardExampleMiner()(rows, labels, rows, labels)
+    assert all(torch.equal(one, other) for one, other in zip(alone, given, strict=True))

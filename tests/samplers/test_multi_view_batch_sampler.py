@@ -315,6 +315,11 @@ SINGLE = [0] * 9 + [1]
     [
         ([], {}, ValueError, r"`labels` to be 1-D and not empty, but got shape \(0,\)"),
         (torch.tensor([True, False]), {}, TypeError, "`labels` to be integers, but got dtype bool"),
+        (torch.zeros(9).to(torch.float8_e5m2), {}, TypeError, "`labels` to be integers, but got torch.float8_e5m2"),
+        (torch.zeros(9).bfloat16(), {}, TypeError, "`labels` to be integers, but got torch.bfloat16"),
+        (torch.zeros(9, dtype=torch.complex64).conj(), {}, TypeError, "to be integers, but got torch.complex64"),
+        ([0] * 9, {"max_per_class": 10**5000, "samples_per_class": 1}, ValueError, "got an integer of .* bits and 1"),
+        ([0] * 9, {"samples_per_class": 10**5000}, ValueError, "`samples_per_class` to be an integer of 64 bits"),
         (SequentialSampler(range(4)), {}, TypeError, "`labels` to be the labels of the samples, but got a SequentialS"),
         (DistributedSampler(range(4), 2, 0), {}, TypeError, "unless it runs with `Trainer.use_distributed_sampler=Fal"),
         ([0] * 9, {"batch_size": 0}, ValueError, "`batch_size` to be at least 1, but got 0"),

@@ -47,7 +47,10 @@ def test_rows_on_a_grid_stay_on_a_grid(offset):
 def test_rows_of_very_different_lengths_are_an_error():
     references = clustered(100, seed=1)[0].astype(np.float32)
     references[7] *= np.float32(1e30)
-    with pytest.raises(ValueError, match=r"squared distances fit into float32, but got lengths of .*e\+30 beside 1.0e"):
+    with pytest.raises(
+        ValueError,
+        match=r"`reference` to have squared distances that fit into float32, but got lengths of .*e\+30 beside 1.0e",
+    ):
         well_conditioned(references, references)
 
 

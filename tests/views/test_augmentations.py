@@ -205,3 +205,9 @@ def test_the_number_of_threads_does_not_change_the_draws():
     finally:
         torch.set_num_threads(1)
     torch.testing.assert_close(*results, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [True, 3, None, "", iter([torch.abs])])
+def test_steps_are_a_list(steps):
+    with pytest.raises(TypeError, match="`steps` to be a list or tuple of functions, but got "):
+        image_transform.ImageTransform(8, **RGB, crop=lambda images: images, steps=steps)

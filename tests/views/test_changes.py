@@ -132,6 +132,11 @@ def test_images_and_indices_are_checked(change, replaced, error, message):
         (lambda: Rotation(45), ValueError, r"`degrees` to be one of \[0, 90, 180, 270\], but got 45"),
         (lambda: Rotation(90.0), TypeError, "`degrees` to be an integer, but got 90.0"),
         (lambda: GaussianNoise(0.0), ValueError, "`std` to be above 0, but got 0.0"),
+        (
+            lambda: GaussianNoise([10**5000]),
+            TypeError,
+            "`std` to be a number, but got a list with an integer of thousa",
+        ),
         (lambda: GaussianNoise(seed=-1), ValueError, "`seed` to be at least 0, but got -1"),
         (lambda: GaussianNoise()(images(), torch.arange(-1, 5)), ValueError, "`indices` to be at least 0, but got -1"),
         (lambda: transformation_tasks(in_chans=2), ValueError, r"`in_chans` to be one of \[1, 3\], but got 2"),

@@ -113,3 +113,33 @@ def test_batches_without_a_seed_are_rejected():
     assert len(data) == 22
     with pytest.raises(TypeError, match=r"Expected batches with a `seed`, as .* but got list"):
         next(iter(DataLoader(data, batch_size=4, collate_fn=data.collate)))
+
+
+class Seeds(list):
+    """A batch with any seed."""
+
+    def __init__(self, seed):
+        super().__init__([0])
+        self.seed = seed
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 10**5000], ids=["2^64", "-2^63-1", "10^5000"])
+def test_a_seed_has_64_bits(seed):
+    data = DATASETS["in memory"]
+    for least_or_most in (2**64 - 1, -(2**63)):
+        data.__getitems__(Seeds(least_or_most))
+    with pytest.raises(ValueError, match="a `seed` of 64 bits, but got an integer of .* bits"):
+        data.__getitems__(Seeds(seed))
+
+
+def test_a_seed_is_an_integer():
+    with pytest.raises(TypeError, match="Expected batches with a `seed`"):
+        DATASETS["in memory"].__getitems__(Seeds(True))
+
+
+@pytest.mark.parametrize(
+    "device", [10**30, "no such", "\ud800", object()], ids=["10^30", "name", "surrogate", "object"]
+)
+def test_the_device_is_known_to_torch(device):
+    with pytest.raises(ValueError, match="Expected argument `device` to be a device of torch, but got "):
+        SeededDataset([(IMAGES[0], 0)], device)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from pml_supcon._checks import INT64, check_bool, check_choice, check_number, shown
+from pml_supcon._checks import INT64, check_bool, check_choice, check_temperature, shown
 
 Summation = Literal["out", "in"]
 Denominator = Literal["all", "one_positive", "negatives"]
@@ -36,7 +36,7 @@ class SupConOptions:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, above=0)
+        check_temperature("temperature", self.temperature)
         check_choice("summation", self.summation, get_args(Summation))
         check_choice("denominator", self.denominator, get_args(Denominator))
         check_choice("contrast_mode", self.contrast_mode, get_args(ContrastMode))
