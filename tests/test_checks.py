@@ -94,7 +94,7 @@ def test_a_wrong_type_is_described():
 def test_an_integer_inside_a_value_is_not_written(value):
     assert checks.shown(value) == f"a {type(value).__name__} with an integer of thousands of digits"
     with pytest.raises(
-        (TypeError, ValueError), match="`x` to be .*, but got a .* with an integer of thousands of digit"
+        (TypeError, ValueError), match=r"`x` to be .*, but got a .* with an integer of thousands of digit"
     ):
         checks.check_number("x", value, above=0)
 

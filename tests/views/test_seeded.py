@@ -128,7 +128,7 @@ def test_a_seed_has_64_bits(seed):
     data = DATASETS["in memory"]
     for least_or_most in (2**64 - 1, -(2**63)):
         data.__getitems__(Seeds(least_or_most))
-    with pytest.raises(ValueError, match="a `seed` of 64 bits, but got an integer of .* bits"):
+    with pytest.raises(ValueError, match=r"a `seed` of 64 bits, but got an integer of .* bits"):
         data.__getitems__(Seeds(seed))
 
 

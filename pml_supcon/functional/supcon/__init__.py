@@ -57,7 +57,7 @@ def supcon_loss(
         indices_tuple: pairs ``(a1, p, a2, n)`` or triplets ``(a, p, n)`` of row indices, the output of PML's miners.
             ``P(i)`` and ``N(i)`` are then exactly these sets (a pair may be in both), and labels are not needed.
         num_views: V of an ``(N, D)`` input; ``contrast_mode="one"``, ``positives_cap`` and missing labels need it.
-        temperature: ``tau > 0``.
+        temperature: ``tau > 0``, at least 1.2e-38.
         summation: "out" (the paper's recommendation) or "in".
         denominator: ``D_ip`` is the sum of ``exp(s_ia)`` over ``P(i)`` and ``N(i)`` for "all" (the paper), over ``p``
             and ``N(i)`` for "one_positive" (NT-Xent), over ``N(i)`` for "negatives" (the loss can then be negative).
