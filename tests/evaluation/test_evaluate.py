@@ -244,11 +244,14 @@ def colour_encoder(tmp_path):
     return save_encoder(encoder, tmp_path / "encoder", mean=(0.3, 0.3, 0.3), std=(0.2, 0.2, 0.2))
 
 
-def test_transfer_is_to_other_data(colour_encoder, tmp_path):
+def test_transfer_is_to_other_data(colour_encoder, tmp_path, capsys):
     home = coloured_folder(tmp_path / "home", ["ape", "bee", "cat"])
     away = coloured_folder(tmp_path / "away", ["dog", "eel"], ["dog", "eel", "fox"], counts=(20, 5))
     flags = ["--data", home, "--transfer", f"{home},{away}", "--sections", "transfer,linear_probe", *FEW]
     found = evaluate(colour_encoder, tmp_path / "out", *flags)
+    printed = capsys.readouterr().out
+    assert f"data {away}: " in printed
+    assert f"data {home}: " in printed
     same, other = found["sections"]["transfer"]
     assert same["linear_probe"]["top1"] == found["sections"]["linear_probe"]["metrics"]["top1"]
     assert (other["classes"], other["train"], other["test"]) == (3, 40, 15)

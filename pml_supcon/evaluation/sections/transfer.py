@@ -10,6 +10,7 @@ from pml_supcon.data.load import OpenedData, open_data
 from pml_supcon.evaluation.context import EvaluationContext, note_missing_classes, warnings_as_notes
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.metrics import choose_inverse_l2, linear_probe_metrics, retrieval_scores
+from pml_supcon.training.run import print_data_summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,9 @@ def transfer_to(context: EvaluationContext, spec: str) -> TransferResult | None:
 
 
 def open_images(spec: str, settings: EvaluateSettings, *, image_size: int | None = None) -> OpenedData:
-    """Open a data set without decoding its images, with the settings' limits on their number."""
-    return open_data(
+    """Open a data set without decoding its images, with the settings' limits on their number; print what was read."""
+    opened = open_data(
         spec, image_size=image_size, max_train=settings.max_train, max_test=settings.max_test, new_classes="some"
     )
+    print_data_summary(opened)
+    return opened
