@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 
@@ -10,7 +11,8 @@ def escape_unencodable() -> None:
     """Write characters that the encoding of the console lacks as escapes, where Python would raise."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # a pipe in place of a file, by `dup2`, has no position; the errors are set before
+                stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
