@@ -80,7 +80,7 @@ def worst_queries(
         (array([0]), array([0.5]), array([[0, 1]]), array([[0.8, 0.6]]))
     """
     check_int("queries", queries, low=1)
-    check_int("neighbours", neighbours, low=1)
+    neighbours = check_int("neighbours", neighbours, low=1)  # FAISS takes no integers of NumPy
     own = check_bool("ref_includes_query", ref_includes_query)
     unit, references = (
         normalize(as_embeddings(value, name, dtype=np.float32))

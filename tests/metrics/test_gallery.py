@@ -98,3 +98,9 @@ def test_errors_say_what_was_expected(query, options, match):
 def test_the_switch_is_a_bool(value):
     with pytest.raises(TypeError, match="`ref_includes_query` to be True or False"):
         worst_queries(np.eye(2), np.array([0, 0]), np.eye(2), np.array([0, 0]), ref_includes_query=value)
+
+
+def test_the_counts_may_be_integers_of_numpy():
+    rows, labels = np.random.default_rng(0).normal(size=(6, 3)), np.arange(6) % 2
+    found, right = (worst_queries(rows, labels, rows, labels, queries=n, neighbours=n) for n in (np.int64(2), 2))
+    assert np.array_equal(found.neighbours, right.neighbours)
