@@ -31,9 +31,10 @@ lint: $(DEV)
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
-# the rest: slow tests (with the code blocks of the docs and the strict build of the site), the wheel, the walk
+# the rest: slow tests (with the code blocks of the docs and the strict build of the site), random calls, the wheel, the walk
 test-all: $(DEV)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	$(MAKE) fuzz ARGS="--calls 200"
 	$(MAKE) wheel-test walk
 
 # random calls of every public function; exit status 1 if an outcome is neither a value nor an error that names an argument

@@ -48,6 +48,7 @@ from pml_supcon import views  # noqa: E402
 from pml_supcon.corruptions import CORRUPTIONS  # noqa: E402
 from pml_supcon.losses import SupConLossIn, SupConLossOut  # noqa: E402
 from pml_supcon.metrics import fit_linear_probe  # noqa: E402
+from pml_supcon.metrics.probe_selection import CANDIDATES  # noqa: E402
 from pml_supcon.models import ProjectionHead, save_head  # noqa: E402
 
 #: Classes that only hold results, and functions whose calls take a tenth of a second or more.
@@ -535,6 +536,11 @@ def numbers_in(value: Any) -> list[Any]:
     return [] if value is None or isinstance(value, str) else [value]
 
 
+def chosen_among_candidates(value: Any, given: dict[str, Any]) -> str | None:
+    candidates = [float(candidate) for candidate in given.get("candidates", CANDIDATES)]
+    return None if value.inverse_l2 in candidates else f"not among the candidates: {value.inverse_l2}"
+
+
 def finite(value: Any, given: dict[str, Any]) -> str | None:
     bad = [number for number in numbers_in(value) if not math.isfinite(number)]
     return f"not finite: {bad[:3]}" if bad else None
@@ -633,6 +639,7 @@ RIGHT: dict[str, Check] = {
     "metrics.retrieval_metrics": of_retrieval,
     "metrics.per_class_means": any_value,
     "metrics.relative_mean_corruption_error": finite,
+    "metrics.choose_inverse_l2": chosen_among_candidates,
     "metrics.fit_linear_probe": any_value,
     "metrics.fit_calibrated_probe": any_value,
     **{
