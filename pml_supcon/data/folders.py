@@ -43,8 +43,8 @@ def open_folder(root: Path, depth: int | None = None) -> Source:
     """Open a folder with a training part and a test part, or a folder of class folders.
 
     Args:
-        root: ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/CLASS/*``. The part names are those of
-            ``TRAIN_NAMES`` and ``TEST_NAMES``, in any case.
+        root: ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/CLASS/*``. The parts may have any
+            name in ``TRAIN_NAMES`` and ``TEST_NAMES``, in any case.
         depth: The level of the class folders: 1 for ``CLASS/*``, 2 for ``GROUP/CLASS/*``. Default: 1, with an error if
             class folders hold several folders of images and no image.
 

@@ -157,7 +157,7 @@ def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tenso
     The image is rotated according to its EXIF orientation. Transparent pixels are blended with white.
 
     Raises:
-        BrokenImageError: If the image cannot be decoded, has more than 8 bits or several frames, or is in colour and
+        BrokenImageError: If the image cannot be decoded, ``decode_image`` refuses it, or it is in colour and
             ``in_chans`` is 1. The error names the image.
     """
     image = _open(images, index)
@@ -176,14 +176,14 @@ def read_image(images: Images, index: int, in_chans: int) -> Image.Image | Tenso
 def decode_image(image: Image.Image, mode: str) -> Image.Image:
     """Return an opened image as training and evaluation read it.
 
-    It is turned as its EXIF orientation says, and transparent pixels are blended with white.
+    It is rotated according to its EXIF orientation, and transparent pixels are blended with white.
 
     Args:
         image: As ``PIL.Image.open`` returns it.
         mode: "L" or "RGB".
 
     Raises:
-        ValueError: If the image has more than 8 bits per channel or several frames.
+        ValueError: If the image has more than 8 bits per channel, several frames, or sides of a ratio above 100.
     """
     if fault := _unsupported(image):
         raise ValueError(f"Expected an image {fault}")
@@ -284,9 +284,8 @@ def _unsupported(image: Image.Image) -> str | None:
             f"at most {_LONGEST} times as long as wide, but got {image.width} x {image.height} pixels; scaled to the "
             "size of the others it would fill the memory"
         )
-    if (
-        getattr(image, "is_animated", False) and image.format != "MPO"
-    ):  # MPO holds several views of one photograph, not an animation
+    # MPO holds several views of one photograph, not an animation
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         return "of one frame, but got several; save the one to read"
     return None
 

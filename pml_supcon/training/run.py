@@ -202,7 +202,7 @@ def images_of(data: ImageData) -> dict[str, Any]:
 
 
 def check_images(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise CheckpointError unless the images of a checkpoint are those of this run, by number and labels."""
+    """Raise CheckpointError unless a checkpoint's data set has the same numbers of images and labels as this run's."""
     counts = [
         f"{split}: {now['images'][split]} images now, {number} then"
         for split, number in then["images"].items()
@@ -297,7 +297,7 @@ def _check(run: RunFolder, accelerator: Accelerator) -> None:
 def announce_download(encoder: str) -> None:
     """Print on the main process that timm has to download weights; without a network it tries for a minute."""
     if PartialState().is_main_process and not has_local_weights(encoder):
-        print(f"no local weights of {encoder}: timm downloads them", flush=True)
+        say(f"no local weights of {encoder}: timm downloads them")
 
 
 def check_shared_folder(run: RunFolder, accelerator: Accelerator) -> None:
