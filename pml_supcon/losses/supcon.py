@@ -185,9 +185,10 @@ class SupConLossOut(BaseSupConLoss):
         IndexError: If ``indices_tuple`` has row numbers out of range.
 
     Note:
-        It differs from PML 2.9's ``SupConLoss`` in three ways: all anchors with a positive are in the mean, while PML's
+        It differs from PML 2.9's ``SupConLoss`` in four ways: all anchors with a positive are in the mean, while PML's
         default reducer leaves out losses of exactly 0; a batch without negatives has the paper's loss, while PML
-        returns 0; labels on another device are an error. ``pml_supcon.functional.supcon_loss`` has the definitions.
+        returns 0; a row of norm 0 has the gradient 0, while PML's is about 1e12 times too large; labels on
+        another device are an error. ``pml_supcon.functional.supcon_loss`` has the definitions.
         Use ``pml_supcon.losses.GlobalBatchLoss`` on several processes. PML's ``DistributedLossWrapper`` concatenates
         the rows of the processes: ``(N, D)`` rows are then no longer view-major. With it pass ``(B, V, D)`` embeddings
         if an option needs the views, and no ``positives_cap``, which would count in another order on each process.
