@@ -4,7 +4,7 @@ Tiles of similarities are never written to global memory. Products run in the dt
 losses and gradients are float32. Results are bit-identical between runs with the same block shape; Triton chooses the
 shape by timing, unless ``torch.use_deterministic_algorithms`` is on.
 
-- ``operators``: the custom ops; sorts a problem by label;
+- ``operators``: the operator; sorts a problem by label;
 - ``launch``: kernel launches;
 - ``forward``, ``backward``: the kernels;
 - ``weights``, ``primitives``: their building blocks;
