@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_supcon.functional.supcon import triton as backend
 from pml_supcon.functional.supcon.custom_ops import define_operator
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.triton.launch import Launches, Side
@@ -23,7 +24,7 @@ def solve(problem: Problem) -> AnchorLosses:
         None if cap is None else cap.row_rank.int(),
         None if cap is None else cap.anchor_limit.int(),
         problem.first_anchor,
-        problem.input_dtype,
+        backend.products_dtype(problem),
         problem.temperature,
         problem.summation,
         problem.denominator,
