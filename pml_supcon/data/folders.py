@@ -1,8 +1,9 @@
 """Image folders: find the training and test parts and the class folders, and report everything that is left out."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pml_supcon.data.images import Pool, Source, digest_of, printable, stamps
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first of these that exists is scored
+_PART = re.compile("train|test|val|dev|eval", re.IGNORECASE)  # the first letters of the names of parts
 EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".pbm", ".avif")
 
 
@@ -58,6 +60,8 @@ def open_folder(root: Path, depth: int | None = None) -> Source:
     train, test, others = _parts(root)
     reader = _Reader(depth)
     if train is None:
+        if depth is None:
+            _refuse_parts_of_other_names(root)
         pool, names = reader.read(root, ())
         return Source(pool, None, names, parts=(f"{printable(root)}", None), left_out=reader.left_out())
     pool, names = reader.read(train, ())
@@ -101,6 +105,29 @@ def _parts(root: Path) -> tuple[Path | None, Path | None, list[str]]:
             f"{', '.join(map(printable, unknown))} has class folders too: rename it, or move it elsewhere"
         )
     return trains[0], tests[0] if tests else None, [f"{printable(path.name)}/" for path in others]
+
+
+def _refuse_parts_of_other_names(root: Path) -> None:
+    """Raise if all folders have names such as `training_set` and `test_set`: these are parts, not classes."""
+    folders = [path for path in _folders(root) if _folders(path)]
+    names = [path.name for path in folders]
+    if len(names) > 1 and all(map(_PART.match, names)) and any(name.lower().startswith("train") for name in names):
+        raise ValueError(
+            f"Expected the parts of {printable(root)} to be named {TRAIN_NAMES[0]} and {TEST_NAMES[0]}, but got "
+            f"{', '.join(map(printable, names))}: rename them (`?depth=1` takes them as classes)"
+        )
+
+
+def _refuse_inner_parts(folder: Path, names: Iterable[str]) -> None:
+    """Raise if the names of folders below a folder are names of both parts."""
+    lower = {name.lower() for name in names}
+    train, test = lower.intersection(TRAIN_NAMES), lower.intersection(TEST_NAMES)
+    if train and test:
+        raise ValueError(
+            f"Expected the parts above the class folders, but {printable(folder)} holds {min(train)} and {min(test)}: "
+            "if these hold the classes, the path of the data ends there; `?depth=1` takes all images below a class "
+            "folder as one set"
+        )
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -155,7 +182,9 @@ class _Reader:
             The images with their labels, and all class names: the known ones, then the new ones.
         """
         folders = [part]
-        for _ in range(self.depth or 1):
+        for level in range(self.depth or 1):
+            for folder in folders if level else ():
+                _refuse_inner_parts(folder, [each.name for each in _folders(folder)])
             self.left["files beside the class folders"] += sum(
                 _is_file(entry) for folder in folders for entry in _entries(folder)
             )
@@ -165,7 +194,13 @@ class _Reader:
             raise ValueError(f"Expected {printable(part)} to hold one folder per class, but it {state}")
         raw = [folder.relative_to(part).as_posix() for folder in folders]
         self._enter(folders)
-        names = list(known) + [name for name in map(printable, raw) if name not in set(known)]
+        new = [name for name in map(printable, raw) if name not in set(known)]
+        spelt = {name.strip().casefold(): name for name in known}
+        if unlike := [f"{name!r} and {spelt[key]!r}" for name in new if (key := name.strip().casefold()) in spelt]:
+            raise ValueError(
+                f"Expected one spelling of a class in all parts, but got {', '.join(unlike)} in {printable(part)}"
+            )
+        names = [*known, *new]
         code = {name: label for label, name in enumerate(names)}
         if len(code) < len(names):
             raise ValueError(f"Expected class folders of {printable(part)} whose names differ when printed")
@@ -197,25 +232,27 @@ class _Reader:
 
     def _images_of(self, folder: Path) -> list[str]:
         """Return the images in a folder and the folders below it, in the order of their paths."""
-        return sorted(self._walk(folder))
-
-    def _walk(self, folder: str | Path) -> Iterator[str]:
-        for entry in _entries(folder):
-            if _is_folder(entry):
-                if entry.is_symlink():
-                    target = os.path.realpath(entry.path)
-                    if target in self._above or not {target, *map(str, Path(target).parents)}.isdisjoint(self._read):
-                        self.left["links to folders that are read anyway"] += 1
-                        continue
-                    self._enter([Path(target)])
-                yield from self._walk(entry.path)
-            elif not _is_file(entry):
-                self.left["entries that are not files"] += 1
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield entry.path
-            else:
-                suffix = os.path.splitext(entry.name)[1]
-                self.left[f"{printable(suffix)} files" if suffix else "files without an extension"] += 1
+        images: list[str] = []
+        folders = [os.fspath(folder)]
+        while folders:
+            for entry in _entries(folders.pop()):
+                if _is_folder(entry):
+                    if entry.is_symlink():
+                        target = os.path.realpath(entry.path)
+                        around = {target, *map(str, Path(target).parents)}
+                        if target in self._above or not around.isdisjoint(self._read):
+                            self.left["links to folders that are read anyway"] += 1
+                            continue
+                        self._enter([Path(target)])
+                    folders.append(entry.path)
+                elif not _is_file(entry):
+                    self.left["entries that are not files"] += 1
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    images.append(entry.path)
+                else:
+                    suffix = os.path.splitext(entry.name)[1]
+                    self.left[f"{printable(suffix)} files" if suffix else "files without an extension"] += 1
+        return sorted(images)
 
     def _refuse_nested(self, folders: Sequence[Path], found: Sequence[Sequence[str]]) -> None:
         """Raise if class folders hold several folders of images and no image: these may be the classes."""
@@ -223,9 +260,10 @@ class _Reader:
             return
         nested = {}
         for folder, paths in zip(folders, found, strict=True):
-            below = {os.path.relpath(path, folder).split(os.sep)[0] for path in paths}
-            if len(below) > 1 and not any(os.path.dirname(path) == str(folder) for path in paths):
-                nested[folder] = below
+            holders = {os.path.dirname(path) for path in paths}
+            if len(holders) > 1 and str(folder) not in holders:
+                nested[folder] = {os.path.relpath(holder, folder) for holder in holders}
+                _refuse_inner_parts(folder, [name for holder in nested[folder] for name in holder.split(os.sep)])
         if nested:
             folder, below = next(iter(nested.items()))
             inner = ", ".join(sorted(map(printable, below))[:3])

@@ -146,7 +146,10 @@ def shape_of(images: Images, index: int) -> tuple[bool, tuple[int, int]]:
         return image.shape[0] == 1, (image.shape[1], image.shape[2])
     # PIL turns a TIFF itself; a PNG would be decoded here, for an orientation behind its pixels.
     skipped = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
-    exif = {} if skipped else image.getexif()
+    try:
+        exif = {} if skipped else image.getexif()
+    except Exception as error:  # see `read_image`
+        raise BrokenImageError(f"{images.where(index)} has EXIF data that cannot be read: {error}") from error
     turned = exif.get(ExifTags.Base.Orientation) in _TURNED
     return image.mode in GREY_MODES, (image.width, image.height) if turned else (image.height, image.width)
 

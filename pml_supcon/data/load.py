@@ -109,6 +109,8 @@ class OpenedData:
         train, test = (f" of {place}" if place else "" for place in source.parts)
         if source.test is None:
             test = ", 30 % of each class"
+        if not torch.isin(self.test.labels, self.train.labels).any():
+            test += ", all of classes that train lacks"
         left_out = list(source.left_out)
         for title, before, after in zip(("training", "test"), self.before, (self.train, self.test), strict=True):
             if len(after) < len(before):

@@ -43,10 +43,15 @@ def _form_and_query(spec: str) -> tuple[str, str]:
     marks = [index for index, letter in enumerate(spec) if letter == "?"]
     place = spec.find(":") + 1
     for mark in (len(spec), *reversed(marks)):
-        if marks and place and spec[place:mark] and Path(spec[place:mark]).expanduser().exists():
+        if marks and place and spec[place:mark] and _as_path(spec[place:mark]).exists():
             return spec[:mark], spec[mark + 1 :]
     form, _, query = spec.partition("?")
     return form, query
+
+
+def _as_path(place: str) -> Path:
+    """Return the path with `~` expanded; the home of an unknown user stays as it is, and does not exist."""
+    return Path(os.path.expanduser(place))
 
 
 def _open_form(form: str, options: dict[str, str], spec: str) -> Source:
@@ -92,7 +97,7 @@ def _open_folder(place: str, options: dict[str, str]) -> Source:
     depth = options.get("depth")
     if depth not in (None, "1", "2", "3"):
         raise ValueError(f"Expected `?depth=` to be 1, 2 or 3, the level of the class folders, but got {depth!r}")
-    return open_folder(Path(place).expanduser(), None if depth is None else int(depth))
+    return open_folder(_as_path(place), None if depth is None else int(depth))
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
     import datasets  # imported here because it is slow and optional
 
     _refuse_options("hf", options, ("image", "label", "name", "train", "test"))
-    path = Path(place).expanduser()
+    path = _as_path(place)
     if not path.exists() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
         raise FileNotFoundError(f"Expected a folder that `datasets` reads, but there is no folder {path}")
     if path.exists():
@@ -134,6 +139,8 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
         absent = "" if path.exists() else " (nor is there a folder of that name)"
         raise ValueError(f"`datasets` could not load {place!r}{absent}: {error}") from error
     first, chosen = options.get("train", "train"), options.get("test")
+    if first == chosen:
+        raise ValueError(f"Expected two splits of {place!r} to train and to test on, but got {first} for both")
     for name in filter(None, (first, chosen)):
         if name not in splits:
             raise ValueError(
@@ -219,13 +226,16 @@ def _is_home(folder: Path) -> bool:
 
 
 def _encode(columns: dict[str, list[Any]], feature: Any, datasets: Any) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """Return the class names and the labels 0..C-1 of each split, -1 for a row without a label."""
+    """Return the class names and the labels 0..C-1 of each split, the training split first; -1 is no label."""
     if isinstance(feature, datasets.ClassLabel):
         coded = {name: [-1 if value is None else int(value) for value in column] for name, column in columns.items()}
         return tuple(feature.names), coded
-    known = sorted({value for column in columns.values() for value in column if value is not None})
-    if not all(isinstance(value, int | str) for value in known):
+    # -1 is a hidden label, unless training images have it
+    hidden = (None,) if -1 in next(iter(columns.values())) else (None, -1)
+    values = [value for column in columns.values() for value in column if value not in hidden]
+    if not all(isinstance(value, int | str) for value in values):
         raise ValueError(f"Expected labels that are classes, integers or strings, but got a column of {feature}")
+    known = sorted(set(values))
     code = {value: index for index, value in enumerate(known)}
     return tuple(map(str, known)), {n: [code.get(value, -1) for value in column] for n, column in columns.items()}
 

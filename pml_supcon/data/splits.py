@@ -21,7 +21,7 @@ def split_source(source: Source, spec: str, *, new_classes: NewClasses) -> tuple
 
     Raises:
         ValueError: If a split is empty, train has fewer than 2 classes or too few images to split, or test has a class
-            that ``new_classes`` does not allow.
+            that ``new_classes`` does not allow, or a new class alone.
     """
     if not len(source.train) or (source.test is not None and not len(source.test)):
         raise ValueError(f"Expected images in {spec!r}, but train or test has none")
@@ -30,8 +30,12 @@ def split_source(source: Source, spec: str, *, new_classes: NewClasses) -> tuple
     if source.test is not None:
         known, tested = set(source.train.labels.tolist()), set(source.test.labels.tolist())
         strange = sorted(tested - known)
+        names = ", ".join(source.class_names[label] for label in strange)
+        if len(tested) == 1 and strange and new_classes != "none":
+            raise ValueError(
+                f"Expected test images of {spec!r} with labels, but all are of one class that training lacks, {names!r}"
+            )
         if strange and not (new_classes == "some" or (new_classes == "all" and not tested & known)):
-            names = ", ".join(source.class_names[label] for label in strange)
             either = " (or none of them)" if new_classes == "all" else ""
             raise ValueError(
                 f"Expected every test class of {spec!r} to be a training class{either}, but {names} are not"

@@ -10,14 +10,13 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from pml_supcon._files import write_atomic
 from pml_supcon.data.splits import split_training_set
 from pml_supcon.evaluation.context import EvaluationContext, FeaturesError
 from pml_supcon.evaluation.loading import load_trained_encoder
 from pml_supcon.evaluation.sections import Sections, run_sections
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.digests import read_sealed, sealed
+from pml_supcon.training.digests import read_own, write_own
 from pml_supcon.training.processes import on_main
 from pml_supcon.training.run import open_images
 
@@ -53,8 +52,8 @@ def evaluate_run(
             context.note(f"{', '.join(settings.sections)}: {error}")
         if accelerator.is_main_process:
             content = {"sections": sections.to_json(), "notes": context.notes, "seconds": seconds}
-            write_atomic(file, json.dumps(sealed(content), indent=2, allow_nan=False) + "\n")
-    return on_main(lambda: read_sealed(file, "Remove it to evaluate again"))
+            write_own(file, content)
+    return on_main(lambda: read_own(file, "Remove it to evaluate again"))
 
 
 def share_of_hardest(bins: Sequence[Mapping[str, float]], part: float) -> float:

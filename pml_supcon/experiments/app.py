@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from pml_supcon._console import escape_unencodable, note, say
+from pml_supcon._console import escape_unencodable, say
 from pml_supcon._extras import require_imagecorruptions
 from pml_supcon._files import write_atomic
 from pml_supcon.experiments.experiment import Experiment
@@ -19,7 +19,7 @@ from pml_supcon.experiments.runner import TrainingRunner, run_experiment
 from pml_supcon.experiments.settings import ReproduceSettings, parse
 from pml_supcon.experiments.tables import tables_of
 from pml_supcon.training.environment import commit
-from pml_supcon.training.launch import GROUP_TIMEOUT, make_accelerator
+from pml_supcon.training.launch import make_accelerator
 from pml_supcon.training.run import check_writable
 from pml_supcon.training.signals import Stopped, exit_with_error
 
@@ -31,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
     settings = parse(arguments, prog="reproduce.py", description="Repeat the paper's experiments and judge its claims.")
     try:
-        check_writable(settings.runs, "--runs")
         check_writable(settings.results, "--results")
+        check_writable(settings.runs, "--runs")
         commit()  # cached now, because files may change during the run
-        accelerator = make_accelerator(settings.scale.settings.get("mixed_precision"), GROUP_TIMEOUT)
+        accelerator = make_accelerator(settings.scale.settings.get("mixed_precision"))
         runner = TrainingRunner(settings.runs, accelerator)
         experiments = [EXPERIMENTS[name](settings.scale) for name in settings.experiments]
         if any("corruption" in options["sections"] for each in experiments for options in each.evaluations):
@@ -73,10 +73,7 @@ def write(settings: ReproduceSettings, experiment: Experiment, record: dict[str,
     write_atomic(settings.results / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     table = tables_of(described)
     write_atomic(settings.results / f"{name}.md", table)
-    try:
-        write_atomic(settings.results / f"{name}.svg", lambda path: plot(described, path))
-    except Exception as error:  # of any library: the record is written, and other experiments follow
-        note(f"{settings.results / name}.svg was not drawn: {error!r}")
+    write_atomic(settings.results / f"{name}.svg", lambda path: plot(described, path))
     say(f"\n{experiment.title}\n\n{table}\n{settings.results / name}.json, .md, .svg\n")
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from pml_supcon._files import write_atomic
 from pml_supcon.experiments.analysis import evaluate_run, scores_in
 from pml_supcon.experiments.costs import milliseconds_of
 from pml_supcon.experiments.experiment import TOP1, Experiment, Training
@@ -20,7 +19,7 @@ from pml_supcon.experiments.record import Outcome, record_of
 from pml_supcon.experiments.scales import Scale
 from pml_supcon.experiments.tuning import Choice, candidates, choose, settings_of
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.digests import METRICS, read_sealed, sealed
+from pml_supcon.training.digests import METRICS, read_own, write_own
 from pml_supcon.training.environment import environment
 from pml_supcon.training.processes import on_main
 from pml_supcon.training.run import computed, open_run
@@ -129,7 +128,7 @@ class TrainingRunner:
         if self.accelerator.is_main_process:
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        record = on_main(lambda: _read_record(path))
+        record = on_main(lambda: read_record(path))
         self.seconds[path.name] = record["seconds/total"]
         return record
 
@@ -149,12 +148,12 @@ class TrainingRunner:
             record = {"diverged": message, TOP1: chance, "seconds/total": round(time.perf_counter() - started, 1)}
             record |= {"processes": self.accelerator.num_processes, "precision": self.accelerator.mixed_precision}
             record |= environment(self.accelerator.device)
-            write_atomic(file, json.dumps(sealed(record), indent=2) + "\n")
+            write_own(file, record)
 
 
-def _read_record(run: Path) -> dict[str, Any]:
+def read_record(run: Path) -> dict[str, Any]:
     """Return the record of a run that diverged or is finished; its files were checked when it was opened."""
     if (run / DIVERGED).exists():
-        return read_sealed(run / DIVERGED, "Remove it to train again")
+        return read_own(run / DIVERGED, "Remove it to train again")
     record: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
     return record

@@ -83,14 +83,19 @@ def load_encoder(folder: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: If the folder or one of its two files is missing.
+        ValueError: If a file is not what ``save_encoder`` wrote.
     """
     source = Path(folder)
     weights_file(source)
     if not (source / _CONFIG).is_file():
         raise FileNotFoundError(f"Expected {source} to hold {_CONFIG}, as `save_encoder` writes it, but it does not")
-    config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
-    encoder: nn.Module = timm.create_model(f"local-dir:{source}", pretrained=True)
-    BuildRecord(config["architecture"], config["model_args"], config.get("image_size")).attach(encoder)
+    try:
+        config = json.loads((source / _CONFIG).read_text(encoding="utf-8"))
+        encoder: nn.Module = timm.create_model(f"local-dir:{source}", pretrained=True)
+        BuildRecord(config["architecture"], config["model_args"], config.get("image_size")).attach(encoder)
+    except Exception as error:  # timm, torch and safetensors raise many kinds for a damaged file
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(f"Expected {source} to be a folder of `save_encoder`, but it is not: {reason}") from error
     return encoder
 
 

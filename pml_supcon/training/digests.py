@@ -14,7 +14,7 @@ from pml_supcon._files import check_file, write_atomic
 
 CONFIG, HISTORY, METRICS, ENCODER = "config.yaml", "history.jsonl", "metrics.json", "encoder"
 HEAD, CLASSIFIER = "head.safetensors", "classifier.safetensors"
-DIGESTS, SEAL = "digests.json", "sha256"
+DIGESTS, SEAL, PLACE = "digests.json", "sha256", "written_as"
 
 
 class DamageError(ValueError):
@@ -65,6 +65,20 @@ def read_sealed(file: Path, way_on: str) -> dict[str, Any]:
     return dict(record)
 
 
+def write_own(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a sealed record with the name of its file and of the file's folder, for ``read_own``."""
+    text = json.dumps(sealed({**record, PLACE: _place(file)}), indent=2, allow_nan=False) + "\n"
+    write_atomic(file, text)
+
+
+def read_own(file: Path, way_on: str) -> dict[str, Any]:
+    """Return a record of ``write_own``; raise DamageError if it is damaged, or was written as another file."""
+    record = read_sealed(file, way_on)
+    if (place := record.pop(PLACE, None)) != _place(file):
+        raise DamageError(f"{file} is not what was written: expected a record of this run, but got {place}. {way_on}")
+    return record
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the digests of a finished run, then its record ``metrics.json``: a run with metrics is complete."""
     text = json.dumps(record, indent=2) + "\n"
@@ -100,6 +114,10 @@ def check_encoder_folder(folder: Path) -> None:
     """Raise DamageError if a folder is the encoder of a finished run and was changed; other folders have no digests."""
     if folder.resolve().name == ENCODER and (folder.resolve().parent / DIGESTS).exists():
         check_finished(folder.resolve().parent)
+
+
+def _place(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"
 
 
 def _hidden(file: Path) -> bool:

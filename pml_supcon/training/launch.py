@@ -4,13 +4,14 @@ from datetime import timedelta
 
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 
-GROUP_TIMEOUT = timedelta(days=1)  # the other processes wait in a collective while the main process scores
+#: The time that processes wait in a collective, while the main one downloads data or computes scores.
+GROUP_TIMEOUT = timedelta(days=1)
 
 
-def make_accelerator(mixed_precision: str | None, timeout: timedelta | None = None) -> Accelerator:
+def make_accelerator(mixed_precision: str | None) -> Accelerator:
     """Create the accelerator and reject launches that the engine does not support; see ``check_launch``."""
-    handlers = [] if timeout is None else [InitProcessGroupKwargs(timeout=timeout)]
-    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=handlers)
+    waiting = InitProcessGroupKwargs(timeout=GROUP_TIMEOUT)
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[waiting])
     check_launch(accelerator)
     return accelerator
 

@@ -13,6 +13,7 @@ from pml_supcon.losses import GlobalBatchLoss
 from pml_supcon.miners import CappedPositivesMiner, MeasuredMiner, OnlineHardExampleMiner
 from pml_supcon.models import ProjectionHead
 from pml_supcon.training.config import TrainSettings
+from pml_supcon.training.config.settings import SUPCON
 from pml_supcon.views import flatten_views, split_views
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -163,7 +164,11 @@ def build_criterion(settings: TrainSettings) -> Criterion:
 
 
 def build_loss(settings: TrainSettings) -> Any:
-    """Build the loss of pairs or triplets: ours, or PML's for the other methods of the paper."""
+    """Build the loss of pairs or triplets: ours, or PML's for the other methods of the paper.
+
+    Raises:
+        ValueError: If the method has none.
+    """
     if settings.method == "npairs":
         return NPairsLoss()
     if settings.method == "triplet":
@@ -173,6 +178,8 @@ def build_loss(settings: TrainSettings) -> Any:
         )
     if settings.method == "max_margin":
         return ContrastiveLoss(pos_margin=0, neg_margin=PAIR_MARGIN if settings.margin is None else settings.margin)
+    if settings.method not in SUPCON:
+        raise ValueError(f"Expected argument `method` to have a loss in `build_loss`, but got {settings.method!r}")
     kind = losses.SupConLossIn if settings.method == "supcon_in" else losses.SupConLossOut
     loss = kind(
         settings.temperature,

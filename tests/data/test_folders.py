@@ -1,6 +1,8 @@
 """Image folders as people have them: other part names, links, files of other kinds, classes two levels down."""
 
+import inspect
 import os
+import sys
 
 import pytest
 from PIL import Image
@@ -57,6 +59,21 @@ def test_test_goes_before_validation_which_is_named(tmp_path):
         (["train", "test"], "one folder per class"),
         (["flowers/rose", "flowers/tulip", "trees/oak", "trees/ash"], "`?depth=2` takes the inner folders"),
         (["cat", "dog", "fold1/cat", "fold1/dog"], "1 of 3 hold folders alone"),
+        (["Greek/x/alpha", "Greek/x/beta", "Latin/x/alpha", "Latin/x/beta"], "2 of 2 hold folders alone"),
+        (["train_set/cat", "train_set/dog", "test_set/cat", "test_set/dog"], "named train and test, but got test_set"),
+        (
+            ["training_set/x/cat", "training_set/x/dog", "test_set/x/cat", "test_set/x/dog"],
+            "but got test_set, train",
+        ),
+        (["Train images/cat", "Val images/cat"], "named train and test, but got Train images, Val images"),
+        (["images/train/cat", "images/train/dog", "images/val/cat"], "images holds train and val"),
+        (["data/images/train/cat", "data/images/test/cat"], "data holds train and test"),
+        (["cat/train", "cat/test", "dog/train", "dog/test"], "cat holds train and test"),
+        (
+            ["train/cat", "train/dog", "test/Cat", "test/dog"],
+            "one spelling of a class .*'Cat' and 'cat'",
+        ),
+        (["train/cat", "train/dog", "test/dog "], "'dog ' and 'dog'"),
     ],
 )
 def test_doubt_is_an_error(tmp_path, folders, message):
@@ -64,6 +81,45 @@ def test_doubt_is_an_error(tmp_path, folders, message):
         fill(tmp_path / folder, 2)
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         opened(tmp_path)
+
+
+def test_a_stray_image_leaves_the_doubt_about_parts(tmp_path):
+    for part in ("train_set", "test_set"):
+        fill_classes(tmp_path / part, "cat", "dog")
+        fill(tmp_path / part, 1)
+    with pytest.raises(ValueError, match="to be named train and test"):
+        opened(tmp_path)
+    assert opened(tmp_path, "?depth=1")[0].class_names == ("test_set", "train_set")
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_parts_are_no_classes_at_any_depth(tmp_path, depth):
+    for part in ("train", "test"):
+        fill_classes(tmp_path / "images" / part, "cat", "dog")
+    with pytest.raises(ValueError, match="images holds train and test"):
+        opened(tmp_path, f"?depth={depth}")
+    assert opened(tmp_path / "images")[0].class_names == ("cat", "dog")
+
+
+def test_two_spellings_in_one_part_are_two_classes(tmp_path):
+    for part in ("train", "test"):
+        fill_classes(tmp_path / part, "a", "A")
+    source, _ = opened(tmp_path)
+    assert source.class_names == ("A", "a")
+    assert source.test.labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_class_folder_may_have_more_levels_than_python_calls(tmp_path):
+    fill_classes(tmp_path, "cat", "dog")
+    deep = tmp_path / "cat" / "/".join("d" * 100)
+    deep.mkdir(parents=True)
+    (deep / "x.png").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 80)
+    try:
+        assert opened(tmp_path)[1] == [5, 4]
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_class_folders_two_levels_down(tmp_path):

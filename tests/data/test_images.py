@@ -128,6 +128,13 @@ def test_turned_images_of_one_upright_size_stay_in_memory(tmp_path):
     assert load_data(f"imagefolder:{tmp_path}").train.images.shape[1:] == (3, 8, 16)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_broken_exif_data_are_named(tmp_path, suffix):
+    write_classes(tmp_path, red=5, green=5)
+    Image.new("RGB", (12, 12)).save(tmp_path / f"red/x{suffix}", exif=b"Exif\0\0no exif!")
+    refuse(f"imagefolder:{tmp_path}", f"red/x{suffix} has EXIF data that cannot be read: not a TIFF file")
+
+
 def test_images_of_16_bits_in_a_folder_end_the_run(tmp_path):
     write_classes(tmp_path, red=5, green=5)
     (tmp_path / "red/000.png").write_bytes(png_of_16_bits(2, 3))

@@ -8,7 +8,7 @@ from helpers.image_folders import refuse, write_classes
 from PIL import Image
 
 from pml_supcon.data.images import MemoryImages
-from pml_supcon.data.load import load_data
+from pml_supcon.data.load import load_data, open_data
 from pml_supcon.data.sources import open_source
 
 CIFAR10 = Path(__file__).parents[2] / "../shared/data/cifar10"
@@ -205,6 +205,39 @@ def test_a_test_split_without_labels_gives_way_to_validation(tmp_path, datasets)
     refuse(f"{spec}?test=dev", r"a split named dev .* but its splits are .*test=SPLIT")
     spec = write_parquet(datasets, tmp_path / "c", train=[0, 1, 2], test=[-1, -1])
     refuse(spec, "2 of 2 rows of test have none")
+
+
+def test_hidden_labels_of_integers(tmp_path, datasets):
+    """A label of -1 is hidden, unless training images have it."""
+    whole = {"feature": datasets.Value("int64")}
+    spec = write_parquet(datasets, tmp_path / "a", train=[3, 5, 5], validation=[5, 3], test=[-1, -1], **whole)
+    source = open_source(spec)
+    assert source.class_names == ("3", "5")
+    assert source.test.labels.tolist() == [1, 0]
+    assert source.left_out == ("the split test (2 rows, no labels)",)
+    spec = write_parquet(datasets, tmp_path / "b", train=[3, 5, 5], test=[-1, -1], **whole)
+    with pytest.raises(ValueError, match="2 of 2 rows of test have none"):
+        open_data(spec, new_classes="all")
+    spec = write_parquet(datasets, tmp_path / "c", train=[-1, 1, 1], test=[-1, 1], **whole)
+    assert open_source(spec).class_names == ("-1", "1")
+
+
+def test_one_split_is_not_train_and_test(tmp_path, datasets):
+    spec = write_parquet(datasets, tmp_path / "a", train=[0, 1, 2], test=[2, 1])
+    refuse(f"{spec}?test=train", "two splits .* to train and to test on, but got train for both")
+
+
+@pytest.mark.parametrize("labels", [[[0], [1], [0]], [0.5, 1.5, 0.5]])
+def test_labels_that_are_no_classes_are_refused(tmp_path, datasets, labels):
+    feature = datasets.Sequence(datasets.Value("int64")) if isinstance(labels[0], list) else datasets.Value("float64")
+    spec = write_parquet(datasets, tmp_path / "a", feature=feature, train=labels)
+    refuse(f"{spec}?label=label", "labels that are classes, integers or strings, but got a column of")
+
+
+@pytest.mark.parametrize("scheme", ["imagefolder", "hf"])
+@pytest.mark.parametrize("query", ["", "?classes=0-1"])
+def test_the_home_of_nobody_is_no_folder(scheme, query):
+    refuse(f"{scheme}:~no-such-user/images{query}", "there is no folder ~no-such-user/images")
 
 
 @pytest.mark.parametrize(

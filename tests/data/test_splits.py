@@ -63,6 +63,26 @@ def test_the_seed_draws_the_noise_but_not_the_held_out_images():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_test_images_of_one_new_class_have_no_labels(tmp_path):
+    """As `test/unknown/*` of a competition: retrieval among them would always be right."""
+    write_classes(tmp_path / "train", red=4, green=4)
+    write_classes(tmp_path / "test", blue=4)
+    for new_classes in ("all", "some"):
+        with pytest.raises(ValueError, match="all are of one class that training lacks, 'blue'"):
+            open_data(f"imagefolder:{tmp_path}", new_classes=new_classes)
+    write_classes(tmp_path / "train", blue=4)
+    assert len(open_data(f"imagefolder:{tmp_path}", new_classes="all").test) == 4
+
+
+def test_new_classes_are_said(tmp_path):
+    write_classes(tmp_path / "train", red=4, green=4)
+    write_classes(tmp_path / "test", blue=4)
+    (tmp_path / "test/blue").rename(tmp_path / "test/sky")
+    write_classes(tmp_path / "test", blue=4)
+    _, said, _ = open_data(f"imagefolder:{tmp_path}", new_classes="all").summary()
+    assert said == "train: 8 images of train/; test: 8 images of test/, all of classes that train lacks"
+
+
 def test_images_of_both_parts():
     data = load_data("digits", max_train=100)
     split = divide(data.train_labels, held_out=0.2, label_noise=0.1)

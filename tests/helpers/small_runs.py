@@ -7,7 +7,6 @@ are planned.
 """
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,8 +47,6 @@ def train_flags(arguments, processes):
     with torch.device("meta"):
         create_encoder(asked.encoder, image_size=asked.image_size, small_stem=asked.small_stem, **asked.encoder_args)
     flags = small(asked)
-    if asked.output is None:  # the default is named by the second, in which two small runs may start
-        flags["output"] = f"runs/{os.environ.get('MASTER_PORT', os.getpid())}"
     return as_arguments(flags)
 
 

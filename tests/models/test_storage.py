@@ -143,3 +143,15 @@ def test_errors_of_loading(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"to hold config\.json, as `save_encoder` writes it"):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", content) for content in (b"", b"[]", b"{}", b"{", b"\xff\xfe", b'{"architecture": "resnet10t"}')]
+    + [("model.safetensors", content) for content in (b"", b"half")],
+)
+def test_a_damaged_file_is_one_error_that_names_the_folder(tmp_path, name, content):
+    save_encoder(make("small")[0], tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"Expected {tmp_path} to be a folder of `save_encoder`, but it is not"):
+        load_encoder(tmp_path)

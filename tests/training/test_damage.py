@@ -13,9 +13,13 @@ from safetensors import SafetensorError
 from pml_supcon import _files
 from pml_supcon.evaluation.app import main as evaluate
 from pml_supcon.experiments import app as reproduce
+from pml_supcon.experiments.analysis import evaluate_run
+from pml_supcon.experiments.runner import DIVERGED, read_record
 from pml_supcon.training import digests
 from pml_supcon.training import train as engine
 from pml_supcon.training.app import main
+from pml_supcon.training.config.parser import parse_settings
+from pml_supcon.training.launch import make_accelerator
 
 TINY = ["--max-train", "60", "--max-test", "20", "--batch-size", "30", "--epochs", "2", "--head-dim", "8"]
 TINY += ["--encoder-args.channels", "[8, 8, 8, 8]", "--pictures", "false"]
@@ -192,6 +196,39 @@ def test_reproduce_refuses_a_damaged_run(damage, tmp_path, capsys):
     assert {name: again[name] for name in again if "top1" in name} == {
         name: once[name] for name in once if "top1" in name
     }
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_of_a_divergence_is_refused_by_name(damage, tmp_path):
+    for run, top1 in (("a", 0.1), ("b", 0.9)):
+        (tmp_path / run).mkdir()
+        digests.write_own(tmp_path / run / DIVERGED, {"diverged": "the loss became inf", "linear_probe/top1": top1})
+    file = tmp_path / "a" / DIVERGED
+    assert read_record(file.parent) == {"diverged": "the loss became inf", "linear_probe/top1": 0.1}
+    DAMAGES[damage](file, tmp_path / "b" / DIVERGED)
+    if damage != "removed":  # which is trained again
+        with pytest.raises(digests.DamageError, match=rf"{file} is not what was written.*Remove it to train again"):
+            read_record(file.parent)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "exchanged"])
+def test_a_damaged_evaluation_of_reproduce_is_refused_or_repeated(damage, finished_runs, tmp_path):
+    """Another run's, or another evaluation of the same run, is no evaluation."""
+    run = shutil.copytree(finished_runs[0], tmp_path / "run")
+    settings, accelerator = parse_settings(["--output", str(run), "--resume"]), make_accelerator(None)
+    options = {"sections": ("retrieval",)}
+    once = evaluate_run(run, settings, options, accelerator)
+    [file] = run.glob("evaluation-*.json")
+    assert evaluate_run(run, settings, options, accelerator) == once  # read, with the same seconds
+    other = tmp_path / "other" / file.name if damage == "replaced" else run / "evaluation-0.json"
+    other.parent.mkdir(exist_ok=True)
+    digests.write_own(other, {"sections": {}, "notes": [], "seconds": {}})
+    DAMAGES["replaced" if damage == "exchanged" else damage](file, other)
+    if damage == "removed":
+        assert evaluate_run(run, settings, options, accelerator)["sections"] == once["sections"]
+    else:
+        with pytest.raises(digests.DamageError, match=rf"{file} is not what was written.*Remove it to evaluate again"):
+            evaluate_run(run, settings, options, accelerator)
 
 
 # Full disks, modes, left-over files

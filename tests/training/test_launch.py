@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,9 @@ from helpers.process_groups import free_port
 
 from pml_supcon.experiments import app as reproduce
 from pml_supcon.training import app as train
+from pml_supcon.training.config.parser import parse_settings
 from pml_supcon.training.launch import check_launch, make_accelerator
+from pml_supcon.training.run import open_run
 
 REPOSITORY = Path(__file__).parent.parent.parent
 TWO_MACHINES = REPOSITORY / "benchmarks" / "two_machines.sh"
@@ -192,6 +195,19 @@ def test_the_record_names_the_precision_that_is_computed(precision, device, nati
 def test_an_evaluation_is_in_full_precision_under_any_launcher(fresh_state, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     assert make_accelerator("no").mixed_precision == "no"
+
+
+def test_processes_wait_for_a_long_download_or_score(fresh_state):
+    assert make_accelerator(None).init_handler.timeout == timedelta(days=1)  # torch's default is 10 or 30 minutes
+
+
+def test_runs_that_start_in_one_second_have_folders_of_their_own(fresh_state, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    accelerator = make_accelerator(None)
+    runs = [open_run(parse_settings([]), accelerator) for _ in range(3)]
+    assert len({run.path for run in runs}) == 3
+    for run in runs:
+        run.release()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import functools
 import json
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import NamedTuple, get_args
 
 import pytest
@@ -366,6 +367,12 @@ def test_margin_losses_are_means_over_margin_violations(margin):
     found = build_loss(settings("max_margin", margin=margin))(rows, labels)
     expected = mean(far[i][j] for i, j in positives) + (mean(pushed) if pushed else 0)
     assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_method_without_a_loss_is_refused():
+    """A new method needs a branch of its own: without one it must not train with another loss."""
+    with pytest.raises(ValueError, match="argument `method` to have a loss in `build_loss`, but got 'new'"):
+        build_loss(SimpleNamespace(method="new"))
 
 
 def test_npairs_is_cross_entropy_over_one_pair_of_each_class():

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -213,6 +214,15 @@ def test_warm_up_is_at_most_the_stage(stage, others):
 
 
 # flags
+
+
+@pytest.mark.parametrize("name", ["data", "output", "encoder_weights"])
+def test_names_that_are_no_unicode_are_refused_at_the_start(name, capsys):
+    """A run could be written, but not read again: YAML and safetensors take UTF-8 alone."""
+    value = os.fsdecode(b"imagefolder:caf\xe9" if name == "data" else b"caf\xe9")
+    said = refused([f"--{name}", value], capsys)
+    assert f"Expected --{name} to be text in UTF-8" in said
+    assert r"caf\udce9" in said
 
 
 def test_switches_are_the_booleans_of_the_settings():

@@ -64,6 +64,7 @@ def check(settings: "TrainSettings") -> None:
     Raises:
         ValueError: If a setting is invalid; the error names the flag, the expected value and the given one.
     """
+    _check_text(settings)
     _check_ranges(settings)
     given = {field.name for field in fields(settings) if getattr(settings, field.name) != default_of(field)}
     _check_together(settings, given)
@@ -78,6 +79,18 @@ def check(settings: "TrainSettings") -> None:
 def default_of(field: Any) -> Any:
     """Return the default of a dataclass field."""
     return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _check_text(settings: "TrainSettings") -> None:
+    """Raise for a name that is not UTF-8: YAML and safetensors cannot read it again."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Expected --{field.name} to be text in UTF-8, but got {str(value)!a}: rename it, or make a link to it"
+            ) from error
 
 
 def _check_ranges(settings: "TrainSettings") -> None:

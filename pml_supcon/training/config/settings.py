@@ -85,7 +85,7 @@ class DataSettings:
 
     Attributes:
         data: `digits`, `torchvision:NAME`, `imagefolder:PATH` or `hf:PATH_OR_ID`.
-        image_size: side in pixels; default: the side of small square images, else 224.
+        image_size: side in pixels; default: the largest shorter side of the images, at most 224.
         max_train: maximum number of training images.
         max_test: maximum number of test images.
         train_fraction: fraction of the training images to use, stratified by class.
