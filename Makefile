@@ -72,6 +72,7 @@ bench: $(BENCH)
 	for script in expected_targets peers options scaling mined; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
 	for script in processes cached loader retrieval indexes; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/make_page.py
+	-$(BIN)/python benchmarks/compiled.py  # needs Triton
 	$(MAKE) tables
 
 tables: $(RECIPES)

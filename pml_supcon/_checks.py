@@ -4,7 +4,6 @@ import difflib
 import math
 import numbers
 import sys
-import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -188,14 +187,15 @@ def shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # such an integer is inside
         return f"a {type(value).__name__} with an integer of thousands of digits"
-    return text if len(text) <= 80 and "\n" not in text else textwrap.shorten(text, 200)
+    text = " ".join(text.split()) if "\n" in text or len(text) > 80 else text
+    return text if len(text) <= 200 else f"{text[:195]} ..."
 
 
 def _as_float(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"Expected argument `{name}` to be a number, but got {shown(value)}")
     if isinstance(value, numbers.Rational) and not -LARGEST <= value <= LARGEST:  # type: ignore[operator]
-        raise ValueError(f"Expected argument `{name}` to be a finite number, but got one above {LARGEST:g}")
+        raise ValueError(f"Expected argument `{name}` to be a finite number, but got one beyond {LARGEST:g} in size")
     return float(value)
 
 

@@ -306,7 +306,7 @@ OF_NETWORK: Table = {"x": lambda d: torch.randn(d.samples, d.width)}
 PROBE = ("inverse_l2", "max_iter", "standardize", "seed")
 LOSS_OPTIONS = ("distance", "reducer", "embedding_regularizer", "collect_stats")
 SUPCON = ("temperature", "summation", "denominator", "contrast_mode", "positives_cap")
-SUPCON += ("scale_by_temperature", "normalize", "similarity", "backend")
+SUPCON += ("scale_by_temperature", "normalize", "similarity", "backend", "products")
 
 #: Other arguments of some functions, and the names that their `**options` take.
 SPECIAL: dict[str, Table] = {

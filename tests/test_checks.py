@@ -66,7 +66,7 @@ def test_integers_have_64_bits(value):
 
 @pytest.mark.parametrize("value", [10**400, Fraction(-(10**400))], ids=["int", "fraction"])
 def test_a_number_fits_a_float(value):
-    with pytest.raises(ValueError, match="`x` to be a finite number, but got one above"):
+    with pytest.raises(ValueError, match="`x` to be a finite number, but got one beyond"):
         checks.check_number("x", value, finite=False)
 
 
@@ -97,6 +97,16 @@ def test_an_integer_inside_a_value_is_not_written(value):
         (TypeError, ValueError), match=r"`x` to be .*, but got a .* with an integer of thousands of digit"
     ):
         checks.check_number("x", value, above=0)
+
+
+@pytest.mark.parametrize("value", ["x" * 1000, "x y " * 1000, list(range(1000)), np.zeros((100, 100)), "a\nb" * 1000])
+def test_a_long_value_is_shortened_to_one_line(value):
+    assert checks.shown("x" * 80) == repr("x" * 80)
+    text = checks.shown(value)
+    assert text[:8] == repr(value)[:8]
+    assert text.endswith(" ...")
+    assert "\n" not in text
+    assert len(text) < 200
 
 
 def test_a_temperature_has_an_inverse_in_float32():

@@ -3,10 +3,14 @@
 A process that fails before a collective would leave the others waiting. Processes therefore exchange their errors first
 (``agree``), and a collective that fails names the ranks that are lost (``collective_errors``). An error on one process
 between the two, such as running out of memory inside a loss, reaches the others only when that process exits.
+
+Tensors may be on a device for which the group has no backend, such as CUDA tensors under gloo: each collective copies
+them to a device that it has (``device_of``), and the result back. Gloo then waits for the device at each collective.
 """
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pml_supcon.distributed.lost_ranks import collective_errors
+from pml_supcon.distributed.lost_ranks import collective_errors, current
+
+# PyTorch 2.14 renamed both, and warns of the old names
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+MINED = (3, 4)  # tensors of a miner: triplets, or pairs
 
 
 def group_size(group: dist.ProcessGroup | None) -> int:
@@ -31,26 +41,36 @@ def default_group(group: dist.ProcessGroup | None = None) -> dist.ProcessGroup |
     return group if group_size(group) > 1 else None
 
 
-def device_of(group: dist.ProcessGroup) -> torch.device:
-    """Return the device on which all processes of the group can run a collective."""
-    backend = str(dist.get_backend(group))
-    on_host = "gloo" in backend or "mpi" in backend or not torch.cuda.is_available()
-    return torch.device("cpu" if on_host else "cuda")
+def device_of(group: dist.ProcessGroup, device: torch.device) -> torch.device:
+    """Return the device on which the group's collectives take tensors that are on ``device``.
+
+    It is ``device`` where the group has a backend for its type. Else it is the CPU, or the current device of the
+    backend's type for a group without a backend for the CPU. Gloo and MPI take tensors on the CPU only.
+    """
+    types = set()
+    for pair in dist.get_backend_config(group).split(","):
+        device_type, backend = pair.split(":")
+        types.add("cpu" if backend in ("gloo", "mpi") else device_type)
+    if device.type in types:
+        return device
+    return torch.device("cpu" if "cpu" in types else types.pop())
 
 
 def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Return the tensors of all processes, of one shape and dtype, as ``(W, *x.shape)``; no gradient."""
-    gathered = x.new_empty(group_size(group), *x.shape)
-    with collective_errors(group):
-        dist.all_gather_into_tensor(gathered.flatten(0, 1) if x.ndim else gathered, x.contiguous(), group=group)
-    return gathered
+    own = x.to(device_of(group, x.device)).contiguous()
+    gathered = own.new_empty(group_size(group), *x.shape)
+    with collective_errors(group, own.device):
+        _all_gather(gathered.flatten(0, 1) if x.ndim else gathered, own, group=group)
+    return gathered.to(x.device)
 
 
 def all_reduce(x: Tensor, group: dist.ProcessGroup, op: Any = dist.ReduceOp.SUM) -> Tensor:
     """Return the sum (or maximum) over all processes, in place."""
-    with collective_errors(group):
-        dist.all_reduce(x, op, group=group)
-    return x
+    staged = x.to(device_of(group, x.device))
+    with collective_errors(group, staged.device):
+        dist.all_reduce(staged, op, group=group)
+    return x if staged is x else x.copy_(staged)
 
 
 def all_logsumexp(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -64,6 +84,8 @@ def all_gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup
     """Concatenate the rows of all processes by rank, ``sizes[r]`` of process ``r``; no gradient."""
     # The collective needs equal shapes: pad to the longest shard, gather (W, most, ...), and drop the padding.
     most = max(sizes)
+    if min(sizes) == most:
+        return all_gather(rows, group).flatten(0, 1)
     padded = rows.new_zeros(most, *rows.shape[1:])
     padded[: len(rows)] = rows
     gathered = all_gather(padded, group)
@@ -73,15 +95,16 @@ def all_gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup
 def reduce_scatter_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """Return the sum over all processes of the rows of this process's shard, in at least float32."""
     # pad each shard to the longest, (W, most, ...); reduce-scatter; drop the padding
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    device = rows.device
+    rows = rows.to(device_of(group, device), torch.promote_types(rows.dtype, torch.float32))
     most, rank = max(sizes), dist.get_rank(group)
     padded = rows.new_zeros(len(sizes), most, *rows.shape[1:])
     for part, own in zip(padded, rows.split(list(sizes)), strict=True):
         part[: len(own)] = own
     summed = torch.empty_like(padded[0])
-    with collective_errors(group):
-        dist.reduce_scatter_tensor(summed, padded.flatten(0, 1), group=group)
-    return summed[: sizes[rank]]
+    with collective_errors(group, summed.device):
+        _reduce_scatter(summed, padded.flatten(0, 1), group=group)
+    return summed[: sizes[rank]].to(device)
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
@@ -102,46 +125,93 @@ class _GatherRows(torch.autograd.Function):
         return reduce_scatter_rows(gradient, ctx.sizes, ctx.group).to(gradient.dtype), None, None
 
 
-def broadcast_from_first(make: Callable[[], Sequence[Tensor]], group: dist.ProcessGroup) -> list[Tensor]:
-    """Call ``make`` on the group's first process and return its tensors, or raise its error, on all processes.
+def broadcast_from_first(
+    make: Callable[[], Sequence[Tensor]], group: dist.ProcessGroup, device: torch.device
+) -> list[Tensor]:
+    """Call a miner on the group's first process and return its index tensors on ``device``, on all processes.
 
     Raises:
-        RuntimeError: If ``make`` fails; the error names the rank and the cause.
+        RuntimeError: On all processes, if ``make`` fails or returns anything but 3 or 4 index tensors; the error names
+            the rank and the cause.
     """
-    first = dist.get_global_rank(group, 0)
-    result: list[Any] = [None, None]  # the tensors, and the error
-    if dist.get_rank() == first:
+    # 1. lengths of the tensors, -1 for none; all -1 after an error
+    mined: list[Tensor] = []
+    report: list[str | None] = [None]
+    if dist.get_rank(group) == 0:
         try:
-            result[0] = [indices.cpu() for indices in make()]
+            mined = [indices_of(indices, device) for indices in make()]
+            if len(mined) not in MINED:
+                raise ValueError(f"Expected a miner to return 3 or 4 index tensors, but got {len(mined)}")
         except Exception as error:
-            result[1] = f"{type(error).__name__}: {error}"
-    with collective_errors(group):
-        dist.broadcast_object_list(result, first, group=group, device=device_of(group))
-    if result[1] is not None:
-        raise RuntimeError(f"rank 0: {result[1]}")
-    return result[0]  # type: ignore[no-any-return]
+            mined, report = [], [f"{type(error).__name__}: {error}"]
+    lengths = [len(indices) for indices in mined] + [-1] * (max(MINED) - len(mined))
+    lengths = [length for length in exchange(lengths, group, device)[0] if length >= 0]
+    first = dist.get_global_rank(group, 0)
+    if not lengths:
+        with collective_errors(group, staged := device_of(group, device)):
+            dist.broadcast_object_list(report, first, group=group, device=staged)
+        raise RuntimeError(f"rank 0: {report[0]}")
+    # 2. all tensors as one, without the host where the group takes tensors on the device
+    together = torch.cat(mined) if mined else torch.empty(sum(lengths), dtype=torch.int64, device=device)
+    together = together.to(device_of(group, device))
+    with collective_errors(group, together.device):
+        dist.broadcast(together, first, group=group)
+    return list(together.to(device).split(lengths))
+
+
+def indices_of(indices: Any, device: torch.device) -> Tensor:
+    """Return an index tensor of a miner as int64 on a device."""
+    empty = isinstance(indices, Tensor) and indices.numel() == 0  # some miners give an empty float tensor
+    if not isinstance(indices, Tensor) or indices.ndim != 1 or (indices.dtype != torch.int64 and not empty):
+        given = f"{tuple(indices.shape)} {indices.dtype}" if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"Expected a miner to return one-dimensional int64 tensors, but got {given}")
+    return indices.to(device, torch.int64)
+
+
+def exchange(values: Sequence[int], group: dist.ProcessGroup, device: torch.device) -> list[list[int]]:
+    """Return the values of all processes by rank, an equal number each, without waiting for work queued on ``device``.
+
+    A group with a backend for the CPU exchanges them there. Else a stream of its own carries them: on the current
+    stream the host would wait for the forward pass.
+    """
+    host = torch.tensor(values, dtype=torch.int64)
+    staged = device_of(group, host.device)
+    if staged.type != "cuda":
+        return all_gather(host, group).tolist()
+    staged = device_of(group, device)  # the device of the embeddings, which may not be the current one
+    with current(staged), torch.cuda.stream(stream_of(torch.cuda.current_device())):
+        record = host.pin_memory().to(staged, non_blocking=True)
+        return all_gather(record, group).tolist()  # waits for this stream alone
+
+
+@cache
+def stream_of(device: int) -> "torch.cuda.Stream":
+    """Return the stream of a device for the exchange of sizes."""
+    return torch.cuda.Stream(device)
 
 
 def agree(
-    sizes: Mapping[str, int | Tensor], same: Mapping[str, str], error: Exception | None, group: dist.ProcessGroup
+    sizes: Mapping[str, int],
+    same: Mapping[str, str],
+    error: Exception | None,
+    group: dist.ProcessGroup,
+    device: torch.device,
 ) -> dict[str, list[int]]:
-    """Return each of ``sizes`` by rank; they may differ between processes.
+    """Return each of ``sizes`` by rank; they may differ between processes. Nothing waits for work on ``device``.
 
-    A size may be a scalar int64 tensor on ``device_of(group)``, which is not read on the host before it is gathered.
+    The processes agree at each call: a process cannot see that only another one has fewer rows, at the end of an epoch
+    for example.
 
     Raises:
         ValueError: On every process, if one has an ``error`` or a value in ``same`` differs; the error names the rank
             and the value.
     """
     digest = zlib.crc32(repr(sorted(same.items())).encode())  # unlike `hash` the same in all processes
-    record = torch.tensor([error is not None, digest, *(0 for _ in sizes)], device=device_of(group))
-    for position, size in enumerate(sizes.values(), 2):
-        record[position] = size
-    everyone: list[list[int]] = all_gather(record, group).tolist()
+    everyone = exchange([error is not None, digest, *sizes.values()], group, device)
     if any(wrong for wrong, *_ in everyone) or len({digest for _, digest, *_ in everyone}) > 1:
         name = "" if isinstance(error, ValueError | TypeError) else f"{type(error).__name__}: "
         reports: list[Any] = [None] * group_size(group)
-        with collective_errors(group):
+        with collective_errors(group, device_of(group, device)):
             dist.all_gather_object(reports, (None if error is None else f"{name}{error}", dict(same)), group=group)
         raise ValueError(disagreement(reports)) from error
     return {name: [record[2 + i] for record in everyone] for i, name in enumerate(sizes)}

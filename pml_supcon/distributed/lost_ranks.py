@@ -8,11 +8,12 @@ default group's store that the other ranks have reported.
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 ANSWER_S = 5.0  # time for a process on another machine to report
@@ -20,17 +21,26 @@ ANSWER_S = 5.0  # time for a process on another machine to report
 _addresses: dict[str, tuple[Any, dict[int, tuple[int, str]]]] = {}  # by group: its store; (pid, host) by rank
 
 
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which a device is the current one of its type, if it is a GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 @contextmanager
-def collective_errors(group: dist.ProcessGroup) -> Iterator[None]:
+def collective_errors(group: dist.ProcessGroup, device: torch.device) -> Iterator[None]:
     """Turn the failure of a collective into an error that names the lost ranks.
+
+    The device of the collective's tensors is the current one inside: NCCL sends objects, and transfers between two
+    processes, over the current device.
 
     Raises:
         ConnectionError: If a collective fails; the error names the ranks that no longer run, as far as this process
             can tell.
     """
     try:
-        exchange_addresses(group)
-        yield
+        with current(device):
+            exchange_addresses(group)
+            yield
     except RuntimeError as error:
         who = lost_ranks(group)
         raise ConnectionError(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,6 +13,11 @@ from torch.distributed import ProcessGroup
 
 from pml_supcon._layouts import flatten_views, split_views
 from pml_supcon.distributed import collectives
+
+#: The calls of a group whose shards are compared: a sampler without its rank is wrong from the first batch on.
+COMPARED_CALLS = 10
+
+_calls: WeakKeyDictionary[ProcessGroup, int] = WeakKeyDictionary()  # of `agree_on_shards` without an error
 
 #: The integer dtype of each number of bytes.
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -114,33 +120,46 @@ def agree_on_shards(
     in the shard of this process, or None.
 
     Warns:
-        UserWarning: Once on every process, if shards of two ranks are bit-identical; names the ranks.
+        UserWarning: Once on every process, if shards of two ranks are bit-identical in one of the first
+            ``COMPARED_CALLS`` calls of the group; names the ranks.
 
     Raises:
         ValueError: On every process, if one has an error or differs from the others; the error names the rank and
             the value.
         ConnectionError: If a collective fails; the error names the lost ranks.
     """
-    sizes: dict[str, int | Tensor] = {"samples": 0, "references": 0, "checksum": 0}
+    sizes = {"samples": 0, "references": 0, "checksum": 0}
     if error is None:
-        references = 0 if own.ref_emb is None else len(own.ref_emb)
-        sizes = {"samples": own.samples, "references": references, "checksum": checksum(own, group)}
-        same = {**same, **shard_properties(own)}
-    notes = collectives.agree(sizes, {name: str(value) for name, value in same.items()}, error, group)
+        try:
+            references = 0 if own.ref_emb is None else len(own.ref_emb)
+            sizes = {"samples": own.samples, "references": references, "checksum": checksum_of_call(own, group)}
+            same = {**same, **shard_properties(own)}
+        except Exception as local:  # out of memory, or values that do not exist (meta): the others must raise too
+            error = local
+    device = getattr(own.embeddings, "device", torch.device("cpu"))  # with an error they may be no tensor
+    notes = collectives.agree(sizes, {name: str(value) for name, value in same.items()}, error, group, device)
     if same_ranks := ranks_with_equal_shards(notes["checksum"]):
         warn_of_equal_shards(same_ranks)
     return ShardSizes(notes["samples"], notes["references"])
 
 
+def checksum_of_call(own: LossInputs, group: ProcessGroup) -> int:
+    """Return the checksum of a shard in the first ``COMPARED_CALLS`` calls of a group, then 0.
+
+    It reads all rows, ``O(N D)``, and the host waits for them. On one core 8,192 rows of 128 columns took 6.6 ms.
+    """
+    _calls[group] = _calls.get(group, 0) + 1
+    return int(checksum(own)) if _calls[group] <= COMPARED_CALLS else 0
+
+
 @torch.no_grad()
-def checksum(own: LossInputs, group: ProcessGroup) -> int | Tensor:
+def checksum(own: LossInputs) -> int | Tensor:
     """Return a checksum of the bits of the embeddings and labels of a shard, a scalar int64 tensor on their device.
 
     It is 0 for a shard whose rows are all equal, of an encoder that has collapsed for example: such shards may be equal
-    on processes that hold different samples. It is 0 too where the group runs its collectives on another device, as
-    gloo does for rows on a GPU: the copy would synchronise with the host.
+    on processes that hold different samples.
     """
-    if not len(own.embeddings) or own.embeddings.device.type != collectives.device_of(group).type:
+    if not len(own.embeddings):
         return 0
     # (N, D): the bits of the rows as integers, whose sums wrap round and do not depend on the order of addition.
     bits = own.embeddings.detach().view(INTEGERS[own.embeddings.element_size()]).flatten(0, -2)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from pml_supcon._console import escape_unencodable, note, say
 from pml_supcon._extras import require_faiss, require_umap
-from pml_supcon._files import kind_of, write_atomic
+from pml_supcon._files import write_atomic
 from pml_supcon.data.broken import broken_images_listed, replace_broken
 from pml_supcon.data.images import as_tensor
 from pml_supcon.data.load import OpenedData, open_data
@@ -26,7 +26,7 @@ from pml_supcon.evaluation.settings import EvaluateSettings, parse_settings
 from pml_supcon.training.environment import environment
 from pml_supcon.training.launch import make_accelerator
 from pml_supcon.training.pictures import summary_table
-from pml_supcon.training.run import check_writable, print_data_summary
+from pml_supcon.training.run import check_folder, check_writable, print_data_summary
 from pml_supcon.training.signals import Stopped, exit_with_error
 
 REPORT, RESULTS, COMPARED = "report.html", "evaluation.json", "evaluation-compared.json"
@@ -47,10 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 open_transfer(spec, settings)
         encoders = [load_trained_encoder(name) for name in (settings.encoder, settings.compare) if name is not None]
         output = settings.output or default_output(encoders[0], settings)
-        for flag, folder in (("output", output), ("cache", settings.cache)):
-            if folder is not None and folder.exists() and not folder.is_dir():
-                raise NotADirectoryError(f"Expected --{flag} to be a folder, but {folder} is {kind_of(folder)}")
         check_writable(output)
+        if settings.cache is not None:
+            check_folder(settings.cache, "--cache")
         with broken_images_listed(lambda: open_all(encoders[0], settings), output, "start again"):
             contexts = [build_context(encoder, encoders[0], settings, output, accelerator) for encoder in encoders]
             evaluations = [evaluate(context) for context in contexts]

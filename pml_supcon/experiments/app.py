@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from pml_supcon._console import escape_unencodable, say
+from pml_supcon._console import escape_unencodable, note, say
 from pml_supcon._extras import require_imagecorruptions
 from pml_supcon._files import write_atomic
 from pml_supcon.experiments.experiment import Experiment
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
     settings = parse(arguments, prog="reproduce.py", description="Repeat the paper's experiments and judge its claims.")
     try:
-        check_writable(settings.results, "--results")
         check_writable(settings.runs, "--runs")
+        check_writable(settings.results, "--results")
         commit()  # cached now, because files may change during the run
         accelerator = make_accelerator(settings.scale.settings.get("mixed_precision"))
         runner = TrainingRunner(settings.runs, accelerator)
@@ -73,7 +73,10 @@ def write(settings: ReproduceSettings, experiment: Experiment, record: dict[str,
     write_atomic(settings.results / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     table = tables_of(described)
     write_atomic(settings.results / f"{name}.md", table)
-    write_atomic(settings.results / f"{name}.svg", lambda path: plot(described, path))
+    try:
+        write_atomic(settings.results / f"{name}.svg", lambda path: plot(described, path))
+    except Exception as error:  # of any library: the record is written, and other experiments follow
+        note(f"{settings.results / name}.svg was not drawn: {error!r}")
     say(f"\n{experiment.title}\n\n{table}\n{settings.results / name}.json, .md, .svg\n")
 
 

@@ -55,12 +55,13 @@ class GlobalBatchLoss(nn.Module):
         ConnectionError: If a collective fails; the error names the lost ranks.
 
     Warns:
-        UserWarning: Once, if two processes hold bit-identical rows and labels, as with a sampler whose ``num_replicas``
-            was forgotten: each sample would be its own positive. Names the ranks.
+        UserWarning: Once, if two processes hold bit-identical rows and labels in one of the first ten calls, as with a
+            sampler whose ``num_replicas`` was forgotten: each sample would be its own positive. Names the ranks.
 
     Note:
-        All processes must call it, and its backward pass. The numbers of rows are compared at each call, on the host. A
-        loss of PML that draws at random draws on each process separately; a miner draws once, for all.
+        All processes must call it, and its backward pass. The numbers of rows are compared at each call, on the host,
+        which does not wait for the device to do so. CUDA embeddings in a gloo group are copied through the host. A loss
+        of PML that draws at random draws on each process separately; a miner draws once, for all.
 
     Examples:
         >>> import torch
@@ -167,7 +168,7 @@ class GlobalBatchLoss(nn.Module):
         mine = partial(self.miner, rows.embeddings, rows.labels, rows.ref_emb, rows.ref_labels)
         if group is None:
             return list(mine())
-        return [indices.to(rows.embeddings.device) for indices in collectives.broadcast_from_first(mine, group)]
+        return collectives.broadcast_from_first(mine, group, rows.embeddings.device)
 
 
 @contextmanager

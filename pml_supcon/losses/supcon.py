@@ -48,6 +48,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
     positives_cap = _option("positives_cap")
     scale_by_temperature = _option("scale_by_temperature")
     backend = _option("backend")
+    products = _option("products")
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
         num_views: int | None = None,
         scale_by_temperature: bool = False,
         backend: str = "auto",
+        products: str = "auto",
         **kwargs: Any,
     ) -> None:
         _pml.check_parts(kwargs)
@@ -71,6 +73,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
             positives_cap=positives_cap,
             scale_by_temperature=scale_by_temperature,
             backend=backend,
+            products=products,
         )
         if num_views is not None:
             check_cap(positives_cap, check_int("num_views", num_views, low=1))
@@ -175,6 +178,8 @@ class SupConLossOut(BaseSupConLoss):
         num_views: V of ``(N, D)`` embeddings, view-major (``torch.cat`` of the views), for the options that need it.
         scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         backend: "auto", "triton" (fused CUDA kernels), "tiled" (linear memory, any device) or "reference" (dense).
+        products: "auto", or the precision of the products of rows, "float32" or "float16" (on "triton", for float32
+            embeddings of a model that ran in 16 bits); see ``supcon_loss``.
         **kwargs: arguments of PML's losses: ``distance``, ``reducer``, ``embedding_regularizer``,
             ``embedding_reg_weight``, ``collect_stats``. A distance other than a dot product needs the "reference"
             backend, which "auto" then chooses.

@@ -31,7 +31,8 @@ class CrossBatchMemory(pml.CrossBatchMemory):
     reach the rows of the batch also as contrasted rows, and it accepts the keys of a momentum encoder.
 
     Raises:
-        ValueError: If a batch is larger than the memory, or has another width.
+        ValueError: If a batch is larger than the memory or has another width, or an ``enqueue_mask`` is not ``(N,)``
+            bool.
 
     Examples:
         >>> import torch
@@ -73,7 +74,10 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         indices_tuple: Sequence[Tensor] | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the loss of a batch ``(N, D)`` against the memory, which it enters."""
+        """Return the loss of a batch ``(N, D)`` against the memory, which it enters.
+
+        With an ``enqueue_mask``, ``(N,)`` bool, its rows enter the memory, and the other rows are the anchors.
+        """
         checks.check_embeddings("embeddings", embeddings, dims=(2,))
         check_dense("embeddings", embeddings)  # the memory holds values
         if embeddings.shape[1] != self.embedding_size:
@@ -81,10 +85,13 @@ class CrossBatchMemory(pml.CrossBatchMemory):
                 f"Expected argument `embeddings` to have the width embedding_size={self.embedding_size}, "
                 f"but got {tuple(embeddings.shape)}"
             )
-        if enqueue_mask is None and len(embeddings) > self.memory_size:
+        if enqueue_mask is not None:
+            check_mask(enqueue_mask, len(embeddings))
+        entering = len(embeddings) if enqueue_mask is None else int(enqueue_mask.sum())
+        if entering > self.memory_size:
             raise ValueError(
-                f"Expected `memory_size` to be at least the {len(embeddings)} rows of a batch, all of which enter the "
-                f"memory, but got {self.memory_size}"
+                f"Expected `memory_size` to be at least the {entering} rows of a batch that enter the memory, "
+                f"but got {self.memory_size}"
             )
         checks.check_labels("labels", labels, len(embeddings), getattr(labels, "device", embeddings.device))
         check_dense("labels", labels)
@@ -207,6 +214,16 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
     def supported_losses() -> list[str]:
         """Return the names of the accepted losses."""
         return [*_PMLSelfSupervisedLoss.supported_losses(), *OWN_LOSSES]
+
+
+def check_mask(mask: Tensor, number: int) -> None:
+    """Raise unless an ``enqueue_mask`` is ``number`` bools; PML would take integers as row numbers."""
+    check_dense("enqueue_mask", mask)
+    if mask.dtype != torch.bool or mask.shape != (number,):
+        raise ValueError(
+            f"Expected argument `enqueue_mask` to be bool ({number},), one entry for each embedding, "
+            f"but got {mask.dtype} {tuple(mask.shape)}"
+        )
 
 
 def check_supported(loss: object, names: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The logistic regression under the probes; its functions take checked arrays."""
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pml_supcon._arrays import Array, Floats, Labels, as_embeddings, as_labels, check_same_width
-from pml_supcon._checks import check_bool, check_int, check_number, shown
+from pml_supcon._checks import LARGEST, check_bool, check_int, check_number, shown
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ def fit(features: Floats, labels: Labels, options: ProbeOptions) -> Pipeline:
     """Fit the probe of `fit_linear_probe`, with a number as ``inverse_l2``."""
     if (labels == labels[0]).all():
         raise ValueError(f"Expected a probe to be fitted on at least two labels, but got only {labels[0]}")
+    largest = float(np.abs(features).max())
+    if largest > math.sqrt(LARGEST / len(features)):  # scikit-learn's infinite deviations would make all features 0
+        raise ValueError(f"Expected `features` whose squares have a finite sum, but got values of up to {largest:g}")
     scaler = [("standardize", StandardScaler())] if options.standardize else []
     classifier = LogisticRegression(C=float(options.inverse_l2), max_iter=options.max_iter)
     probe = Pipeline([*scaler, ("classify", classifier)])
@@ -107,7 +111,8 @@ def finite_features() -> Iterator[None]:
     except ValueError as error:
         if "infinity" not in str(error) and "NaN" not in str(error):
             raise
-        raise ValueError(f"Expected `features` whose squares are finite, but scikit-learn found: {error}") from error
+        found = str(error).splitlines()[0]
+        raise ValueError(f"Expected `features` whose squares are finite, but scikit-learn found: {found}") from error
 
 
 def check_probe(probe: Any, features: Floats, method: str) -> None:

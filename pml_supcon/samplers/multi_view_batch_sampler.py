@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import BatchSampler
 
-from pml_supcon._checks import check_bool, check_int
+from pml_supcon._checks import check_bool, check_int, check_type, shown
 from pml_supcon.samplers.epoch_planner import EpochPlanner
 
 logger = logging.getLogger("pml_supcon")
@@ -208,11 +208,16 @@ class MultiViewBatchSampler(BatchSampler):
         ``__len__`` stays the length of a whole epoch. The number of processes may have changed since.
 
         Raises:
+            TypeError: If ``state`` or its settings are not a mapping.
             ValueError: If ``state`` is not a state of this class, or has other settings, which the error lists.
         """
+        check_type("state", state, Mapping, "a mapping")
         if not {"epoch", "batches_done", "settings"} <= set(state):
-            raise ValueError(f"Expected a state with epoch, batches_done and settings, but got {sorted(state)}")
+            raise ValueError(
+                f"Expected argument `state` to have epoch, batches_done and settings, but got {shown(list(state))}"
+            )
         saved = state["settings"]
+        check_type("state['settings']", saved, Mapping, "a mapping")
         if other := [name for name, own in self._settings.items() if saved.get(name) != own]:
             differences = ", ".join(self._difference(name, state) for name in other)
             raise ValueError(f"Expected a state of this sampler's settings, but got {differences}")
@@ -229,7 +234,11 @@ class MultiViewBatchSampler(BatchSampler):
         if name != "labels":
             return f"{name}={state['settings'].get(name)} instead of {self._settings[name]}"
         then, now = state.get("samples"), self._planner.num_samples
-        return f"labels of {then} samples instead of {now}" if then != now else f"other labels of the {now} samples"
+        return (
+            f"labels of {then} samples instead of {now}"
+            if then not in (None, now)
+            else f"other labels of the {now} samples"
+        )
 
 
 class SeededBatch(list[int]):

@@ -94,12 +94,14 @@ class CorruptionTester(FittedTester):
     ) -> None:
         check_callable("transform", transform)
         check_int("bins", bins, low=1)
-        _check_listed(corruptions, "corruptions", "names")
-        _check_listed(severities, "severities", "integers")
+        check_sequence("corruptions", corruptions, "names")
+        check_sequence("severities", severities, "integers")
         for name in corruptions:
             check_choice("corruptions", name, CORRUPTIONS)
         for severity in severities:
             check_int("severities", severity, low=SEVERITIES[0], high=SEVERITIES[-1])
+        _check_each_once("corruptions", corruptions)
+        _check_each_once("severities", severities)
         self._corruptions = [
             Corruption(name, severity, strengths=strengths, seed=seed)
             for name in corruptions
@@ -113,7 +115,7 @@ class CorruptionTester(FittedTester):
                 )
             check_type("baseline", baseline, Mapping, "a mapping")
             mean_corruption_error(baseline, baseline)  # check it now, not after all images are embedded
-        ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter)
+        ProbeOptions(inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize)
         self.transform, self.baseline, self.bins = transform, baseline, bins
         self._fit = partial(fit_linear_probe, inverse_l2=inverse_l2, max_iter=max_iter, standardize=standardize)
         self._embed: Callable[..., tuple[Tensor, Tensor]] | None = None
@@ -189,8 +191,7 @@ class CorruptionTester(FittedTester):
             self.calculate_average_accuracies(accuracies, names, self.label_levels)
 
 
-def _check_listed(values: Sequence[Any], name: str, kind: str) -> None:
-    check_sequence(name, values, kind)
+def _check_each_once(name: str, values: Sequence[Any]) -> None:
     if not values or len(set(values)) != len(values):
         raise ValueError(f"Expected argument `{name}` to hold at least one, and none twice, but got {tuple(values)}")
 

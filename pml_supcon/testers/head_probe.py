@@ -78,7 +78,7 @@ class HeadProbeTester(FittedTester):
         self.tasks = _as_tasks(tasks)
         self.transform = transform
         check_number("inverse_l2", inverse_l2, above=0, finite=False)
-        ProbeOptions(max_iter=max_iter)
+        ProbeOptions(max_iter=max_iter, standardize=standardize)
         self.probe_options: dict[str, Any] = {"inverse_l2": inverse_l2, "max_iter": max_iter}
         self.probe_options["standardize"] = standardize
         names = [f"{task}_{output}" for task in ("label", *self.tasks) for output in OUTPUTS]

@@ -4,6 +4,7 @@ import errno
 import functools
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from pml_supcon._console import say
 from pml_supcon._extras import require_faiss
-from pml_supcon._files import remove_partials, write_atomic
+from pml_supcon._files import kind_of, remove_partials, write_atomic
 from pml_supcon.data.broken import replace_broken
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 from pml_supcon.data.load import OpenedData, open_data
@@ -146,8 +147,6 @@ class RunFolder:
     def _lock_and_check(self) -> bool:
         """Lock the folder; return True if its run is finished."""
         path = self.path
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"Expected --output to be a folder, but {path} is a file")
         check_writable(path)
         self._lock.take()
         try:
@@ -220,8 +219,19 @@ def existing(path: Path) -> Path:
     return path if path.is_dir() else existing(path.absolute().parent)
 
 
+def check_folder(path: Path, flag: str) -> None:
+    """Raise unless the path of this flag is a folder or nothing, in UTF-8: safetensors opens no other path."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"Expected {flag} to be a folder, but {path} is {kind_of(path)}")
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Expected {flag} to be a path in UTF-8, but got {os.fsencode(path)!r}") from error
+
+
 def check_writable(path: Path, flag: str = "--output") -> None:
-    """Raise OSError unless the folder of this flag is writable."""
+    """Raise unless the path of this flag is a folder, new or old, that can be written into."""
+    check_folder(path, flag)
     try:
         with tempfile.TemporaryFile(dir=existing(path)) as file:
             file.write(b"?")

@@ -28,11 +28,15 @@ def records_in(folder):
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("results-*/*.json")}
 
 
+def no_plot(record, path):
+    raise RuntimeError("no font")
+
+
 def finished(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/metrics.json")}
 
 
-def test_an_experiment_writes_its_record_and_repeats_no_run(tmp_path):
+def test_an_experiment_writes_its_record_and_repeats_no_run(tmp_path, monkeypatch, capsys):
     command = ["losses", *ONE_RATE, "--runs", tmp_path, *TINY, "--epochs", 1]
     reproduce.main([*map(str, command)])
     once, record = finished(tmp_path), records_in(tmp_path)["losses"]
@@ -40,8 +44,10 @@ def test_an_experiment_writes_its_record_and_repeats_no_run(tmp_path):
     scores = {json.loads(path.read_text())["method"]: json.loads(path.read_text())[TOP1] for path in once}
     assert [line["values"] for line in record["lines"]] == [[scores["supcon_out"]], [scores["supcon_in"]]]
     assert "| `supcon_in` |" in next(tmp_path.glob("results-*/losses.md")).read_text()
+    monkeypatch.setattr(reproduce, "plot", no_plot)
     reproduce.main([*map(str, command)])
     assert finished(tmp_path) == once
+    assert "losses.svg was not drawn: RuntimeError('no font')" in capsys.readouterr().err
 
 
 def test_an_error_is_one_line(tmp_path, capsys):

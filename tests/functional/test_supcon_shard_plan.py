@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.pretend_gpu import GPU
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pml_supcon.functional.supcon.global_batch import transfers
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
-from pml_supcon.functional.supcon.global_batch.transfers import return_gradient, rotate_blocks
+from pml_supcon.functional.supcon.global_batch.transfers import P2PTransfer, return_gradient, rotate_blocks
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import build_problem, check_batch
 from pml_supcon.functional.supcon.tiled import layout
@@ -100,7 +103,8 @@ class Wires:
 
     def __init__(self, monkeypatch):
         self.sent, self.received = defaultdict(list), defaultdict(list)
-        monkeypatch.setattr("pml_supcon.functional.supcon.global_batch.transfers.collective_errors", nullcontext)
+        monkeypatch.setattr(transfers, "collective_errors", lambda group, device: nullcontext())
+        monkeypatch.setattr(dist, "get_backend_config", lambda group: "cpu:gloo,cuda:gloo")
         monkeypatch.setattr(dist, "get_global_rank", lambda group, rank: rank)
         monkeypatch.setattr(dist, "P2POp", lambda way, tensor, peer, group: (way, tensor, peer, group))
         monkeypatch.setattr(dist, "batch_isend_irecv", lambda operations: [self.post(*one) for one in operations])
@@ -153,3 +157,13 @@ def test_every_block_sent_is_received(processes, contrast_mode, monkeypatch):
             assert sorted(block.tolist() for block in returned[rank]) == [[[h, rank]] * sizes[rank] for h in hosts]
         for wire in {*wires.sent, *wires.received}:
             assert [len(x) for x in wires.sent[wire]] == [len(x) for x in wires.received[wire]], (samples, wire)
+
+
+def test_gloo_sends_blocks_of_a_gpu_through_the_host(monkeypatch):
+    wires = Wires(monkeypatch)
+    with FakeTensorMode():
+        own, block = torch.empty(3, 2, device=GPU), torch.empty(4, 2, device=GPU)
+        wires.sent[1, 0].append(torch.empty(4, 2))
+        received = P2PTransfer.post(own, 1, block, 1, 0).wait()
+    assert received is block
+    assert [sent.device.type for sent in wires.sent[0, 1] + wires.received[1, 0]] == ["cpu", "cpu"]

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +56,7 @@ def test_cannot_run_on_float64_without_triton_or_on_old_gpus(monkeypatch):
     assert backend.refusal(problem) == "the package triton is not installed"
     monkeypatch.setattr(backend, "INSTALLED", True)
     monkeypatch.setattr(backend, "INTERPRETED", False)
+    monkeypatch.setattr(backend.launcher, "refusal", lambda *, warn: None)
     for major, expected in ((8, None), (9, None), (7, "need compute capability 8.0")):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, major=major: SimpleNamespace(major=major))
         found = backend.refusal(problem)
@@ -163,3 +165,67 @@ def test_kernels_compile_for_a_gpu(compile_for, tmp_path, gpu, dtype, width, opt
         assert local_memory(kernel, tmp_path) <= 512, name
         tensor_cores = "wgmma.mma_async" if gpu == H100 else "mma.sync"
         assert (tensor_cores in kernel.asm["ptx"]) == (dtype != torch.float32), name
+
+
+@pytest.fixture
+def launcher():
+    from pml_supcon.functional.supcon.triton import launcher
+
+    for once in (launcher.fault, launcher.warn_of):
+        once.cache_clear()
+    yield launcher
+    for once in (launcher.fault, launcher.warn_of):
+        once.cache_clear()
+
+
+def test_a_missing_compiler_is_a_reason(launcher, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert "finds neither gcc nor clang" in launcher.compiler_fault()
+    monkeypatch.setenv("CC", str(tmp_path / "none"))
+    assert "none does not start (No such file or directory)" in launcher.compiler_fault()
+    without_headers = tmp_path / "cc"
+    without_headers.write_text("#!/bin/sh\nexit 1\n")
+    without_headers.chmod(0o755)
+    monkeypatch.setenv("CC", str(without_headers))
+    assert "needs Python.h" in launcher.compiler_fault()
+    without_headers.write_text("#!/bin/sh\nexit 0\n")
+    assert launcher.compiler_fault() is None
+
+
+def test_without_a_launcher_auto_takes_tiled_and_warns_once(launcher, monkeypatch):
+    """Act as on a GPU in an image without a compiler."""
+    monkeypatch.setattr(launcher, "fault", lambda: "Triton needs a C compiler")
+    monkeypatch.setattr(backend, "refusal", lambda problem: launcher.refusal(warn=problem.options.backend == "auto"))
+    rows, labels = random_rows(6, 3, dtype=torch.float32), torch.arange(6) // 2
+    with pytest.raises(ValueError, match="backend='triton' cannot do this: Triton needs a C compiler; backends that"):
+        supcon_loss(rows, labels, backend="triton")
+    with pytest.warns(UserWarning, match="'triton' cannot run here: Triton needs a C compiler. The losses are comp"):
+        supcon_loss(rows, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        supcon_loss(rows, labels)
+        compiled = torch.compile(lambda x: supcon_loss(x, labels).mean(), fullgraph=True, backend="aot_eager")
+        assert compiled(rows).isfinite()
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_driver_is_a_reason(launcher):
+    assert launcher.fault().startswith("Triton cannot start here (")
+
+
+def test_products_are_refused_where_they_cannot_be_done():
+    rows, labels = random_rows(6, 3, dtype=torch.float32), torch.arange(6) // 2
+    for name in ("tiled", "reference"):
+        with pytest.raises(ValueError, match=f"backend='{name}' cannot do this: its products are float32 or float64"):
+            supcon_loss(rows, labels, backend=name, products="float16")
+        supcon_loss(rows, labels, backend=name, products="float32")
+    if not INTERPRETED:
+        reason = "backend='triton' cannot do this: its kernels run on NVIDIA GPUs.*; backends that can: none"
+        with pytest.raises(ValueError, match=reason):
+            supcon_loss(rows, labels, products="float16")
+    with pytest.raises(ValueError, match="Expected `normalize=True` with `products='float16'`"):
+        supcon_loss(rows, labels, products="float16", normalize=False)
+    with pytest.raises(ValueError, match=r"`products` to be one of .*, but got 'tf32'"):
+        supcon_loss(rows, labels, products="tf32")

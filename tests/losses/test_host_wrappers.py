@@ -77,7 +77,7 @@ def test_cross_batch_memory_with_anchors_of_the_first_view():
 @pytest.mark.parametrize("loss_class", [losses.SupConLossOut, pml.TripletMarginLoss])
 def test_a_batch_that_does_not_fit_does_not_enter_the_memory(loss_class):
     memory, (rows, labels) = new_memory(loss_class, size=7), STEPS[0]
-    with pytest.raises(ValueError, match=r"`memory_size` to be at least the 8 rows of a batch, .* but got 7"):
+    with pytest.raises(ValueError, match=r"`memory_size` to be at least the 8 rows of a batch that enter .* but got 7"):
         memory(rows, labels)
     with pytest.raises(ValueError, match=r"the width embedding_size=4, but got \(8, 3\)"):
         memory(rows[:, :3], labels)
@@ -87,6 +87,33 @@ def test_a_batch_that_does_not_fit_does_not_enter_the_memory(loss_class):
         with pytest.raises(ValueError, match="Expected no `ref_emb` with `positives_cap`"):
             new_memory(num_views=2, positives_cap=2)(rows, torch.arange(8) % 4)
     assert memory.queue_idx == 0
+
+
+@pytest.mark.parametrize("loss_class", [losses.SupConLossOut, pml.TripletMarginLoss])
+@pytest.mark.parametrize(
+    ("mask", "error", "text"),
+    [
+        ([True] * 8, TypeError, r"a torch\.Tensor, but got list"),
+        (torch.ones(8), ValueError, r"bool \(8,\), .* but got torch\.float32 \(8,\)"),
+        (torch.arange(8), ValueError, r"bool \(8,\), .* but got torch\.int64 \(8,\)"),  # PML takes rows 0 to 7
+        (torch.ones(3, dtype=torch.bool), ValueError, r"bool \(8,\), .* but got torch\.bool \(3,\)"),
+        (torch.ones(8, dtype=torch.bool, device="meta"), ValueError, "have values"),
+    ],
+)
+def test_a_mask_is_one_bool_for_each_row(loss_class, mask, error, text):
+    memory = new_memory(loss_class)
+    with pytest.raises(error, match=f"`enqueue_mask` to .*{text}"):
+        memory(*STEPS[0], enqueue_mask=mask)
+    assert memory.queue_idx == 0
+
+
+def test_rows_of_a_mask_fit_into_the_memory():
+    memory, mask = new_memory(size=7), torch.ones(8, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"`memory_size` to be at least the 8 rows .* but got 7"):
+        memory(*STEPS[0], enqueue_mask=mask)
+    mask[0] = False
+    memory(*STEPS[0], enqueue_mask=mask)
+    assert memory.has_been_filled
 
 
 def test_cross_batch_memory_stays_empty_when_nothing_enters():

@@ -147,6 +147,18 @@ def test_difference_a_batch_of_one_class():
         assert loss(rows, labels) > 0.5
 
 
+def test_difference_a_row_of_zeros_has_the_gradient_0():
+    rows, labels = batch()
+    rows[0] = 0
+    (ours, [gradient]), (theirs, [exploding]) = (
+        value_and_gradients(loss, rows, labels) for loss in (losses.SupConLossOut(), pml.SupConLoss())
+    )
+    torch.testing.assert_close(ours, theirs)
+    assert (gradient[0] == 0).all()
+    assert exploding[0].abs().max() > 1e6
+    torch.testing.assert_close(gradient[1:], exploding[1:])
+
+
 def test_difference_anchors_whose_loss_is_zero_count_in_the_mean():
     rows = batch(4, 4)[0]
     # anchor 0 has one positive and no negative, so its loss is log(1); anchors 1 and 2 have losses

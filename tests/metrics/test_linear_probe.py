@@ -136,6 +136,7 @@ def test_no_convergence_is_a_warning_with_the_options_to_change_and_others_pass_
         ({"train_labels": np.full(4, 3)}, ValueError, "at least two labels, but got only 3"),
         ({"test_features": np.eye(4)[:, :3]}, ValueError, r"same width, but got shapes \(4, 4\) and \(4, 3\)"),
         ({"train_features": np.full((4, 4), math.inf)}, ValueError, "`train_features` to be finite, .* 4 of 4 rows"),
+        ({"train_features": np.eye(4) * 1e200}, ValueError, r"`features` whose squares have a finite sum, .* 1e\+200$"),
         ({"inverse_l2": 0.0}, ValueError, "`inverse_l2` to be above 0, but got 0.0"),
         ({"inverse_l2": "best"}, ValueError, "`inverse_l2` to be a number or \"auto\", but got 'best'"),
         ({"seed": -1}, ValueError, "`seed` to be at least 0, but got -1"),

@@ -356,12 +356,22 @@ def test_a_classifier_that_is_none(kind, tmp_path, refused):
 # other files
 
 
-def test_pipes_for_folders_and_files_of_an_evaluation(tmp_path, refused):
-    encoder, place = saved_encoder(tmp_path), pipe(tmp_path / "pipe")
-    for flag in ("cache", "output"):
-        message = refused("evaluate", encoder, "--data=digits", f"--{flag}", place)
-        assert f"Expected --{flag} to be a folder, but {place} is a named pipe" in message
-    assert f"Expected --output to be a folder, but {place} is a" in refused("train", "--output", place)
+@pytest.mark.parametrize("kind", ["pipe", "file", "Latin-1"])
+def test_folders_that_are_none(kind, tmp_path, refused):
+    encoder, place = saved_encoder(tmp_path), tmp_path / kind
+    message = f"to be a folder, but {place} is a {'named pipe' if kind == 'pipe' else 'file'}"
+    if kind == "pipe":
+        pipe(place)
+    elif kind == "file":
+        place.write_text("")
+    else:
+        place = tmp_path / os.fsdecode(b"caf\xe9")  # safetensors writes such a file, and cannot open it
+        message = f"to be a path in UTF-8, but got {os.fsencode(place)!r}"
+    for flag in ("--cache", "--output"):
+        assert f"Expected {flag} {message}" in refused("evaluate", encoder, "--data=digits", flag, place)
+    assert f"Expected --output {message}" in refused("train", "--output", place)
+    for flag in ("--runs", "--results"):
+        assert f"Expected {flag} {message}" in refused("reproduce", "losses", flag, place)
 
 
 def test_a_pipe_in_the_cache_is_computed_again(tmp_path, caplog):

@@ -275,11 +275,15 @@ def test_states_of_other_settings_raise():
     sampler = new(labels=LONG_TAIL + 7, max_per_class=3)  # the same classes with other labels
     sampler.load_state_dict(state)
     for wrong, message in [
-        ({"epoch": 1}, r"Expected a state with epoch, batches_done and settings, .*\['epoch'\]"),
+        ({"epoch": 1}, r"`state` to have epoch, batches_done and settings, but got \['epoch'\]"),
+        ({**state, "settings": {}}, "but got batch_size=None instead of 24"),
         ({**state, "batches_done": 100}, "Expected batches_done to be at most"),
         ({**state, "epoch": -1}, "`epoch` to be at least 0, but got -1"),
     ]:
         with pytest.raises(ValueError, match=message):
+            sampler.load_state_dict(wrong)
+    for name, wrong in [("state", None), ("state", [1]), (r"state\['settings'\]", {**state, "settings": None})]:
+        with pytest.raises(TypeError, match=f"`{name}` to be a mapping"):
             sampler.load_state_dict(wrong)
 
 

@@ -69,8 +69,11 @@ def test_levels_of_labels_and_an_unknown_label(caplog):
         ({"severities": [1, 1]}, r"none twice, but got \(1, 1\)"),
         ({"baseline": {}, "severities": [1]}, r"since `baseline` is given, .* at severities \(1,\)"),
         ({"baseline": {}}, "but got missing ones: gaussian_noise"),
+        ({"corruptions": [["fog"]]}, "`corruptions` to be one of"),
+        ({"severities": [[1]]}, "`severities` to be an integer"),
+        ({"standardize": "no"}, "`standardize` to be True or False"),
     ],
 )
 def test_wrong_options(options, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises((ValueError, TypeError), match=text):
         corruption_tester(**options)

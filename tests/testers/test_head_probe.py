@@ -100,6 +100,7 @@ def test_tester_raises_before_it_computes_embeddings():
         ({"tasks": {"turn": (None, 90)}}, TypeError, "callables or None for 'turn', but got 90"),
         ({"use_trunk_output": True}, TypeError, "Expected no argument `use_trunk_output`, but got True"),
         ({"inverse_l2": "auto"}, TypeError, "`inverse_l2` to be a number"),
+        ({"standardize": "no"}, TypeError, "`standardize` to be True or False"),
     ],
 )
 def test_tester_checks_its_options_when_made(options, error, message):

@@ -11,7 +11,7 @@ from pml_supcon._extras import require_imagecorruptions
 from pml_supcon.data.images import BrokenImageError
 from pml_supcon.evaluation.context import EvaluationContext, FeaturesError
 from pml_supcon.evaluation.sections.calibration import CalibrationSection, calibration
-from pml_supcon.evaluation.sections.corruption import CorruptionSection, corruption
+from pml_supcon.evaluation.sections.corruption import CorruptionSection, baseline_of, corruption
 from pml_supcon.evaluation.sections.embedding_map import MapSection, map_embeddings
 from pml_supcon.evaluation.sections.gallery import GalleryQuery, gallery
 from pml_supcon.evaluation.sections.hard_mining import HardMiningSection, hard_mining
@@ -22,7 +22,7 @@ from pml_supcon.evaluation.sections.transfer import TransferResult, transfer
 
 #: The sections that fit a classifier to the classes of the training images.
 CLASSIFIERS = frozenset({"linear_probe", "calibration", "corruption", "projection_head"})
-#: The sections of pictures: they fail without an end of the evaluation.
+#: The sections of pictures. The evaluation continues if one of them fails.
 PICTURES = frozenset({"gallery", "map"})
 
 
@@ -30,7 +30,8 @@ PICTURES = frozenset({"gallery", "map"})
 class Sections:
     """The results of the sections, in the order in which they run; None: the section was not evaluated.
 
-    ``run`` computes a section. All processes call it; the others than the main one get None.
+    The metadata ``run`` of a field is the function that computes it. All processes call it; only the main one gets a
+    result.
     """
 
     retrieval: RetrievalSection | None = field(default=None, metadata={"run": retrieval})
@@ -60,7 +61,8 @@ def choose_sections(context: EvaluationContext) -> list[str]:
     """Return the names of the sections that the settings ask for, by default of all that apply, in their order.
 
     Raises:
-        ValueError: If the settings ask for a classifier and train and test share no class.
+        ValueError: If the settings ask for a classifier and train and test share no class, or for a baseline of the
+            corruptions that is unsuitable.
         ImportError: If the settings ask for corruptions and their package is not installed.
     """
     requested: set[str] = set(context.settings.sections)
@@ -80,7 +82,10 @@ def choose_sections(context: EvaluationContext) -> list[str]:
         except ImportError as error:
             context.note(f"No corruptions: {error}")
             left_out.add("corruption")
-    return [name for name in SECTIONS if name not in left_out and (name in requested or not requested)]
+    chosen = [name for name in SECTIONS if name not in left_out and (name in requested or not requested)]
+    if "corruption" in chosen:
+        baseline_of(context)  # an error now, not after the sections before it
+    return chosen
 
 
 def run_sections(context: EvaluationContext, names: Sequence[str]) -> tuple[Sections, dict[str, float]]:
@@ -101,7 +106,8 @@ def run_sections(context: EvaluationContext, names: Sequence[str]) -> tuple[Sect
         except Exception as error:
             if isinstance(error, FeaturesError | BrokenImageError):  # of the features, which other sections need too
                 raise
-            # with several processes the others have entered collectives that this one would not; pictures have none
+            # With several processes the others may wait in a collective operation of the section, so this one cannot
+            # go on without them. The sections of pictures have none after their features.
             several = context.accelerator.num_processes > 1
             if name not in PICTURES and (not isinstance(error, ValueError) or name in named or several):
                 raise

@@ -76,19 +76,10 @@ def corruption(context: EvaluationContext) -> CorruptionSection | None:
         OSError: If the baseline cannot be read.
     """
     settings = context.settings
-    names = tuple(dict.fromkeys(settings.corruptions)) or CORRUPTIONS
-    severities = tuple(sorted(set(settings.severities)))
+    names, severities = _requested(context)
     strengths = strengths_for(context.data.image_size, context.data.image_size)
-    most, path = settings.corruption_images, settings.corruption_baseline
-    labels = context.labels("test", most=most)
-    # check the baseline first: the encoder runs up to 75 times below
-    baseline = None
-    if path is not None:
-        _check_complete(names, severities)
-        data = context.data
-        own = {"spec": data.spec, "test": len(data.test), "image_size": data.image_size, "in_chans": data.in_chans}
-        baseline = read_baseline(path, data=own, strengths=strengths, images=len(labels))
-
+    most = settings.corruption_images
+    labels, baseline = context.labels("test", most=most), baseline_of(context)
     train, test = context.features("train"), context.features("test", most=most)
     probe: Any = None
     if context.is_main and settings.own_classifier and context.loaded.classifier is not None:
@@ -117,7 +108,7 @@ def corruption(context: EvaluationContext) -> CorruptionSection | None:
         by_severity=[{"severity": level, **scores} for level, scores in by_severity.items()],
         mean_error=sum(1 - scores["accuracy"] for scores in by_severity.values()) / len(by_severity),
         mean_corruption_error=None if baseline is None else mean_corruption_error(corruption_errors(cells), baseline),
-        baseline=None if path is None else str(path),
+        baseline=None if baseline is None else str(settings.corruption_baseline),
     )
 
 
@@ -136,6 +127,29 @@ class TrainedClassifier:
         """Return the probabilities ``(N, C)`` of features ``(N, width)``."""
         probabilities: npt.NDArray[np.float64] = softmax(rows @ self.weight.T + self.bias, axis=1)
         return probabilities
+
+
+def baseline_of(context: EvaluationContext) -> Errors | None:
+    """Read the `corruption_baseline` of the settings, if there is one; it must fit the data and the settings.
+
+    Raises:
+        ValueError: If not all corruptions are requested, or the baseline is unsuitable; see `read_baseline`.
+        OSError: If it cannot be read.
+    """
+    path, data = context.settings.corruption_baseline, context.data
+    if path is None:
+        return None
+    names, severities = _requested(context)
+    missing = [name for name in CORRUPTIONS if name not in names]
+    missing += [f"severity {level}" for level in SEVERITIES if level not in severities]
+    if missing:
+        raise ValueError(
+            "Expected --corruptions and --severities to be all, because --corruption_baseline is given, but got none "
+            f"of: {', '.join(missing)}"
+        )
+    own = {"spec": data.spec, "test": len(data.test), "image_size": data.image_size, "in_chans": data.in_chans}
+    images = len(context.labels("test", most=context.settings.corruption_images))
+    return read_baseline(path, data=own, strengths=strengths_for(data.image_size, data.image_size), images=images)
 
 
 def read_baseline(path: Path, *, data: Mapping[str, Any], strengths: str, images: int) -> Errors:
@@ -159,7 +173,7 @@ def read_baseline(path: Path, *, data: Mapping[str, Any], strengths: str, images
             for cell in row
         }
         its = {name: its_data.get(name) for name in data} | {name: section[name] for name in ("strengths", "images")}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{expected} {path} cannot be read: {type(error).__name__}: {error}") from error
     for name, value in {**data, "strengths": strengths, "images": images}.items():
         if its[name] != value:
@@ -172,11 +186,7 @@ def read_baseline(path: Path, *, data: Mapping[str, Any], strengths: str, images
     return errors
 
 
-def _check_complete(names: tuple[str, ...], severities: tuple[int, ...]) -> None:
-    missing = [name for name in CORRUPTIONS if name not in names]
-    missing += [f"severity {level}" for level in SEVERITIES if level not in severities]
-    if missing:
-        raise ValueError(
-            "Expected --corruptions and --severities to be all, because --corruption_baseline is given, but got none "
-            f"of: {', '.join(missing)}"
-        )
+def _requested(context: EvaluationContext) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the corruptions and the severities of the settings, each once."""
+    settings = context.settings
+    return tuple(dict.fromkeys(settings.corruptions)) or CORRUPTIONS, tuple(sorted(set(settings.severities)))

@@ -84,7 +84,7 @@ def head(scale: Scale) -> Experiment:
         name="head",
         title="Information discarded by the projection head",
         claim="The encoder's output h keeps information that the head's output g(h) discards: h should be used.",
-        source="section 3.1 drops the head; the tasks are those of SimCLR's table 3 (ICML 2020)",
+        source="section 3.1 discards the head after training; tasks from table 3 of the SimCLR paper, ICML 2020",
         trainings=[Training("supcon_out", {"method": "supcon_out"})],
         lines=[
             Line(f"{task}, {names[side]}", quantity, panel="accuracy of a linear probe, %")

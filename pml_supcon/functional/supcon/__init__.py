@@ -34,6 +34,7 @@ def supcon_loss(
     normalize: bool = True,
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
     backend: str = "auto",
+    products: str = "auto",
 ) -> AnchorLosses:
     r"""Return the supervised contrastive loss of every anchor.
 
@@ -46,8 +47,8 @@ def supcon_loss(
     Args:
         embeddings: ``(N, D)`` floating point, view-major if ``num_views`` is given (the first view of every sample,
             then the second, ...: ``torch.cat`` of the views), or ``(B, V, D)``, which is read as ``N = V * B`` such
-            rows. Sums and the loss are float32 for float16 and bfloat16 input, also under autocast; so are products,
-            except on the backend "triton".
+            rows. Sums and the loss are float32 for float16 and bfloat16 input, also under autocast; ``products`` says
+            what products are.
         labels: ``(N,)``, or ``(B,)`` for ``(B, V, D)`` embeddings; any integer dtype, on the device of ``embeddings``.
             None: every sample is its own class (SimCLR); the views must then be known.
         ref_emb: ``(M, D)`` contrasted rows instead of the batch; none of them counts as the anchor itself.
@@ -71,6 +72,10 @@ def supcon_loss(
         similarity: a function of ``(N, D)`` and ``(M, D)`` rows that returns ``(N, M)`` similarities. It replaces the
             dot product of (normalised) rows, and is divided by the temperature. Only on the backend "reference".
         backend: "auto", or one of ``BACKENDS`` by name.
+        products: the precision of the products of rows. "float32": at least float32. "float16": normalised rows are
+            rounded to float16 and multiplied in it, only on the backend "triton"; for float32 embeddings from a model
+            that ran in 16 bits (Accelerate's mixed precision returns such). "auto": "float32", except on "triton" for
+            embeddings of 16 bits, which are multiplied in float16 if they are normalised and in their dtype if not.
 
     Returns:
         ``AnchorLosses(losses, valid)``, two ``(A,)`` tensors, A = B for ``contrast_mode="one"`` and N otherwise. An
@@ -109,6 +114,7 @@ def supcon_loss(
         normalize=normalize,
         similarity=similarity,
         backend=backend,
+        products=products,
     )
     problem = build_problem(
         check_batch(embeddings, labels, num_views),

@@ -23,10 +23,19 @@ def choose_backend(problem: Problem) -> ModuleType:
     A named backend that does not support the problem is an error: it is never replaced.
     """
     backend = problem.options.backend
-    able = [name for name, module in BACKENDS.items() if module.refusal(problem) is None]
-    if backend == "auto":
+    able = [name for name in BACKENDS if refusal(name, problem) is None]
+    if backend == "auto" and able:
         return BACKENDS[able[0]]
     if backend not in able:
-        reason = BACKENDS[backend].refusal(problem)
-        raise ValueError(f"backend={backend!r} cannot do this: {reason}; backends that can: {', '.join(able)}")
+        named = "triton" if backend == "auto" else backend  # none is able only if float16 products lack "triton"
+        others = ", ".join(able) or "none"
+        raise ValueError(f"backend={named!r} cannot do this: {refusal(named, problem)}; backends that can: {others}")
     return BACKENDS[backend]
+
+
+def refusal(name: str, problem: Problem) -> str | None:
+    """Return the reason why a backend cannot solve the problem, or None."""
+    if problem.options.products == "float16" and name != "triton":
+        return "its products are float32 or float64, and products='float16' asks for less"
+    reason: str | None = BACKENDS[name].refusal(problem)
+    return reason

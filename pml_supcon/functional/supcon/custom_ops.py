@@ -1,42 +1,50 @@
-"""The backward pass, shared by the custom ops of ``tiled`` and ``triton``."""
+"""The operators of ``tiled`` and ``triton``: an autograd function in eager mode, custom ops under ``torch.compile``.
 
+A custom op is opaque to ``torch.compile`` and ``torch.export``, but its first call imports PyTorch's compiler: one
+second and 150 MB. So eager mode calls the same code through an autograd function.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from pml_supcon.functional.supcon.execution import full_precision
+
+Losses = tuple[Tensor, Tensor, Tensor]  # losses, validity, statistics
+Gradients = tuple[Tensor, Tensor]  # of anchors and of rows
 
 
-def register_backward(losses: Any, gradient: Any, *, num_tensors: int, num_statistics: int, backend: str) -> None:
-    """Register fake tensors and the backward pass of a pair of custom ops.
+def define_operator(
+    backend: str,
+    losses: Callable[..., Losses],
+    gradient: Callable[..., Gradients],
+    *,
+    arguments: str,
+    num_tensors: int,
+    num_statistics: int,
+) -> Callable[..., Losses]:
+    """Return ``losses`` as a function with the derivative ``gradient``, in eager mode and under the compiler.
 
     - ``losses(anchors, rows, *tensors, *options)`` returns the losses ``(A,)``, their validity ``(A,)`` and the
       statistics ``(num_statistics, A)`` of the anchors; ``rows`` is None if the anchors are the rows.
     - ``gradient(upstream, statistics, for_anchors, for_rows, anchors, rows, *tensors, *options)`` returns the gradients
-      of anchors and rows, each empty if it is not requested.
+      of anchors and rows, contiguous, each empty if it is not requested.
 
-    The first ``num_tensors`` arguments of ``losses`` are tensors or None. A second derivative raises a RuntimeError
-    with the name of the backend.
+    Both run with autocast off. ``arguments`` are the arguments of ``losses`` as a schema of PyTorch; the first
+    ``num_tensors`` of them are tensors or None. The operators are named ``pml_supcon::{backend}_losses`` and
+    ``pml_supcon::{backend}_gradient``. A second derivative raises a RuntimeError with the name of the backend.
     """
 
-    # shapes and dtypes of the outputs, for `torch.compile`
-    def fake_losses(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        number = anchors.shape[0]  # not `len`, which makes a symbolic size a number
-        valid = anchors.new_empty(number, dtype=torch.bool)
-        return anchors.new_empty(number), valid, anchors.new_empty(num_statistics, number)
-
-    def fake_gradient(
-        upstream: Tensor, statistics: Tensor, for_anchors: bool, for_rows: bool, anchors: Tensor, rows: Any, *_: Any
-    ) -> tuple[Tensor, Tensor]:
-        grad_rows = torch.empty_like(rows) if rows is not None and for_rows else anchors.new_empty(0)
-        return torch.empty_like(anchors) if for_anchors else anchors.new_empty(0), grad_rows
-
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
         _, valid, statistics = output
         ctx.mark_non_differentiable(valid, statistics)
         ctx.save_for_backward(valid, statistics, *inputs[:num_tensors])
         ctx.options = inputs[num_tensors:]
 
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(gradient: Callable[..., Gradients], ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         # the same arguments as forward, in the same order, after the upstream gradient (A,) and the statistics
         valid, statistics, *tensors = ctx.saved_tensors
         for_anchors, for_rows = ctx.needs_input_grad[:2]
@@ -46,12 +54,70 @@ def register_backward(losses: Any, gradient: Any, *, num_tensors: int, num_stati
         others = [None] * (len(tensors) + len(ctx.options) - 2)
         return grads[0] if for_anchors else None, grads[1] if for_rows else None, *others
 
-    def refuse_second(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+    def refuse_second(ctx: Any, *_: Tensor) -> Any:
         raise RuntimeError(
             f"The {backend} backend is differentiable once; a second derivative needs backend='reference'"
         )
 
-    losses.register_fake(fake_losses)
-    gradient.register_fake(fake_gradient)
-    losses.register_autograd(backward, setup_context=save)
-    gradient.register_autograd(refuse_second)
+    # 1. Eager mode: two autograd functions, the second so that its own derivative raises.
+    class LossesFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Losses:
+            with full_precision(inputs[0].device):
+                output = losses(*inputs)
+            save(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:
+            return backward(GradientFunction.apply, ctx, upstream)
+
+    class GradientFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, upstream: Tensor, *inputs: Any) -> Gradients:
+            with full_precision(upstream.device):
+                return gradient(upstream, *inputs)
+
+        backward = staticmethod(refuse_second)
+
+    # 2. Under the compiler: two custom ops, with the shapes and dtypes of their outputs.
+    def fake_losses(anchors: Tensor, *_: Any) -> Losses:
+        number = anchors.shape[0]  # not `len`, which makes a symbolic size a number
+        valid = anchors.new_empty(number, dtype=torch.bool)
+        return anchors.new_empty(number), valid, anchors.new_empty(num_statistics, number)
+
+    def fake_gradient(
+        upstream: Tensor, statistics: Tensor, for_anchors: bool, for_rows: bool, anchors: Tensor, rows: Any, *_: Any
+    ) -> Gradients:
+        of_rows = rows.new_empty(rows.shape) if rows is not None and for_rows else anchors.new_empty(0)
+        return anchors.new_empty(anchors.shape) if for_anchors else anchors.new_empty(0), of_rows
+
+    losses_op = torch.library.custom_op(
+        f"pml_supcon::{backend}_losses", losses, mutates_args=(), schema=f"({arguments}) -> (Tensor, Tensor, Tensor)"
+    )
+    gradient_op = torch.library.custom_op(
+        f"pml_supcon::{backend}_gradient",
+        gradient,
+        mutates_args=(),
+        schema=f"(Tensor upstream, Tensor statistics, bool for_anchors, bool for_rows,{arguments}) -> (Tensor, Tensor)",
+    )
+    losses_op.register_fake(fake_losses)
+    gradient_op.register_fake(fake_gradient)
+    losses_op.register_autograd(lambda ctx, upstream, *_: backward(gradient_op, ctx, upstream), setup_context=save)
+    gradient_op.register_autograd(refuse_second)
+    for device in ("cpu", "cuda"):  # autocast is off inside; float64 stays
+        losses_op.register_autocast(device, torch.float32)
+        gradient_op.register_autocast(device, torch.float32)
+
+    def operator(anchors: Tensor, *others: Any) -> Losses:
+        output: Losses = losses_op(anchors, *others) if traced(anchors) else LossesFunction.apply(anchors, *others)
+        return output
+
+    return operator
+
+
+def traced(rows: Tensor) -> bool:
+    """Return True if operations are traced (``torch.compile``, ``torch.export``, ``make_fx``, fake tensors)."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or type(rows) not in (Tensor, Parameter)

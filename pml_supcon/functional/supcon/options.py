@@ -14,6 +14,7 @@ Denominator = Literal["all", "one_positive", "negatives"]
 ContrastMode = Literal["all", "one"]
 BackendName = Literal["triton", "tiled", "reference"]
 Backend = Literal["auto", BackendName]
+Products = Literal["auto", "float32", "float16"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class SupConOptions:
     normalize: bool = True
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None
     backend: str = "auto"
+    products: str = "auto"
 
     def __post_init__(self) -> None:
         check_temperature("temperature", self.temperature)
@@ -41,6 +43,7 @@ class SupConOptions:
         check_choice("denominator", self.denominator, get_args(Denominator))
         check_choice("contrast_mode", self.contrast_mode, get_args(ContrastMode))
         check_choice("backend", self.backend, get_args(Backend))
+        check_choice("products", self.products, get_args(Products))
         check_bool("scale_by_temperature", self.scale_by_temperature)
         check_bool("normalize", self.normalize)
         cap = self.positives_cap
@@ -50,6 +53,10 @@ class SupConOptions:
             raise ValueError(
                 "Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views, "
                 f"but got {shown(cap)}"
+            )
+        if self.products == "float16" and not self.normalize:
+            raise ValueError(
+                "Expected `normalize=True` with `products='float16'`: its range is too small for rows of any length"
             )
         if self.similarity is not None and not callable(self.similarity):
             raise TypeError(

@@ -1,6 +1,7 @@
 """The section "corruption" of an evaluation, on a context whose features are its pixels."""
 
 import json
+import os
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from pml_supcon.corruptions import CORRUPTIONS, Corruption
 from pml_supcon.data.images import evenly
+from pml_supcon.evaluation.sections import choose_sections
 from pml_supcon.evaluation.sections.corruption import corruption
 from pml_supcon.evaluation.settings import EvaluateSettings
 from pml_supcon.metrics import fit_linear_probe
@@ -105,17 +107,23 @@ def test_an_evaluation_as_its_own_baseline_has_an_mce_of_1(full_section, tmp_pat
         ({"corruptions": {"fog": []}}, "cannot be the baseline: .* at least one"),
         ({"corruptions": {"fog": [{"severity": 1, "accuracy": 0.5, "ece": 0}]}}, "baseline: .* missing ones: gaussian"),
         ({"corruptions": [1]}, "cannot be read: "),
+        ("[" * 100_000, "cannot be read: RecursionError"),
+        ("a pipe", "cannot be read: ValueError: Expected a file, but .* is a named pipe"),
     ],
 )
 def test_an_unsuitable_baseline_is_refused_before_any_features(full_section, tmp_path, change, text):
     path, content = tmp_path / "evaluation.json", change
-    if change != "no json":
+    if not isinstance(change, str):
         content = report({**full_section, **change})
         content = json.dumps(content | {key: change[key] for key in content if key in change})
-    path.write_text(content)
+    if change == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
     context = pixel_context(replace(ALL, corruption_baseline=path))
-    with pytest.raises(ValueError, match=text):
-        corruption(context)
+    for check in (corruption, choose_sections):  # before any section runs
+        with pytest.raises(ValueError, match=text):
+            check(context)
     assert context.asked == []
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pml_supcon.distributed.collectives import device_of
 from pml_supcon.distributed.lost_ranks import collective_errors
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 
@@ -44,29 +46,32 @@ def new_block(like: Tensor, plan: ShardPlan, process: int) -> Tensor:
 
 @dataclass
 class P2PTransfer:
-    """A block being sent and a block being received."""
+    """A block being sent and a block being received, both on a device that the group's backend takes."""
 
     requests: list[Any]
     sent: Tensor  # referenced until it is sent
-    received: Tensor
+    incoming: Tensor
+    received: Tensor  # the incoming block, on the device of the rows
     group: ProcessGroup
 
     @staticmethod
     def post(sent: Tensor, receiver: int, received: Tensor, sender: int, group: ProcessGroup) -> "P2PTransfer":
         """Start to send and to receive; a block without rows is not transferred."""
-        sent = sent.contiguous()
+        device = device_of(group, sent.device)
+        sent = sent.to(device).contiguous()
+        incoming = received if received.device == device else torch.empty_like(received, device=device)
         operations = []
         if len(sent):
             operations.append(dist.P2POp(dist.isend, sent, dist.get_global_rank(group, receiver), group))
         if len(received):
-            operations.append(dist.P2POp(dist.irecv, received, dist.get_global_rank(group, sender), group))
-        with collective_errors(group):
+            operations.append(dist.P2POp(dist.irecv, incoming, dist.get_global_rank(group, sender), group))
+        with collective_errors(group, device):
             requests = dist.batch_isend_irecv(operations) if operations else []
-        return P2PTransfer(requests, sent, received, group)
+        return P2PTransfer(requests, sent, incoming, received, group)
 
     def wait(self) -> Tensor:
         """Wait for both blocks and return the received one."""
-        with collective_errors(self.group):
+        with collective_errors(self.group, self.sent.device):
             for request in self.requests:
                 request.wait()
-        return self.received
+        return self.received if self.received is self.incoming else self.received.copy_(self.incoming)

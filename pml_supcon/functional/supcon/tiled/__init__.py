@@ -6,7 +6,7 @@ contrasted with themselves, ``s`` is symmetric and one tile serves its rows and 
 per anchor; the backward pass computes the tiles again.
 
 - ``layout``: the tiles over sorted labels, and the masks of positives;
-- ``passes``: the three passes over the tiles (negatives, positives, gradients), and their custom ops, opaque to
+- ``passes``: the three passes over the tiles (negatives, positives, gradients), and their operator, opaque to
   ``torch.compile``;
 - ``statistics``: the sums per anchor, and the losses and gradients that follow from them;
 - ``listed``: the loss of listed pairs, without tiles.

@@ -1,6 +1,6 @@
-"""The forward and backward passes over the tiles, as two custom ops, which ``torch.compile`` does not look into.
+"""The forward and backward passes over the tiles, as one operator, which ``torch.compile`` does not look into.
 
-A custom op takes flat tensors and numbers only: the caller takes a ``Layout`` apart, ``passes_of`` puts it together.
+An operator takes flat tensors and numbers only: the caller takes a ``Layout`` apart, ``passes_of`` puts it together.
 """
 
 from collections.abc import Sequence
@@ -10,23 +10,20 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pml_supcon.functional.supcon.custom_ops import register_backward
+from pml_supcon.functional.supcon.custom_ops import define_operator
 from pml_supcon.functional.supcon.execution import map_in_threads
 from pml_supcon.functional.supcon.problem import Cap
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile, within
 from pml_supcon.functional.supcon.tiled.statistics import Statistics
 
-#: The arguments of ``passes_of``, which both ops take.
+#: The arguments of ``passes_of``, which both passes take.
 ARGUMENTS = """
     Tensor anchors, Tensor? rows, Tensor anchor_labels, Tensor row_labels, Tensor? anchor_ids, Tensor? row_ids,
     Tensor? anchor_rank, Tensor? anchor_limit, Tensor? row_rank, str summation, str denominator, bool shifted
 """
 
 
-@torch.library.custom_op(
-    "pml_supcon::tiled_losses", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
-)
-def tiled_losses(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses ``(A,)``, their validity ``(A,)`` and the table ``(5, A)`` of ``Statistics`` of sorted anchors."""
     passes, summation, denominator = passes_of(*arguments)
     layout, device = passes.layout, arguments[0].device
@@ -42,12 +39,7 @@ def tiled_losses(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return losses, valid, statistics.table
 
 
-@torch.library.custom_op(
-    "pml_supcon::tiled_gradient",
-    mutates_args=(),
-    schema=f"(Tensor upstream, Tensor table, bool for_anchors, bool for_rows, {ARGUMENTS}) -> (Tensor, Tensor)",
-)
-def tiled_gradient(
+def gradient(
     upstream: Tensor, table: Tensor, for_anchors: bool, for_rows: bool, anchors: Tensor, rows: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors ``(A, D)`` and rows ``(M, D)``: ``dL/dz = W z``, tile by tile.
@@ -66,8 +58,8 @@ def tiled_gradient(
 
     # each thread adds up the products W z of its tiles in buffers of its own
     def gradients(tiles: Sequence[tuple[Tile, list[Tile]]]) -> list[Tensor | None]:
-        grad_anchors = torch.zeros_like(anchors) if for_anchors else None
-        grad_rows = torch.zeros_like(rows) if rows is not None and for_rows else None
+        grad_anchors = anchors.new_zeros(anchors.shape) if for_anchors else None
+        grad_rows = rows.new_zeros(rows.shape) if rows is not None and for_rows else None
         both = grad_anchors if rows is None else grad_rows
         passes.gradients(tiles, statistics, upstream, weight, grad_anchors, both)
         return [grad_anchors, grad_rows]
@@ -103,7 +95,7 @@ def passes_of(
     denominator: str,
     shifted: bool,
 ) -> tuple["TilePasses", str, str]:
-    """Return the passes, the summation and the denominator from the flat arguments of a custom op.
+    """Return the passes, the summation and the denominator from the flat arguments of the operator.
 
     ``anchors`` ``(A, D)`` and ``rows`` ``(M, D)`` are sorted by label and divided by the root of the temperature; rows
     are None if the anchors are the rows. The tensors after them are the fields of ``Layout`` and ``Cap``. ``shifted``
@@ -117,10 +109,8 @@ def passes_of(
     return passes, summation, denominator
 
 
-register_backward(tiled_losses, tiled_gradient, num_tensors=9, num_statistics=5, backend="tiled")
-for _operator in (tiled_losses, tiled_gradient):
-    for _device in ("cpu", "cuda"):  # autocast is off inside; float64 stays
-        _operator.register_autocast(_device, torch.float32)
+#: ``forward`` with the derivative ``gradient``.
+tiled_losses = define_operator("tiled", forward, gradient, arguments=ARGUMENTS, num_tensors=9, num_statistics=5)
 
 
 class RowsBySlice(Protocol):

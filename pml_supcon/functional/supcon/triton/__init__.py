@@ -1,10 +1,11 @@
 """The ``triton`` backend: fused CUDA kernels, exact in linear memory.
 
-Tiles of similarities are never written to global memory. Products run in the dtype of the embeddings; sums, logarithms,
+Tiles of similarities are never written to global memory. ``products_dtype`` is the dtype of products; sums, logarithms,
 losses and gradients are float32. Results are bit-identical between runs with the same block shape; Triton chooses the
 shape by timing, unless ``torch.use_deterministic_algorithms`` is on.
 
-- ``operators``: the custom ops; sorts a problem by label;
+- ``launcher``: the test that Triton can launch kernels;
+- ``operators``: the operator; sorts a problem by label;
 - ``launch``: kernel launches;
 - ``forward``, ``backward``: the kernels;
 - ``weights``, ``primitives``: their building blocks;
@@ -17,6 +18,7 @@ from importlib.util import find_spec
 import torch
 
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+from pml_supcon.functional.supcon.triton import launcher
 
 #: The dtypes that products can run in.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -46,7 +48,16 @@ def refusal(problem: Problem) -> str | None:
         return f"its kernels run on NVIDIA GPUs, and the embeddings are on {device}"
     if torch.cuda.get_device_properties(device).major < 8:
         return "its kernels need compute capability 8.0, and the GPU has less"
-    return None
+    fault: str | None = launcher.refusal(warn=problem.options.backend == "auto")
+    return fault
+
+
+def products_dtype(problem: Problem) -> torch.dtype:
+    """Return the dtype of the products: for normalised rows float16 where 16 bits do, else one with their range."""
+    products = problem.options.products
+    if products == "float32" or (products == "auto" and problem.input_dtype == torch.float32):
+        return torch.float32
+    return torch.float16 if problem.options.normalize else problem.input_dtype
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:

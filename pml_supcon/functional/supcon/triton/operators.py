@@ -1,11 +1,12 @@
-"""The kernels as two custom ops, which ``torch.compile`` does not look into."""
+"""The kernels as one operator, which ``torch.compile`` does not look into."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pml_supcon.functional.supcon.custom_ops import register_backward
+from pml_supcon.functional.supcon import triton as backend
+from pml_supcon.functional.supcon.custom_ops import define_operator
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.triton.launch import Launches, Side
 
@@ -23,7 +24,7 @@ def solve(problem: Problem) -> AnchorLosses:
         None if cap is None else cap.row_rank.int(),
         None if cap is None else cap.anchor_limit.int(),
         problem.first_anchor,
-        problem.input_dtype,
+        backend.products_dtype(problem),
         problem.temperature,
         problem.summation,
         problem.denominator,
@@ -53,7 +54,7 @@ def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
     return anchor_ids.int(), start, stop, row_ids.int(), row_start, row_stop
 
 
-#: The arguments of ``build_launches``, which both ops take.
+#: The arguments of ``build_launches``, which both passes take.
 ARGUMENTS = """
     Tensor anchors, Tensor? rows, Tensor anchor_ids, Tensor anchor_start, Tensor anchor_stop, Tensor? row_ids,
     Tensor? row_start, Tensor? row_stop, Tensor? rank, Tensor? limit, int? first_anchor, ScalarType dtype,
@@ -61,20 +62,12 @@ ARGUMENTS = """
 """
 
 
-@torch.library.custom_op(
-    "pml_supcon::triton_losses", mutates_args=(), schema=f"({ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
-)
-def triton_losses(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses ``(A,)``, their validity ``(A,)``, and the statistics ``(4, A)`` of the sorted anchors."""
     return build_launches(*arguments).losses()
 
 
-@torch.library.custom_op(
-    "pml_supcon::triton_gradient",
-    mutates_args=(),
-    schema=f"(Tensor upstream, Tensor statistics, bool for_anchors, bool for_rows, {ARGUMENTS}) -> (Tensor, Tensor)",
-)
-def triton_gradient(
+def gradient(
     upstream: Tensor, statistics: Tensor, for_anchors: bool, for_rows: bool, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors ``(A, D)`` and of rows ``(M, D)``, each empty if it is not requested.
@@ -109,7 +102,7 @@ def build_launches(
     denominator: str,
     shifted: bool,
 ) -> Launches:
-    """Return the launches, with both sides sorted by label, from the flat arguments of a custom op.
+    """Return the launches, with both sides sorted by label, from the flat arguments of the operator.
 
     Anchors ``(A, D)`` and rows ``(M, D)`` are float32 in the caller's order; ``rows`` and all ``row_*`` are None if the
     anchors are the rows. ``first_anchor`` comes from the ``Problem``, ``dtype`` is the dtype of the products, and
@@ -130,4 +123,5 @@ def build_launches(
     return Launches(anchor_side, row_side, rank, limit, first_anchor or 0, temperature, options)
 
 
-register_backward(triton_losses, triton_gradient, num_tensors=10, num_statistics=4, backend="triton")
+#: ``forward`` with the derivative ``gradient``.
+triton_losses = define_operator("triton", forward, gradient, arguments=ARGUMENTS, num_tensors=10, num_statistics=4)

@@ -1,0 +1,157 @@
+"""The figures of compiled kernels: how they are counted, and ceilings that the kernels keep."""
+
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+
+import compiled
+import pytest
+from compiled import Kernel, Loop
+
+compiles = pytest.mark.skipif(compiled.obstacle() is not None, reason=f"cannot compile kernels: {compiled.obstacle()}")
+# the code of a kernel depends on the compiler
+TRITON = "3.8"
+try:
+    INSTALLED = version("triton")
+except PackageNotFoundError:
+    INSTALLED = "none"
+same_compiler = pytest.mark.skipif(
+    not INSTALLED.startswith(f"{TRITON}."), reason=f"the ceilings are figures of triton {TRITON}, not of {INSTALLED}"
+)
+
+KERNEL = Kernel(
+    name="gradient_kernel", step="gradient", gpu=90, dtype="bfloat16", width=128, block=(128, 64), warps=8,
+    registers=122, stack=0, spills=0, shared=84_000, multiplies=True, tensor_cores=24, loop=Loop(8.5, 1.0, 2.0),
+    main=True,
+)  # fmt: skip
+
+LISTING = """
+.text.kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   STL [R1], R2 ;
+.L_x_0:
+        /*0020*/              @!P1 LDG.E R4, [R2.64] ;
+.L_x_1:
+        /*0030*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0040*/                   HMMA.16816.F32.BF16 R12, R4, R7, R12 ;
+        /*0050*/                   MUFU.EX2 R8, R8 ;
+        /*0060*/               @P0 BRA `(.L_x_1) ;
+        /*0070*/              @!P2 BRA `(.L_x_0) ;
+        /*0080*/                   BRA `(.L_x_2) ;
+.L_x_2:
+        /*0090*/                   EXIT ;
+"""
+
+
+def test_the_innermost_loop_is_counted_for_each_pair():
+    instructions, loops = compiled.parse(LISTING)
+    assert instructions[:3] == ["LDC R1, c[0x0][0x28]", "STL [R1], R2", "LDG.E R4, [R2.64]"]
+    assert [instructions[part][0][:4] for part in loops] == ["HMMA"]
+    # one warp, 16 x 8 pairs: 4 for each thread; each HMMA is a product of 16 x 8 pairs over 16 columns
+    assert compiled.count(instructions[loops[0]], (16, 8), 1, 16) == Loop(4 / 4, 1 / 4, 2.0)
+    assert compiled.count(instructions[:3], (16, 8), 1, 16) is None
+
+
+def test_products_whose_shape_is_unknown_are_not_counted():
+    assert compiled.multiplications("HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24") == 16 * 128 * 16
+    assert compiled.multiplications("HMMA.1688.F32.TF32 R4, R4, R6, R4") == 16 * 8 * 8
+    assert (
+        compiled.count(["UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR8]", "MUFU.EX2 R1, R1"], (16, 8), 4, 16).products
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("registers", "warps", "shared", "programs"),
+    [
+        (122, 8, 84_000, 2),  # 128 registers of 256 threads: half of an SM
+        (217, 8, 84_000, 1),
+        (168, 4, 100_000, 2),  # 3 by registers, 2 by shared memory
+        (32, 4, 1_000, 16),  # as many as warps
+        (255, 4, 1_000, 2),
+    ],
+)
+def test_programs_of_an_sm(registers, warps, shared, programs):
+    kernel = replace(KERNEL, registers=registers, warps=warps, shared=shared)
+    assert kernel.programs == programs
+
+
+def test_what_falls_short_is_named():
+    assert KERNEL.misses() == []
+    short = replace(KERNEL, spills=3, tensor_cores=0, registers=217, loop=Loop(9.5, 1.5, 3.0))
+    assert short.misses() == [
+        "3 spills", "no tensor cores", "instructions 9.50, at most 9", "ex2 1.50, at most 1",
+        "products 3.00, at most 2", "programs 1, at least 2",
+    ]  # fmt: skip
+    assert replace(short, main=False).misses() == ["3 spills", "no tensor cores"]
+    assert replace(short, multiplies=False, spills=0, main=False).misses() == []
+
+
+def test_dtypes_with_the_same_figures_share_a_row():
+    rows = compiled.table([KERNEL, replace(KERNEL, dtype="float16"), replace(KERNEL, width=256)])
+    assert [row[2:4] for row in rows] == [["bfloat16, float16", "128"], ["bfloat16", "256"]]
+    assert {len(row) for row in rows} == {len(compiled.HEADER) + 1}
+
+
+#: Figures of the main loops by compute capability, width and pass, for embeddings of 16 bits: instructions, `ex2` and
+#: products a pair at most, programs an SM at least, spills at most. On an H100 (90) they miss the targets of
+#: `compiled.TARGETS` in the instructions of both passes, and in the `ex2`, programs and products of the gradient.
+CEILINGS = {
+    (80, 128, "forward"): (10.84, 1, 1, 2, 0),
+    (80, 128, "gradient"): (16.91, 1.5, 2, 1, 0),
+    (80, 256, "forward"): (14.16, 1, 1, 1, 0),
+    (80, 256, "gradient"): (27.62, 1.12, 2, 1, 0),
+    (80, 512, "forward"): (30.38, 1, 1, 1, 0),
+    (80, 512, "gradient"): (70.38, 2.25, 3, 1, 114),
+    (90, 128, "forward"): (9.03, 1, 1, 2, 0),
+    (90, 128, "gradient"): (12.06, 1.5, 2, 1, 0),
+    (90, 256, "forward"): (10.44, 1, 1, 1, 0),
+    (90, 256, "gradient"): (31.94, 3, 3, 1, 0),
+    (90, 512, "forward"): (22.44, 1, 1, 1, 0),
+    (90, 512, "gradient"): (59.88, 3, 3, 1, 74),
+    (100, 128, "forward"): (11.88, 1, 1, 2, 0),
+    (100, 128, "gradient"): (18.38, 2, 2, 1, 0),
+    (100, 256, "forward"): (14.28, 1, 1, 1, 0),
+    (100, 256, "gradient"): (24.75, 2, 2, 1, 0),
+    (100, 512, "forward"): (24.44, 1, 1, 1, 0),
+    (100, 512, "gradient"): (55.38, 2, 2, 1, 14),
+}
+#: Spills of the other kernels at most: those of float32 products, which do not use tensor cores, have some.
+OTHER_SPILLS = {"bfloat16": 0, "float16": 0, "float32": 26}
+
+
+def cases():
+    """Return the cases; the first is quick, the others are slow."""
+    every = [(gpu, width, dtype) for gpu in compiled.GPUS for width in compiled.WIDTHS for dtype in compiled.DTYPES]
+    quick = (90, 128, "bfloat16")
+    return [pytest.param(*case, marks=[] if case == quick else pytest.mark.slow) for case in every]
+
+
+@compiles
+@same_compiler
+@pytest.mark.parametrize(("gpu", "width", "dtype"), cases())
+def test_kernels_keep_their_ceilings(gpu, width, dtype):
+    made = compiled.compiled(gpu, dtype, width)
+    assert {kernel.step for kernel in made} == {"forward", "gradient"}
+    for kernel in made:
+        if dtype == "float32" or not kernel.main:
+            assert kernel.spills <= OTHER_SPILLS[dtype], kernel
+        assert kernel.tensor_cores > 0 or not kernel.multiplies or dtype == "float32", kernel
+    for step in ("forward", "gradient") if dtype != "float32" else ():
+        (main,) = [kernel for kernel in made if kernel.main and kernel.step == step]
+        instructions, ex2, products, programs, spills = CEILINGS[gpu, width, step]
+        for figure, limit in zip(main.loop, (instructions, ex2, products), strict=True):
+            assert figure is None or round(figure, 2) <= limit, main
+        assert main.programs >= programs, main
+        assert main.spills <= spills, main
+
+
+@compiles
+def test_spills_of_a_real_kernel_are_seen(tmp_path, monkeypatch):
+    """Compile with so few registers that the compiler has to spill."""
+    import triton
+
+    run = triton.JITFunction.run
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.JITFunction, "run", lambda *args, **options: run(*args, **options, maxnreg=64))
+    made = compiled.compiled(80, "bfloat16", 64)
+    assert any("spills" in miss for kernel in made for miss in kernel.misses())
