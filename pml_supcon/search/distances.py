@@ -1,16 +1,10 @@
-"""Well-conditioned float32 squared distances: rows are shifted and scaled first, and TF32 is off."""
+"""Well-conditioned float32 squared distances: rows are shifted and scaled first."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
 
 from pml_supcon._arrays import Floats, row_blocks
-from pml_supcon.functional.supcon.execution import full_precision
 
 FAR = 16  # rows are shifted where |mean|^2 exceeds this many times their mean squared distance from the mean
 NEAREST_REACH, FURTHEST_REACH = 2.0**-40, 2.0**60  # between them float32 holds the squares of lengths and differences
@@ -86,24 +80,3 @@ def squared_lengths(rows: Floats, origin: Floats | None = None) -> Floats:
     if origin is None:
         return np.asarray(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     return np.concatenate([squared_lengths(rows[part].astype(np.float64) - origin) for part in row_blocks(len(rows))])
-
-
-@contextmanager
-def float32_products(device: torch.device) -> Iterator[None]:
-    """Disable autocast, and TF32 and bfloat16 in products of float32, and restore the user's settings after."""
-    settings: list[tuple[Callable[[str], None], str, str]]  # how to set a precision, the user's, the highest
-    mkldnn: Any = torch.backends.mkldnn  # `matmul` is missing in its type stubs
-    if hasattr(getattr(mkldnn, "matmul", None), "fp32_precision"):  # from torch 2.9 on each backend has a setting
-        backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]
-        lesser = [backend for backend in backends if backend.fp32_precision in ("tf32", "bf16")]
-        settings = [(partial(setattr, backend, "fp32_precision"), backend.fp32_precision, "ieee") for backend in lesser]
-    else:
-        settings = [(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision(), "highest")]
-    try:
-        for change, _, highest in settings:
-            change(highest)
-        with full_precision(device):
-            yield
-    finally:
-        for change, before, _ in settings:
-            change(before)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from pml_supcon._arrays import Floats, Labels
-from pml_supcon.search.distances import float32_products, squared_lengths
+from pml_supcon.functional.supcon.execution import full_precision
+from pml_supcon.search.distances import squared_lengths
 
 BLOCK_BYTES = 64 * 2**20
 SAMPLE = 1024  # sample size per row for the estimate of the upper bound
@@ -83,7 +84,7 @@ class StreamedSearcher:
         """Return ``|r|^2 - 2 q r``, ``(n, M)``: the squared distance minus ``|q|^2``, which has the same order."""
         chosen = torch.from_numpy(rows)
         queries = self.queries[chosen.to(self.queries.device)]
-        with float32_products(queries.device):
+        with full_precision(queries.device):
             found = torch.addmm(self.squares, queries, self.references.T, alpha=-2)
         if self.own:
             found[torch.arange(len(rows)), chosen] = math.inf

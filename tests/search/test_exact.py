@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.float32_products import FULL, float32_products, lower_precision
 from helpers.labelled_points import clustered, on_a_grid, rankings
 
 from pml_supcon._extras import require_faiss
@@ -138,13 +139,6 @@ def test_chunks_are_of_equal_size(chunk_size, sizes):
     assert [len(chunk) for chunk in split_rows(np.arange(9), row_bytes=2**24, chunk_size=None)] == [3, 3, 3]
 
 
-def products_of():
-    """Return torch's precision of float32 products, by backend from torch 2.9 on."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
-    return torch.get_float32_matmul_precision()
-
-
 def test_blocks_are_products_of_float32_in_spite_of_the_users_settings(monkeypatch):
     points = clustered(2000, seed=1)[0]
     searcher = StreamedSearcher(points[:50], points, own=False, device=CPU)
@@ -152,22 +146,13 @@ def test_blocks_are_products_of_float32_in_spite_of_the_users_settings(monkeypat
     inside, addmm = [], torch.addmm
 
     def recorded(*arguments, **options):
-        inside.append((torch.is_autocast_enabled("cpu"), products_of()))
+        inside.append((torch.is_autocast_enabled("cpu"), float32_products("cpu")))
         return addmm(*arguments, **options)
 
     monkeypatch.setattr(torch, "addmm", recorded)
-    torch.set_float32_matmul_precision("highest")
-    normal = products_of()
-    torch.set_float32_matmul_precision("medium")
-    lesser = products_of()
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = searcher.block(np.arange(50))
-        assert products_of() == lesser != normal  # the user's settings
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert inside == [(False, normal)]
+    with lower_precision(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = searcher.block(np.arange(50))
+    assert inside == [(False, FULL)]
     assert found.dtype == torch.float32
     assert np.array_equal(found.numpy(), right)
 

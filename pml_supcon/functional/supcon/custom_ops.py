@@ -5,7 +5,7 @@ second and 150 MB. So eager mode calls the same code through an autograd functio
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from pml_supcon.functional.supcon.execution import full_precision
 
 Losses = tuple[Tensor, Tensor, Tensor]  # losses, validity, statistics
 Gradients = tuple[Tensor, Tensor]  # of anchors and of rows
+Result = TypeVar("Result")
 
 
 def define_operator(
@@ -33,10 +34,11 @@ def define_operator(
     - ``gradient(upstream, statistics, for_anchors, for_rows, anchors, rows, *tensors, *options)`` returns the gradients
       of anchors and rows, contiguous, each empty if it is not requested.
 
-    Both run with autocast off. ``arguments`` are the arguments of ``losses`` as a schema of PyTorch; the first
+    Both run in full precision. ``arguments`` are the arguments of ``losses`` as a schema of PyTorch; the first
     ``num_tensors`` of them are tensors or None. The operators are named ``pml_supcon::{backend}_losses`` and
     ``pml_supcon::{backend}_gradient``. A second derivative raises a RuntimeError with the name of the backend.
     """
+    losses, gradient = in_full_precision(losses), in_full_precision(gradient)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
         _, valid, statistics = output
@@ -63,8 +65,7 @@ def define_operator(
     class LossesFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Losses:
-            with full_precision(inputs[0].device):
-                output = losses(*inputs)
+            output = losses(*inputs)
             save(ctx, inputs, output)
             return output
 
@@ -75,8 +76,7 @@ def define_operator(
     class GradientFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, upstream: Tensor, *inputs: Any) -> Gradients:
-            with full_precision(upstream.device):
-                return gradient(upstream, *inputs)
+            return gradient(upstream, *inputs)
 
         backward = staticmethod(refuse_second)
 
@@ -114,6 +114,16 @@ def define_operator(
         return output
 
     return operator
+
+
+def in_full_precision(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a function of tensors that runs in ``full_precision`` on the device of the first."""
+
+    def run(first: Tensor, *others: Any) -> Result:
+        with full_precision(first.device):
+            return function(first, *others)
+
+    return run
 
 
 def traced(rows: Tensor) -> bool:

@@ -7,9 +7,9 @@ thread processes whole tiles with single-threaded operations, and the threads sy
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -35,12 +35,85 @@ def scale_by_sqrt_temperature(rows: Tensor, temperature: float) -> Tensor:
     return scaled
 
 
+class _Float32Products:
+    """A context in which products of float32 rows use neither TF32 nor bfloat16, as PyTorch lets its users choose.
+
+    PyTorch has one setting for all threads: the first thread that enters changes it, the last that leaves restores it.
+    From PyTorch 2.9 on each device has a setting, beside the old one for all, and operations fail where the two differ.
+    """
+
+    LOWER = frozenset({"tf32", "bf16", "high", "medium"})
+
+    def __init__(self) -> None:
+        devices: dict[str, Any] = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}
+        matmuls: dict[str, Any] = {device: getattr(each, "matmul", None) for device, each in devices.items()}
+        self.matmuls = matmuls if all(hasattr(each, "fp32_precision") for each in matmuls.values()) else {}
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.users: tuple[str, dict[str, str]] = "", {}  # the settings to restore: the old one, and by device
+
+    def needed(self, device: torch.device) -> bool:
+        """Return True if the user lets products on a device be of a lower precision."""
+        if device.type not in ("cpu", "cuda"):
+            return False
+        with self.lock:
+            return self.inside > 0 or (self.of(device.type) if self.matmuls else self.old()) in self.LOWER
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.users = self.old(), {device: self.of(device) for device in self.matmuls}
+                if self.users[0] in self.LOWER:
+                    torch.set_float32_matmul_precision("highest")
+                self.write({device: "ieee" for device in self.matmuls if self.of(device) in self.LOWER})
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                if self.users[0] in self.LOWER:
+                    torch.set_float32_matmul_precision(self.users[0])
+                self.write({device: users for device, users in self.users[1].items() if self.of(device) != users})
+
+    def old(self) -> str:
+        """Return the setting for all devices; "differs" if a device has another, which PyTorch reports as an error."""
+        try:
+            return str(torch.get_float32_matmul_precision())
+        except RuntimeError:
+            return "differs"
+
+    def of(self, device: str) -> str:
+        """Return the setting of a device."""
+        return str(self.matmuls[device].fp32_precision)
+
+    def write(self, settings: dict[str, str]) -> None:
+        """Change the settings of some devices."""
+        for device, precision in settings.items():
+            self.matmuls[device].fp32_precision = precision
+
+
+_FLOAT32_PRODUCTS = _Float32Products()
+_NOTHING = nullcontext()
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context with autocast off, if the device supports autocast."""
-    # Dynamo of PyTorch 2.7 to 2.10 cannot trace `is_autocast_available`.
-    compiling = torch.compiler.is_compiling()
-    supported = device.type in _AUTOCAST if compiling else torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if supported else nullcontext()
+    """Return a context without autocast, and without TF32 and bfloat16 in products of float32 rows.
+
+    Under ``torch.compile`` only autocast is off: the compiler cannot change the setting of products.
+    """
+    if torch.compiler.is_compiling():
+        # Dynamo of PyTorch 2.7 to 2.10 cannot trace `is_autocast_available`.
+        return torch.autocast(device.type, enabled=False) if device.type in _AUTOCAST else _NOTHING
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    autocast = torch.autocast(device.type, enabled=False) if enabled else _NOTHING
+    return _both(autocast, _FLOAT32_PRODUCTS) if _FLOAT32_PRODUCTS.needed(device) else autocast
+
+
+@contextmanager
+def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> Iterator[None]:
+    with outer, inner:
+        yield
 
 
 def products(anchors: Tensor, rows: Tensor) -> Tensor:
