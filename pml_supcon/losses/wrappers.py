@@ -98,6 +98,8 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         labels = labels.to(torch.int64)  # PML's memory takes no other unsigned integers than uint8
         if indices_tuple is not None:
             checks.check_pairs(indices_tuple, embeddings.device, len(embeddings), len(embeddings))
+            if enqueue_mask is not None:
+                raise ValueError("Expected at most one of `indices_tuple` and `enqueue_mask`, but got both")
         listed = self.miner is not None or indices_tuple is not None or enqueue_mask is not None
         if listed or not isinstance(self.loss, BaseSupConLoss):
             loss: Tensor = super().forward(embeddings, labels, indices_tuple, enqueue_mask)

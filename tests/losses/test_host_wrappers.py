@@ -112,6 +112,9 @@ def test_rows_of_a_mask_fit_into_the_memory():
     with pytest.raises(ValueError, match=r"`memory_size` to be at least the 8 rows .* but got 7"):
         memory(*STEPS[0], enqueue_mask=mask)
     mask[0] = False
+    pairs = (torch.zeros(1, dtype=torch.int64),) * 4
+    with pytest.raises(ValueError, match="at most one of `indices_tuple` and `enqueue_mask`, but got both"):
+        memory(*STEPS[0], indices_tuple=pairs, enqueue_mask=mask)
     memory(*STEPS[0], enqueue_mask=mask)
     assert memory.has_been_filled
 
