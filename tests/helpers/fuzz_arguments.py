@@ -196,6 +196,7 @@ TABLE: Table = {
     "denominator": lambda d: d.one_of("all", "one_positive", "negatives"),
     "contrast_mode": lambda d: d.one_of("all", "all", "one"),
     "backend": lambda d: d.one_of("auto", "tiled", "reference"),
+    "products": lambda d: d.one_of("float32", "float32", "float16"),
     "positives_cap": lambda d: d.one_of(None, None, None, None, None, d.views, 0),
     "num_views": lambda d: d.one_of(None, d.views),
     "similarity": lambda d: None if d.rng.random() < 0.9 else lambda a, b: a @ b.T,
