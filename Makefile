@@ -69,7 +69,7 @@ docs: $(DEV)
 
 # measure against peers and the floor, over processes and in chunks (half an hour, on a quiet machine); write the pages
 bench: $(BENCH)
-	for script in expected_targets peers options scaling mined; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
+	for script in every_size peers options; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
 	for script in processes cached loader retrieval indexes; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/make_page.py
 	-$(BIN)/python benchmarks/compiled.py  # needs Triton

@@ -76,14 +76,9 @@ class Run:
         return Run(question, asked.quick, asked.device, output, environment(asked.device))
 
     @property
-    def ours(self) -> list[str]:
-        """Our backends for the device; "auto" should select the first."""
-        return ["pml_supcon/triton", "pml_supcon/tiled"] if self.device == "cuda" else ["pml_supcon/auto"]
-
-    @property
     def floors(self) -> list[str]:
-        """The floor in the tile sizes that may be the fastest on the device."""
-        return [f"floor/{tile}" for tile in ((2048, 4096, 8192) if self.device == "cuda" else (512, 1024))]
+        """The floor in the tile sizes that may be the fastest on a CPU; on a GPU the product that gives its rate."""
+        return [f"mm/{256 if self.quick else 8192}"] if self.device == "cuda" else ["floor/512", "floor/1024"]
 
     def case(self, N: int, *, quick_N: int = 256, **options: Any) -> Case:
         """Return a case of `N` rows on the device of the run; a quick run has `quick_N` rows."""
@@ -114,10 +109,32 @@ class Run:
             append(self.output, made)
         return made
 
+    def note(
+        self,
+        name: str,
+        case: Case,
+        mode: str,
+        *,
+        p50: float | None = None,
+        mb: float | None = None,
+        value: float | None = None,
+        repetitions: int = 1,
+    ) -> Record:
+        """Append the record of a figure that is measured outside of the turns, and return it."""
+        provider, _, backend = name.partition("/")
+        figures: dict[str, Any] = {"p20": None, "p50": p50, "p80": None, "peak_extra_mb": mb, "value": value}
+        base = asdict(case) | self.environment | {"question": self.question, "repetitions": repetitions}
+        record = Record(**base, provider=provider, backend=backend, mode=mode, status=OK, **figures)
+        shown = {"ms": p50 and p50 * 1e3, "MB": mb, "": value}
+        print(f"N={case.N} {name}, {mode}: " + ", ".join(f"{v:.3g} {k}" for k, v in shown.items() if v is not None))
+        if self.output is not None:
+            append(self.output, [record])
+        return record
+
     def _records(self, entry: Entry, peak: Peak, timing: Timing) -> list[Record]:
         provider, _, backend = entry.provider.partition("/")
         base = asdict(entry.case) | self.environment | {"question": self.question, "status": timing.status}
-        base |= {"provider": provider, "backend": backend, "repetitions": len(timing.samples)}
+        base |= {"provider": provider, "backend": backend, "repetitions": len(timing.samples), "value": None}
         made = []
         for mode in MODES:
             found = timing.quantiles(mode) if timing.status == OK else None
@@ -138,7 +155,7 @@ def time_in_turns(
 
     def attempt(key: K, action: Callable[[], float]) -> float:
         try:
-            with bounded_memory(device), time_limit(LIMIT_S):
+            with time_limit(LIMIT_S):
                 return action()
         except Exception as error:
             timings[key].status = status_of(error)
@@ -159,19 +176,23 @@ def time_in_turns(
         return 0.0
 
     share = seconds / max(1, len(makers))
-    takes = {key: attempt(key, partial(first_steps, key)) for key in makers}
-    wanted = {
-        key: min(most, max(least, int(share / max(takes[key], 1e-9)))) - len(timings[key].samples) for key in makers
-    }
-    for turns in spread(wanted):
+    with bounded_memory(device):
+        takes = {key: attempt(key, partial(first_steps, key)) for key in makers}
+        wanted = {
+            key: min(most, max(least, int(share / max(takes[key], 1e-9)))) - len(timings[key].samples) for key in makers
+        }
         gc.collect()
+        gc.freeze()  # so that a collection is short
         gc.disable()  # as `timeit` does: a collection would lengthen one step at random
         try:
-            for key in turns:
-                if key in steps:
-                    attempt(key, partial(timed, key))
+            for turns in spread(wanted):
+                for key in turns:
+                    if key in steps:
+                        attempt(key, partial(timed, key))
+                gc.collect()
         finally:
             gc.enable()
+            gc.unfreeze()
     return timings
 
 
@@ -218,4 +239,4 @@ def describe(record: Record) -> str:
         return f"{where}: {record.status}"
     extra = "" if record.peak_extra_mb is None else f", {record.peak_extra_mb:.1f} MB extra"
     low, middle, high = ((seconds or 0) * 1e3 for seconds in (record.p20, record.p50, record.p80))
-    return f"{where}: {middle:.1f} ms ({low:.1f} to {high:.1f}){extra}"
+    return f"{where}: {middle:.3f} ms ({low:.3f} to {high:.3f}){extra}"

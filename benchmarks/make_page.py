@@ -7,29 +7,27 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import expected_targets
 import gpu
 import matplotlib
 import options
-import scaling
-from expected_targets import SHORT, targets_table
+from harness import MODES
 from matplotlib.figure import Figure
+from providers import MEMORY_ROWS
 from records import RESULTS, Record, last_run, latest, read
-from tables import floor_seconds, measurements, megabytes, seconds
+from tables import exponent, floor_seconds, markdown, measurements, megabytes, seconds, shown
+from targets import OURS, SHORT, Sizes, sizes_table, stored_table, targets, targets_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PLACES = {"cpu": "On the CPU", "cuda": "On a GPU"}
-OURS = {"cpu": "pml_supcon/auto", "cuda": "pml_supcon/triton"}
 WAITING = {
-    "cpu": "No records yet: `python benchmarks/expected_targets.py` and the other scripts write them.",
+    "cpu": "No records yet: `python benchmarks/every_size.py` and the other scripts write them.",
     "cuda": "No records yet, as no GPU was available. `python benchmarks/gpu.py --device cuda` measures the kernels, "
     "the other scripts with `--device cuda` the rest.",
 }
 
 FLOOR = "floor"
-LABELS = {"pml": "PML's SupConLoss", "pml_supcon/reference": "reference (dense)", FLOOR: "floor, fastest tile"}
-COLOURS = {"pml": "#c44e52", "pml_supcon/reference": "#dd8452", FLOOR: "#8c8c8c"}
-OUR_COLOUR = "#4c72b0"
+LABELS = {OURS: OURS, "pml": "PML's SupConLoss", "dense/eager": "dense formula", FLOOR: "floor, fastest tile"}
+COLOURS = {OURS: "#4c72b0", "pml": "#c44e52", "dense/eager": "#dd8452", FLOOR: "#8c8c8c"}
 
 HEAD = """\
 # Benchmarks
@@ -42,12 +40,33 @@ views, temperature 0.1. Providers take turns in one process, each round in anoth
 
 - `pml_supcon/auto`, `/tiled`, `/triton`, `/reference`: `SupConLossOut` by backend; `reference` is the dense definition.
 - `pml`: `SupConLoss` of pytorch-metric-learning.
-- `dense/compiled`: L_out as a dense cross entropy under `torch.compile`.
+- `dense/eager`, `dense/compiled`: L_out as a dense cross entropy over the `(N, N)` matrix with autograd, as it is
+  written and under `torch.compile`.
 - `lightly`: `NTXentLoss` of lightly, without labels.
+- `siglip-kernel`, `memeff`: fused CUDA kernels of other losses, of as many similarities: a sigmoid for each pair with
+  the labels as groups, and InfoNCE on N pairs without labels.
 - `floor/512` and so on: only the operations that the method cannot avoid: one `Z Z^T`, one `exp` per pair and one
   `W Z`, in plain torch, in square tiles of that side, with preallocated buffers.
+- The floor on a GPU is the matrix products alone at the rate of `torch.mm` (`mm/8192`: squares of that side, in the
+  same dtype). A is `6 N^2 D` FLOP: similarities, the same again for the gradient, weights times rows. B is
+  `5 N^2 D`: the forward pass computes one of each symmetric pair.
 
 `make bench` runs all scripts on the CPU. Each of these takes `--quick`, which only tries it, and `--device cuda`.
+"""
+
+MACHINES = """\
+### Why ratios differ between machines
+
+Compare ratios of one table only: another machine has others.
+
+- PML's loss and the dense formula pass a dozen times or more over `(N, N)` matrices. From some thousand rows on these
+  are larger than the caches, and the time is that of the memory bus. Ours and the floor stay in the caches, and their
+  time is that of products and exponentials. The ratio therefore grows with the units' speed (AVX-512 over AVX2, AMX
+  in 16 bits) and with the number of cores on one memory bus, and falls with the bandwidth for each core.
+- Where a matrix fits into the caches, up to some hundred rows, the ratio is that of the number of operators and of the
+  Python between them. There the speed of a single core counts.
+- The first touch of fresh memory costs PML's loss much: huge pages, the allocator and a virtual machine change it.
+- Over the floor: `exp` in vectors of 16 (AVX-512) is twice as fast as in 8, and the product libraries differ by maker.
 """
 
 
@@ -69,20 +88,17 @@ def device_parts(records: Sequence[Record], device: str, docs: Path) -> list[str
     title = f"## {PLACES[device]}\n"
     if not records:
         return [title, f"{WAITING[device]}\n"]
-    if device == "cuda":
-        run = last_run(records, "gpu")
-        parts = section(
-            run, "gpu", device, "Targets of the kernels", lambda run: targets_table(gpu.targets(run, gpu.Sizes()))
-        )
-        parts += section(run, "gpu", device, "The measurements", measurements)
-    else:
-        run = last_run(records, "expected_targets")
-        parts = section(run, "expected_targets", device, "Targets of the losses", target_table)
-    found = latest(records)
-    parts += section(found, "scaling", device, "Against the number of rows", lambda run: grown(run, device, docs))
-    parts += section(found, "peers", device, "Against the peers", measurements)
-    parts += section(found, "options", device, "What the options cost", optional)
-    return [title, *parts, *section(found, "mined", device, "Mined pairs", measurements)]
+    kernels, run, found = last_run(records, "gpu"), last_run(records, "every_size"), latest(records)
+    return [
+        title,
+        *section(kernels, "gpu", device, "Targets of the kernels", kernel_targets),
+        *section(kernels, "gpu", device, "The kernels", measurements),
+        *section(run, "every_size", device, "Every batch size", every_size_part),
+        *section(run, "every_size", device, "Against the number of rows", lambda r: grown(r, device, docs)),
+        *([f"{MACHINES}"] if run else []),
+        *section(found, "peers", device, "Other libraries and forms", measurements),
+        *section(found, "options", device, "What the options cost", optional),
+    ]
 
 
 def section(
@@ -105,43 +121,64 @@ def source(records: Sequence[Record], typed: str) -> str:
     return f"`{typed}`, {each(lambda r: f'{r.date[:10]} at commit {r.commit}')}; {machine}; {versions}."
 
 
-def target_table(run: list[Record]) -> str:
-    """Return the table of targets and the number of missed ones."""
-    lines = expected_targets.targets(run, expected_targets.Sizes(), OURS["cpu"])
-    short = sum(line.verdict == SHORT for line in lines)
-    kept = "All are met." if not short else f"{short} of {len(lines)} fall short."
-    return f"{targets_table(lines)}\n\nFloat32; D = 128 unless the row has another. {kept}"
+def kernel_targets(run: list[Record]) -> str:
+    """Return the table of targets on a GPU."""
+    return targets_table(gpu.targets(run, gpu.Sizes()))
+
+
+def every_size_part(run: list[Record]) -> str:
+    """Return the tables of the targets, and the number of missed ones."""
+    sizes = Sizes()
+    by_size, others = sizes_table(run, sizes), targets_table(targets(run, sizes))
+    short = (by_size + others).count(SHORT)
+    kept = "All targets are met." if not short else f"{short} targets fall short."
+    stored = (
+        f"Beside a memory of {MEMORY_ROWS:,} past rows (`queue`: `QueueLoss`, `memory`: `CrossBatchMemory`; PML's is "
+        "`CrossBatchMemory(SupConLoss)`), and with a miner's pairs, without the time of mining:"
+    )
+    return f"Float32, D = 128 unless a row has another. {kept}\n\n{by_size}\n\n{others}\n\n{stored}\n\n" + stored_table(
+        run, sizes
+    )
 
 
 def grown(run: list[Record], device: str, docs: Path) -> str:
     """Draw time and memory against N; return the picture, the exponents and all measurements as Markdown."""
-    path = Path("figures") / f"scaling-{device}.svg"
+    path = Path("figures") / f"every-size-{device}.svg"
     (docs / path).parent.mkdir(parents=True, exist_ok=True)
-    draw_scaling([record for record in run if record.D != scaling.WIDE], OURS[device], docs / path)
+    steps = [r for r in run if r.mode in MODES and r.option == "L_out"]
+    narrow = [r for r in steps if r.D == 128 and r.mode == "both"]
+    draw_growth(narrow, docs / path)
     picture = f"![Time and memory of a step against the number of rows, both axes logarithmic]({path.as_posix()})"
-    return f"{picture}\n\n{scaling.growth(run)}\n\n{measurements(run)}"
+    return f"{picture}\n\n{growth(narrow)}\n\n{measurements(steps)}"
 
 
-def draw_scaling(records: Sequence[Record], ours: str, path: Path) -> None:
+def growth(records: Sequence[Record]) -> str:
+    """Return a table of the exponents of N in time and memory, from 2,048 rows on."""
+    large = [record for record in records if Sizes().tiled <= record.N and record.p50 is not None]
+    rows = []
+    for name in dict.fromkeys(record.name for record in large):
+        sizes = sorted({record.N for record in large if record.name == name})
+        powers = [exponent((N, measure(large, name, N=N)) for N in sizes) for measure in (seconds, megabytes)]
+        rows.append([f"`{name}`", f"{sizes[0]:,} to {sizes[-1]:,}", *map(shown, powers)])
+    return markdown(["provider", "N", "time grows as N to the", "memory as N to the"], rows, text_columns=2)
+
+
+def draw_growth(records: Sequence[Record], path: Path) -> None:
     """Draw seconds and MB of a step against N, log-log, as an SVG file that depends on the records alone."""
-    both = [record for record in records if record.mode == "both"]
-    names = [name for name in (ours, *LABELS) if name == FLOOR or any(record.name == name for record in both)]
-    sizes = sorted({record.N for record in both})
-    floor = next((record.name for record in both if record.provider == FLOOR and record.peak_extra_mb), FLOOR)
+    sizes = sorted({record.N for record in records})
     with matplotlib.rc_context({"svg.hashsalt": "pml_supcon", "font.size": 9}):
         figure = Figure(figsize=(9, 4), layout="constrained", facecolor="white")
         time_axes, memory_axes = figure.subplots(ncols=2)
-        for name in names:
-            style = {"label": LABELS.get(name, name), "color": COLOURS.get(name, OUR_COLOUR), "marker": "o"}
-            times = [(N, floor_seconds(both, N=N) if name == FLOOR else seconds(both, name, N=N)) for N in sizes]
+        for name, label in LABELS.items():
+            style = {"label": label, "color": COLOURS[name], "marker": "o"}
+            times = [(N, floor_seconds(records, N=N) if name == FLOOR else seconds(records, name, N=N)) for N in sizes]
             time_axes.plot(*_points(times), markersize=4, **style)
-            peaks = [(N, megabytes(both, floor if name == FLOOR else name, N=N)) for N in sizes]
-            memory_axes.plot(*_points(peaks), markersize=4, **style)
+            memory_axes.plot(*_points([(N, megabytes(records, name, N=N)) for N in sizes]), markersize=4, **style)
         time_axes.set(ylabel="seconds, forward plus backward")
         memory_axes.set(ylabel="peak memory above the inputs, MB")
         for axes in (time_axes, memory_axes):
             axes.set(xscale="log", yscale="log", xlabel="rows N")
-            axes.set_xticks(sizes, [f"{N:,}" for N in sizes])
+            axes.set_xticks(sizes[::2], [f"{N:,}" for N in sizes[::2]])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
         time_axes.legend(frameon=False)

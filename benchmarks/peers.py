@@ -1,20 +1,20 @@
-"""Compare time and memory with other libraries, and with the operations that no implementation can avoid.
+"""Compare with other libraries and forms of the loss: times, and memory.
 
     python benchmarks/peers.py [--quick] [--device cuda]
 
-`SupConLossOut`, its dense definition, PML's `SupConLoss`, the dense cross-entropy form under `torch.compile`, and the
-floor; without labels, `SupConLossOut` and lightly's NT-Xent. All compute the same loss except the floor,
-which is not a loss.
+`SupConLossOut`, its dense definition, PML's `SupConLoss`, the dense cross-entropy form under `torch.compile`; without
+labels, `SupConLossOut` and lightly's NT-Xent; with a miner's pairs, ours and PML's. Mining is not timed.
 """
 
 from collections.abc import Sequence
 
 from harness import Entry, Run
-from providers import LABEL_FREE
+from providers import LABEL_FREE, MINERS
 from records import Record
 from tables import measurements
 
 SIZES = (512, 2048, 8192)
+MINED = 4096
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Record]:
@@ -22,12 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     run = Run.of("peers", __doc__, arguments)
     made = []
     for N in SIZES[:1] if run.quick else SIZES:
-        case = run.case(N)
-        label_free = run.case(N, option=LABEL_FREE)
-        entries = [Entry(name, case) for name in (*run.ours, "pml_supcon/reference", "pml", "dense/compiled")]
-        entries += [Entry(name, case, memory=False) for name in run.floors]
-        entries += [Entry(name, label_free) for name in (*run.ours, "lightly")]
-        made += run.measure(entries, seconds=12, least=3)
+        case, label_free = run.case(N), run.case(N, option=LABEL_FREE)
+        entries = [Entry(name, case) for name in ("pml_supcon/auto", "pml_supcon/reference", "pml", "dense/compiled")]
+        entries += [Entry(name, label_free) for name in ("pml_supcon/auto", "lightly")]
+        made += run.measure(entries, seconds=12)
+    mined = [run.case(MINED, option=option) for option in MINERS]
+    made += run.measure([Entry(name, case) for case in mined for name in ("pml_supcon/auto", "pml")], seconds=10)
     print(measurements(made))
     return made
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from pml_supcon import losses
 
 TEMPERATURE = 0.1
 LABEL_FREE = "no labels"
+MEMORY_ROWS = 1024  # of `QueueLoss` and `CrossBatchMemory`: the default of pytorch-metric-learning
 
 #: The variants of the loss as options of our losses; the other libraries have only the first.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -37,6 +38,10 @@ MINERS: dict[str, Callable[[], Any]] = {
     "hardest 1%": partial(miners.HDCMiner, filter_percentage=0.01),
     "hardest 10%": partial(miners.HDCMiner, filter_percentage=0.1),
 }
+
+
+#: Our losses with past rows; their counterpart is `CrossBatchMemory` of pytorch-metric-learning.
+PAST_ROWS: dict[str, Callable[..., Any]] = {"queue": losses.QueueLoss, "memory": losses.CrossBatchMemory}
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ def ours(case: Case, backend: str) -> Step:
     embeddings.requires_grad_()
     if case.option == LABEL_FREE:
         return of_loss(partial(loss, embeddings), [embeddings])
+    if case.option in PAST_ROWS:
+        return with_past_rows(case, PAST_ROWS[case.option](loss, case.D, MEMORY_ROWS))
     if case.option == "ref_emb":  # like a memory of past embeddings: without a gradient
         references, reference_labels = case.rows(seed=1)
         return of_loss(partial(loss, embeddings, labels, None, references, reference_labels), [embeddings])
@@ -99,21 +106,34 @@ def ours(case: Case, backend: str) -> Step:
 
 def pml(case: Case, backend: str) -> Step:
     """Create a step of `SupConLoss` of pytorch-metric-learning."""
-    if case.option != "L_out" and case.option not in MINERS:
+    if case.option not in ("L_out", *MINERS, *PAST_ROWS):
         raise SkippedError(f"pytorch-metric-learning's SupConLoss has no option {case.option!r}")
     loss = pml_losses.SupConLoss(temperature=TEMPERATURE)
+    if case.option in PAST_ROWS:
+        return with_past_rows(case, pml_losses.CrossBatchMemory(loss, case.D, MEMORY_ROWS))
     embeddings, labels = case.rows()
     embeddings.requires_grad_()
     return of_loss(partial(loss, embeddings, labels, mined_pairs(case, embeddings, labels)), [embeddings])
 
 
-def compiled(case: Case, backend: str) -> Step:
-    """Create a step of the dense cross entropy under `torch.compile`."""
+def with_past_rows(case: Case, loss: Any) -> Step:
+    """Create a step of a loss that keeps rows of past batches, and fill its memory."""
+    past, past_labels = replace(case, N=MEMORY_ROWS).rows(seed=1)
+    loss.to(case.device)(past, past_labels)
+    embeddings, labels = case.rows()
+    embeddings.requires_grad_()
+    return of_loss(partial(loss, embeddings, labels), [embeddings])
+
+
+def dense(case: Case, backend: str) -> Step:
+    """Create a step of the dense cross entropy, "eager", or "compiled" by `torch.compile`."""
     if case.option != "L_out":
         raise SkippedError(f"the dense form has no option {case.option!r}")
     embeddings, labels = case.rows()
     embeddings.requires_grad_()
-    loss = torch.compile(dense_cross_entropy, fullgraph=True, dynamic=False)
+    loss: Any = dense_cross_entropy
+    if backend == "compiled":
+        loss = torch.compile(loss, fullgraph=True, dynamic=False)
     return of_loss(partial(loss, embeddings, labels), [embeddings])
 
 
@@ -133,12 +153,61 @@ def lightly(case: Case, backend: str) -> Step:
     """Create a step of lightly's NT-Xent: two views, no labels."""
     if case.option != LABEL_FREE:
         raise SkippedError("lightly's NT-Xent takes no labels")
-    try:
-        nt_xent = import_module("lightly.loss").NTXentLoss
-    except ImportError as error:
-        raise SkippedError(f"lightly is not installed ({error})") from error
+    nt_xent = installed("lightly", "lightly.loss").NTXentLoss
     one, other = (view.detach().requires_grad_() for view in case.rows()[0].chunk(2))
     return of_loss(partial(nt_xent(temperature=TEMPERATURE), one, other), [one, other])
+
+
+def siglip_kernel(case: Case, backend: str) -> Step:
+    """Create a step of siglip-kernel's multi-positive sigmoid loss: group ids are the labels, a row has itself too."""
+    library = cuda_library("siglip-kernel", "siglip_kernel", case, "L_out")
+    embeddings, labels = case.rows()
+    embeddings.requires_grad_()
+    scale = torch.tensor(1 / TEMPERATURE, device=case.device).log().requires_grad_()
+    bias = torch.zeros((), device=case.device, requires_grad=True)
+
+    def loss() -> Tensor:
+        z = F.normalize(embeddings, dim=1)
+        value: Tensor = library.fused_siglip_plus_loss(z, z, scale, bias, labels, labels, num_groups=case.classes)
+        return value
+
+    return of_loss(loss, [embeddings])
+
+
+def memeff(case: Case, backend: str) -> Step:
+    """Create a step of memeff's InfoNCE on N pairs without labels: as many similarities as L_out of N rows."""
+    library = cuda_library("memeff", "memeff", case, LABEL_FREE)
+    one, other = (case.rows(seed)[0].requires_grad_() for seed in range(2))
+    loss = library.MemoryEfficientCLIPLoss(temperature=TEMPERATURE, stable=False)
+    return of_loss(partial(loss, one, other), [one, other])
+
+
+def cuda_library(name: str, module: str, case: Case, option: str) -> Any:
+    """Import a library of CUDA kernels that has one option.
+
+    Raises:
+        SkippedError: If the device is another, the library has not the option, or it is not installed.
+    """
+    if case.device != "cuda":
+        raise SkippedError(f"{name} needs a CUDA device")
+    if case.option != option:
+        raise SkippedError(f"{name} has no option {case.option!r}")
+    return installed(name, module)
+
+
+def installed(name: str, module: str) -> Any:
+    """Import a module of another library; raise SkippedError where it is missing."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise SkippedError(f"{name} is not installed ({error})") from error
+
+
+def product(case: Case, side: str) -> Step:
+    """Create a step of one product of square matrices in the dtype of the case: the rate of `torch.mm`."""
+    one, other = (replace(case, N=int(side), D=int(side)).rows(seed)[0] for seed in range(2))
+    out = torch.empty_like(one)
+    return Step(partial(torch.mm, one, other, out=out), None)
 
 
 def floor(case: Case, tile: str) -> Step:
@@ -180,7 +249,10 @@ def mined_pairs(case: Case, embeddings: Tensor, labels: Tensor) -> tuple[Tensor,
 MAKERS: dict[str, Callable[[Case, str], Step]] = {
     "pml_supcon": ours,
     "pml": pml,
-    "dense": compiled,
+    "dense": dense,
     "lightly": lightly,
+    "siglip-kernel": siglip_kernel,
+    "memeff": memeff,
     "floor": floor,
+    "mm": product,
 }

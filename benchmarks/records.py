@@ -33,11 +33,12 @@ class Record:
         provider: the library of the loss; `backend`: its implementation, where it has several.
         N: rows; `D`: their width; `classes`, `views`: the structure of the labels.
         option: the variant of the loss, or the miner.
-        mode: "forward", "backward" or "both".
+        mode: "forward", "backward" or "both"; of a check, the name of its figure.
         status: "ok", or the reason of a missing figure: "out of memory", "over 180 s", "skipped: ...", "failed: ...".
         repetitions: number of timed steps.
         p20: with `p50` and `p80` the quantiles of a step's seconds.
-        peak_extra_mb: peak memory of a whole step above its inputs, in 10^6 bytes; only in the mode "both".
+        peak_extra_mb: peak memory of a whole step above its inputs, in 10^6 bytes; not in the modes of a half.
+        value: the figure of a check that is neither seconds nor MB: a relative error, or a number of launches.
         device: "cpu" or "cuda"; `hardware`: its name.
         commit: the commit of this package, with "+" where files differ from it.
         date: in UTC, the same for all records of one run.
@@ -59,6 +60,7 @@ class Record:
     p50: float | None
     p80: float | None
     peak_extra_mb: float | None
+    value: float | None
     device: str
     hardware: str
     cpus: int

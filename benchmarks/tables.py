@@ -26,10 +26,17 @@ def megabytes(records: Iterable[Record], name: str, **fields: Any) -> float | No
     return getattr(find(records, name, **fields), "peak_extra_mb", None)
 
 
-def floor_seconds(records: Iterable[Record], **fields: Any) -> float | None:
-    """Return the seconds of the floor in its fastest tile size, None where it was not measured."""
-    matching = [r for r in records if r.provider == "floor" and all(getattr(r, k) == v for k, v in fields.items())]
-    return min((record.p50 for record in matching if record.p50 is not None), default=None)
+def floor_seconds(records: Iterable[Record], *, products: int = 5, **fields: Any) -> float | None:
+    """Return the seconds of the floor, None where it was not measured.
+
+    On a CPU it is the floor in its fastest tile size. On a GPU it is ``products * N^2 D`` floating-point operations at
+    the measured rate of `torch.mm`.
+    """
+    found = [r for r in records if r.p50 is not None and all(getattr(r, k) == v for k, v in fields.items())]
+    times = [r.p50 or 0.0 for r in found if r.provider == "floor"]
+    # the rate is 2 side^3 FLOP over the seconds of one product
+    times += [products * r.N**2 * r.D / (2 * int(r.backend) ** 3) * (r.p50 or 0.0) for r in found if r.provider == "mm"]
+    return min(times, default=None)
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
@@ -75,7 +82,8 @@ def measurements(records: Sequence[Record], *, against: str | None = None) -> st
     rows = []
     for record in (record for record in records if record.mode == "both"):
         same = {name: getattr(record, name) for name in ("N", "D", "option", "dtype")}
-        cells = [f"`{record.name}`", record.option, f"{record.N:,}", f"{record.D:,}"]
+        option = record.option if record.dtype == "float32" else f"{record.option}, {record.dtype}"
+        cells = [f"`{record.name}`", option, f"{record.N:,}", f"{record.D:,}"]
         if record.status != OK or record.p50 is None or record.p20 is None or record.p80 is None:
             cells += [record.status] + [""] * (len(header) - len(cells) - 1)
         else:
@@ -91,4 +99,5 @@ def measurements(records: Sequence[Record], *, against: str | None = None) -> st
 
 def milliseconds(value: float | None) -> str:
     """Format seconds as milliseconds, with about three digits."""
-    return "-" if value is None else shown(value * 1e3, 2 if value < 0.1 else 0)
+    digits = 3 if value is not None and value < 0.01 else 2 if value is not None and value < 0.1 else 0
+    return "-" if value is None else shown(value * 1e3, digits)

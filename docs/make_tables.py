@@ -20,6 +20,7 @@ from pml_supcon.experiments.scales import SCALES
 from pml_supcon.experiments.tables import tables_of
 
 ROOT = Path(__file__).resolve().parent.parent
+RULER = "| --- | ---: | ---: | ---: |"
 ROWS = {
     "linear probe, top-1": "linear_probe/top1",
     "precision@1": "retrieval/precision_at_1",
@@ -111,22 +112,24 @@ def results_table() -> str:
 
 
 def losses_table() -> str:
-    """Compare PML's loss with ours at N = 8,192 on the CPU, by the last run of `benchmarks/results.csv` with both."""
-    wanted = {"N": "8192", "D": "128", "option": "L_out", "device": "cpu", "mode": "both", "dtype": "float32"}
+    """Compare PML's loss with ours on the CPU, by the last run of `benchmarks/every_size.py`."""
+    wanted = {"question": "every_size", "D": "128", "option": "L_out", "device": "cpu", "mode": "both"}
     with (ROOT / "benchmarks/results.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if wanted.items() <= row.items() and row["peak_extra_mb"]]
-    theirs = [row for row in rows if row["provider"] == "pml"][-1]
-    run = [row for row in rows if (row["question"], row["commit"]) == (theirs["question"], theirs["commit"])]
-    ours = [row for row in run if (row["provider"], row["backend"]) == ("pml_supcon", "auto")][-1]
-    (pml_mb, mb), (pml_s, s) = ([float(row[key]) for row in (theirs, ours)] for key in ("peak_extra_mb", "p50"))
-    return "\n".join([
-        f"| N = 8,192 rows, D = 128, {ours['cpus']} CPU cores | PML's `SupConLoss` | `SupConLossOut` | |",
-        "| --- | ---: | ---: | ---: |",
-        f"| extra memory | {pml_mb:,.0f} MB | {mb:,.0f} MB | {pml_mb / mb:.0f} times less |",
-        f"| forward and backward | {pml_s:.2f} s | {s:.2f} s | {pml_s / s:.1f} times faster |",
-        "",
-        f"`make bench` on {ours['date'][:10]}; {ours['hardware']}, torch {ours['torch']}, commit {ours['commit']}.",
-    ])  # fmt: skip
+        rows = [row for row in csv.DictReader(file) if wanted.items() <= row.items()]
+    if not rows:
+        return "Not measured yet: `python benchmarks/every_size.py`."
+    run = {(row["provider"], row["backend"], row["N"]): row for row in rows if row["date"] == rows[-1]["date"]}
+    last = rows[-1]
+    lines = [f"| rows N, D = 128, {last['cpus']} CPU cores | PML's `SupConLoss` | `SupConLossOut` | |", RULER]
+    for N in ("32", "256", "1024", "8192"):
+        pml, ours = (1e3 * float(run[(*name, N)]["p50"]) for name in (("pml", ""), ("pml_supcon", "auto")))
+        times = (f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.2f} ms" for ms in (pml, ours))
+        lines.append("| " + " | ".join([f"{int(N):,}: a step", *times, f"{pml / ours:.1f} times faster"]) + " |")
+    memory = (float(run[(*name, "8192")]["peak_extra_mb"]) for name in (("pml", ""), ("pml_supcon", "auto")))
+    theirs, own = memory
+    lines.append(f"| 8,192: extra memory | {theirs:,.0f} MB | {own:,.0f} MB | {theirs / own:.0f} times less |")
+    source = f"on {last['date'][:10]}; {last['hardware']}, torch {last['torch']}, commit {last['commit']}."
+    return "\n".join([*lines, "", f"`python benchmarks/every_size.py` {source}"])
 
 
 #: Tables of the recipe's records, by the name in a page.
