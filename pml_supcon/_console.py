@@ -7,10 +7,16 @@ from contextlib import suppress
 from typing import TextIO
 
 
-def escape_unencodable() -> None:
-    """Write characters that the encoding of the console lacks as escapes, where Python would raise."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+def prepare_streams() -> None:
+    """Write characters that the console's encoding lacks as escapes, and replace a closed stream by the null device.
+
+    Python would raise for such characters, and libraries for a stream that is None.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as by `2>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
+        elif isinstance(stream, io.TextIOWrapper):
             with suppress(OSError):  # a pipe in place of a file, by `dup2`, has no position; the errors are set before
                 stream.reconfigure(errors="backslashreplace")
 

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from pml_supcon import __version__
 from pml_supcon._checks import did_you_mean
-from pml_supcon._console import escape_unencodable, say
+from pml_supcon._console import prepare_streams, say
 
 COMMANDS = {
     "train": "train an encoder, then score it: retrieval and a linear probe",
@@ -36,7 +36,7 @@ FOLDERS = ("configs", "configs/launch")  # for `--config` of train.py, for `--co
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a program, or print the paths of configurations."""
-    escape_unencodable()
+    prepare_streams()
     given = sys.argv[1:] if arguments is None else list(arguments)
     command, rest = make_parser().parse_args(given[:1]).command, given[1:]  # the rest belongs to the program
     try:

@@ -20,7 +20,7 @@ def test_characters_that_the_console_lacks_become_escapes(encoding, written, mon
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
-    _console.escape_unencodable()
+    _console.prepare_streams()
     _console.say("日 é")
     _console.note("日 é\n")
     found = [stream.buffer.getvalue().decode(encoding).splitlines() for stream in streams.values()]
@@ -30,8 +30,10 @@ def test_characters_that_the_console_lacks_become_escapes(encoding, written, mon
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_a_missing_stream_is_no_error(name, monkeypatch):
     monkeypatch.setattr(sys, name, None)  # closed before the start, as by `>&-`
-    _console.escape_unencodable()
     _console.say("text")
+    _console.prepare_streams()
+    getattr(sys, name).write("text")  # as tqdm does
+    getattr(sys, name).close()
 
 
 SPEAKING = """

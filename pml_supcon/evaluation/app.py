@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from pml_supcon._console import escape_unencodable, note, say
+from pml_supcon._console import note, prepare_streams, say
 from pml_supcon._extras import require_faiss, require_umap
 from pml_supcon._files import write_atomic
 from pml_supcon.data.broken import broken_images_listed, replace_broken
@@ -34,7 +34,7 @@ REPORT, RESULTS, COMPARED = "report.html", "evaluation.json", "evaluation-compar
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Load the encoders, evaluate them, and write the report."""
-    escape_unencodable()
+    prepare_streams()
     settings = parse_settings(arguments)
     try:
         require_faiss()

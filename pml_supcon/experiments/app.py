@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from pml_supcon._console import escape_unencodable, note, say
+from pml_supcon._console import note, prepare_streams, say
 from pml_supcon._extras import require_imagecorruptions
 from pml_supcon._files import write_atomic
 from pml_supcon.experiments.experiment import Experiment
@@ -28,7 +28,7 @@ AGAIN = "the same command continues from here"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the missing trainings, then write records, tables and plots."""
-    escape_unencodable()
+    prepare_streams()
     settings = parse(arguments, prog="reproduce.py", description="Repeat the paper's experiments and judge its claims.")
     try:
         check_writable(settings.runs, "--runs")

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from accelerate import PartialState
 
-from pml_supcon._console import escape_unencodable, say
+from pml_supcon._console import prepare_streams, say
 from pml_supcon.data.images import BrokenImageError
 from pml_supcon.training.checkpoint import CheckpointError
 from pml_supcon.training.config.parser import parse_settings
@@ -28,7 +28,7 @@ SHOWN = ("scored", "linear_probe/", "retrieval/", "train/", "replaced_images", "
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the settings, train, score, and print the summary."""
     started = time.perf_counter()
-    escape_unencodable()
+    prepare_streams()
     settings = parse_settings(arguments)
     # 1. Checks that need no data, then data, model and checkpoint: user errors appear here.
     try:
