@@ -136,7 +136,8 @@ def agree_on_shards(
             same = {**same, **shard_properties(own)}
         except Exception as local:  # out of memory, or values that do not exist (meta): the others must raise too
             error = local
-    device = getattr(own.embeddings, "device", torch.device("cpu"))  # with an error they may be no tensor
+    # with an error the embeddings may be no tensor; NumPy's arrays have a `device` too, a string
+    device = own.embeddings.device if isinstance(own.embeddings, Tensor) else torch.device("cpu")
     notes = collectives.agree(sizes, {name: str(value) for name, value in same.items()}, error, group, device)
     if same_ranks := ranks_with_equal_shards(notes["checksum"]):
         warn_of_equal_shards(same_ranks)

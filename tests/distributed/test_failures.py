@@ -32,6 +32,11 @@ DIFFERENT = {
     ),
     "views": ((EMBEDDINGS, LABELS), (EMBEDDINGS[:, :1], LABELS), "number of views: 2 on rank 0, 1 on rank 1"),
     "labels": ((EMBEDDINGS, LABELS), (EMBEDDINGS, None), "labels given: True on rank 0, False on rank 1"),
+    "array": (
+        (EMBEDDINGS, LABELS),
+        (EMBEDDINGS.numpy(), LABELS),
+        "rank 1: Expected argument `embeddings` to be a torch.Tensor, but got ndarray",
+    ),
     "two invalid shards": (
         (EMBEDDINGS.long(), LABELS),
         (EMBEDDINGS, LABELS[:3]),
