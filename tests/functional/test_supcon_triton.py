@@ -22,6 +22,7 @@ from pml_supcon.functional.supcon import triton as backend
 from pml_supcon.functional.supcon.problem import Problem
 
 NUMERICS = Path(__file__).with_name("test_supcon_triton_numerics.py")
+TIGHT_CLASSES = Path(__file__).with_name("test_supcon_tight_classes.py")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 needs_triton = pytest.mark.skipif(not backend.INSTALLED, reason="needs triton")
@@ -77,15 +78,17 @@ def test_the_package_imports_and_runs_without_triton():
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="pytest runs the numerics directly")
 @pytest.mark.parametrize(
-    ("chosen", "least"), [("half_products or parts", 15), pytest.param("", 90, marks=pytest.mark.slow)]
+    ("chosen", "least"),
+    [("half_products or parts or triton-bfloat16-0.03", 15), pytest.param("triton", 105, marks=pytest.mark.slow)],
 )
 def test_numerics_in_the_interpreter(chosen, least):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(NUMERICS)]
+    files = str(NUMERICS), str(TIGHT_CLASSES)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     options = {"cwd": NUMERICS.parents[2], "env": {**os.environ, "TRITON_INTERPRET": "1"}, "check": False}
     run = subprocess.run([*command, "-k", chosen], capture_output=True, text=True, **options)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= least
-    assert set(re.findall(r"SKIPPED \[\d+\] .*: (.*)", run.stdout)) <= {"needs a GPU"}
+    assert set(re.findall(r"SKIPPED \[\d+\] .*: (.*)", run.stdout)) <= {"needs a GPU", "triton has no float64"}
 
 
 #: Compute capability, and bytes of shared memory that a program may use.
