@@ -26,7 +26,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     try:
         print(text, file=stream, flush=True)
-    except OSError:  # later output, and that at the exit of Python, goes nowhere
+    except OSError:  # later output goes nowhere, also at the exit of Python
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

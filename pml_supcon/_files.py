@@ -51,10 +51,12 @@ def check_file(path: Path) -> None:
         FileNotFoundError: If nothing is there.
         ValueError: If it is something else; the error names it.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"Expected a file, but there is no {path}")
-    if not path.is_file():
-        raise ValueError(f"Expected a file, but {path} is {kind_of(path)}")
+    try:
+        mode = path.stat().st_mode  # once, because another process may remove the file
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"Expected a file, but there is no {path}") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"Expected a file, but {path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}")
 
 
 def kind_of(path: Path) -> str:
@@ -92,6 +94,6 @@ def save_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed writers left in a folder, which has no living ones."""
+    """Remove the temporary files of killed processes from a folder; no process may be writing there."""
     for left in folder.glob(".*.partial*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()

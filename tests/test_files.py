@@ -2,12 +2,13 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pml_supcon._files import remove_partials, save_tensors, write_atomic
+from pml_supcon._files import check_file, remove_partials, save_tensors, write_atomic
 
 
 @pytest.mark.parametrize("content", ["ä\n", "ä\n".encode(), lambda path: path.write_text("ä\n", encoding="utf-8")])
@@ -68,3 +69,18 @@ def test_what_killed_writers_left_is_removed(tmp_path):
     (tmp_path / "c.json").touch()
     remove_partials(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
+
+
+def test_a_file_that_another_process_removes_is_of_no_other_kind(tmp_path, monkeypatch):
+    (tmp_path / "a").touch()
+    look = Path.stat
+
+    def look_once(path, **options):
+        found = look(path, **options)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", look_once)
+    check_file(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        check_file(tmp_path / "a")

@@ -118,7 +118,7 @@ def read_checkpoint(path: Path, expected: dict[str, Any]) -> Checkpoint:
     about = _about(path)
     check_settings(path, about["settings"], expected)
     for name, digest in about["files"].items():
-        check_digest(path / name, digest, way_on(path))
+        check_digest(path / name, digest, advice(path))
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
         return Checkpoint(about, load_file(path / WEIGHTS), state)
@@ -137,7 +137,7 @@ def check_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> N
         raise CheckpointError(f"{path} is of a run with other settings: {'; '.join(differences)}")
 
 
-def way_on(path: Path) -> str:
+def advice(path: Path) -> str:
     """Return the advice for a checkpoint that cannot be read."""
     return f"Remove {path} to resume from the previous checkpoint, or use another --output"
 
@@ -145,7 +145,7 @@ def way_on(path: Path) -> str:
 def _about(path: Path) -> dict[str, Any]:
     """Return the content of ``checkpoint.json``, or raise CheckpointError."""
     try:
-        about = read_sealed(path / ABOUT, way_on(path))
+        about = read_sealed(path / ABOUT, advice(path))
         if about["format"] != FORMAT:
             raise ValueError(f"expected the format {FORMAT!r}, but got {about['format']!r}")
         wrong = [name for name, kind in FIELDS.items() if not isinstance(about[name], kind)]

@@ -18,7 +18,7 @@ DIGESTS, SEAL, PLACE = "digests.json", "sha256", "written_as"
 
 
 class DamageError(ValueError):
-    """An error for a file that is not what was written; it names the file and a way on."""
+    """An error for a file that is not what was written; it names the file, and how to continue."""
 
 
 def digest_of_file(file: Path, size: int | None = None) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def digest_of_bytes(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def check_digest(file: Path, expected: Mapping[str, Any], way_on: str, *, first: bool = False) -> None:
+def check_digest(file: Path, expected: Mapping[str, Any], advice: str, *, first: bool = False) -> None:
     """Raise DamageError unless a file has the expected digest; with ``first`` it may have more bytes after those."""
     came = "no file"
     if file.is_file():
@@ -44,7 +44,7 @@ def check_digest(file: Path, expected: Mapping[str, Any], way_on: str, *, first:
             return
         same = digest["bytes"] == expected["bytes"]
         came = f"{digest['bytes']} bytes{' with another digest' if same else ''}"
-    raise DamageError(f"{file} is not what was written: expected {expected['bytes']} bytes, but got {came}. {way_on}")
+    raise DamageError(f"{file} is not what was written: expected {expected['bytes']} bytes, but got {came}. {advice}")
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, SEAL: _seal(record)}
 
 
-def read_sealed(file: Path, way_on: str) -> dict[str, Any]:
+def read_sealed(file: Path, advice: str) -> dict[str, Any]:
     """Return a record of ``sealed`` without its digest; raise DamageError if it was changed or cannot be read."""
     try:
         check_file(file)
@@ -61,7 +61,7 @@ def read_sealed(file: Path, way_on: str) -> dict[str, Any]:
             raise ValueError("its digest is another one")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise DamageError(f"{file} is not what was written ({reason}). {way_on}") from error
+        raise DamageError(f"{file} is not what was written ({reason}). {advice}") from error
     return dict(record)
 
 
@@ -71,11 +71,11 @@ def write_own(file: Path, record: Mapping[str, Any]) -> None:
     write_atomic(file, text)
 
 
-def read_own(file: Path, way_on: str) -> dict[str, Any]:
+def read_own(file: Path, advice: str) -> dict[str, Any]:
     """Return a record of ``write_own``; raise DamageError if it is damaged, or was written as another file."""
-    record = read_sealed(file, way_on)
+    record = read_sealed(file, advice)
     if (place := record.pop(PLACE, None)) != _place(file):
-        raise DamageError(f"{file} is not what was written: expected a record of this run, but got {place}. {way_on}")
+        raise DamageError(f"{file} is not what was written: expected a record of this run, but got {place}. {advice}")
     return record
 
 
@@ -101,10 +101,10 @@ def check_finished(folder: Path) -> None:
             f"Expected a finished run, but {folder} has no {METRICS}: continue it with train.py --output {folder} "
             "--resume"
         )
-    way_on = f"Remove {folder / METRICS}, and --resume writes it again from the last checkpoint"
-    files = read_sealed(folder / DIGESTS, way_on)["files"]
+    advice = f"Remove {folder / METRICS}, and --resume writes it again from the last checkpoint"
+    files = read_sealed(folder / DIGESTS, advice)["files"]
     for name, digest in files.items():
-        check_digest(folder / name, digest, way_on)
+        check_digest(folder / name, digest, advice)
     for name in (HEAD, CLASSIFIER):
         if name not in files and (folder / name).exists():
             raise DamageError(f"{folder / name} was not written by this run: remove it")

@@ -32,9 +32,9 @@ from pml_supcon.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     CheckpointFolder,
+    advice,
     check_settings,
     read_checkpoint,
-    way_on,
 )
 from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.config.settings import DEFAULT_ENCODER, FREE_TO_CHANGE
@@ -57,7 +57,7 @@ from pml_supcon.training.lock import FolderLock
 from pml_supcon.training.optimization import check_optimizer, try_optimizer
 from pml_supcon.training.processes import on_main
 
-LEAVES = ("checkpoints", HISTORY, DIGESTS, METRICS, ENCODER, HEAD, CLASSIFIER)  # of a run, besides its settings
+RUN_FILES = ("checkpoints", HISTORY, DIGESTS, METRICS, ENCODER, HEAD, CLASSIFIER)  # of a run, besides its settings
 
 
 class RunFolder:
@@ -91,7 +91,7 @@ class RunFolder:
         self.finished = on_main(self._lock_and_check)
 
     def create(self) -> None:
-        """Write the settings; ``--config`` of that file repeats the run. Remove what a killed run left half-written."""
+        """Write the settings; ``--config`` of that file repeats the run. Remove the temporary files of a killed run."""
         for folder in (self.path, self.path / ENCODER):
             remove_partials(folder)
         self.checkpoints.clear()
@@ -115,7 +115,7 @@ class RunFolder:
         if newest is None:
             return None
         checkpoint = read_checkpoint(newest, computed(self.settings))
-        check_digest(self.path / HISTORY, checkpoint.about["history"], way_on(newest), first=True)
+        check_digest(self.path / HISTORY, checkpoint.about["history"], advice(newest), first=True)
         check_images(newest, checkpoint.about, images_of(data))
         here = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
         for name, value in here.items():
@@ -158,7 +158,7 @@ class RunFolder:
                 )
             if exists:
                 self._check_config()
-            elif left := [name for name in LEAVES if (path / name).exists()]:
+            elif left := [name for name in RUN_FILES if (path / name).exists()]:
                 raise FileExistsError(
                     f"{path} holds {', '.join(left)} of a run, but no {CONFIG}; use another --output, or delete the "
                     "folder"
@@ -221,8 +221,9 @@ def existing(path: Path) -> Path:
 
 def check_folder(path: Path, flag: str) -> None:
     """Raise unless the path of this flag is a folder or nothing, in UTF-8: safetensors opens no other path."""
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"Expected {flag} to be a folder, but {path} is {kind_of(path)}")
+    if os.path.lexists(path) and not path.is_dir():
+        kind = kind_of(path) if path.exists() else "a link to nothing"
+        raise NotADirectoryError(f"Expected {flag} to be a folder, but {path} is {kind}")
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError as error:

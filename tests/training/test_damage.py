@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(name, damage, killed_runs, tmp_
     # settings of another run are compared with the checkpoint's; another checkpoint.json has digests of other files
     assert name in said or (damage == "replaced" and name in ("config.yaml", "checkpoint.json")), said
     assert files_of(run) == before
-    if name in CHECKPOINT:  # the way on of the message
+    if name in CHECKPOINT:  # as the message says
         shutil.rmtree(newest)
         main([*TINY, "--output", str(run), "--resume"])
         digests.check_finished(run)

@@ -117,6 +117,13 @@ def test_the_other_processes_of_a_group_learn_of_a_refused_lock(tmp_path):
     assert Run([*TINY, "--output", tmp_path / "run"]).wait() == [0]  # which is no run
 
 
+def test_a_link_to_nothing_is_no_folder_of_a_run(tmp_path, capsys):
+    (tmp_path / "run").symlink_to("/no/such/folder")
+    with pytest.raises(SystemExit):
+        main([*TINY, "--output", str(tmp_path / "run")])
+    assert f"Expected --output to be a folder, but {tmp_path / 'run'} is a link to nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("resume", ["false", "true"])
 @pytest.mark.parametrize(
     "wrong", [["--data", "imagefolder:/no/such"], ["--max-per-class", "2"], ["--optimizer-args.no_such", "1"]]

@@ -82,14 +82,14 @@ def default_of(field: Any) -> Any:
 
 
 def _check_text(settings: "TrainSettings") -> None:
-    """Raise for a name that is not UTF-8: YAML and safetensors cannot read it again."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
+    """Raise for names that are not UTF-8, because YAML cannot read them again; ``check_folder`` checks the output."""
+    for name in ("data", "encoder_weights"):
+        value = str(getattr(settings, name))
         try:
-            str(value).encode()
+            value.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"Expected --{field.name} to be text in UTF-8, but got {str(value)!a}: rename it, or make a link to it"
+                f"Expected --{name} to be text in UTF-8, but got {value!a}: rename it, or make a link to it"
             ) from error
 
 
