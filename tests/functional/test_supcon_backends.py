@@ -101,7 +101,7 @@ def test_nothing_synchronises_with_the_device(monkeypatch, summation, denominato
         calls.append([part.shape for part in gradients])
         return per_anchor, valid, table
 
-    monkeypatch.setattr(layout, "TILE", 8)
+    monkeypatch.setattr(layout, "DEVICE_TILE", 8)
     monkeypatch.setattr(tiled, "tiled_losses", forward_and_backward)
     temperature = {"out": 0.1, "in": 0.01}[summation]  # exponentials, logarithms
     options = {"summation": summation, "denominator": denominator, "temperature": temperature, "num_views": 2}

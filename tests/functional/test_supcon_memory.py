@@ -34,7 +34,7 @@ def resident(what):
     return 1024 * int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 def peak(number, width, classes=20, references=False, listed=0, hidden=False, **options):
-    layout.on_host = lambda labels: not hidden
+    layout.on_host, layout.DEVICE_TILE = lambda labels: not hidden, layout.TILE
     rows = torch.randn(number, width, requires_grad=True)
     labels = torch.randint(0, classes, (number // 2,)).repeat(2)
     given = {"labels": labels, "num_views": 2}

@@ -10,7 +10,6 @@ from torch.distributed import ProcessGroup
 
 from pml_supcon.functional.supcon.execution import needs_shift
 from pml_supcon.functional.supcon.problem import Cap, Problem, rank_cap
-from pml_supcon.functional.supcon.tiled import layout as layouts
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
 
 Tiles = list[tuple[Tile, list[Tile]]]
@@ -104,7 +103,7 @@ class ShardPlan:
         return [
             (tile, boxes)
             for tile, boxes in tiles
-            if (tile[0].start - mine.start + tile[1].start - theirs.start) // layouts.TILE % 2 == (self.rank < peer)
+            if (tile[0].start - mine.start + tile[1].start - theirs.start) // self.layout.edge % 2 == (self.rank < peer)
         ]
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pml_supcon.functional.supcon.problem import Cap, Problem
 
-TILE = 512
-STRIP = 128  # anchors of a box
+TILE = 512  # edge of a tile on the CPU: 1 MB in float32, about the cache of a core
+DEVICE_TILE = 4096  # edge on other devices, where each operation costs a launch
+STRIP = 128  # most anchors of a box
 
 Tile = tuple[slice, slice]  # of anchors and of rows
 
@@ -45,6 +46,11 @@ class Layout:
         )
         return layout, anchor_order, row_order
 
+    @property
+    def edge(self) -> int:
+        """The largest number of anchors and of rows of a tile."""
+        return TILE if on_host(self.row_labels) else DEVICE_TILE
+
     def tiles(self, anchors: slice | None = None, rows: slice | None = None) -> Iterator[tuple[Tile, list[Tile]]]:
         """Yield the tiles that cover all pairs, each with its boxes, which hold all its pairs of equal labels.
 
@@ -56,10 +62,11 @@ class Layout:
         rows = rows or slice(0, len(self.row_labels))
         known = on_host(self.row_labels)
         a, r = self._labels_on_host if known else ([], [])
-        for top in range(anchors.start, anchors.stop, TILE):
-            bottom = min(top + TILE, anchors.stop)
-            for left in range(top if self.symmetric and rows == anchors else rows.start, rows.stop, TILE):
-                tile = slice(top, bottom), slice(left, min(left + TILE, rows.stop))
+        edge = self.edge
+        for top in range(anchors.start, anchors.stop, edge):
+            bottom = min(top + edge, anchors.stop)
+            for left in range(top if self.symmetric and rows == anchors else rows.start, rows.stop, edge):
+                tile = slice(top, bottom), slice(left, min(left + edge, rows.stop))
                 yield tile, list(boxes(a, r, tile)) if known else [tile]
 
     @cached_property
@@ -87,18 +94,21 @@ class Layout:
 def boxes(a: list[int], r: list[int], tile: Tile) -> Iterator[Tile]:
     """Yield strips of a tile's anchors, each with the rows that can share a label with one of them.
 
-    ``a`` and ``r`` are the labels of anchors and rows, ascending.
+    ``a`` and ``r`` are the labels of anchors and rows, ascending. A strip ends where a class ends, if one ends in it.
     """
     # start at the first anchor whose label is not below all labels of the tile's rows
     bottom, left, right = tile[0].stop, tile[1].start, tile[1].stop
-    for top in range(bisect_left(a, r[left], tile[0].start, bottom), bottom, STRIP):
+    top = bisect_left(a, r[left], tile[0].start, bottom)
+    while top < bottom and a[top] <= r[right - 1]:
+        # whole classes, or a part of one
         end = min(top + STRIP, bottom)
+        if end < bottom and a[top] < a[end - 1] == a[end]:
+            end = bisect_left(a, a[end], top, end)
         # the rows between the lowest and the highest label of the strip
         rows = slice(bisect_left(r, a[top], left, right), bisect_right(r, a[end - 1], left, right))
-        if a[top] > r[right - 1]:
-            return
         if rows.start < rows.stop:
             yield slice(top, end), rows
+        top = end
 
 
 def on_host(labels: Tensor) -> bool:

@@ -3,6 +3,7 @@
 An operator takes flat tensors and numbers only: the caller takes a ``Layout`` apart, ``passes_of`` puts it together.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
@@ -133,11 +134,12 @@ class TilePasses(NamedTuple):
         """Return ``log sum_{n in N(i)} exp(s_in)`` over these tiles, ``(A,)``; minus infinity without negatives."""
         nothing = -torch.inf if self.shifted else 0
         sums = torch.full_like(self.layout.anchor_labels, nothing, dtype=self.dtype)
+        buffer = self._tile_buffer()
         for (a, r), boxes in tiles:
             # similarities of a tile, (len(a), len(r)); exp(s) in place unless logarithms are needed
-            s = self.anchors[a] @ self.rows[r].T
+            s = self._similarities(a, r, buffer)
             if not self.shifted:
-                s.exp_()
+                s.exp2_()
             # take out pairs of equal labels: outside the boxes there are none
             for box in boxes:
                 s[within((a, r), box)].masked_fill_(self.layout.same(box), nothing)
@@ -178,17 +180,18 @@ class TilePasses(NamedTuple):
         anchors are the rows.
         """
         shift = statistics.log_neg_or_0()
+        buffers = self._tile_buffer(), self._tile_buffer()
         for (a, r), boxes in tiles:
             # 1. the tile's similarities again, (len(a), len(r))
-            s = self.anchors[a] @ self.rows[r].T
+            s = self._similarities(a, r, buffers[0])
             # 2. weights of the positives, box by box, before `s` is overwritten
             insides = [within((a, r), box) for box in boxes]
             pulls = [
-                self._box_weights(s[inside], box, statistics, upstream)
+                self._box_weights(s[inside] / self.unit, box, statistics, upstream)
                 for inside, box in zip(insides, boxes, strict=True)
             ]
             # 3. weights of all pairs as if they were negatives, then replace the weights of pairs with equal labels
-            w = self._negative_weights(s, a, r, weight, shift)
+            w = self._negative_weights(s, a, r, weight, shift, buffers[1])
             for inside, box, pull in zip(insides, boxes, pulls, strict=True):
                 w[inside] = torch.where(self.layout.same(box), pull, w[inside])
             # 4. dL/dz: W z_rows for the anchors, W^T z_anchors for the rows; on the diagonal the first product is both
@@ -197,15 +200,33 @@ class TilePasses(NamedTuple):
             if grad_rows is not None and not (self.layout.symmetric and a == r):
                 grad_rows[r].addmm_(w.T, self.anchors[a])
 
-    def _negative_weights(self, s: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor) -> Tensor:
-        """Return ``W`` of a tile as if all pairs were negatives; ``s`` is overwritten.
+    @property
+    def unit(self) -> float:
+        """The factor of the similarities of a tile: unless shifted ``exp(s) = 2 ** (s / ln 2)``, as exp2 is faster."""
+        return 1.0 if self.shifted else 1 / math.log(2)
+
+    def _tile_buffer(self) -> Tensor:
+        """Return memory for a tile, used for all tiles of a pass."""
+        a, r = self.layout.anchor_labels, self.layout.row_labels
+        return a.new_empty(min(len(a), self.layout.edge) * min(len(r), self.layout.edge), dtype=self.dtype)
+
+    def _similarities(self, a: slice, r: slice, buffer: Tensor) -> Tensor:
+        """Return the similarities of a tile times ``unit``, ``(len(a), len(r))``, in a buffer."""
+        anchors, rows = self.anchors[a], self.rows[r]
+        s = matrix_in(buffer, len(anchors), len(rows))
+        return torch.addmm(s, anchors, rows.T, beta=0, alpha=self.unit, out=s)
+
+    def _negative_weights(self, s: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor, buffer: Tensor) -> Tensor:
+        """Return ``W`` of a tile as if all pairs were negatives; ``s`` and the buffer are overwritten.
 
         ``d l_i / d s_in = k_i exp(s_in - log_neg_i)``, with ``k_i`` from ``Statistics.negative_share``.
         """
         symmetric = self.layout.symmetric
         # without a shift both ends share the exponential: exp(s_ij) (weight_i + weight_j)
         if not self.shifted:
-            return s.exp_().mul_(weight[a, None] + weight[r] if symmetric else weight[a, None])
+            both = matrix_in(buffer, *s.shape)
+            s.exp2_()
+            return s.mul_(torch.add(weight[a, None], weight[r], out=both) if symmetric else weight[a, None])
         # with a shift each end has its own: exp(s_ij - log_neg_i) weight_i + exp(s_ij - log_neg_j) weight_j
         w = (s - shift[a, None]).exp() * weight[a, None]
         return w + (s - shift[r]).exp() * weight[r] if symmetric else w
@@ -216,8 +237,15 @@ class TilePasses(NamedTuple):
         # of the anchors in the rows of the box
         pull = upstream[a, None] * statistics.positive_gradient(s, a)
         weights = torch.where(self.layout.positives(box), pull, 0)
-        # with symmetry also of the anchors in its columns
-        if self.layout.symmetric:
+        # with symmetry also of the anchors in its columns; on the diagonal they are the same
+        if self.layout.symmetric and a == r:
+            weights = weights + weights.T
+        elif self.layout.symmetric:
             reverse = upstream[r, None] * statistics.positive_gradient(s.T, r)
             weights = weights + torch.where(self.layout.positives((r, a)), reverse, 0).T
         return weights
+
+
+def matrix_in(buffer: Tensor, height: int, width: int) -> Tensor:
+    """Return a matrix ``(height, width)`` at the start of a buffer."""
+    return buffer[: height * width].view(height, width)
