@@ -11,9 +11,9 @@ from torch.distributed import ProcessGroup
 from pml_supcon._checks import check_bool, check_type
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
-from pml_supcon.functional.supcon import tiled
+from pml_supcon.functional.supcon import tiled, triton
 from pml_supcon.functional.supcon.backends import choose_backend
-from pml_supcon.functional.supcon.global_batch import ring
+from pml_supcon.functional.supcon.global_batch import own_rows, ring
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_batch
@@ -63,7 +63,7 @@ def group_supcon_loss(
     Note:
         On the "tiled" backend embeddings stay on their processes, and blocks of rows rotate (``ring``). For the other
         backends, with ``ref_emb`` and with ``replicated``, every process holds all rows and computes a part of the
-        anchors.
+        anchors; on "triton" also the whole gradient of its own rows (``own_rows``).
     """
     check_type("group", group, ProcessGroup, "a ProcessGroup")
     if check_bool("replicated", replicated):
@@ -106,11 +106,13 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
     sizes = agree_on_shards(inputs, same, error, group)
     assert problem is not None  # for the type checker: processes have agreed, so there was no error
 
-    if backend is tiled and inputs.ref_emb is None:  # the rows stay on their processes
+    if inputs.ref_emb is None and (backend is tiled or (backend is triton and problem.symmetric)):
         class_ids = sizes.labels(inputs, group)
         if class_ids is None:  # every sample is its own class
             class_ids = torch.arange(sum(sizes.samples), device=inputs.embeddings.device)
-        plan = ShardPlan.of(problem, class_ids, sizes.samples, inputs.views, group)
+        if backend is triton:
+            return own_rows.sharded_losses(problem, class_ids, sizes.samples, inputs.views, group).scaled(problem)
+        plan = ShardPlan.of(problem, class_ids, sizes.samples, inputs.views, group)  # the rows stay on their processes
         return ring.anchor_losses(problem, plan).scaled(problem)
     return divide_anchors(problem_of(sizes.gather(inputs, group), options), group)
 
@@ -134,6 +136,8 @@ def divide_anchors(problem: Problem, group: ProcessGroup) -> AnchorLosses:
     # Process r computes anchors [first, first + sizes[r]); the sizes differ by at most one.
     number, processes, rank = len(problem.anchors), dist.get_world_size(group), dist.get_rank(group)
     sizes = [number // processes + (r < number % processes) for r in range(processes)]
+    if backend is triton and problem.symmetric:
+        return own_rows.replicated_losses(problem, sizes, group).scaled(problem)
     first = sum(sizes[:rank])
     mine = slice(first, first + sizes[rank]) if sizes[rank] else slice(0, 0)
     losses, valid = backend.anchor_losses(problem.part(mine))

@@ -114,8 +114,13 @@ def blocks(numbers: list[int]) -> list[slice]:
 
 def order_of(labels: Tensor, block: slice, views: int) -> tuple[Tensor, Tensor]:
     """Return the order that sorts a process's view-major rows by label, and their positions in the whole batch."""
-    # (b,) samples of the process; (views * b,) positions v * B + sample of their rows; the order by label
-    samples = torch.arange(block.start, block.stop, device=labels.device)
-    places = (torch.arange(views, device=labels.device)[:, None] * len(labels) + samples).flatten()
-    order = torch.argsort(labels[samples].repeat(views), stable=True)
+    # (views * b,) positions of the process's rows; the order by label
+    places = places_of(block, views, len(labels), labels.device)
+    order = torch.argsort(labels[block].repeat(views), stable=True)
     return order, places[order]
+
+
+def places_of(block: slice, views: int, number: int, device: torch.device) -> Tensor:
+    """Return the positions ``v * B + b``, in a batch of B samples, of a process's view-major rows; ``(views * b,)``."""
+    samples = torch.arange(block.start, block.stop, device=device)
+    return (torch.arange(views, device=device)[:, None] * number + samples).flatten()

@@ -25,6 +25,9 @@ class Side(NamedTuple):
     stop: Tensor  # (n,) int32
 
 
+Given = tuple[Tensor, Tensor]  # of a side whose rows are anchors: statistics (4, n), and the upstream gradient (n,)
+
+
 class Launches(NamedTuple):
     """Both sides (the same object if every row is an anchor), and the arguments of the kernels."""
 
@@ -49,23 +52,33 @@ class Launches(NamedTuple):
 
     def gradient(self, x: Side, y: Side, statistics: Tensor, upstream: Tensor) -> Tensor:
         """Return the gradient ``(n, D)``, by id, of x from its pairs with y; ``upstream`` ``(A,)`` is sorted."""
+        # the sides that are anchors contribute their losses' gradient
+        given = [(statistics, upstream) if side is self.anchors else None for side in (x, y)]
+        return self.gradient_of_pairs(x, y, *given)
+
+    def gradient_of_pairs(self, x: Side, y: Side, x_given: Given | None, y_given: Given | None) -> Tensor:
+        """Return the gradient ``(n, D)``, by id, of x from its pairs with y, for the losses of the sides with given.
+
+        A side's statistics ``(4, n)`` and upstream gradient ``(n,)`` are sorted like its rows.
+        """
+        statistics, upstream = ([None if given is None else given[i] for given in (x_given, y_given)] for i in (0, 1))
         # float16 weights would underflow: scale the largest upstream gradient to 2^14, and back at the end
         scale = None
-        if x.rows.dtype == torch.float16 and len(upstream) > 0:
-            scale = FLOAT16_WEIGHT / upstream.abs().amax().clamp(min=1e-30)
-            upstream = upstream * scale
-        # the sides that are anchors contribute their losses' gradient; the other pointers are None
+        if x.rows.dtype == torch.float16 and len(x.ids) > 0:
+            largest = [part.abs().amax() for part in upstream if part is not None and len(part) > 0]
+            scale = FLOAT16_WEIGHT / torch.stack(largest).amax().clamp(min=1e-30)
+            upstream = [None if part is None else part * scale for part in upstream]
+        # the pointers of a side that is no anchors are None
         gradient = torch.empty(x.rows.shape, device=x.rows.device, dtype=torch.float32)
-        x_given, y_given = ((statistics, upstream) if side is self.anchors else (None, None) for side in (x, y))
         self.launch(
             gradient_kernel,
             x,
             y,
             gradient_ptr=gradient if x is self.anchors else gradient[self.first :],
-            x_statistics_ptr=x_given[0],
-            x_upstream_ptr=x_given[1],
-            y_statistics_ptr=y_given[0],
-            y_upstream_ptr=y_given[1],
+            x_statistics_ptr=statistics[0],
+            x_upstream_ptr=upstream[0],
+            y_statistics_ptr=statistics[1],
+            y_upstream_ptr=upstream[1],
         )
         return gradient if scale is None else gradient.div_(scale)
 

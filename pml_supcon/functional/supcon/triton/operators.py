@@ -1,6 +1,6 @@
 """The kernels as one operator, which ``torch.compile`` does not look into."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,14 @@ KERNEL_EXPONENT = 40.0
 
 def solve(problem: Problem) -> AnchorLosses:
     """Return per-anchor losses of a problem with labels; nothing waits for the device."""
+    losses, valid, _ = triton_losses(*arguments_of(problem))
+    return AnchorLosses(losses, valid)
+
+
+def arguments_of(problem: Problem) -> tuple[Any, ...]:
+    """Return the arguments of ``triton_losses`` for a problem with labels."""
     cap = problem.cap
-    losses, valid, _ = triton_losses(
+    return (
         problem.anchors,
         None if problem.symmetric else problem.rows,
         *sort_labels(problem),
@@ -30,7 +36,42 @@ def solve(problem: Problem) -> AnchorLosses:
         problem.denominator,
         not problem.bound <= KERNEL_EXPONENT,
     )
-    return AnchorLosses(losses, valid)
+
+
+class Part(NamedTuple):
+    """A slice of the anchors of a symmetric problem: their losses, and then the complete gradient of these rows.
+
+    ``Part.of(problem, anchors)`` sorts it once; ``tensors`` and ``options`` are the arguments of ``build_launches``.
+    """
+
+    tensors: tuple[Any, ...]  # each a tensor or None
+    options: tuple[Any, ...]
+
+    @staticmethod
+    def of(problem: Problem, anchors: slice) -> "Part":
+        """Return the part of a symmetric problem whose anchors are a slice of the rows."""
+        arguments = list(arguments_of(problem.part(anchors)))
+        if problem.cap is not None:  # limits of all anchors: both ends of a pair are anchors in the gradient
+            arguments[LIMIT] = problem.cap.anchor_limit.int()[anchors.start :]
+        return Part(tuple(arguments[:NUM_TENSORS]), tuple(arguments[NUM_TENSORS:]))
+
+    def losses(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return losses ``(n,)``, validity ``(n,)`` and statistics ``(4, n)`` of the part's anchors, in their order."""
+        launches = build_launches(*self.tensors, *self.options)
+        losses, valid, by_label = launches.losses()
+        statistics = torch.empty_like(by_label).index_copy_(1, launches.anchors.ids.long(), by_label)
+        return losses, valid, statistics
+
+    def gradient(self, statistics: Tensor, upstream: Tensor) -> Tensor:
+        """Return the gradient ``(n, D)`` of the part's rows, as anchors and as contrasted rows, from one kernel.
+
+        ``statistics`` ``(4, N)`` and ``upstream`` ``(N,)`` are of all anchors, in the order of the rows.
+        """
+        launches = build_launches(*self.tensors, *self.options)
+        sides = launches.anchors, launches.rows
+        orders = [side.ids + launches.first for side in sides]
+        given = [(statistics.index_select(1, order), upstream.index_select(0, order)) for order in orders]
+        return launches.gradient_of_pairs(*sides, *given)
 
 
 def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
@@ -54,12 +95,14 @@ def sort_labels(problem: Problem) -> tuple[Tensor | None, ...]:
     return anchor_ids.int(), start, stop, row_ids.int(), row_start, row_stop
 
 
-#: The arguments of ``build_launches``, which both passes take.
+#: The arguments of ``build_launches``, which both passes take; the first ``NUM_TENSORS`` are tensors or None.
 ARGUMENTS = """
     Tensor anchors, Tensor? rows, Tensor anchor_ids, Tensor anchor_start, Tensor anchor_stop, Tensor? row_ids,
     Tensor? row_start, Tensor? row_stop, Tensor? rank, Tensor? limit, int? first_anchor, ScalarType dtype,
     float temperature, str summation, str denominator, bool shifted
 """
+NUM_TENSORS = 10
+LIMIT = 9  # the place of ``limit``
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,4 +167,6 @@ def build_launches(
 
 
 #: ``forward`` with the derivative ``gradient``.
-triton_losses = define_operator("triton", forward, gradient, arguments=ARGUMENTS, num_tensors=10, num_statistics=4)
+triton_losses = define_operator(
+    "triton", forward, gradient, arguments=ARGUMENTS, num_tensors=NUM_TENSORS, num_statistics=4
+)
