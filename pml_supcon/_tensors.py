@@ -1,4 +1,4 @@
-"""Checks of tensors that need no values of them; torch only."""
+"""Checks of tensors that need no values of them, and copies to a device; torch only."""
 
 from typing import Any
 
@@ -26,3 +26,10 @@ def check_dense(name: str, value: Any, *, values: bool = True) -> None:
         raise TypeError(f"Expected argument `{name}` to be a dense tensor, but got {kind}")
     if values and value.is_meta:
         raise ValueError(f"Expected argument `{name}` to have values, but got a tensor on the meta device")
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device; the host does not wait for a GPU."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)

@@ -1,8 +1,9 @@
 """Random augmentations, and the fixed transform for evaluation.
 
 On one CPU core a call with a batch is over 100 times faster per view than calls with single images at 8 x 8 pixels, and
-about 20 times at 32 x 32. All randomness comes from torch's global generators (of the images' device, and of the CPU
-for the crop of a single image and the order of jitters): ``torch.manual_seed`` makes it reproducible.
+about 20 times at 32 x 32. All randomness comes from torch's global generators: ``torch.manual_seed`` makes it
+reproducible. It is the generator of the images' device, and of the CPU for the crop of a single image, the order of
+jitters, the operations of policies and the choice of the images that a step changes. On a GPU no call waits for it.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
 from pml_supcon._checks import check_callable, check_int, check_numbers, check_type
-from pml_supcon._tensors import check_dense
+from pml_supcon._tensors import check_dense, to_device
 
 Step = Callable[[Tensor], Tensor]  # images (N, C, H, W) to images; may modify its input in place
 
@@ -104,8 +105,18 @@ class Normalise:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise float images (N, C, H, W)."""
-        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return torch.addcmul(-mean / std, images, 1 / std)
+        offset, factor = offset_and_factor(self.mean, self.std, images.device, images.dtype)
+        return torch.addcmul(offset, images, factor)
+
+
+@lru_cache(maxsize=64)
+def offset_and_factor(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return ``-mean / std`` and ``1 / std`` (C, 1, 1), kept on the device: a copy at each call would wait for it."""
+    with torch.inference_mode(mode=False):  # tensors of inference mode are of no use outside it
+        means, stds = (torch.tensor(values, dtype=dtype).view(-1, 1, 1) for values in (mean, std))
+        return to_device(-means / stds, device), to_device(1 / stds, device)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, default_collate
 
 from pml_supcon._checks import check_callable, check_int, shown
 from pml_supcon._layouts import split_views
-from pml_supcon._tensors import check_dense
+from pml_supcon._tensors import check_dense, to_device
 
 Transforms: TypeAlias = Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]]
 
@@ -191,13 +191,14 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return the views ``(B, V, C, H, W)`` and labels ``(B,)`` of a batch."""
         chosen = torch.as_tensor(indices)
         # (V * B, C, H, W), view-major: the transform draws parameters for each row.
-        rows = self.transform(self.images[chosen].repeat(self.num_views, 1, 1, 1))
+        images = self.images[to_device(chosen, self.images.device)]
+        rows = self.transform(images.repeat(self.num_views, 1, 1, 1))
         if not isinstance(rows, Tensor) or rows.shape[:1] != (self.num_views * len(chosen),):
             given = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
             raise ValueError(
                 f"Expected `transform` to return a tensor of {self.num_views * len(chosen)} images, but got {given}"
             )
-        return split_views(rows, self.num_views), self.labels[chosen]
+        return split_views(rows, self.num_views), self.labels[to_device(chosen, self.labels.device)]
 
     @staticmethod
     def collate(batch: Any) -> Any:

@@ -8,11 +8,15 @@ pixel-identical to torchvision's transform for the same draw: nearest neighbours
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as VF
+
+from pml_supcon._tensors import to_device
 
 AUTO_BINS = 10  # strengths of AutoAugment are numbered 0 to 9
 RAND_BINS = 31  # strengths of RandAugment in torchvision: 0 to 30
@@ -29,6 +33,7 @@ _STRONGEST = {
     "Sharpness": 0.9,
 }
 SIGNED = frozenset(_STRONGEST)
+GEOMETRIC = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"})
 RAND_OPERATIONS = ("Identity", *_STRONGEST, "Posterize", "Solarize", "AutoContrast", "Equalize")
 
 
@@ -55,8 +60,27 @@ class Operation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Apply the operation."""
-        changed: Tensor = _OPERATIONS[self.name](images, self.magnitude)
-        return changed
+        if self.name not in GEOMETRIC:
+            changed: Tensor = _OPERATIONS[self.name](images, self.magnitude)
+            return changed
+        places, inside = _sources(self, *images.shape[-2:], images.device)
+        return images.flatten(2).index_select(2, places).mul_(inside).view_as(images)
+
+
+@lru_cache(maxsize=256)
+def _sources(operation: Operation, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the pixel that an operation moves to each place, (H * W,), and 1 where there is one, else 0.
+
+    torchvision moves the numbers of rows and columns once; its own call would copy a matrix to the device each time,
+    and wait.
+    """
+    rows, columns = torch.arange(1.0, height + 1), torch.arange(1.0, width + 1)
+    numbers = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).unsqueeze(0)
+    row, column = _OPERATIONS[operation.name](numbers, operation.magnitude)[0].long().flatten(1)  # 0 is black
+    inside = row > 0
+    places = ((row - 1) * width + column - 1) * inside
+    with torch.inference_mode(mode=False):
+        return to_device(places.clone(), device), to_device(inside.to(torch.uint8), device)
 
 
 class RandomOperations:
@@ -88,23 +112,25 @@ class RandomOperations:
                 self.operations.append(operation)
         return self.operations.index(signed[0]), self.operations.index(signed[1])
 
-    def draw(self, number: int, device: torch.device) -> Tensor:
-        """Draw the operations of each image: indices into ``operations``, (rounds, number)."""
+    def draw(self, number: int) -> Tensor:
+        """Draw the operations of each image, on the CPU: indices into ``operations``, (rounds, number)."""
         choices, rounds, _ = self._numbers.shape
-        numbers, probabilities = self._numbers.to(device), self._probabilities.to(device)
-        choice = torch.randint(choices, (1 if self._joint else rounds, number), device=device).expand(rounds, number)
-        signs = torch.randint(2, (rounds, number), device=device)
-        turn = torch.arange(rounds, device=device).unsqueeze(1)
-        happens = torch.rand(rounds, number, device=device) < probabilities[choice, turn]
-        return numbers[choice, turn, signs] * happens  # 0 is the identity
+        choice = torch.randint(choices, (1 if self._joint else rounds, number)).expand(rounds, number)
+        signs = torch.randint(2, (rounds, number))
+        turn = torch.arange(rounds).unsqueeze(1)
+        happens = torch.rand(rounds, number) < self._probabilities[choice, turn]
+        return self._numbers[choice, turn, signs] * happens  # 0 is the identity
 
     def __call__(self, images: Tensor) -> Tensor:
         """Draw the operations and apply them round by round."""
         images = images.clone()
-        for drawn in self.draw(len(images), images.device):
-            for number in drawn[drawn > 0].unique().tolist():  # 0 is the identity
-                rows = (drawn == number).nonzero().squeeze(1)
-                images[rows] = self.operations[number](images[rows])
+        for drawn in self.draw(len(images)):
+            # the rows of each operation, copied to the device at once; 0 is the identity
+            numbers, counts = drawn.unique(return_counts=True)
+            rows_by_number = to_device(drawn.argsort(stable=True), images.device).split(counts.tolist())
+            for number, rows in zip(numbers.tolist(), rows_by_number, strict=True):
+                if number != 0:
+                    images[rows] = self.operations[number](images[rows])
         return images
 
 
@@ -130,6 +156,21 @@ def _affine(images: Tensor, *, x: float = 0.0, y: float = 0.0, shear: tuple[floa
     return moved
 
 
+def _sharpen(images: Tensor, factor: float) -> Tensor:
+    """Compute torchvision's ``adjust_sharpness``, which would copy its kernel to the device at each call."""
+    channels, height, width = images.shape[1:]
+    if min(height, width) <= 2:
+        return images
+    # y, blurred by ones with a five in the middle, over 13; f x + (1 - f) y inside, x at the borders
+    kernel = torch.full((channels, 1, 3, 3), 1 / 13, device=images.device)
+    kernel[:, :, 1, 1] = 5 / 13
+    output = images.to(torch.float32, copy=True)
+    inner = output[..., 1:-1, 1:-1]
+    blurred = F.conv2d(output, kernel, groups=channels).round_()
+    inner.add_(blurred.sub_(inner), alpha=1 - factor)
+    return output.clamp_(0, 255).byte()
+
+
 _OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "Identity": lambda images, _: images,
     "ShearX": lambda images, slope: _affine(images, shear=(slope, 0.0)),
@@ -140,7 +181,7 @@ _OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "Brightness": lambda images, more: VF.adjust_brightness(images, 1 + more),
     "Color": lambda images, more: VF.adjust_saturation(images, 1 + more),
     "Contrast": lambda images, more: VF.adjust_contrast(images, 1 + more),
-    "Sharpness": lambda images, more: VF.adjust_sharpness(images, 1 + more),
+    "Sharpness": lambda images, more: _sharpen(images, 1 + more),
     "Posterize": lambda images, bits: VF.posterize(images, int(bits)),
     "Solarize": lambda images, part: VF.solarize(images, 255 * part),
     "AutoContrast": lambda images, _: VF.autocontrast(images),

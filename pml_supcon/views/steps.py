@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from pml_supcon._tensors import to_device
 from pml_supcon.views import batch_ops as ops
 from pml_supcon.views.image_transform import Step
 
@@ -135,5 +136,9 @@ class BrightnessAndContrast:
 
 def apply_to_some(images: Tensor, probability: float, step: Step) -> Tensor:
     """Apply a step to each image with a probability, in place."""
-    chosen = (ops.uniform(images, 0, 1) < probability).nonzero().squeeze(1)
-    return images if len(chosen) == 0 else images.index_copy_(0, chosen, step(images[chosen]))
+    # drawn on the CPU: their number is the shape of what follows, and reading it from a GPU would wait for the device
+    chosen = (torch.rand(len(images)) < probability).nonzero().squeeze(1)
+    if len(chosen) == 0:
+        return images
+    chosen = to_device(chosen, images.device)
+    return images.index_copy_(0, chosen, step(images[chosen]))

@@ -64,7 +64,7 @@ def test_each_image_gets_the_operations_that_it_drew(name, channels):
     augment, given = auto_augment(name, 11), images(60, channels)
     before = given.clone()
     torch.manual_seed(3)
-    drawn = augment.draw(60, given.device)
+    drawn = augment.draw(60)
     torch.manual_seed(3)
     done = augment(given)
     for i in range(60):
@@ -94,7 +94,7 @@ def test_auto_augment_draws_as_the_policy_says(name):
             for second, q in outcomes[1]:
                 wanted[first, second] += p * q / 25
     kinds = [(operation.name, operation.magnitude or 0.0) for operation in augment.operations]  # -0.0 becomes 0.0
-    pairs, counts = augment.draw(number, torch.device("cpu")).unique(dim=1, return_counts=True)
+    pairs, counts = augment.draw(number).unique(dim=1, return_counts=True)
     found = Counter()
     for (first, second), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
         found[kinds[first], kinds[second]] += count
@@ -105,7 +105,7 @@ def test_auto_augment_draws_as_the_policy_says(name):
 
 def test_rand_augment_draws_all_operations_equally_often_and_separately_in_each_round():
     augment = rand_augment(2, 9, 32)
-    drawn = augment.draw(100_000, torch.device("cpu"))
+    drawn = augment.draw(100_000)
     names = [operation.name for operation in augment.operations]
     for in_round in drawn:
         share = Counter()
