@@ -1,5 +1,6 @@
-"""The two walks of `docs/architecture.md`, traced, and the imports that the contract does not see."""
+"""The two walks of `docs/architecture.md`, traced, and the imports and asserts that other checks do not see."""
 
+import ast
 import inspect
 import re
 import sys
@@ -75,3 +76,11 @@ def test_the_walk_of_reproduce_has_the_levels_of_the_page(tmp_path, monkeypatch)
     chain = re.search(r"`main`.*`take_step`", walk, re.S)[0]
     assert [*levels, "take_step"] == re.findall(r"`([\w.]+)`", chain)
     assert len(levels) + 1 <= 9
+
+
+def test_asserts_only_tell_the_type_checker_that_a_value_is_given():
+    """`python -O` (PYTHONOPTIMIZE=1) removes them: a check of input among them would vanish."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert):
+                assert ast.unparse(node.test).endswith(" is not None"), f"{path}:{node.lineno}"
