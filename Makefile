@@ -70,7 +70,7 @@ docs: $(DEV)
 # measure against peers and the floor, over processes and in chunks (half an hour, on a quiet machine); write the pages
 bench: $(BENCH)
 	for script in every_size peers options; do $(BIN)/python benchmarks/$$script.py $(ARGS) || exit 1; done
-	for script in processes cached loader retrieval indexes; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in processes cached loader retrieval indexes precision; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/make_page.py
 	-$(BIN)/python benchmarks/compiled.py  # needs Triton
 	$(MAKE) tables

@@ -18,6 +18,7 @@ do not name their shape. Needs Linux and the package triton. Takes some minutes.
 """
 
 import argparse
+import itertools
 import re
 import subprocess
 import sys
@@ -25,7 +26,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -106,7 +106,8 @@ class Kernel:
         multiplies: True for a kernel with a matrix product.
         tensor_cores: instructions of tensor cores.
         loop: the loop with the fewest instructions among those that multiply and take exponentials, or None.
-        main: True for the kernel with the shortest such loop among those of its pass.
+        launch: number of the launch; all candidates of the block shape have the same.
+        main: True for the launch with the shortest such loop of its pass.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Kernel:
     multiplies: bool
     tensor_cores: int
     loop: Loop | None
+    launch: int
     main: bool = False
 
     @property
@@ -164,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Kernel]:
     if reason := obstacle():
         parser.error(f"cannot compile kernels: {reason}")
     whole = [asked.gpus, asked.widths, asked.dtypes] == [list(GPUS), WIDTHS, DTYPES] and not (asked.all or asked.quick)
-    cases = [(90, 128, "bfloat16")] if asked.quick else product(asked.gpus, asked.widths, asked.dtypes)
+    cases = [(90, 128, "bfloat16")] if asked.quick else itertools.product(asked.gpus, asked.widths, asked.dtypes)
     made = []
     for gpu, width, dtype in cases:
         made += compiled(gpu, dtype, width, every=asked.all)
@@ -228,36 +230,49 @@ def compiled(gpu: int, dtype: str, width: int, *, every: bool = False, **options
     problem = build_problem(
         batch, SupConOptions(**options), ref_emb=None, ref_labels=None, ref_starts_with_batch=False, indices_tuple=None
     )
-    made: dict[str, list[Kernel]] = {}
     with compile_only(gpu, every=every) as launches:
         losses = backend.anchor_losses(problem).losses
         forward = len(launches)
         torch.autograd.grad(losses.sum(), rows)
+    made: dict[str, list[Kernel]] = {"forward": [], "gradient": []}
     for number, launch in enumerate(launches):
         step = "forward" if number < forward else "gradient"
-        made.setdefault(step, []).append(figures(*launch, step=step, gpu=gpu, dtype=dtype, width=width))
+        made[step] += [figures(launch, step=step, gpu=gpu, dtype=dtype, width=width)]
     return [kernel for step in made.values() for kernel in with_main(step)]
 
 
+class Launch(NamedTuple):
+    """A compiled kernel, its arguments, and the number of its launch."""
+
+    name: str
+    kernel: Any
+    arguments: dict[str, Any]
+    number: int
+
+
 @contextmanager
-def compile_only(gpu: int, *, every: bool = False) -> Iterator[list[tuple[str, Any, dict[str, Any]]]]:
-    """Compile kernels where they are launched; list their names, what was compiled, and the arguments."""
+def compile_only(gpu: int, *, every: bool = False) -> Iterator[list[Launch]]:
+    """Compile kernels where they are launched, and list them."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    launches: list[tuple[str, Any, dict[str, Any]]] = []
+    launches: list[Launch] = []
+    numbers = itertools.count()
+    tuned: list[int] = []  # the number of the launch that is tuned
     compile_kernel = triton.JITFunction.run
 
     def launch(function: Any, *args: Any, grid: Any, warmup: bool, **arguments: Any) -> Any:
         kernel = compile_kernel(function, *args, grid=grid, warmup=True, **arguments)
-        launches.append((function.__name__, kernel, arguments))
+        launches.append(Launch(function.__name__, kernel, arguments, tuned[0] if tuned else next(numbers)))
         return kernel
 
     def tune(tuner: Any, *args: Any, **arguments: Any) -> None:
         tuner.nargs = {}
         named = {name: value for name, value in arguments.items() if name not in ("grid", "warmup")}
+        tuned.append(next(numbers))
         for config in tuner.prune_configs(named):
             tuner.fn.run(*args, **arguments, **config.all_kwargs())
+        tuned.clear()
 
     device = {"max_shared_mem": GPUS[gpu].of_program, "multiprocessor_count": 132, "max_num_regs": REGISTERS}
     driver = SimpleNamespace(
@@ -277,8 +292,9 @@ def compile_only(gpu: int, *, every: bool = False) -> Iterator[list[tuple[str, A
         yield launches
 
 
-def figures(name: str, kernel: Any, arguments: dict[str, Any], **case: Any) -> Kernel:
+def figures(launch: Launch, **case: Any) -> Kernel:
     """Return the figures of a compiled kernel, from its machine code."""
+    name, kernel, arguments, number = launch
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
@@ -290,7 +306,7 @@ def figures(name: str, kernel: Any, arguments: dict[str, Any], **case: Any) -> K
     assert threads is not None, "the kernel has no number of threads"
     warps = int(threads[1]) // 32
     instructions, loops = parse(code)
-    block = (arguments["BLOCK_M"], arguments["BLOCK_N"])
+    block = (arguments["BLOCK_M"], arguments.get("BLOCK_N", 1))
     counted = [count(instructions[part], block, warps, case["width"]) for part in loops]
     return Kernel(
         name=name,
@@ -304,6 +320,7 @@ def figures(name: str, kernel: Any, arguments: dict[str, Any], **case: Any) -> K
         multiplies="tt.dot" in kernel.asm.get("ttir", "") or any(map(is_product, instructions)),
         tensor_cores=sum(map(is_product, instructions)),
         loop=min((loop for loop in counted if loop is not None), default=None),
+        launch=number,
     )
 
 
@@ -359,10 +376,10 @@ def count(instructions: Sequence[str], block: tuple[int, int], warps: int, width
 
 
 def with_main(kernels: Sequence[Kernel]) -> list[Kernel]:
-    """Mark the kernel whose loop has the fewest instructions a pair, in each block shape that it was compiled in."""
+    """Mark the launch whose loop has the fewest instructions a pair."""
     looped = [kernel for kernel in kernels if kernel.loop is not None]
     main = min(looped, key=lambda kernel: kernel.loop or (), default=None)
-    return [replace(kernel, main=main is not None and kernel.name == main.name) for kernel in kernels]
+    return [replace(kernel, main=main is not None and kernel.launch == main.launch) for kernel in kernels]
 
 
 if __name__ == "__main__":

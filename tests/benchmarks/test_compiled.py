@@ -21,7 +21,7 @@ same_compiler = pytest.mark.skipif(
 KERNEL = Kernel(
     name="gradient_kernel", step="gradient", gpu=90, dtype="bfloat16", width=128, block=(128, 64), warps=8,
     registers=122, stack=0, spills=0, shared=84_000, multiplies=True, tensor_cores=24, loop=Loop(8.5, 1.0, 2.0),
-    main=True,
+    launch=1, main=True,
 )  # fmt: skip
 
 LISTING = """
@@ -84,6 +84,21 @@ def test_what_falls_short_is_named():
     ]  # fmt: skip
     assert replace(short, main=False).misses() == ["3 spills", "no tensor cores"]
     assert replace(short, multiplies=False, spills=0, main=False).misses() == []
+
+
+def test_the_main_launch_has_the_shortest_loop():
+    kernels = [
+        replace(KERNEL, launch=launch, loop=loop, main=False)
+        for launch, loop in (
+            (1, None),
+            (2, Loop(30, 2, 2)),
+            (3, Loop(12, 1, 2)),
+            (3, Loop(8, 1, 2)),
+            (4, Loop(9, 1, 2)),
+        )
+    ]
+    assert [kernel.main for kernel in compiled.with_main(kernels)] == [False, False, True, True, False]
+    assert not any(kernel.main for kernel in compiled.with_main(kernels[:1]))
 
 
 def test_dtypes_with_the_same_figures_share_a_row():
