@@ -174,7 +174,7 @@ def exchange(values: Sequence[int], group: dist.ProcessGroup, device: torch.devi
     A group with a backend for the CPU exchanges them there. Else a stream of its own carries them: on the current
     stream the host would wait for the forward pass.
     """
-    host = torch.tensor(values, dtype=torch.int64)
+    host = torch.tensor(values, dtype=torch.int64, device="cpu")  # whatever the default device
     staged = device_of(group, host.device)
     if staged.type != "cuda":
         return all_gather(host, group).tolist()

@@ -123,7 +123,7 @@ class QueueLoss(nn.Module):
     def get_extra_state(self) -> Tensor:
         """Return the position of the queue, as a tensor: some formats of checkpoints hold only tensors."""
         labelled = -1 if self.labelled is None else int(self.labelled)
-        return torch.tensor([self.next_row, self.num_filled, labelled])
+        return torch.tensor([self.next_row, self.num_filled, labelled], device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the position of the queue."""

@@ -136,7 +136,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
 
     def get_extra_state(self) -> Tensor:
         """Return the position in the memory, as a tensor: some formats of checkpoints hold only tensors."""
-        return torch.tensor([self.queue_idx, self.has_been_filled])
+        return torch.tensor([self.queue_idx, self.has_been_filled], device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the position in the memory."""

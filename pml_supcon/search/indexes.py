@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +46,8 @@ class IndexSearcher:
             )
         if hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = max(64, 2 * wanted)
-        distances, neighbours = self.index.search(self.queries[rows], wanted)
+        with references_fit(self.name, self.index.ntotal):  # a GPU needs memory for the search too
+            distances, neighbours = self.index.search(self.queries[rows], wanted)
         distances[neighbours < 0] = math.inf
         return without_own(distances, neighbours, rows) if self.own else (distances, neighbours)
 
@@ -69,18 +71,32 @@ def build_index(faiss: ModuleType, references: Floats, name: str) -> Any:
     for coded in (index, lists_inside):
         if hasattr(getattr(coded, "pq", None), "cp"):
             coded.pq.cp.min_points_per_centroid = 1  # no warnings on stderr: `index_recall` measures the misses
-    if name.startswith("gpu_"):
-        options = faiss.GpuMultipleClonerOptions()
-        options.shard = name == "gpu_sharded"
-        index = faiss.index_cpu_to_all_gpus(index, co=options)
     rows_in_order = np.ascontiguousarray(references)
-    try:
+    with references_fit(name, rows):
+        if name.startswith("gpu_"):
+            options = faiss.GpuMultipleClonerOptions()
+            options.shard = name == "gpu_sharded"
+            index = faiss.index_cpu_to_all_gpus(index, co=options)
         index.train(rows_in_order)
         index.add(rows_in_order)
+    return index
+
+
+@contextmanager
+def references_fit(name: str, rows: int) -> Iterator[None]:
+    """Turn an error of FAISS into one that names the index, the number of references and the reason.
+
+    Raises:
+        ValueError: If FAISS raises a RuntimeError, such as for a GPU without the memory.
+    """
+    try:
+        yield
     except RuntimeError as error:  # the last line of FAISS's message has the reason
         why = str(error).strip().splitlines()[-1]
-        raise ValueError(f"Expected references that index={name!r} can hold, but got {rows}: {why}") from error
-    return index
+        text = f"Expected references that index={name!r} can hold, but got {rows}: {why}"
+        if name.startswith("gpu_"):
+            text += "; 'gpu_sharded' divides them over all GPUs, and 'ivf' and 'exact' need no GPU"
+        raise ValueError(text) from error
 
 
 def check_index(name: str) -> None:

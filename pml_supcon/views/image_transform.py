@@ -115,7 +115,7 @@ def offset_and_factor(
 ) -> tuple[Tensor, Tensor]:
     """Return ``-mean / std`` and ``1 / std`` (C, 1, 1), kept on the device: a copy at each call would wait for it."""
     with torch.inference_mode(mode=False):  # tensors of inference mode are of no use outside it
-        means, stds = (torch.tensor(values, dtype=dtype).view(-1, 1, 1) for values in (mean, std))
+        means, stds = (torch.tensor(values, dtype=dtype, device="cpu").view(-1, 1, 1) for values in (mean, std))
         return to_device(-means / stds, device), to_device(1 / stds, device)
 
 

@@ -189,7 +189,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the views ``(B, V, C, H, W)`` and labels ``(B,)`` of a batch."""
-        chosen = torch.as_tensor(indices)
+        chosen = torch.as_tensor(indices, device="cpu")
         # (V * B, C, H, W), view-major: the transform draws parameters for each row.
         images = self.images[to_device(chosen, self.images.device)]
         rows = self.transform(images.repeat(self.num_views, 1, 1, 1))

@@ -74,7 +74,7 @@ def _sources(operation: Operation, height: int, width: int, device: torch.device
     torchvision moves the numbers of rows and columns once; its own call would copy a matrix to the device each time,
     and wait.
     """
-    rows, columns = torch.arange(1.0, height + 1), torch.arange(1.0, width + 1)
+    rows, columns = (torch.arange(1.0, side + 1, device="cpu") for side in (height, width))
     numbers = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).unsqueeze(0)
     row, column = _OPERATIONS[operation.name](numbers, operation.magnitude)[0].long().flatten(1)  # 0 is black
     inside = row > 0
@@ -100,9 +100,11 @@ class RandomOperations:
     ) -> None:
         self.operations = [Operation("Identity")]
         self._joint = joint
-        self._probabilities = torch.tensor([[probability for *_, probability in row] for row in table])
+        self._probabilities = torch.tensor([[probability for *_, probability in row] for row in table], device="cpu")
         numbers = [[self._signs(name, level, bins, side) for name, level, _ in row] for row in table]
-        self._numbers = torch.tensor(numbers)  # (choices, rounds, 2): indices into `operations`, one per sign
+        self._numbers = torch.tensor(
+            numbers, device="cpu"
+        )  # (choices, rounds, 2): indices into `operations`, one per sign
 
     def _signs(self, name: str, level: int | None, bins: int, side: int) -> tuple[int, int]:
         strength = magnitude_of(name, level or 0, bins, side)
@@ -114,11 +116,11 @@ class RandomOperations:
 
     def draw(self, number: int) -> Tensor:
         """Draw the operations of each image, on the CPU: indices into ``operations``, (rounds, number)."""
-        choices, rounds, _ = self._numbers.shape
-        choice = torch.randint(choices, (1 if self._joint else rounds, number)).expand(rounds, number)
-        signs = torch.randint(2, (rounds, number))
-        turn = torch.arange(rounds).unsqueeze(1)
-        happens = torch.rand(rounds, number) < self._probabilities[choice, turn]
+        (choices, rounds, _), cpu = self._numbers.shape, self._numbers.device
+        choice = torch.randint(choices, (1 if self._joint else rounds, number), device=cpu).expand(rounds, number)
+        signs = torch.randint(2, (rounds, number), device=cpu)
+        turn = torch.arange(rounds, device=cpu).unsqueeze(1)
+        happens = torch.rand(rounds, number, device=cpu) < self._probabilities[choice, turn]
         return self._numbers[choice, turn, signs] * happens  # 0 is the identity
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class BrightnessAndContrast:
 def apply_to_some(images: Tensor, probability: float, step: Step) -> Tensor:
     """Apply a step to each image with a probability, in place."""
     # drawn on the CPU: their number is the shape of what follows, and reading it from a GPU would wait for the device
-    chosen = (torch.rand(len(images)) < probability).nonzero().squeeze(1)
+    chosen = (torch.rand(len(images), device="cpu") < probability).nonzero().squeeze(1)
     if len(chosen) == 0:
         return images
     chosen = to_device(chosen, images.device)

@@ -171,3 +171,30 @@ def test_an_index_goes_to_all_gpus(name, kind, shard):
     assert searcher.index.ntotal == 80
     with pytest.raises(ValueError, match="at most 2048 neighbours of an index on a GPU, but got 2049"):
         searcher.find(np.arange(3), 2048)
+
+
+@pytest.mark.parametrize("step", ["clone", "add", "search"])
+def test_references_that_a_gpu_cannot_hold(step):
+    """FAISS's message for a GPU without the memory, from a stand-in."""
+    faiss = require_faiss()
+
+    def fail(*_, **__):
+        raise RuntimeError("Error in StandardGpuResourcesImpl::allocMemory\nFailed: cudaMalloc error out of memory")
+
+    class Index:
+        ntotal = 80
+        train = staticmethod(lambda rows: None)
+        add = staticmethod(fail if step == "add" else lambda rows: None)
+        search = staticmethod(fail)
+
+    fake = SimpleNamespace(
+        index_factory=faiss.index_factory,
+        try_extract_index_ivf=faiss.try_extract_index_ivf,
+        get_num_gpus=lambda: 1,
+        GpuMultipleClonerOptions=SimpleNamespace,
+        index_cpu_to_all_gpus=fail if step == "clone" else lambda index, co: Index(),
+    )
+    points = clustered(80, seed=0)[0]
+    message = "index='gpu_flat' can hold, but got 80: Failed: cudaMalloc error out of memory; 'gpu_sharded' divides"
+    with pytest.raises(ValueError, match=message):
+        IndexSearcher(fake, points, points, name="gpu_flat", own=True).find(np.arange(3), 5)

@@ -1,0 +1,85 @@
+"""The losses of a batch on a GPU: no forward pass makes the host wait, checked without one."""
+
+import pytest
+import torch
+from helpers.pretend_gpu import GPU, WaitsForDeviceError, pretend_gpu
+from pytorch_metric_learning import losses as pml
+from torch import distributed as dist
+
+from pml_supcon.distributed import collectives, shards
+from pml_supcon.functional.supcon import triton
+from pml_supcon.functional.supcon.global_batch import transfers
+from pml_supcon.losses import (
+    CrossBatchMemory,
+    GlobalBatchLoss,
+    QueueLoss,
+    SelfSupervisedLoss,
+    SupConLossIn,
+    SupConLossOut,
+)
+
+#: Per case: the loss, on any backend but Triton, which needs a driver.
+LOSSES = {
+    "reference": lambda: SupConLossOut(backend="reference"),
+    "tiled": lambda: SupConLossOut(backend="tiled"),
+    "first view": lambda: SupConLossOut(backend="tiled", contrast_mode="one"),
+    "cap": lambda: SupConLossOut(backend="tiled", positives_cap=2),
+    "in, shifted": lambda: SupConLossIn(backend="tiled", denominator="one_positive", temperature=0.001),
+    "queue": lambda: QueueLoss(SupConLossOut(backend="tiled"), 8, 64),
+}
+ALONE = {
+    "memory": lambda: CrossBatchMemory(SupConLossOut(backend="tiled"), 8, 64),
+    "self-supervised": lambda: SelfSupervisedLoss(SupConLossOut(backend="tiled")),
+    "global, one process": lambda: GlobalBatchLoss(SupConLossOut(backend="tiled")),
+}
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    monkeypatch.setattr(triton, "INSTALLED", False)
+    with pretend_gpu(monkeypatch), torch.device(GPU):
+        yield
+
+
+def steps(loss, name):
+    for _ in range(3):
+        rows = torch.empty(16, 8) if name == "memory" else torch.empty(16, 2, 8)
+        labels = () if name == "self-supervised" else (torch.empty(16, dtype=torch.int64),)
+        assert loss(rows, *labels).device == GPU
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *ALONE])
+def test_one_process(on_gpu, name):
+    steps((LOSSES | ALONE)[name](), name)
+
+
+def test_pml_loss_waits(on_gpu):
+    """The check can fail: PML lists all pairs."""
+    with pytest.raises(WaitsForDeviceError, match="nonzero"):
+        steps(pml.SupConLoss(), "memory")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_several_processes(on_gpu, monkeypatch, name):
+    """A group of two with collectives on both devices, as `cpu:gloo,cuda:nccl`; its second process is a stand-in."""
+
+    class Group:
+        pass
+
+    def gather(output, own, group):
+        output.copy_(torch.cat([own, own]) if own.ndim else torch.stack([own, own]))
+
+    group = Group()
+    monkeypatch.setattr(shards, "COMPARED_CALLS", 0)  # the comparison of rows waits
+    monkeypatch.setattr(collectives, "default_group", lambda _: group)
+    monkeypatch.setattr(collectives, "_all_gather", gather)
+    monkeypatch.setattr(dist, "all_reduce", lambda own, op, group: own)
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: "cpu:gloo,cuda:nccl")
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+    monkeypatch.setattr(dist, "get_global_rank", lambda group, rank: rank)
+    monkeypatch.setattr(dist, "P2POp", lambda *operation: operation)
+    monkeypatch.setattr(dist, "batch_isend_irecv", lambda operations: [])
+    for module in (collectives, transfers):
+        monkeypatch.setattr(module, "collective_errors", lambda group, device: torch.no_grad())
+    steps(GlobalBatchLoss(LOSSES[name]()), name)
