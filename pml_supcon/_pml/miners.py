@@ -14,6 +14,7 @@ from pml_supcon._checks import check_type
 from pml_supcon._pml.losses import check_parts
 from pml_supcon._tensors import check_dense
 from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.execution import full_precision
 
 
 class CheckedMiner(BaseMiner):
@@ -87,9 +88,9 @@ def in_full_precision(batch: Batch) -> Batch:
 
 
 def distances(distance: BaseDistance, batch: Batch) -> Tensor:
-    """Return the distances ``(N, M)``, at least float32 also under autocast; a similarity is negated."""
+    """Return the distances ``(N, M)``, in full precision also under autocast; a similarity is negated."""
     embeddings, _, ref_emb, _ = in_full_precision(batch)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with full_precision(embeddings.device):
         matrix: Tensor = distance(embeddings, ref_emb)
     return -matrix if distance.is_inverted else matrix
 
@@ -110,7 +111,7 @@ def loss_terms(
     which changes no rank, and are ignored.
     """
     batch = in_full_precision(batch)
-    with torch.autocast(batch.embeddings.device.type, enabled=False):
+    with full_precision(batch.embeddings.device):
         terms = loss.compute_loss(batch.embeddings, batch.labels, tuple(indices), batch.ref_emb, batch.ref_labels)
     given = [(term["reduction_type"], term["losses"]) for term in terms.values() if isinstance(term["losses"], Tensor)]
     by_type = {kind: values for kind, values in given if kind != "already_reduced"}

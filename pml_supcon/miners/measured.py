@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pml_supcon._checks import check_type
 from pml_supcon._pml import miners as _pml
+from pml_supcon.functional.supcon.execution import full_precision
 
 COUNTS = ("positive_pairs", "negative_pairs", "triplets")
 SIMILARITIES = ("positive_similarity", "positive_similarity_all", "negative_similarity", "negative_similarity_all")
@@ -127,7 +128,7 @@ def _similarities(batch: _pml.Batch, chosen: Sequence[Tensor]) -> tuple[Tensor, 
     """
     # cosine similarities (N, M) in full precision, and the masks of all positive and negative pairs
     embeddings, labels, ref_emb, ref_labels = _pml.in_full_precision(batch)
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with full_precision(embeddings.device):
         similarity = F.normalize(embeddings) @ F.normalize(ref_emb).T
     positive, negative = _pml.matches(labels, ref_labels)
     a1, p, a2, n = chosen if len(chosen) == 4 else (chosen[0], chosen[1], chosen[0], chosen[2])

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from helpers.float32_products import BY_DEVICE, FULL, float32_products, lower_precision, matmul
+from helpers.float32_products import BY_DEVICE, FULL, float32_products, lower_precision, matmul, settings_at_products
 from helpers.supcon_batches import BACKENDS, loss_and_gradient, random_rows
 
 from pml_supcon.functional import supcon_loss
@@ -18,21 +18,7 @@ LABELS = torch.arange(40) % 5
 
 @pytest.fixture
 def settings(monkeypatch):
-    """The setting at every product of matrices on the CPU."""
-    found = []
-
-    def recorded(function):
-        def run(*args, **options):
-            found.append(float32_products("cpu"))
-            return function(*args, **options)
-
-        return run
-
-    for name in ("__matmul__", "matmul", "mm", "addmm", "addmm_"):
-        monkeypatch.setattr(torch.Tensor, name, recorded(getattr(torch.Tensor, name)))
-    for name in ("matmul", "mm", "addmm"):
-        monkeypatch.setattr(torch, name, recorded(getattr(torch, name)))
-    return found
+    return settings_at_products(monkeypatch)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -37,3 +37,21 @@ def lower_precision(choose=lambda: torch.set_float32_matmul_precision("medium"))
         assert all_settings() == users
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def settings_at_products(monkeypatch):
+    """Return a list, to which every product of matrices adds the setting of the CPU."""
+    found = []
+
+    def recorded(function):
+        def run(*args, **options):
+            found.append(float32_products("cpu"))
+            return function(*args, **options)
+
+        return run
+
+    for name in ("__matmul__", "matmul", "mm", "addmm", "addmm_"):
+        monkeypatch.setattr(torch.Tensor, name, recorded(getattr(torch.Tensor, name)))
+    for name in ("matmul", "mm", "addmm"):
+        monkeypatch.setattr(torch, name, recorded(getattr(torch, name)))
+    return found

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from helpers import miner_oracle as oracle
+from helpers.float32_products import FULL, lower_precision, settings_at_products
 from pytorch_metric_learning import distances
 from pytorch_metric_learning import losses as pml
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pml_supcon.losses import CrossBatchMemory, SupConLossOut
-from pml_supcon.miners import OnlineHardExampleMiner, _ranking, online_hard_example
+from pml_supcon.miners import MeasuredMiner, OnlineHardExampleMiner, _ranking, online_hard_example
 
 SHARES = [0.001, 0.25, 1]
 
@@ -171,6 +172,17 @@ def test_half_precision_is_ranked_in_float32(dtype, kind, references, loss):
         assert oracle.as_lists(miner(*rows)) == right
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert oracle.as_lists(miner(*wide)) == right
+
+
+def test_products_are_float32_where_the_user_allows_less(monkeypatch):
+    settings = settings_at_products(monkeypatch)
+    with lower_precision():
+        for options in (
+            {"distance": distances.CosineSimilarity()},
+            {"loss": pml.ContrastiveLoss(distance=distances.CosineSimilarity())},
+        ):
+            MeasuredMiner(OnlineHardExampleMiner(**options))(*oracle.batch(12, 4, 3, None))
+    assert set(settings) == {FULL}
 
 
 @pytest.mark.parametrize("loss", [False, True])
