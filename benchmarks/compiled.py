@@ -7,7 +7,7 @@ capability by Triton's own `ptxas`, and none runs. The table has one line for a 
 `--all`, which only prints, in every candidate:
 
 - registers of a thread, bytes of stack, instructions on local memory (spills), shared memory;
-- programs an SM: how many fit at once, by registers, shared memory and warps;
+- programs an SM: how many fit at once, by registers, shared memory, tensor memory and warps;
 - tensor-core instructions;
 - in the main loop, which goes over the tiles without equal labels: instructions, `ex2` and products for each pair of
   rows. An instruction of a warp counts for its 32 lanes. A product is D multiplications: the forward pass needs one a
@@ -63,6 +63,8 @@ GPUS = {
     100: Multiprocessor("B200, sm_100", 228 << 10, 227 << 10),
 }
 WARPS = 64  # of an SM
+PROGRAMS = 32  # of an SM at most
+TENSOR_MEMORY = 512  # columns of an SM of sm_100
 REGISTERS = 65536  # of an SM; a warp takes them in units of 256
 RESERVED = 1024  # bytes of shared memory that the system adds to each program
 
@@ -103,6 +105,7 @@ class Kernel:
         stack: bytes of a thread.
         spills: instructions that read or write local memory.
         shared: bytes of a program.
+        tensor_memory: columns of a program, 0 before sm_100.
         multiplies: True for a kernel with a matrix product.
         tensor_cores: instructions of tensor cores.
         loop: the loop with the fewest instructions among those that multiply and take exponentials, or None.
@@ -121,6 +124,7 @@ class Kernel:
     stack: int
     spills: int
     shared: int
+    tensor_memory: int
     multiplies: bool
     tensor_cores: int
     loop: Loop | None
@@ -132,7 +136,9 @@ class Kernel:
         """The number of programs that fit on one SM."""
         # warps take registers in units of 256, in groups of 4 warps, one for each quarter of the SM
         by_registers = REGISTERS // (-(-self.registers // 8) * 256) // 4 * 4 // self.warps
-        return min(by_registers, WARPS // self.warps, GPUS[self.gpu].shared // (self.shared + RESERVED))
+        by_memory = GPUS[self.gpu].shared // (self.shared + RESERVED)
+        by_tensor_memory = TENSOR_MEMORY // self.tensor_memory if self.tensor_memory else PROGRAMS
+        return min(by_registers, WARPS // self.warps, by_memory, by_tensor_memory, PROGRAMS)
 
     @property
     def target(self) -> Target | None:
@@ -317,6 +323,7 @@ def figures(launch: Launch, **case: Any) -> Kernel:
         stack=int(found[2]),
         spills=sum(re.match(r"(STL|LDL)\b", each) is not None for each in instructions),
         shared=kernel.metadata.shared,
+        tensor_memory=getattr(kernel.metadata, "tmem_size", None) or 0,
         multiplies="tt.dot" in kernel.asm.get("ttir", "") or any(map(is_product, instructions)),
         tensor_cores=sum(map(is_product, instructions)),
         loop=min((loop for loop in counted if loop is not None), default=None),

@@ -20,8 +20,8 @@ same_compiler = pytest.mark.skipif(
 
 KERNEL = Kernel(
     name="gradient_kernel", step="gradient", gpu=90, dtype="bfloat16", width=128, block=(128, 64), warps=8,
-    registers=122, stack=0, spills=0, shared=84_000, multiplies=True, tensor_cores=24, loop=Loop(8.5, 1.0, 2.0),
-    launch=1, main=True,
+    registers=122, stack=0, spills=0, shared=84_000, tensor_memory=0, multiplies=True, tensor_cores=24,
+    loop=Loop(8.5, 1.0, 2.0), launch=1, main=True,
 )  # fmt: skip
 
 LISTING = """
@@ -61,17 +61,19 @@ def test_products_whose_shape_is_unknown_are_not_counted():
 
 
 @pytest.mark.parametrize(
-    ("registers", "warps", "shared", "programs"),
+    ("registers", "warps", "shared", "tensor_memory", "programs"),
     [
-        (122, 8, 84_000, 2),  # 128 registers of 256 threads: half of an SM
-        (217, 8, 84_000, 1),
-        (168, 4, 100_000, 2),  # 3 by registers, 2 by shared memory
-        (32, 4, 1_000, 16),  # as many as warps
-        (255, 4, 1_000, 2),
+        (122, 8, 84_000, 0, 2),  # 128 registers of 256 threads: half of an SM
+        (217, 8, 84_000, 0, 1),
+        (168, 4, 100_000, 0, 2),  # 3 by registers, 2 by shared memory
+        (32, 4, 1_000, 0, 16),  # as many as warps
+        (255, 4, 1_000, 0, 2),
+        (122, 8, 84_000, 512, 1),  # all of the tensor memory
+        (32, 1, 0, 0, 32),
     ],
 )
-def test_programs_of_an_sm(registers, warps, shared, programs):
-    kernel = replace(KERNEL, registers=registers, warps=warps, shared=shared)
+def test_programs_of_an_sm(registers, warps, shared, tensor_memory, programs):
+    kernel = replace(KERNEL, registers=registers, warps=warps, shared=shared, tensor_memory=tensor_memory)
     assert kernel.programs == programs
 
 
