@@ -4,7 +4,7 @@ An operator takes flat tensors and numbers only: the caller takes a ``Layout`` a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -180,21 +180,28 @@ class TilePasses(NamedTuple):
         anchors are the rows.
         """
         shift = statistics.log_neg_or_0()
+        # u_i d l_i / d s_ip of positives as slope_i exp(s_ip) + offset_i, if there is no shift and it has this form
+        line = None if self.shifted else statistics.positive_line(upstream)
+
+        def positive_weights(x: Tensor, a: slice) -> Tensor:
+            if line is None:  # x is s
+                return upstream[a, None] * statistics.positive_gradient(x, a)
+            slope, offset = line  # x is exp(s)
+            return torch.addcmul(offset[a, None], x, slope[a, None])
+
         buffers = self._tile_buffer(), self._tile_buffer()
         for (a, r), boxes in tiles:
-            # 1. the tile's similarities again, (len(a), len(r))
+            # 1. the tile's similarities again, (len(a), len(r)); exp(s) in place unless logarithms are needed
             s = self._similarities(a, r, buffers[0])
-            # 2. weights of the positives, box by box, before `s` is overwritten
-            insides = [within((a, r), box) for box in boxes]
-            pulls = [
-                self._box_weights(s[inside] / self.unit, box, statistics, upstream)
-                for inside, box in zip(insides, boxes, strict=True)
-            ]
-            # 3. weights of all pairs as if they were negatives, then replace the weights of pairs with equal labels
+            if not self.shifted:
+                s.exp2_()
+            # 2. weights of all pairs as if they were negatives, then replace the weights of pairs with equal labels
             w = self._negative_weights(s, a, r, weight, shift, buffers[1])
-            for inside, box, pull in zip(insides, boxes, pulls, strict=True):
-                w[inside] = torch.where(self.layout.same(box), pull, w[inside])
-            # 4. dL/dz: W z_rows for the anchors, W^T z_anchors for the rows; on the diagonal the first product is both
+            for box in boxes:
+                inside = within((a, r), box)
+                x = s[inside] if line is not None else self.anchors[box[0]] @ self.rows[box[1]].T
+                w[inside] = torch.where(self.layout.same(box), self._box_weights(x, box, positive_weights), w[inside])
+            # 3. dL/dz: W z_rows for the anchors, W^T z_anchors for the rows; on the diagonal the first product is both
             if grad_anchors is not None:
                 grad_anchors[a].addmm_(w, self.rows[r])
             if grad_rows is not None and not (self.layout.symmetric and a == r):
@@ -216,33 +223,32 @@ class TilePasses(NamedTuple):
         s = matrix_in(buffer, len(anchors), len(rows))
         return torch.addmm(s, anchors, rows.T, beta=0, alpha=self.unit, out=s)
 
-    def _negative_weights(self, s: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor, buffer: Tensor) -> Tensor:
-        """Return ``W`` of a tile as if all pairs were negatives; ``s`` and the buffer are overwritten.
+    def _negative_weights(self, x: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor, buffer: Tensor) -> Tensor:
+        """Return ``W`` of a tile as if all pairs were negatives, in a buffer; ``x`` is ``exp(s)``, shifted: ``s``.
 
         ``d l_i / d s_in = k_i exp(s_in - log_neg_i)``, with ``k_i`` from ``Statistics.negative_share``.
         """
         symmetric = self.layout.symmetric
         # without a shift both ends share the exponential: exp(s_ij) (weight_i + weight_j)
         if not self.shifted:
-            both = matrix_in(buffer, *s.shape)
-            s.exp2_()
-            return s.mul_(torch.add(weight[a, None], weight[r], out=both) if symmetric else weight[a, None])
+            w = matrix_in(buffer, *x.shape)
+            if not symmetric:
+                return torch.mul(x, weight[a, None], out=w)
+            return torch.add(weight[a, None], weight[r], out=w).mul_(x)
         # with a shift each end has its own: exp(s_ij - log_neg_i) weight_i + exp(s_ij - log_neg_j) weight_j
-        w = (s - shift[a, None]).exp() * weight[a, None]
-        return w + (s - shift[r]).exp() * weight[r] if symmetric else w
+        w = (x - shift[a, None]).exp() * weight[a, None]
+        return w + (x - shift[r]).exp() * weight[r] if symmetric else w
 
-    def _box_weights(self, s: Tensor, box: Tile, statistics: Statistics, upstream: Tensor) -> Tensor:
+    def _box_weights(self, x: Tensor, box: Tile, positive_weights: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """Return ``W`` of a box as if all pairs had equal labels: ``u d l / d s`` of positives, 0 elsewhere."""
         a, r = box
         # of the anchors in the rows of the box
-        pull = upstream[a, None] * statistics.positive_gradient(s, a)
-        weights = torch.where(self.layout.positives(box), pull, 0)
+        weights = torch.where(self.layout.positives(box), positive_weights(x, a), 0)
         # with symmetry also of the anchors in its columns; on the diagonal they are the same
         if self.layout.symmetric and a == r:
             weights = weights + weights.T
         elif self.layout.symmetric:
-            reverse = upstream[r, None] * statistics.positive_gradient(s.T, r)
-            weights = weights + torch.where(self.layout.positives((r, a)), reverse, 0).T
+            weights = weights + torch.where(self.layout.positives((r, a)), positive_weights(x.T, r), 0).T
         return weights
 
 

@@ -124,6 +124,24 @@ class Statistics:
         weight = (upstream * self.negative_share()).masked_fill(self.log_neg == -torch.inf, 0)
         return weight if shifted else weight * (-self.log_neg_or_0()).exp()
 
+    def positive_line(self, upstream: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return slope and offset, ``(A,)`` each, of ``u_i d l_i / d s_ip = slope_i exp(s_ip) + offset_i``.
+
+        None for "one_positive", whose gradient is not of this form.
+        """
+        if self.denominator == "one_positive":
+            return None
+        if self.summation == "out":
+            # P_ip - 1 / |P|, with P_ip = exp(s_ip) / D_i for "all" and 0 for "negatives"
+            slope = (-self.log_denominator()).exp() if self.denominator == "all" else torch.zeros_like(upstream)
+            offset = -1 / self.number
+        else:
+            # P_ip - exp(s_ip) / pos_i = -k_i exp(s_ip) / pos_i, with pos_i the sum over P(i)
+            slope = -self.negative_share() * (-self.log_pos).exp()
+            offset = torch.zeros_like(upstream)
+        some = self.number > 0
+        return torch.where(some, upstream * slope, 0), torch.where(some, upstream * offset, 0)
+
     def positive_gradient(self, s: Tensor, anchors: slice) -> Tensor:
         """Return ``d l_i / d s_ip`` of a block of similarities as if every pair were a positive."""
         number = self.number[anchors, None].clamp(min=1)
