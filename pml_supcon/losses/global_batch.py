@@ -16,6 +16,7 @@ from pml_supcon._tensors import check_dense
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks
+from pml_supcon.losses.queue import QueueLoss
 from pml_supcon.losses.supcon import BaseSupConLoss, SupConLossIn, SupConLossOut
 
 OWN_LOSSES = (SupConLossOut, SupConLossIn)  # the exact classes: a subclass may compute anything
@@ -111,6 +112,15 @@ class GlobalBatchLoss(nn.Module):
         own = LossInputs(embeddings, labels, ref_emb, ref_labels, self.num_views, given)
         if group is not None:
             return self._loss_of_group(own, indices_tuple, group)  # type: ignore[no-any-return]
+        if (
+            self.miner is None
+            and isinstance(self.loss, BaseSupConLoss | QueueLoss)
+            and self.num_views == self.loss.num_views
+        ):
+            pairs = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+            given |= {name: value for name, value in pairs.items() if value is not None}
+            loss: Tensor = self.loss(embeddings, labels, **given)  # it checks its arguments itself
+            return loss
         check(own, mined=self.miner is not None)
         if indices_tuple is not None:
             number = own.embeddings.shape[:-1].numel()

@@ -101,17 +101,21 @@ class QueueLoss(nn.Module):
                 )
         own_labels = self._labels(embeddings, labels)
         embeddings = embeddings.to(self.queue_embeddings.dtype)
-        contrasted = embeddings if keys is None else keys.detach().to(self.queue_embeddings.dtype)
-        rows, row_labels, _ = view_major_rows(contrasted, own_labels, self.num_views)
+        anchors, row_labels, _ = view_major_rows(embeddings, own_labels, self.num_views)
         assert row_labels is not None  # for the type checker
+        rows = anchors
+        if keys is not None:
+            rows, _, _ = view_major_rows(keys.detach().to(self.queue_embeddings.dtype), None, self.num_views)
         if self.training and len(rows) > self.queue_size:
             raise ValueError(
                 f"Expected `queue_size` to be at least the {len(rows)} rows of a batch, all of which enter the queue, "
                 f"but got {self.queue_size}"
             )
+        # the loss takes the rows, which it then need not order by view again, unless only their shape gives the views
+        by_sample = self.loss.contrast_mode == "one" and self.num_views is None
         loss: Tensor = self.loss(  # `cat` copies: writing to the queue afterwards does not change the graph
-            embeddings,
-            own_labels,
+            embeddings if by_sample else anchors,
+            own_labels if by_sample else row_labels,
             ref_emb=torch.cat([rows, self.queue_embeddings[: self.num_filled]]),
             ref_labels=torch.cat([row_labels, self.queue_labels[: self.num_filled]]),
             ref_starts_with_batch=True,

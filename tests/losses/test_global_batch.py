@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from pytorch_metric_learning import miners, reducers, regularizers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pml_supcon import _layouts
+from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.tiled import layout
-from pml_supcon.losses import GlobalBatchLoss, SelfSupervisedLoss, SupConLossIn, SupConLossOut
+from pml_supcon.losses import GlobalBatchLoss, QueueLoss, SelfSupervisedLoss, SupConLossIn, SupConLossOut
 
 SAMPLES, WIDTH = 13, 6
 SHARDS = {3: [6, 0, 7], 4: [4, 1, 0, 8]}
@@ -205,6 +208,16 @@ def test_without_a_process_group():
     loss = new_loss("cap")
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert other(images, labels) == loss(images, labels)
+
+
+def test_one_process_checks_and_orders_the_rows_once(monkeypatch):
+    check, flatten = Mock(wraps=checks.check_embeddings), Mock(wraps=_layouts.flatten_views)
+    monkeypatch.setattr(checks, "check_embeddings", check)
+    monkeypatch.setattr(_layouts, "flatten_views", flatten)
+    GlobalBatchLoss(SupConLossOut())(*batch())
+    assert (check.call_count, flatten.call_count) == (1, 1)
+    GlobalBatchLoss(QueueLoss(SupConLossOut(), 6, 64, dtype=torch.float64))(*batch())
+    assert flatten.call_count == 2
 
 
 def test_views_that_only_the_wrapper_knows():
