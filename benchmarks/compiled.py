@@ -313,7 +313,10 @@ def figures(launch: Launch, **case: Any) -> Kernel:
     warps = int(threads[1]) // 32
     instructions, loops = parse(code)
     block = (arguments["BLOCK_M"], arguments.get("BLOCK_N", 1))
-    counted = [count(instructions[part], block, warps, case["width"]) for part in loops]
+    # programs that each compute a slice of a gradient's columns all go over the same pairs
+    width = case["width"]
+    slices = -(-width // arguments.get("BLOCK_D", width))
+    counted = [count(instructions[part], block, warps, width, slices) for part in loops]
     return Kernel(
         name=name,
         **case,
@@ -370,16 +373,25 @@ def multiplications(instruction: str) -> int | None:
     return m * n * k
 
 
-def count(instructions: Sequence[str], block: tuple[int, int], warps: int, width: int) -> Loop | None:
-    """Return the counts of a loop for each pair of its tile; None if it has no products or no exponentials."""
+def count(instructions: Sequence[str], block: tuple[int, int], warps: int, width: int, slices: int = 1) -> Loop | None:
+    """Return the counts of a loop for each pair of its tile; None if it has no products or no exponentials.
+
+    Args:
+        instructions: of the loop.
+        block: rows and columns of a tile.
+        warps: warps of a program.
+        width: columns of the embeddings.
+        slices: programs that go over the same tile.
+    """
     products = [multiplications(each) for each in instructions if is_product(each)]
     ex2 = sum(each.startswith("MUFU.EX2") for each in instructions)
     if not products or not ex2:
         return None
-    pairs_of_thread = block[0] * block[1] / (32 * warps)
+    pairs = block[0] * block[1] / slices
+    lanes = 32 * warps
     known = [each for each in products if each is not None]
-    done = sum(known) * warps / (block[0] * block[1] * width) if len(known) == len(products) else None
-    return Loop(len(instructions) / pairs_of_thread, ex2 / pairs_of_thread, done)
+    done = sum(known) * warps / (pairs * width) if len(known) == len(products) else None
+    return Loop(len(instructions) * lanes / pairs, ex2 * lanes / pairs, done)
 
 
 def with_main(kernels: Sequence[Kernel]) -> list[Kernel]:

@@ -48,6 +48,7 @@ def test_the_innermost_loop_is_counted_for_each_pair():
     assert [instructions[part][0][:4] for part in loops] == ["HMMA"]
     # one warp, 16 x 8 pairs: 4 for each thread; each HMMA is a product of 16 x 8 pairs over 16 columns
     assert compiled.count(instructions[loops[0]], (16, 8), 1, 16) == Loop(4 / 4, 1 / 4, 2.0)
+    assert compiled.count(instructions[loops[0]], (16, 8), 1, 16, slices=2) == Loop(4 / 2, 1 / 2, 4.0)
     assert compiled.count(instructions[:3], (16, 8), 1, 16) is None
 
 
