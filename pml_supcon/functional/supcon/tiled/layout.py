@@ -90,6 +90,13 @@ class Layout:
             positives &= self.cap.keeps(anchors, rows)
         return positives
 
+    def mirrored(self, box: Tile, positives: Tensor) -> Tensor:
+        """Return the mask of a mirrored box, bool ``(rows, anchors)``, from the mask ``positives`` of the box.
+
+        Only with symmetry. The mask is transposed unless a cap keeps other rows for one end of a pair than for the other.
+        """
+        return positives.T if self.cap is None else self.positives(box[::-1])
+
 
 def boxes(a: list[int], r: list[int], tile: Tile) -> Iterator[Tile]:
     """Yield strips of a tile's anchors, each with the rows that can share a label with one of them.

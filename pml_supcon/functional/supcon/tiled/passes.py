@@ -158,10 +158,11 @@ class TilePasses(NamedTuple):
         for box, twice in boxes:
             # similarities of a box and the mask of its positives, both (anchors, rows)
             s = self.anchors[box[0]] @ self.rows[box[1]].T
-            statistics.add_positives(s, self.layout.positives(box), box[0])
+            positives = self.layout.positives(box)
+            statistics.add_positives(s, positives, box[0])
             # s_ij = s_ji: the transposed box holds the positives of the anchors in its columns
             if twice:
-                statistics.add_positives(s.T, self.layout.positives(box[::-1]), box[1])
+                statistics.add_positives(s.T, self.layout.mirrored(box, positives), box[1])
         return statistics
 
     def gradients(
@@ -243,12 +244,13 @@ class TilePasses(NamedTuple):
         """Return ``W`` of a box as if all pairs had equal labels: ``u d l / d s`` of positives, 0 elsewhere."""
         a, r = box
         # of the anchors in the rows of the box
-        weights = torch.where(self.layout.positives(box), positive_weights(x, a), 0)
+        positives = self.layout.positives(box)
+        weights = torch.where(positives, positive_weights(x, a), 0)
         # with symmetry also of the anchors in its columns; on the diagonal they are the same
         if self.layout.symmetric and a == r:
             weights = weights + weights.T
         elif self.layout.symmetric:
-            weights = weights + torch.where(self.layout.positives((r, a)), positive_weights(x.T, r), 0).T
+            weights = weights + torch.where(self.layout.mirrored(box, positives), positive_weights(x.T, r), 0).T
         return weights
 
 

@@ -74,8 +74,8 @@ class Statistics:
             # x = log q with q = sigmoid(s - log_neg), D_ip = exp(s_ip) + sum over N(i)
             margin = s - self.log_neg[anchors, None]
             x = F.logsigmoid(margin)
-            # log(1 - q) for L_out, log(q (1 - q)) for L_in
-            log_share = F.logsigmoid(-margin) if self.summation == "out" else x + F.logsigmoid(-margin)
+            # log(1 - q) = log q - (s - log_neg) for L_out, log(q (1 - q)) for L_in
+            log_share = x - margin if self.summation == "out" else 2 * x - margin
             self._add_exponentials(self.log_share[anchors], log_share, positives)
         # - sum over P(i) of x: equation 2
         if self.summation == "out":
