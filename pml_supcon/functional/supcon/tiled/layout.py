@@ -93,7 +93,7 @@ class Layout:
     def mirrored(self, box: Tile, positives: Tensor) -> Tensor:
         """Return the mask of a mirrored box, bool ``(rows, anchors)``, from the mask ``positives`` of the box.
 
-        Only with symmetry. The mask is transposed unless a cap keeps other rows for one end of a pair than for the other.
+        Only with symmetry. The mask is transposed unless a cap keeps other rows for one end of a pair than the other.
         """
         return positives.T if self.cap is None else self.positives(box[::-1])
 
