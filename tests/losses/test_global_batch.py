@@ -44,6 +44,7 @@ MINED = {
     "mined triplets": (pml.TripletMarginLoss, miners.BatchHardMiner),
     "mined at random": (pml.MarginLoss, miners.DistanceWeightedMiner),
 }
+ON_GPUS = ["in", "cap", "first view", "reference", "regularised", "pml triplet", "mined"]
 CASES = [
     *((name, "views", torch.float64) for name in [*LOSSES, "mined", "mined triplets"]),
     *((name, "rows", torch.float64) for name in ("out", "cap", "pml triplet")),  # view-major (N, D)
@@ -194,6 +195,45 @@ def test_some_of_the_processes(results):
     expected = [SupConLossOut()(images[mine], labels[mine]), new_loss("mined")(images[mine], labels[mine])]
     for result in (results[0], results[-1]):
         torch.testing.assert_close(result["group"], expected, rtol=1e-12, atol=0)
+
+
+def on_gpus(rank, sizes, backend, devices):
+    """Return each loss and the gradient that DDP's average would add, on a device that is not the current one."""
+    group, device = dist.new_group(backend=backend), torch.device(devices[rank])
+    mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    images, labels = (part[mine].to(device) for part in batch(torch.float32))
+    results = {}
+    for name in ON_GPUS:
+        loss = new_loss(name)
+        loss.group = group
+        value, gradient = step(network(torch.float32).to(device), loss, images, labels)
+        results[name] = value.cpu(), gradient.cpu() / len(sizes)
+    return results
+
+
+def equals_one_process(tmp_path, backend, devices):
+    results = run_processes(on_gpus, 2, tmp_path, [9, 4], backend, devices)
+    for name in ON_GPUS:
+        value, gradient = step(network(torch.float32), new_loss(name), *batch(torch.float32))
+        summed = sum(result[name][1] for result in results)
+        for result in results:
+            assert_close((result[name][0], summed), (value, gradient), torch.float32)
+
+
+@pytest.mark.slow
+def test_two_processes_without_ddp(tmp_path):
+    equals_one_process(tmp_path, "gloo", ["cpu", "cpu"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gloo_with_rows_on_a_gpu(tmp_path):
+    equals_one_process(tmp_path, "gloo", ["cuda:0", "cuda:0"])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("backend", ["nccl", "cpu:gloo,cuda:nccl"])
+def test_nccl(tmp_path, backend):
+    equals_one_process(tmp_path, backend, ["cuda:0", "cuda:1"])
 
 
 def test_without_a_process_group():
