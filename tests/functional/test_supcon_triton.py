@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers.supcon_batches import problem_of, random_rows
@@ -91,83 +92,95 @@ def test_numerics_in_the_interpreter(chosen, least):
     assert set(re.findall(r"SKIPPED \[\d+\] .*: (.*)", run.stdout)) <= {"needs a GPU", "triton has no float64"}
 
 
-#: Compute capability, and bytes of shared memory that a program may use.
-H100, RTX_4090 = (90, 227 * 1024), (89, 99 * 1024)
-
-
 @pytest.fixture
-def compile_for(monkeypatch, tmp_path):
-    """Compile the kernels of a launch for a GPU, with its preferred block shapes, and list them instead of running."""
+def kernels(monkeypatch):
+    """List the kernels that are launched on a GPU that is not there, and their arguments; nothing is computed."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    launches = []
+    from pml_supcon.functional.supcon.triton import launch
 
-    def compile_only(tuner, *args, grid, warmup, **arguments):
-        tuner.nargs = {}
-        (config,) = tuner.prune_configs(arguments)
-        kernel = tuner.fn.run(*args, grid=grid, warmup=True, **arguments, **config.all_kwargs())
-        launches.append((tuner.base_fn.__name__, kernel, grid(config.kwargs), config.kwargs["BLOCK_M"]))
+    launched = []
 
-    def install(capability, shared_memory):
-        driver = SimpleNamespace(
-            get_current_target=lambda: GPUTarget("cuda", capability, 32),
-            get_current_device=lambda: -capability,  # the key of Triton's cache of kernels: no real device has it
-            get_current_stream=lambda device: 0,
-            get_benchmarker=lambda: None,  # Triton 3.3 asks for it before it tunes
-            utils=SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": shared_memory}),
-        )
-        holder = triton.runtime.driver
-        # Triton 3.5 renamed the attribute.
-        monkeypatch.setattr(holder, "_active" if hasattr(holder, "_active") else "active", driver)
-        return launches
+    def run(function, *args, grid, warmup, **arguments):
+        launched.append((function.__name__, grid(arguments) if callable(grid) else grid, arguments))
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    monkeypatch.setattr(triton.runtime.Autotuner, "run", compile_only)
-    return install
+    def tune(tuner, *args, grid, warmup, **arguments):
+        launched.append((tuner.base_fn.__name__, "tuned", arguments))
+
+    properties = {"max_shared_mem": 227 << 10, "multiprocessor_count": 132}
+    driver = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        utils=SimpleNamespace(get_device_properties=lambda _: properties),
+    )
+    holder = triton.runtime.driver
+    # Triton 3.5 renamed the attribute.
+    monkeypatch.setattr(holder, "_active" if hasattr(holder, "_active") else "active", driver)
+    monkeypatch.setattr(triton.JITFunction, "run", run)
+    monkeypatch.setattr(triton.runtime.Autotuner, "run", tune)
+    launch.multiprocessors.cache_clear()
+    yield launched
+    launch.multiprocessors.cache_clear()
 
 
-def local_memory(kernel, folder):
-    """Return the bytes of each thread that the compiler spilled from registers."""
-    import triton
-
-    path = folder / "kernel.cubin"
-    path.write_bytes(kernel.asm["cubin"])
-    command = [Path(triton.__file__).with_name("backends") / "nvidia/bin/cuobjdump", "-res-usage", path]
-    report = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(re.search(r"STACK:(\d+)", report.stdout + report.stderr)[1])
-
-
-ONE_VIEW = {"contrast_mode": "one", "positives_cap": 2, "summation": "in", "denominator": "one_positive",
-            "temperature": 0.01}  # fmt: skip
+def step(rows, labels, **options):
+    """Run the forward and backward pass, and return the gradients of the rows and of the references."""
+    inputs = [x for x in (rows, options.get("ref_emb")) if x is not None]
+    losses, _ = backend.anchor_losses(problem_of(rows, labels, **options))
+    return torch.autograd.grad(losses, inputs, torch.ones_like(losses))
 
 
 @compiles
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize(
-    ("gpu", "dtype", "width", "options", "kernels"),
-    [
-        (H100, torch.float16, 100, ONE_VIEW, 4),
-        (H100, torch.bfloat16, 768, {"denominator": "one_positive"}, 3),
-        pytest.param(H100, torch.float32, 128, {"denominator": "negatives"}, 3, marks=pytest.mark.slow),
-        pytest.param(RTX_4090, torch.bfloat16, 256, {"summation": "in"}, 3, marks=pytest.mark.slow),
-    ],
-)
-def test_kernels_compile_for_a_gpu(compile_for, tmp_path, gpu, dtype, width, options, kernels):
-    """Check what the interpreter cannot: types, shapes of products, shared memory, registers, tensor cores."""
-    compiled = compile_for(*gpu)
-    rows = random_rows(200, width).to(dtype).requires_grad_()
-    losses, _ = backend.anchor_losses(problem_of(rows, torch.arange(100).repeat(2) // 4, num_views=2, **options))
-    torch.autograd.grad(losses.sum(), rows)
-    names, anchors = [name for name, *_ in compiled], 100 if options is ONE_VIEW else 200
-    assert names == ["negatives_kernel", "positives_kernel"] + ["gradient_kernel"] * (kernels - 2)
-    for (name, kernel, grid, block), number in zip(compiled, [anchors, anchors, anchors, 200], strict=False):
-        assert grid == (-(-number // block), 2 if name == "gradient_kernel" and width > 512 else 1)
-        assert kernel.metadata.shared <= gpu[1], name
-        assert local_memory(kernel, tmp_path) <= 512, name
-        tensor_cores = "wgmma.mma_async" if gpu == H100 else "mma.sync"
-        assert (tensor_cores in kernel.asm["ptx"]) == (dtype != torch.float32), name
+def test_shapes_are_timed_for_each_size_unless_algorithms_are_deterministic(kernels):
+    def tuned(number, **options):
+        kernels.clear()
+        step(torch.randn(number, 16).requires_grad_(), torch.arange(number) // 4, **options)
+        return [arguments for _, grid, arguments in kernels if grid == "tuned"]
+
+    assert tuned(1024) == []  # few pairs
+    small, shifted, large = tuned(5000), tuned(5000, temperature=0.01), tuned(9000)
+    assert len(small) == len(large) == 2  # forward, gradient
+    assert small[0]["tuning_key"] != large[0]["tuning_key"]
+    assert small[0]["tuning_key"] == tuned(5001)[0]["tuning_key"]
+    assert [case[0]["SHIFTED"] for case in (small, shifted)] == [False, True]
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert tuned(5000) == []
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@compiles
+def test_few_anchors_with_many_rows_fill_the_gpu(kernels):
+    refs, ref_labels = torch.randn(8192, 16).requires_grad_(), torch.arange(8192) // 64
+    step(torch.randn(256, 16).requires_grad_(), torch.arange(256) // 2, ref_emb=refs, ref_labels=ref_labels)
+    grids = [grid for name, grid, _ in kernels if name in ("negatives_kernel", "positives_kernel", "gradient_kernel")]
+    assert len(grids) == 7  # two regions forward and for each of the sides, and positives
+    assert all(rows * splits * slices >= 64 for rows, splits, slices in grids)
+
+
+@compiles
+def test_stored_rows_need_no_masks():
+    from pml_supcon.functional.supcon.triton import blocks
+
+    for columns in (1, 16, 100, 200, 512, 768):
+        for parts, kind in ((1, "one"), (2, "parts")):
+            layout = blocks.Layout.of(columns, parts, 2)
+            assert columns <= layout.WIDTH
+            assert layout.WIDTH % layout.BLOCK_K == layout.WIDTH % layout.BLOCK_D == 0
+            assert layout.WIDTH * 2 % 16 == 0  # loads of 16 bytes
+            shapes = [shape for table in blocks.TABLES[kind] for row in table.values() for shape in row]
+            assert all(blocks.GROUP % shape.m == blocks.GROUP % shape.n == 0 for shape in shapes)
+
+
+@needs_triton
+def test_long_sums_keep_small_terms():
+    from pml_supcon.functional.supcon.triton.primitives import add_compensated
+
+    term, total, lost = np.float32(0.1), np.float32(0), np.float32(0)
+    for _ in range(100_000):
+        total, lost = add_compensated.fn(term, total, lost)
+    assert abs(total / 1e4 - 1) < 1e-7  # one by one: 1e-4
 
 
 @pytest.fixture

@@ -243,13 +243,14 @@ PARTS = {
 
 
 def problem_in(dtype, device, rows, labels, *, ref_starts_with_batch=False, **options):
-    """Return the problem of 25 samples in two views, and its anchors and rows as separate leaves."""
+    """Return the problem of 25 samples in two views, and its embeddings and references as separate leaves."""
     rows, labels = rows.to(device, dtype), labels.to(device)
+    embeddings, references = (x.clone().requires_grad_() for x in (rows[:50], rows))
+    leaves = (embeddings,)
     if ref_starts_with_batch:
-        options |= {"ref_emb": rows, "ref_labels": labels, "ref_starts_with_batch": True}
-    problem = problem_of(rows[:50], labels[:50], num_views=2, **options)
-    anchors, rows = (x.detach().clone().requires_grad_() for x in (problem.anchors, problem.rows))
-    return dataclasses.replace(problem, anchors=anchors, rows=rows), (anchors, rows)
+        options |= {"ref_emb": references, "ref_labels": labels, "ref_starts_with_batch": True}
+        leaves = (embeddings, references)
+    return problem_of(embeddings, labels[:50], num_views=2, **options), leaves
 
 
 @pytest.mark.parametrize(
@@ -277,6 +278,20 @@ def test_parts_of_the_anchors_are_the_whole(structure, summation, denominator):
     for gradient, expected in zip(gradients, right_gradients, strict=True):
         assert expected.abs().max() > 1e-3
         assert gradient_error(gradient, expected, upstream) <= TOLERANCE[torch.float32]["gradients"]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_few_anchors_with_many_rows(normalize):
+    """Divide the columns over programs, and merge their sums and gradients in a fixed order."""
+    rows, refs = unit_rows(20, 24), unit_rows(300, 24)
+    labels, ref_labels = torch.randint(0, 6, (20,)), torch.randint(0, 9, (300,))
+    assert_agrees(rows, labels, ref_emb=refs, ref_labels=ref_labels, summation="in", normalize=normalize)
+
+
+def test_column_major_rows():
+    rows, labels = random_rows(7, 40, dtype=torch.float32).T, torch.randint(0, 5, (40,))
+    assert rows.stride() == (1, 40)
+    assert_agrees(rows, labels)
 
 
 def test_labels_of_64_bits():
@@ -312,16 +327,14 @@ def test_operators_keep_their_contract():
     from pml_supcon.functional.supcon.triton import operators  # noqa: F401 - registers them
 
     triton_losses = torch.ops.pml_supcon.triton_losses.default
-    z = unit_rows(12, 3).to(DEVICE).requires_grad_()
-    ids = torch.arange(12, device=DEVICE, dtype=torch.int32)
-    order = (ids, ids // 3 * 3, ids // 3 * 3 + 3)
-    options = (torch.float32, 0.1, "out", "all", False)
+    rows, refs = (torch.randn(12, 3, device=DEVICE).bfloat16().requires_grad_() for _ in range(2))
+    labels, order = torch.arange(12, device=DEVICE) // 3, torch.randperm(12, device=DEVICE)
+    options = (torch.float16, True, 0.1, "out", "all", False)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(
-        triton_losses, (z, None, *order, None, None, None, None, None, True, *options), test_utils=checks
-    )
-    refs = unit_rows(12, 3).to(DEVICE).requires_grad_()
-    torch.library.opcheck(triton_losses, (z, refs, *order, *order, None, None, False, *options), test_utils=checks)
+    symmetric = (rows, None, labels, order, None, None, None, None, 0, *options)
+    torch.library.opcheck(triton_losses, symmetric, test_utils=checks)
+    sides = (rows, refs, labels, order, labels, order, None, None, None, *options)
+    torch.library.opcheck(triton_losses, sides, test_utils=checks)
 
 
 def test_compiles_whole():

@@ -84,7 +84,8 @@ def define_operator(
     def fake_losses(anchors: Tensor, *_: Any) -> Losses:
         number = anchors.shape[0]  # not `len`, which makes a symbolic size a number
         valid = anchors.new_empty(number, dtype=torch.bool)
-        return anchors.new_empty(number), valid, anchors.new_empty(num_statistics, number)
+        per_anchor = anchors.new_empty(number, dtype=torch.promote_types(anchors.dtype, torch.float32))
+        return per_anchor, valid, per_anchor.new_empty(num_statistics, number)
 
     def fake_gradient(
         upstream: Tensor, statistics: Tensor, for_anchors: bool, for_rows: bool, anchors: Tensor, rows: Any, *_: Any

@@ -5,9 +5,10 @@ losses and gradients are float32. Results are bit-identical between runs with th
 shape by timing, unless ``torch.use_deterministic_algorithms`` is on.
 
 - ``launcher``: the test that Triton can launch kernels;
-- ``operators``: the operator; sorts a problem by label;
+- ``operators``: the operator; sorts the labels of a problem;
 - ``launch``: kernel launches;
-- ``forward``, ``backward``: the kernels;
+- ``prepare``: the kernel that normalises, sorts and rounds rows;
+- ``forward``, ``backward``: the kernels over pairs;
 - ``weights``, ``primitives``: their building blocks;
 - ``blocks``: their block shapes.
 """

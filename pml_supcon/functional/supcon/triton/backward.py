@@ -1,93 +1,169 @@
-"""The backward kernel: the gradient of one side's rows; it computes the tiles of similarities again."""
+"""The backward kernels: the gradient of one side's rows; they compute the tiles of similarities again."""
 
 import triton
 import triton.language as tl
 
-from pml_supcon.functional.supcon.triton import blocks
-from pml_supcon.functional.supcon.triton.blocks import tuned
+from pml_supcon.functional.supcon.triton.prepare import inverse_norm, load_given, weight_scale
 from pml_supcon.functional.supcon.triton.primitives import (
-    LOG2_E,
-    class_tiles,
+    LN_2,
+    class_region,
     dot_products,
-    load_rows,
-    product,
-    tile_outside,
+    first_column,
+    load_parts,
+    product_of_parts,
+    tiles_of_split,
 )
-from pml_supcon.functional.supcon.triton.weights import class_weights, load_push, negative_weights
+from pml_supcon.functional.supcon.triton.weights import class_weights, load_anchors, negative_weights
 
 
-@tuned("BLOCK_D", blocks.GRADIENT, blocks.GRADIENT_FLOAT32)
-@triton.jit(do_not_specialize=["num_x", "num_y"])
+@triton.jit(do_not_specialize=["num_x", "num_y", "first_id", "first_limit", "tuning_key"])
 def gradient_kernel(
-    gradient_ptr: tl.tensor,  # (num_x, WIDTH) by id, float32
-    x_ptr: tl.tensor,  # (num_x, WIDTH) rows that get a gradient
-    y_ptr: tl.tensor,  # (num_y, WIDTH) rows that they are paired with
+    partial_ptr: tl.tensor,  # (splits, num_x, WIDTH) sorted, float32
+    x_ptr: tl.tensor,  # (num_x, PARTS * WIDTH) rows that get a gradient
+    y_ptr: tl.tensor,  # (num_y, PARTS * WIDTH) rows that they are paired with
     x_ids_ptr: tl.tensor,  # (num_x,) places in the caller's order
     y_ids_ptr: tl.tensor,  # (num_y,)
     start_ptr: tl.tensor,  # (num_x,)
     stop_ptr: tl.tensor,  # (num_x,)
-    x_statistics_ptr: tl.tensor,  # (4, num_x) as in `positives_kernel`; like `x_upstream` None if x has no anchors
-    x_upstream_ptr: tl.tensor,  # (num_x,)
-    y_statistics_ptr: tl.tensor,  # (4, num_y); like `y_upstream` None if y has no anchors
-    y_upstream_ptr: tl.tensor,  # (num_y,)
-    rank_ptr: tl.tensor,  # by id, of contrasted rows; `rank` and `limit` are None without a cap
+    x_statistics_ptr: tl.tensor,  # (4, num_x) as in `losses_kernel`; like `x_weights` None if x has no anchors
+    x_weights_ptr: tl.tensor,  # (2, num_x) as in `prepare_kernel`
+    y_statistics_ptr: tl.tensor,  # (4, num_y); like `y_weights` None if y has no anchors
+    y_weights_ptr: tl.tensor,  # (2, num_y)
+    rank_ptr: tl.tensor,  # by row, of contrasted rows; `rank` and `limit` are None without a cap
     limit_ptr: tl.tensor,  # by id, of anchors
     num_x: int,
     num_y: int,
-    inverse_temperature: float,
+    first_id: int,  # the row of id 0
+    first_limit: int,  # the place in `limit` of id 0
+    exponent: float,  # factor from products to similarities in base 2; 1 with FOLDED
+    tuning_key: int,  # not read: Triton tunes again if it changes
+    COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
     SUMMATION: tl.constexpr,
     DENOMINATOR: tl.constexpr,
+    FOLDED: tl.constexpr,
     SHIFTED: tl.constexpr,
     EXCLUDE_SELF: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CLASSES: tl.constexpr,
+    ADD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Store ``BLOCK_D`` columns of ``W y / temperature``, with W the gradient of the pairs for both of their ends.
+    """Store, or with ``ADD`` add, ``BLOCK_D`` columns of ``W y`` over the tiles of a region (as `negatives_kernel`).
 
-    ``W_ij = [x_i is an anchor] u_i d l_i / d s_ij + [y_j is an anchor] u_j d l_j / d s_ji``, with ``u`` the upstream
-    gradient.
+    W is the gradient of the pairs for both of their ends, ``W_ij = [x_i is an anchor] u_i d l_i / d s_ij + [y_j is an
+    anchor] u_j d l_j / d s_ji``, with ``u`` the upstream gradient.
     """
-    # this program's rows of x, (BLOCK_M,), and its columns of the gradient, from `offset` on
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = rows < num_x
-    offset = tl.program_id(1) * BLOCK_D
-    x = load_rows(x_ptr, rows, num_x, 0, WIDTH, BLOCK_K)
-    x_ids = tl.load(x_ids_ptr + rows, mask=inside, other=0)
-    x_upstream, x_push = load_push(x_statistics_ptr, x_upstream_ptr, rows, num_x)
+    # this program's rows of x, (BLOCK_M,), its tiles, and its columns of the gradient, from `offset` on
+    top = tl.program_id(0) * BLOCK_M
+    rows = top + tl.arange(0, BLOCK_M)
+    offset = tl.program_id(2) * BLOCK_D
+    x, x_low = load_parts(x_ptr, top, num_x, 0, WIDTH, PARTS, BLOCK_M, BLOCK_K, True)
+    place = (tl.program_id(1).to(tl.int64) * num_x + rows)[:, None] * WIDTH + (offset + tl.arange(0, BLOCK_D))[None, :]
     gradient = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    first, last = class_tiles(start_ptr, stop_ptr, num_x, BLOCK_M, BLOCK_N)
-    # 1. tiles without equal labels: every pair is a negative
-    for t in range(0, tl.cdiv(num_y, BLOCK_N) - (last - first)):
-        columns = tile_outside(t, first, last) * BLOCK_N + tl.arange(0, BLOCK_N)
-        # x y^T, (BLOCK_M, BLOCK_N), then W of the tile in base 2: exp(s) = 2^(s log2(e))
-        s, y = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
-        y_upstream, y_push = load_push(y_statistics_ptr, y_upstream_ptr, columns, num_y)
-        weights = negative_weights(
-            s * (inverse_temperature * LOG2_E), columns < num_y, x_upstream, x_push, y_upstream, y_push,
-            x_statistics_ptr is not None, y_statistics_ptr is not None, SHIFTED,
-        )  # fmt: skip
+    if ADD:
+        gradient = tl.load(partial_ptr + place, mask=(rows < num_x)[:, None], other=0.0)
+    if CLASSES:
+        x_ids = tl.load(x_ids_ptr + rows, mask=rows < num_x, other=0)
+    else:
+        x_upstream, x_weight = load_anchors(x_weights_ptr, rows, num_x, SHIFTED, True)
+    first, last, full = class_region(start_ptr, stop_ptr, top, num_x, num_y, GROUP)
+    begin, end = tiles_of_split(first, last, full, num_y, BLOCK_N, CLASSES)
+    for tile in range(begin, end):
+        # x y^T, (BLOCK_M, BLOCK_N), then W of the tile
+        at = first_column(tile, first, last, full, BLOCK_N, CLASSES)
+        columns = at + tl.arange(0, BLOCK_N)
+        s, y, y_low = dot_products(
+            x, x_low, x_ptr, top, num_x, y_ptr, at, num_y, COLUMNS, WIDTH, PARTS, BLOCK_K, BLOCK_M, BLOCK_N, CLASSES
+        )
+        if CLASSES:
+            weights = class_weights(
+                s * (exponent * LN_2), start_ptr, stop_ptr, rows, columns, x_ids, y_ids_ptr, x_statistics_ptr,
+                x_weights_ptr, y_statistics_ptr, y_weights_ptr, rank_ptr, limit_ptr, num_x, num_y,
+                first_id, first_limit, SUMMATION, DENOMINATOR, EXCLUDE_SELF,
+            )  # fmt: skip
+        else:
+            # every pair is a negative; base 2: exp(s) = 2^(s log2(e))
+            y_upstream, y_weight = load_anchors(y_weights_ptr, columns, num_y, SHIFTED, False)
+            if not FOLDED:
+                s *= exponent
+            weights = negative_weights(
+                s, x_upstream, x_weight, y_upstream, y_weight,
+                x_weights_ptr is not None, y_weights_ptr is not None, SHIFTED,
+            )  # fmt: skip
         # gradient += W y, (BLOCK_M, BLOCK_N) by (BLOCK_N, BLOCK_D); y is reused if the product above loaded all of it
-        if BLOCK_K < BLOCK_D or BLOCK_K < WIDTH:
-            y = load_rows(y_ptr, columns, num_y, offset, WIDTH, BLOCK_D)
-        gradient = product(weights.to(y.dtype), y, gradient, PRECISION)
-    # 2. tiles that can hold equal labels: W with the masks of positives and negatives
-    for tile in range(first, last):
-        columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        s, y = dot_products(x, x_ptr, rows, num_x, y_ptr, columns, num_y, WIDTH, BLOCK_K, PRECISION)
-        weights = class_weights(
-            s * inverse_temperature, start_ptr, stop_ptr, rows, columns, x_ids, y_ids_ptr, x_statistics_ptr,
-            x_upstream_ptr, y_statistics_ptr, y_upstream_ptr, rank_ptr, limit_ptr, num_x, num_y,
-            SUMMATION, DENOMINATOR, EXCLUDE_SELF,
-        )  # fmt: skip
-        if BLOCK_K < BLOCK_D or BLOCK_K < WIDTH:
-            y = load_rows(y_ptr, columns, num_y, offset, WIDTH, BLOCK_D)
-        gradient = product(weights.to(y.dtype), y, gradient, PRECISION)
+        if BLOCK_K < WIDTH or BLOCK_D < WIDTH:
+            y, y_low = load_parts(y_ptr, at, num_y, offset, WIDTH, PARTS, BLOCK_N, BLOCK_D, CLASSES)
+        high = weights.to(y.dtype)
+        low = high
+        if PARTS == 2:
+            low = (weights - high.to(tl.float32)).to(y.dtype)
+        gradient = product_of_parts(high, low, y, y_low, gradient, PARTS)
+    tl.store(partial_ptr + place, gradient, mask=(rows < num_x)[:, None])
 
-    # 3. write (BLOCK_M, BLOCK_D) in the caller's order; ds = d(x . y) / tau, hence the factor
-    d = offset + tl.arange(0, BLOCK_D)
-    at = gradient_ptr + x_ids.to(tl.int64)[:, None] * WIDTH + d[None, :]
-    tl.store(at, gradient * inverse_temperature, mask=inside[:, None] & (d < WIDTH)[None, :])
+
+@triton.jit(do_not_specialize=["number", "splits"])
+def finish_kernel(
+    gradient_ptr: tl.tensor,  # (number, COLUMNS) in the caller's order
+    partial_ptr: tl.tensor,  # (splits, number, WIDTH) sorted
+    rows_ptr: tl.tensor,  # (number, COLUMNS) in the caller's order
+    order_ptr: tl.tensor,  # (number,) int64, places in the caller's order by label
+    largest_ptr: tl.tensor,  # the largest absolute upstream gradient
+    row_stride: int,
+    column_stride: int,
+    number: int,
+    splits: int,
+    factor: float,  # from W y of the stored rows to the gradient of normalised rows
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    """Store the gradient of the caller's rows: the sum of all splits in a fixed order, through the normalisation."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = rows < number
+    order = tl.load(order_ptr + rows, mask=inside, other=0)
+    scale = factor / weight_scale(largest_ptr)
+    # 1. with z = x / |x| and the gradient g of z, the gradient of x is (g - z (z . g)) / |x|: z . g, (BLOCK_M,)
+    along = tl.zeros((BLOCK_M,), tl.float32)
+    inverse = tl.zeros((BLOCK_M,), tl.float32)
+    if NORMALIZE:
+        inverse = inverse_norm(rows_ptr, order, inside, row_stride, column_stride, COLUMNS, BLOCK_M, BLOCK_N)
+        for offset in range(0, COLUMNS, BLOCK_N):
+            d = offset + tl.arange(0, BLOCK_N)
+            g = load_partial(partial_ptr, rows, number, splits, d, COLUMNS, WIDTH) * scale
+            x = load_given(rows_ptr, order, inside, d, row_stride, column_stride, COLUMNS)
+            along += tl.sum(g * (x * inverse[:, None]), 1)
+    # 2. write (BLOCK_M, COLUMNS), in blocks of columns
+    for offset in range(0, COLUMNS, BLOCK_N):
+        d = offset + tl.arange(0, BLOCK_N)
+        g = load_partial(partial_ptr, rows, number, splits, d, COLUMNS, WIDTH) * scale
+        if NORMALIZE:
+            x = load_given(rows_ptr, order, inside, d, row_stride, column_stride, COLUMNS)
+            g = (g - x * inverse[:, None] * along[:, None]) * inverse[:, None]
+        at = gradient_ptr + order[:, None] * COLUMNS + d[None, :]
+        tl.store(at, g, mask=inside[:, None] & (d < COLUMNS)[None, :])
+
+
+@triton.jit
+def load_partial(
+    partial_ptr: tl.tensor,
+    rows: tl.tensor,
+    number: int,
+    splits: int,
+    d: tl.tensor,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> tl.tensor:
+    """Return the sum over splits of the columns ``d`` of sorted rows."""
+    mask = (rows < number)[:, None] & (d < COLUMNS)[None, :]
+    at = partial_ptr + rows.to(tl.int64)[:, None] * WIDTH + d[None, :]
+    total = tl.load(at, mask=mask, other=0.0)
+    for split in range(1, splits):
+        total += tl.load(at + tl.cast(split, tl.int64) * number * WIDTH, mask=mask, other=0.0)
+    return total

@@ -1,111 +1,250 @@
 """Launches of the kernels over rows sorted by label."""
 
+import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
-from pml_supcon.functional.supcon.triton.backward import gradient_kernel
-from pml_supcon.functional.supcon.triton.blocks import columns
-from pml_supcon.functional.supcon.triton.forward import negatives_kernel, positives_kernel
+from pml_supcon.functional.supcon.triton import INTERPRETED, blocks
+from pml_supcon.functional.supcon.triton.backward import finish_kernel, gradient_kernel
+from pml_supcon.functional.supcon.triton.blocks import GROUP, Layout
+from pml_supcon.functional.supcon.triton.forward import losses_kernel, negatives_kernel, positives_kernel
+from pml_supcon.functional.supcon.triton.prepare import prepare_kernel
 
-#: Precision of float32 products: "ieee" is exact, "tf32x3" nearly so on tensor cores, "tf32" keeps 10 bits.
-FLOAT32_PRODUCTS = "ieee"
-
-#: The largest weight of a pair in float16, whose range is small: the upstream gradient is scaled to it.
-FLOAT16_WEIGHT = 2.0**14
+#: Programs of 4 warps or more that fill a multiprocessor.
+PROGRAMS = 2
+#: A split has at least so many groups of columns.
+GROUPS_OF_SPLIT = 2
+#: The largest factor that float16 rows are multiplied by.
+LARGEST_FOLD = 512.0
 
 
 class Side(NamedTuple):
-    """Anchors or contrasted rows in the order of their labels."""
+    """Anchors or contrasted rows, in the caller's order and in the order of their labels."""
 
-    rows: Tensor  # (n, D) in the dtype of the products
-    ids: Tensor  # (n,) int32, places in the caller's order, counted from the first row that is an anchor (`first`)
-    start: Tensor  # (n,) int32, with `stop`: the other side's rows from `start` to `stop` have the row's label
+    given: Tensor  # (n, D) in the caller's order
+    order: Tensor  # (n,) int64, places in the caller's order by label
+    labels: Tensor  # (n,) int64, sorted
+    first: int  # the row of id 0; rows before it have negative ids
+
+
+class Prepared(NamedTuple):
+    """A side as ``prepare_kernel`` stores it."""
+
+    rows: Tensor  # (n, PARTS * WIDTH)
+    ids: Tensor  # (n,) int32
+    start: Tensor  # (n,) int32
     stop: Tensor  # (n,) int32
-
-
-Given = tuple[Tensor, Tensor]  # of a side whose rows are anchors: statistics (4, n), and the upstream gradient (n,)
+    statistics: Tensor | None  # (4, n), None without gradient or anchors
+    weights: Tensor | None  # (2, n), None without gradient or anchors
 
 
 class Launches(NamedTuple):
-    """Both sides (the same object if every row is an anchor), and the arguments of the kernels."""
+    """Both sides (the same object if every row is an anchor), and the options of the loss."""
 
     anchors: Side
     rows: Side
-    rank: Tensor | None  # (M,) int32 in the caller's order, None without a cap
-    limit: Tensor | None  # (A,) int32 by id: the cap keeps rows whose rank is lower, or equal to the anchor's
-    first: int  # index of the first anchor among the rows; rows before it have negative ids
+    rank: Tensor | None  # (M,) int64 in the caller's order, None without a cap
+    limit: Tensor | None  # (A,) or (M,) int64 of anchors: the cap keeps rows of a lower rank, or of the anchor's own
+    dtype: torch.dtype  # of the products
     temperature: float
-    options: dict[str, Any]  # the kernels' constants by name, without `BLOCK_K` and `BLOCK_D`
+    normalize: bool
+    shifted: bool
+    options: dict[str, Any]  # SUMMATION, DENOMINATOR and EXCLUDE_SELF
+
+    @property
+    def layout(self) -> Layout:
+        """The columns of stored rows: normalised rows with float32 products have two float16 parts."""
+        parts = 2 if self.dtype == torch.float32 and self.normalize else 1
+        return Layout.of(self.anchors.given.shape[1], parts, self.stored_dtype.itemsize)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the stored rows."""
+        return torch.float16 if self.normalize else self.dtype
+
+    @property
+    def fold(self) -> float:
+        """The factor of stored rows: products of normalised rows are similarities in base 2, ``s log2(e)``."""
+        fold = math.sqrt(1 / (self.temperature * math.log(2)))
+        return fold if self.normalize and fold <= LARGEST_FOLD else 1.0
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that several kernels share."""
+        return {
+            **self.layout._asdict(),
+            **self.options,
+            "GROUP": GROUP,
+            "SHIFTED": self.shifted,
+            "FOLDED": self.fold != 1,
+            "exponent": 1 / (self.temperature * math.log(2)) / self.fold**2,
+            "rank_ptr": self.rank,
+            "limit_ptr": self.limit,
+            "first_id": self.rows.first,
+            "first_limit": 0 if self.limit is None or len(self.limit) == len(self.anchors.order) else self.rows.first,
+            "STRIDE": 6 if self.options["DENOMINATOR"] == "one_positive" else 4,
+        }
 
     def losses(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses ``(A,)`` and validity ``(A,)`` by id, and the statistics ``(4, A)`` of the sorted anchors."""
-        x, y = self.anchors, self.rows
-        losses = torch.empty(x.ids.shape, device=x.ids.device, dtype=torch.float32)
-        valid = torch.empty_like(losses, dtype=torch.bool)
-        statistics = losses.new_empty(4, len(losses))
-        # fill log_neg, then from it the losses and the other statistics
-        self.launch(negatives_kernel, x, y, statistics_ptr=statistics)
-        self.launch(positives_kernel, x, y, losses_ptr=losses, valid_ptr=valid, statistics_ptr=statistics)
+        device, number = self.anchors.given.device, len(self.anchors.order)
+        losses = torch.empty(number, device=device)
+        valid = torch.empty(number, device=device, dtype=torch.bool)
+        statistics = losses.new_empty(4, number)
+        if number == 0:
+            return losses, valid, statistics
+        with torch.cuda.device_of(losses):
+            x = self.prepare(self.anchors, self.rows)
+            y = x if self.rows is self.anchors else self.prepare(self.rows, self.anchors)
+            # sums over the negatives of all other tiles, then of the class region; over its positives; then the losses
+            splits, others = self.regions(x, y)
+            slots = splits * (1 + others)
+            arguments = self.arguments
+            sums = losses.new_empty(slots, 2, number)
+            positives = losses.new_empty(splits, arguments["STRIDE"], number)
+            arguments |= self.pair(x, y) | {"sums_ptr": sums, "positives_ptr": positives, "slots": slots}
+            if others:
+                blocks.run(negatives_kernel, arguments | {"slot": 0, "CLASSES": False}, splits)
+            blocks.run(negatives_kernel, arguments | {"slot": slots - splits, "CLASSES": True}, splits)
+            blocks.run(positives_kernel, arguments, splits)
+            rows = 256
+            losses_kernel[(-(-number // rows),)](
+                losses, valid, statistics, sums, positives, x.ids, number, slots, splits,
+                **{name: arguments[name] for name in ("SUMMATION", "DENOMINATOR", "STRIDE")}, BLOCK_M=rows,
+            )  # fmt: skip
         return losses, valid, statistics
 
-    def gradient(self, x: Side, y: Side, statistics: Tensor, upstream: Tensor) -> Tensor:
-        """Return the gradient ``(n, D)``, by id, of x from its pairs with y; ``upstream`` ``(A,)`` is sorted."""
-        # the sides that are anchors contribute their losses' gradient
-        given = [(statistics, upstream) if side is self.anchors else None for side in (x, y)]
-        return self.gradient_of_pairs(x, y, *given)
+    def gradients(
+        self, statistics: Tensor, upstream: Tensor, for_anchors: bool, for_rows: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of anchors and rows, ``(n, D)``, each empty if it is not requested.
 
-    def gradient_of_pairs(self, x: Side, y: Side, x_given: Given | None, y_given: Given | None) -> Tensor:
-        """Return the gradient ``(n, D)``, by id, of x from its pairs with y, for the losses of the sides with given.
-
-        A side's statistics ``(4, n)`` and upstream gradient ``(n,)`` are sorted like its rows.
+        ``upstream`` ``(A,)`` is in the caller's order.
         """
-        statistics, upstream = ([None if given is None else given[i] for given in (x_given, y_given)] for i in (0, 1))
-        # float16 weights would underflow: scale the largest upstream gradient to 2^14, and back at the end
-        scale = None
-        if x.rows.dtype == torch.float16 and len(x.ids) > 0:
-            largest = [part.abs().amax() for part in upstream if part is not None and len(part) > 0]
-            scale = FLOAT16_WEIGHT / torch.stack(largest).amax().clamp(min=1e-30)
-            upstream = [None if part is None else part * scale for part in upstream]
-        # the pointers of a side that is no anchors are None
-        gradient = torch.empty(x.rows.shape, device=x.rows.device, dtype=torch.float32)
-        self.launch(
-            gradient_kernel,
-            x,
-            y,
-            gradient_ptr=gradient if x is self.anchors else gradient[self.first :],
-            x_statistics_ptr=statistics[0],
-            x_upstream_ptr=upstream[0],
-            y_statistics_ptr=statistics[1],
-            y_upstream_ptr=upstream[1],
-        )
-        return gradient if scale is None else gradient.div_(scale)
+        nothing = self.anchors.given.new_empty(0)
+        if len(upstream) == 0:  # no pair has a gradient
+            return (
+                torch.zeros_like(self.anchors.given, memory_format=torch.contiguous_format) if for_anchors else nothing,
+                torch.zeros_like(self.rows.given, memory_format=torch.contiguous_format) if for_rows else nothing,
+            )
+        with torch.cuda.device_of(upstream):
+            largest = torch.linalg.vector_norm(upstream, math.inf)
+            x = self.prepare(self.anchors, self.rows, statistics, upstream, largest)
+            y = x if self.rows is self.anchors else self.prepare(self.rows, self.anchors)
+            return (
+                self.gradient(self.anchors, x, y, largest) if for_anchors else nothing,
+                self.gradient(self.rows, y, x, largest) if for_rows else nothing,
+            )
 
-    def launch(self, kernel: Any, x: Side, y: Side, **pointers: Tensor | None) -> None:
-        """Run a kernel over all rows of x, with the arguments that it takes."""
-        width = x.rows.shape[1]
-        arguments: dict[str, Any] = {
-            **pointers,
+    def gradient_of_own_rows(self, statistics: Tensor, upstream: Tensor) -> Tensor:
+        """Return the gradient ``(A, D)`` of the anchors from their pairs with all rows, which are all anchors too.
+
+        ``statistics`` ``(4, M)`` and ``upstream`` ``(M,)`` are in the order of the rows.
+        """
+        first, order = self.rows.first, self.anchors.order
+        if len(order) == 0:
+            return torch.empty(self.anchors.given.shape, device=upstream.device)
+        with torch.cuda.device_of(upstream):
+            largest = torch.linalg.vector_norm(upstream, math.inf)
+            by_label = (statistics.index_select(1, places) for places in (order + first, self.rows.order))
+            x = self.prepare(self.anchors, self.rows, next(by_label), upstream[first:], largest)
+            y = self.prepare(self.rows, self.anchors, next(by_label), upstream, largest)
+            return self.gradient(self.anchors, x, y, largest, torch.float32)
+
+    def gradient(
+        self, side: Side, x: Prepared, y: Prepared, largest: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Return the gradient ``(n, D)`` of the side x from its pairs with y, by default in the dtype of its rows."""
+        layout, number = self.layout, len(x.ids)
+        gradient = torch.empty(side.given.shape, device=side.given.device, dtype=dtype or side.given.dtype)
+        if number == 0:
+            return gradient
+        slices = layout.WIDTH // layout.BLOCK_D
+        splits, others = self.regions(x, y, slices)
+        partial = torch.empty(splits, number, layout.WIDTH, device=side.given.device)
+        arguments = self.arguments | self.pair(x, y)
+        arguments |= {
+            "partial_ptr": partial,
+            "x_statistics_ptr": x.statistics,
+            "x_weights_ptr": x.weights,
+            "y_statistics_ptr": y.statistics,
+            "y_weights_ptr": y.weights,
+        }
+        # all other tiles, then the class region adds to them; then the sum of the splits, through the normalisation
+        if others:
+            blocks.run(gradient_kernel, arguments | {"CLASSES": False, "ADD": False}, splits, slices)
+        own = min(layout.BLOCK_D, blocks.CLASS_COLUMNS)
+        arguments |= {"CLASSES": True, "ADD": others, "BLOCK_D": own}
+        blocks.run(gradient_kernel, arguments, splits, layout.WIDTH // own)
+        rows, columns = rows_and_columns(layout.WIDTH)
+        finish_kernel[(-(-number // rows),)](
+            gradient, partial, side.given, side.order, largest, *side.given.stride(), number, splits,
+            1 / (self.temperature * self.fold), layout.COLUMNS, layout.WIDTH, self.normalize,
+            BLOCK_M=rows, BLOCK_N=columns,
+        )  # fmt: skip
+        return gradient
+
+    def prepare(
+        self,
+        side: Side,
+        other: Side,
+        statistics: Tensor | None = None,
+        upstream: Tensor | None = None,
+        largest: Tensor | None = None,
+    ) -> Prepared:
+        """Return a side in the order of its labels; with an upstream gradient also the weights of the anchors."""
+        layout, device, number = self.layout, side.given.device, len(side.order)
+        stored = torch.empty(number, layout.PARTS * layout.WIDTH, device=device, dtype=self.stored_dtype)
+        ids, start, stop = torch.empty(3, number, device=device, dtype=torch.int32)
+        weights = None if upstream is None else torch.empty(2, number, device=device)
+        rows, columns = rows_and_columns(layout.WIDTH)
+        if number > 0:
+            prepare_kernel[(-(-number // rows),)](
+                stored, ids, start, stop, side.given, side.order, side.labels, other.labels, upstream, largest,
+                statistics, weights, *side.given.stride(), number, len(other.labels), side.first,
+                len(other.labels).bit_length(), self.fold, layout.COLUMNS, layout.WIDTH, layout.PARTS,
+                self.normalize, self.shifted, BLOCK_M=rows, BLOCK_N=columns,
+            )  # fmt: skip
+        return Prepared(stored, ids, start, stop, statistics, weights)
+
+    def regions(self, x: Prepared, y: Prepared, slices: int = 1) -> tuple[int, bool]:
+        """Return in how many splits the columns are divided, and whether there are tiles outside the class region.
+
+        Splits fill the device if there are few rows of x. Their number depends on the sizes and the device alone.
+        """
+        blocks_of_x, groups_of_y = -(-len(x.ids) // GROUP), len(y.ids) // GROUP
+        wanted = PROGRAMS * multiprocessors(x.rows.device.index) // (blocks_of_x * slices)
+        return max(1, min(wanted, groups_of_y // GROUPS_OF_SPLIT)), groups_of_y > 0
+
+    @staticmethod
+    def pair(x: Prepared, y: Prepared) -> dict[str, Any]:
+        """Return the arguments of a kernel over the pairs of two sides."""
+        return {
             "x_ptr": x.rows,
             "y_ptr": y.rows,
             "x_ids_ptr": x.ids,
             "y_ids_ptr": y.ids,
             "start_ptr": x.start,
             "stop_ptr": x.stop,
-            "rank_ptr": None if self.rank is None else self.rank[self.first :],
-            "limit_ptr": self.limit,
             "num_x": len(x.ids),
             "num_y": len(y.ids),
-            "inverse_temperature": 1 / self.temperature,
-            "WIDTH": width,
-            **columns(width, x.rows.element_size()),
-            "PRECISION": FLOAT32_PRODUCTS,
-            **self.options,
         }
-        arguments = {name: value for name, value in arguments.items() if name in kernel.arg_names}
-        # grid: blocks of BLOCK_M rows, by slices of BLOCK_D columns
-        slices = -(-width // arguments.get("BLOCK_D", width))
-        if len(x.ids) > 0:
-            with torch.cuda.device_of(x.rows):
-                kernel[lambda meta: (-(-len(x.ids) // meta["BLOCK_M"]), slices)](**arguments)
+
+
+def rows_and_columns(width: int) -> tuple[int, int]:
+    """Return the block of a kernel that goes over the rows once: 4,096 numbers."""
+    columns = min(triton.next_power_of_2(width), 1024)
+    return 4096 // columns, columns
+
+
+@lru_cache
+def multiprocessors(device: int | None) -> int:
+    """Return the number of multiprocessors of a device; few in the interpreter, where small batches are split too."""
+    if INTERPRETED:
+        return 4
+    count: int = triton.runtime.driver.active.utils.get_device_properties(device)["multiprocessor_count"]
+    return count

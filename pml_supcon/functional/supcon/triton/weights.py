@@ -3,51 +3,53 @@
 import triton
 import triton.language as tl
 
-from pml_supcon.functional.supcon.triton.primitives import LOG2_E, class_masks, log_sigmoid, under_cap
+from pml_supcon.functional.supcon.triton.primitives import class_masks, log_sigmoid, rank_of, under_cap
 
 
 @triton.jit
-def load_push(
-    statistics_ptr: tl.tensor, upstream_ptr: tl.tensor, index: tl.tensor, number: int
+def load_anchors(
+    weights_ptr: tl.tensor, index: tl.tensor, number: int, SHIFTED: tl.constexpr, MASKED: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Return upstream gradient and push (base 2) of anchors; 0 and infinity beyond the last, or if none are anchors."""
-    # without anchors, u = 0 and exp(s - infinity) = 0
+    """Return both rows of ``prepare_kernel``'s weights of anchors; beyond the last, or if none are anchors, u is 0."""
     upstream = tl.zeros_like(index).to(tl.float32)
-    push = upstream + float("inf")
-    if statistics_ptr is not None:
-        upstream = tl.load(upstream_ptr + index, mask=index < number, other=0.0)
-        push = tl.load(statistics_ptr + number + index, mask=index < number, other=float("inf"))
-    return upstream, push * LOG2_E
+    weight = upstream
+    if weights_ptr is not None:
+        inside = index < number if MASKED else None
+        other = 0.0 if MASKED else None
+        weight = tl.load(weights_ptr + number + index, mask=inside, other=other)
+        if SHIFTED:
+            upstream = tl.load(weights_ptr + index, mask=inside, other=other)
+    return upstream, weight
 
 
 @triton.jit
 def negative_weights(
     s: tl.tensor,
-    inside: tl.tensor,
     x_upstream: tl.tensor,
-    x_push: tl.tensor,
+    x_weight: tl.tensor,
     y_upstream: tl.tensor,
-    y_push: tl.tensor,
+    y_weight: tl.tensor,
     X_ANCHORS: tl.constexpr,
     Y_ANCHORS: tl.constexpr,
     SHIFTED: tl.constexpr,
 ) -> tl.tensor:
     """Return W of a tile of negatives, ``u exp(s - push)`` for both ends; ``s`` and pushes are in base 2.
 
-    Without ``SHIFTED`` both ends share an exponential, ``exp(s - push) = exp(s) exp(-push)``. With it, ``s = 0`` of y
-    beyond the last row could exceed an anchor's push and turn a product with 0 into NaN.
+    Without ``SHIFTED`` both ends share an exponential, ``exp(s) (u_i exp(-push_i) + u_j exp(-push_j))``.
     """
-    # exp(s) (u_i exp(-push_i) + u_j exp(-push_j))
     if not SHIFTED:
-        x_weight, y_weight = x_upstream * tl.exp2(-x_push), y_upstream * tl.exp2(-y_push)
-        return tl.exp2(s) * (x_weight[:, None] + y_weight[None, :])
-    # u_i exp(s - push_i) + u_j exp(s - push_j)
-    weights = tl.zeros_like(s)
-    if X_ANCHORS:
-        s = tl.where(inside[None, :], s, float("-inf"))
-        weights += x_upstream[:, None] * tl.exp2(s - x_push[:, None])
-    if Y_ANCHORS:
-        weights += y_upstream[None, :] * tl.exp2(s - y_push[None, :])
+        if X_ANCHORS and Y_ANCHORS:
+            weights = tl.exp2(s) * (x_weight[:, None] + y_weight[None, :])
+        elif X_ANCHORS:
+            weights = tl.exp2(s) * x_weight[:, None]
+        else:
+            weights = tl.exp2(s) * y_weight[None, :]
+    else:
+        weights = tl.zeros_like(s)
+        if X_ANCHORS:
+            weights += x_upstream[:, None] * tl.exp2(s - x_weight[:, None])
+        if Y_ANCHORS:
+            weights += y_upstream[None, :] * tl.exp2(s - y_weight[None, :])
     return weights
 
 
@@ -57,7 +59,7 @@ def anchor_gradient(
     same: tl.tensor,
     kept: tl.tensor,
     statistics_ptr: tl.tensor,
-    upstream_ptr: tl.tensor,
+    weights_ptr: tl.tensor,
     index: tl.tensor,
     number: int,
     SUMMATION: tl.constexpr,
@@ -67,7 +69,7 @@ def anchor_gradient(
     # statistics of these anchors; beyond the last an upstream gradient of 0
     inside = index < number
     at = statistics_ptr + index
-    upstream = tl.load(upstream_ptr + index, mask=inside, other=0.0)
+    upstream = tl.load(weights_ptr + index, mask=inside, other=0.0)
     log_neg = tl.load(at, mask=inside, other=0.0)
     push = tl.load(at + number, mask=inside, other=float("inf"))
     log_pos = tl.load(at + number * 2, mask=inside, other=0.0)
@@ -98,13 +100,15 @@ def class_weights(
     x_ids: tl.tensor,
     y_ids_ptr: tl.tensor,
     x_statistics_ptr: tl.tensor,
-    x_upstream_ptr: tl.tensor,
+    x_weights_ptr: tl.tensor,
     y_statistics_ptr: tl.tensor,
-    y_upstream_ptr: tl.tensor,
+    y_weights_ptr: tl.tensor,
     rank_ptr: tl.tensor,
     limit_ptr: tl.tensor,
     num_x: int,
     num_y: int,
+    first_id: int,
+    first_limit: int,
     SUMMATION: tl.constexpr,
     DENOMINATOR: tl.constexpr,
     EXCLUDE_SELF: tl.constexpr,
@@ -117,20 +121,22 @@ def class_weights(
     # the cap depends on the anchor, so each end has its own mask of positives
     x_kept, y_kept = mates, mates
     if rank_ptr is not None:
-        x_rank = tl.load(rank_ptr + x_ids, mask=rows < num_x, other=0)[:, None]
-        y_rank = tl.load(rank_ptr + y_ids, mask=columns < num_y, other=0)[None, :]
+        x_rank = rank_of(rank_ptr, x_ids, first_id, rows < num_x)[:, None]
+        y_rank = rank_of(rank_ptr, y_ids, first_id, columns < num_y)[None, :]
         if x_statistics_ptr is not None:
-            x_kept = mates & under_cap(rank_ptr, limit_ptr, x_ids[:, None], row < num_x, y_rank)
+            x_kept = mates & under_cap(rank_ptr, limit_ptr, x_ids[:, None], first_id, first_limit, row < num_x, y_rank)
         if y_statistics_ptr is not None:
-            y_kept = mates & under_cap(rank_ptr, limit_ptr, y_ids[None, :], column < num_y, x_rank)
+            y_kept = mates & under_cap(
+                rank_ptr, limit_ptr, y_ids[None, :], first_id, first_limit, column < num_y, x_rank
+            )
     # W_ij = [x_i an anchor] u_i d l_i / d s_ij + [y_j an anchor] u_j d l_j / d s_ji
     weights = tl.zeros_like(s)
     if x_statistics_ptr is not None:
         weights += anchor_gradient(
-            s, same, x_kept, x_statistics_ptr, x_upstream_ptr, row, num_x, SUMMATION, DENOMINATOR
+            s, same, x_kept, x_statistics_ptr, x_weights_ptr, row, num_x, SUMMATION, DENOMINATOR
         )  # fmt: skip
     if y_statistics_ptr is not None:
         weights += anchor_gradient(
-            s, same, y_kept, y_statistics_ptr, y_upstream_ptr, column, num_y, SUMMATION, DENOMINATOR
+            s, same, y_kept, y_statistics_ptr, y_weights_ptr, column, num_y, SUMMATION, DENOMINATOR
         )  # fmt: skip
     return weights
