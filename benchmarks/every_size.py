@@ -66,7 +66,7 @@ def with_peers(run: Run, sizes: Sizes) -> list[Record]:
         entries = [Entry(name, case, memory=tiled) for name in (OURS, PML, DENSE)]
         entries += [Entry(OURS, run.case(N, quick_N=N, option=option), memory=False) for option in options]
         entries += [Entry(name, case, memory=False) for name in run.floors if tiled]
-        made += run.measure(entries, seconds=40 if last else 8, most=1000)
+        made += run.measure(entries, seconds=30 if last else 8, most=1000)
     return made
 
 
@@ -129,13 +129,14 @@ def errors(case: Case) -> tuple[float, float]:
 def first_calls(run: Run, sizes: Sizes) -> list[Record]:
     """Record the first two calls of fresh processes, ours and PML's: the median seconds, and the memory."""
     made = []
-    processes = 1 if run.quick else FRESH_PROCESSES
     for N in sizes.first:
         case = run.case(N, quick_N=N)
-        for name in (OURS, PML):
+        for name, processes in ((OURS, 1 if run.quick else FRESH_PROCESSES), (PML, 1)):
             times, peaks = first_two_steps(name, case, processes)
             for call, calls, peak in zip(("first", "second"), zip(*times, strict=True), peaks, strict=True):
-                made.append(run.note(name, case, f"{call} call", p50=statistics.median(calls), mb=peak))
+                made.append(
+                    run.note(name, case, f"{call} call", p50=statistics.median(calls), mb=peak, repetitions=processes)
+                )
     return made
 
 

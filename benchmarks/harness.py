@@ -20,7 +20,7 @@ from providers import Case, Step, make_step
 from records import OK, RESULTS, Record, append, environment
 
 LIMIT_S = 180.0  # of one step, with its compilation
-LONG_S = 5.0  # a first step that takes longer counts as a measurement: its warm-up is a small share
+LONG_S = 2.0  # a first step that takes longer counts as a measurement: its warm-up is a small share
 QUANTILES = (0.2, 0.5, 0.8)
 MODES = ("forward", "backward", "both")
 

@@ -26,7 +26,7 @@ from torch import Tensor
 #: would hide its memory. With these variables each larger block is a separate mapping and is returned when freed: the
 #: resident memory is the memory in use. They slow a step down, so that time is measured without them.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
-WARM_UP_ROWS = 256
+WARM_UP_ROWS = 4096  # enough for the path of large batches
 SHARE_OF_MEMORY = 0.8  # of what is free: beyond it an allocation fails, before the machine kills processes
 
 
