@@ -134,23 +134,23 @@ class TilePasses(NamedTuple):
         """Return ``log sum_{n in N(i)} exp(s_in)`` over these tiles, ``(A,)``; minus infinity without negatives."""
         nothing = -torch.inf if self.shifted else 0
         sums = torch.full_like(self.layout.anchor_labels, nothing, dtype=self.dtype)
-        buffer = self._tile_buffer()
+        buffers = self._tile_buffer(), self._tile_buffer()
         for (a, r), boxes in tiles:
-            # similarities of a tile, (len(a), len(r)); exp(s) in place unless logarithms are needed
-            s = self._similarities(a, r, buffer)
+            # x = s / ln 2 of a tile, (len(a), len(r)); exp(s) = 2^x in place unless logarithms are needed
+            x = self._exponents(a, r, buffers[0])
             if not self.shifted:
-                s.exp2_()
+                x.exp2_()
             # take out pairs of equal labels: outside the boxes there are none
             for box in boxes:
-                s[within((a, r), box)].masked_fill_(self.layout.same(box), nothing)
+                x[within((a, r), box)].masked_fill_(self.layout.same(box), nothing)
             # sum over the columns for the anchors; off the diagonal of a symmetric problem s_ij = s_ji, so also over
             # the rows of the tile for the anchors of its columns
             for part, dim in ((a, 1), (r, 0))[: 1 + (self.layout.symmetric and a != r)]:
                 if self.shifted:
-                    sums[part] = torch.logaddexp(sums[part], s.logsumexp(dim=dim))
+                    sums[part] = torch.logaddexp2(sums[part], log2_sum_exp2(x, dim, matrix_in(buffers[1], *x.shape)))
                 else:
-                    sums[part] += s.sum(dim=dim)
-        return sums if self.shifted else sums.log()
+                    sums[part] += x.sum(dim=dim)
+        return sums * math.log(2) if self.shifted else sums.log()
 
     def positives(self, start: Statistics, boxes: Sequence[tuple[Tile, bool]]) -> Statistics:
         """Return ``start`` plus the sums over the positives in these boxes; ``True``: a box serves its columns too."""
@@ -180,7 +180,7 @@ class TilePasses(NamedTuple):
         ``grad_anchors`` ``(A, D)`` and ``grad_rows`` ``(M, D)`` are None if not requested, and the same buffer if the
         anchors are the rows.
         """
-        shift = statistics.log_neg_or_0()
+        shift = statistics.log_neg_or_0() / math.log(2)
         # u_i d l_i / d s_ip of positives as slope_i exp(s_ip) + offset_i, if there is no shift and it has this form
         line = None if self.shifted else statistics.positive_line(upstream)
 
@@ -192,53 +192,49 @@ class TilePasses(NamedTuple):
 
         buffers = self._tile_buffer(), self._tile_buffer()
         for (a, r), boxes in tiles:
-            # 1. the tile's similarities again, (len(a), len(r)); exp(s) in place unless logarithms are needed
-            s = self._similarities(a, r, buffers[0])
+            # 1. x = s / ln 2 of the tile again, (len(a), len(r)); exp(s) = 2^x in place unless logarithms are needed
+            x = self._exponents(a, r, buffers[0])
             if not self.shifted:
-                s.exp2_()
+                x.exp2_()
             # 2. weights of all pairs as if they were negatives, then replace the weights of pairs with equal labels
-            w = self._negative_weights(s, a, r, weight, shift, buffers[1])
+            w = self._negative_weights(x, a, r, weight, shift, buffers[1])
             for box in boxes:
                 inside = within((a, r), box)
-                x = s[inside] if line is not None else self.anchors[box[0]] @ self.rows[box[1]].T
-                w[inside] = torch.where(self.layout.same(box), self._box_weights(x, box, positive_weights), w[inside])
+                s_or_exp = self.anchors[box[0]] @ self.rows[box[1]].T if line is None else x[inside]
+                pulls = self._box_weights(s_or_exp, box, positive_weights)
+                w[inside] = torch.where(self.layout.same(box), pulls, w[inside])
             # 3. dL/dz: W z_rows for the anchors, W^T z_anchors for the rows; on the diagonal the first product is both
             if grad_anchors is not None:
                 grad_anchors[a].addmm_(w, self.rows[r])
             if grad_rows is not None and not (self.layout.symmetric and a == r):
                 grad_rows[r].addmm_(w.T, self.anchors[a])
 
-    @property
-    def unit(self) -> float:
-        """The factor of the similarities of a tile: unless shifted ``exp(s) = 2 ** (s / ln 2)``, as exp2 is faster."""
-        return 1.0 if self.shifted else 1 / math.log(2)
-
     def _tile_buffer(self) -> Tensor:
         """Return memory for a tile, used for all tiles of a pass."""
         a, r = self.layout.anchor_labels, self.layout.row_labels
         return a.new_empty(min(len(a), self.layout.edge) * min(len(r), self.layout.edge), dtype=self.dtype)
 
-    def _similarities(self, a: slice, r: slice, buffer: Tensor) -> Tensor:
-        """Return the similarities of a tile times ``unit``, ``(len(a), len(r))``, in a buffer."""
+    def _exponents(self, a: slice, r: slice, buffer: Tensor) -> Tensor:
+        """Return ``x = s / ln 2`` of a tile, ``(len(a), len(r))``, in a buffer; ``2^x = exp(s)`` is faster than exp."""
         anchors, rows = self.anchors[a], self.rows[r]
-        s = matrix_in(buffer, len(anchors), len(rows))
-        return torch.addmm(s, anchors, rows.T, beta=0, alpha=self.unit, out=s)
+        x = matrix_in(buffer, len(anchors), len(rows))
+        return torch.addmm(x, anchors, rows.T, beta=0, alpha=1 / math.log(2), out=x)
 
     def _negative_weights(self, x: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor, buffer: Tensor) -> Tensor:
-        """Return ``W`` of a tile as if all pairs were negatives, in a buffer; ``x`` is ``exp(s)``, shifted: ``s``.
+        """Return ``W`` of a tile as if all pairs were negatives, in a buffer.
 
-        ``d l_i / d s_in = k_i exp(s_in - log_neg_i)``, with ``k_i`` from ``Statistics.negative_share``.
+        ``d l_i / d s_in = k_i exp(s_in - log_neg_i)``, with ``k_i`` from ``Statistics.negative_share``. ``x`` is
+        ``exp(s)``; if shifted it is ``s / ln 2`` and is overwritten, and ``shift`` is ``log_neg / ln 2``.
         """
-        symmetric = self.layout.symmetric
+        symmetric, w = self.layout.symmetric, matrix_in(buffer, *x.shape)
         # without a shift both ends share the exponential: exp(s_ij) (weight_i + weight_j)
         if not self.shifted:
-            w = matrix_in(buffer, *x.shape)
             if not symmetric:
                 return torch.mul(x, weight[a, None], out=w)
             return torch.add(weight[a, None], weight[r], out=w).mul_(x)
         # with a shift each end has its own: exp(s_ij - log_neg_i) weight_i + exp(s_ij - log_neg_j) weight_j
-        w = (x - shift[a, None]).exp() * weight[a, None]
-        return w + (x - shift[r]).exp() * weight[r] if symmetric else w
+        torch.sub(x, shift[a, None], out=w).exp2_().mul_(weight[a, None])
+        return w.addcmul_(x.sub_(shift[r]).exp2_(), weight[r]) if symmetric else w
 
     def _box_weights(self, x: Tensor, box: Tile, positive_weights: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """Return ``W`` of a box as if all pairs had equal labels: ``u d l / d s`` of positives, 0 elsewhere."""
@@ -252,6 +248,14 @@ class TilePasses(NamedTuple):
         elif self.layout.symmetric:
             weights = weights + torch.where(self.layout.mirrored(box, positives), positive_weights(x.T, r), 0).T
         return weights
+
+
+def log2_sum_exp2(x: Tensor, dim: int, buffer: Tensor) -> Tensor:
+    """Return ``log2 sum 2^x`` over a dimension of a matrix; a buffer of its shape is overwritten."""
+    # shift by the largest x of each sum, which is infinite for an empty one
+    largest = x.amax(dim=dim, keepdim=True)
+    shift = largest.masked_fill(largest.isinf(), 0)
+    return torch.sub(x, shift, out=buffer).exp2_().sum(dim=dim).log2_().add_(shift.squeeze(dim))
 
 
 def matrix_in(buffer: Tensor, height: int, width: int) -> Tensor:
