@@ -111,6 +111,7 @@ def kernels(monkeypatch):
     properties = {"max_shared_mem": 227 << 10, "multiprocessor_count": 132}
     driver = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_benchmarker=lambda: None,  # Triton 3.3 asks for it to create a tuner
         utils=SimpleNamespace(get_device_properties=lambda _: properties),
     )
     holder = triton.runtime.driver

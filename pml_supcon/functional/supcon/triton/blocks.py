@@ -5,6 +5,7 @@ ones for devices with less shared memory. Triton times the candidates of the ker
 the fastest for each width, dtype, and power of two of rows and of columns.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -137,8 +138,9 @@ def fitting(_: list[triton.Config], named: dict[str, Any], **options: Any) -> li
     return [blocks.config() for blocks in candidates(kernel, arguments)]
 
 
+@lru_cache
 def tuned(kernel: Any) -> Any:
-    """Return the kernel with a tuner of its block shape."""
+    """Return the kernel with a tuner of its block shape; Triton 3.3 needs a GPU to create one."""
     every = dict.fromkeys(
         b for tables in TABLES.values() for table in tables[:2] for row in table.values() for b in row
     )
@@ -149,9 +151,6 @@ def tuned(kernel: Any) -> Any:
 
 #: The most columns of a gradient in a program of the class region, whose masks take registers.
 CLASS_COLUMNS = 128
-
-#: The tuner of Triton 3.3 needs a GPU.
-TUNED = {} if INTERPRETED else {kernel: tuned(kernel) for kernel in (negatives_kernel, gradient_kernel)}
 
 
 def run(kernel: Any, arguments: dict[str, Any], splits: int, slices: int = 1) -> None:
@@ -170,7 +169,7 @@ def run(kernel: Any, arguments: dict[str, Any], splits: int, slices: int = 1) ->
     # one shape, always the same, for deterministic algorithms, for few pairs, and for the class region
     timed = not (arguments.get("CLASSES", True) or torch.are_deterministic_algorithms_enabled())
     if timed and num_x * num_y >= TIMED_PAIRS:
-        TUNED[kernel][grid](**arguments)
+        tuned(kernel)[grid](**arguments)
         return
     first = candidates(kernel, arguments)[0]
     kernel[grid](**arguments, **first.config().all_kwargs())
