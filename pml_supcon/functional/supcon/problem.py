@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -64,26 +65,57 @@ class Problem:
     """The checked input of a backend.
 
     Attributes:
-        anchors: ``(A, D)``, float32 or float64, normalised if the options say so.
-        rows: ``(M, D)`` contrasted rows; ``rows is anchors`` if every row is an anchor.
+        embeddings: ``(N, D)``, as given.
+        references: ``(M, D)`` contrasted rows, as given; None: the embeddings are contrasted with each other.
+        anchor_range: the embeddings that are anchors.
         anchor_labels: ``(A,)`` int64, None with ``pairs``.
         row_labels: ``(M,)`` int64, None with ``pairs``.
         first_anchor: anchor ``i`` is row ``first_anchor + i`` and is not contrasted with it; None: no anchor is a row.
         cap: ranks that cap the positives, or None.
         pairs: the pairs ``(a1, p, a2, n)`` that replace labels, or None.
         options: the checked options.
-        input_dtype: the dtype of the embeddings; a backend may compute its products in it.
     """
 
-    anchors: Tensor
-    rows: Tensor
+    embeddings: Tensor
+    references: Tensor | None
+    anchor_range: slice
     anchor_labels: Tensor | None
     row_labels: Tensor | None
     first_anchor: int | None
     cap: Cap | None
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
     options: SupConOptions
-    input_dtype: torch.dtype
+
+    @cached_property
+    def anchors(self) -> Tensor:
+        """The anchors ``(A, D)``, float32 or float64, normalised if the options say so."""
+        if self.references is not None:
+            return self._prepare(self.embeddings[self.anchor_range])
+        return self.rows if self.symmetric else self.rows[self.anchor_range]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The contrasted rows ``(M, D)``, prepared like ``anchors``."""
+        return self._prepare(self.embeddings if self.references is None else self.references)
+
+    def _prepare(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.dtype)
+        return unit_rows(rows) if self.options.normalize and self.similarity is None else rows
+
+    @property
+    def num_anchors(self) -> int:
+        """The number of anchors, A."""
+        return self.anchor_range.stop - self.anchor_range.start
+
+    @property
+    def num_rows(self) -> int:
+        """The number of contrasted rows, M."""
+        return (self.embeddings if self.references is None else self.references).shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of sums and losses, float64 for float64 embeddings and float32 otherwise."""
+        return torch.float64 if self.embeddings.dtype == torch.float64 else torch.float32
 
     @property
     def temperature(self) -> float:
@@ -113,14 +145,16 @@ class Problem:
     @property
     def symmetric(self) -> bool:
         """True if every row is an anchor that is contrasted with the other rows, so that ``s_ij = s_ji``."""
-        return self.first_anchor is not None and self.rows is self.anchors
+        return self.references is None and self.num_anchors == self.embeddings.shape[0]
 
     @property
     def transform_refusal(self) -> str | None:
         """The reason why an operator without forward mode cannot be differentiated here, or None."""
         if torch.compiler.is_compiling():
             return None
-        for rows in (self.anchors, self.rows):
+        for rows in (self.embeddings, self.references):
+            if rows is None:
+                continue
             if unpack_dual(rows).tangent is not None:
                 return "it has no forward-mode derivative, and the embeddings carry a tangent"
             if torch._C._functorch.is_gradtrackingtensor(rows):
@@ -133,7 +167,7 @@ class Problem:
         assert self.anchor_labels is not None  # for the type checker: no pairs, so labels
         return replace(
             self,
-            anchors=self.anchors[anchors],
+            anchor_range=slice(self.anchor_range.start + anchors.start, self.anchor_range.start + anchors.stop),
             anchor_labels=self.anchor_labels[anchors],
             first_anchor=None if self.first_anchor is None else self.first_anchor + anchors.start,
             cap=cap and Cap(cap.anchor_rank[anchors], cap.anchor_limit[anchors], cap.row_rank),
@@ -175,30 +209,24 @@ def build_problem(
     checks.check_options_fit(options, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
     labels, ref_labels = checks.int64_labels(labels, ref_labels)
 
-    def prepare(rows: Tensor) -> Tensor:
-        rows = rows.to(torch.float32) if rows.dtype in (torch.float16, torch.bfloat16) else rows
-        return unit_rows(rows) if options.normalize and options.similarity is None else rows
-
-    rows = prepare(embeddings)
-    anchors, num_anchors = rows, num_rows
+    num_anchors = num_rows
     if options.contrast_mode == "one":
         assert num_views is not None  # for the type checker: `check_options_fit` raises for None
         num_anchors = num_rows // num_views
-        anchors = rows if num_views == 1 else rows[:num_anchors]
     anchor_labels = None if labels is None else labels[:num_anchors]
     cap = None
     if options.positives_cap is not None and labels is not None and num_views is not None:
         cap = rank_cap(labels, num_views, options.positives_cap // num_views, num_anchors)
     return Problem(
-        anchors=anchors,
-        rows=rows if ref_emb is None else prepare(ref_emb),
+        embeddings=embeddings,
+        references=ref_emb,
+        anchor_range=slice(0, num_anchors),
         anchor_labels=anchor_labels if pairs is None else None,
         row_labels=None if pairs is not None else labels if ref_emb is None else ref_labels,
         first_anchor=0 if ref_emb is None or ref_starts_with_batch else None,
         cap=cap,
         pairs=pairs,
         options=options,
-        input_dtype=embeddings.dtype,
     )
 
 
