@@ -51,9 +51,9 @@ def test_an_explicit_choice_that_cannot_run_raises(options, reason):
 def test_cannot_run_on_float64_without_triton_or_on_old_gpus(monkeypatch):
     problem = problem_of(random_rows(6, 3), torch.arange(6) // 2)
     assert "float32 at most, and the embeddings are torch.float64" in backend.refusal(problem)
-    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
     monkeypatch.setattr(Problem, "transform_refusal", None)
-    problem = dataclasses.replace(problem, anchors=on_gpu, input_dtype=torch.float32)
+    problem = dataclasses.replace(problem, embeddings=on_gpu)
     monkeypatch.setattr(backend, "INSTALLED", False)
     assert backend.refusal(problem) == "the package triton is not installed"
     monkeypatch.setattr(backend, "INSTALLED", True)

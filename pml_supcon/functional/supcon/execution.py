@@ -26,7 +26,7 @@ _AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "m
 
 def needs_shift(problem: Problem) -> bool:
     """Return True if ``exp(s)`` could leave the range of the dtype, so that sums need logarithms; True if unknown."""
-    return not problem.bound <= SAFE_EXPONENT[problem.rows.dtype]
+    return not problem.bound <= SAFE_EXPONENT[problem.dtype]
 
 
 def scale_by_sqrt_temperature(rows: Tensor, temperature: float) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -67,7 +66,7 @@ class Problem:
     Attributes:
         embeddings: ``(N, D)``, as given.
         references: ``(M, D)`` contrasted rows, as given; None: the embeddings are contrasted with each other.
-        anchor_range: the embeddings that are anchors.
+        start: the first embedding that is an anchor; None: all embeddings are anchors.
         anchor_labels: ``(A,)`` int64, None with ``pairs``.
         row_labels: ``(M,)`` int64, None with ``pairs``.
         first_anchor: anchor ``i`` is row ``first_anchor + i`` and is not contrasted with it; None: no anchor is a row.
@@ -78,7 +77,7 @@ class Problem:
 
     embeddings: Tensor
     references: Tensor | None
-    anchor_range: slice
+    start: int | None
     anchor_labels: Tensor | None
     row_labels: Tensor | None
     first_anchor: int | None
@@ -86,31 +85,40 @@ class Problem:
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
     options: SupConOptions
 
-    @cached_property
-    def anchors(self) -> Tensor:
-        """The anchors ``(A, D)``, float32 or float64, normalised if the options say so."""
-        if self.references is not None:
-            return self._prepare(self.embeddings[self.anchor_range])
-        return self.rows if self.symmetric else self.rows[self.anchor_range]
+    def prepared_rows(self) -> tuple[Tensor, Tensor]:
+        """Return the anchors ``(A, D)`` and the contrasted rows ``(M, D)``, the same tensor if ``symmetric``.
 
-    @cached_property
-    def rows(self) -> Tensor:
-        """The contrasted rows ``(M, D)``, prepared like ``anchors``."""
-        return self._prepare(self.embeddings if self.references is None else self.references)
+        They are float32, or float64 for float64 embeddings, and normalised if the options say so.
+        """
+        rows = self._prepare(self.embeddings if self.references is None else self.references)
+        anchors = rows if self.references is None else self._prepare(self.embeddings)
+        return anchors if self.start is None else anchors[self.start : self.start + self.num_anchors], rows
 
     def _prepare(self, rows: Tensor) -> Tensor:
         rows = rows.to(self.dtype)
         return unit_rows(rows) if self.options.normalize and self.similarity is None else rows
 
     @property
+    def input_dtype(self) -> torch.dtype:
+        """The dtype of the embeddings; a backend may compute its products in it."""
+        return self.embeddings.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the embeddings."""
+        return self.embeddings.device
+
+    @property
     def num_anchors(self) -> int:
         """The number of anchors, A."""
-        return self.anchor_range.stop - self.anchor_range.start
+        number: int = (self.embeddings if self.anchor_labels is None else self.anchor_labels).shape[0]
+        return number
 
     @property
     def num_rows(self) -> int:
         """The number of contrasted rows, M."""
-        return (self.embeddings if self.references is None else self.references).shape[0]
+        number: int = (self.embeddings if self.references is None else self.references).shape[0]
+        return number
 
     @property
     def dtype(self) -> torch.dtype:
@@ -145,16 +153,14 @@ class Problem:
     @property
     def symmetric(self) -> bool:
         """True if every row is an anchor that is contrasted with the other rows, so that ``s_ij = s_ji``."""
-        return self.references is None and self.num_anchors == self.embeddings.shape[0]
+        return self.references is None and self.start is None
 
     @property
     def transform_refusal(self) -> str | None:
         """The reason why an operator without forward mode cannot be differentiated here, or None."""
         if torch.compiler.is_compiling():
             return None
-        for rows in (self.embeddings, self.references):
-            if rows is None:
-                continue
+        for rows in [self.embeddings] if self.references is None else [self.embeddings, self.references]:
             if unpack_dual(rows).tangent is not None:
                 return "it has no forward-mode derivative, and the embeddings carry a tangent"
             if torch._C._functorch.is_gradtrackingtensor(rows):
@@ -167,7 +173,7 @@ class Problem:
         assert self.anchor_labels is not None  # for the type checker: no pairs, so labels
         return replace(
             self,
-            anchor_range=slice(self.anchor_range.start + anchors.start, self.anchor_range.start + anchors.stop),
+            start=anchors.start + (self.start or 0),
             anchor_labels=self.anchor_labels[anchors],
             first_anchor=None if self.first_anchor is None else self.first_anchor + anchors.start,
             cap=cap and Cap(cap.anchor_rank[anchors], cap.anchor_limit[anchors], cap.row_rank),
@@ -209,10 +215,10 @@ def build_problem(
     checks.check_options_fit(options, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
     labels, ref_labels = checks.int64_labels(labels, ref_labels)
 
-    num_anchors = num_rows
-    if options.contrast_mode == "one":
+    num_anchors, start = num_rows, None
+    if options.contrast_mode == "one" and num_views != 1:
         assert num_views is not None  # for the type checker: `check_options_fit` raises for None
-        num_anchors = num_rows // num_views
+        num_anchors, start = num_rows // num_views, 0
     anchor_labels = None if labels is None else labels[:num_anchors]
     cap = None
     if options.positives_cap is not None and labels is not None and num_views is not None:
@@ -220,7 +226,7 @@ def build_problem(
     return Problem(
         embeddings=embeddings,
         references=ref_emb,
-        anchor_range=slice(0, num_anchors),
+        start=start,
         anchor_labels=anchor_labels if pairs is None else None,
         row_labels=None if pairs is not None else labels if ref_emb is None else ref_labels,
         first_anchor=0 if ref_emb is None or ref_starts_with_batch else None,

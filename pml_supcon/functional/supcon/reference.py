@@ -15,10 +15,10 @@ def refusal(problem: Problem) -> str | None:
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
     """Return the per-anchor losses, from the dense ``(A, M)`` matrix of similarities."""
-    with full_precision(problem.anchors.device):
+    with full_precision(problem.device):
         similarity = problem.similarity or products
-        s = similarity(problem.anchors, problem.rows)
-        checks.check_similarities(s, (len(problem.anchors), len(problem.rows)))
+        s = similarity(*problem.prepared_rows())
+        checks.check_similarities(s, (problem.num_anchors, problem.num_rows))
         s = s / problem.temperature
         positives, negatives = pair_masks(problem)
         return dense_losses(s, positives, negatives, problem.summation, problem.denominator)
@@ -26,10 +26,10 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
 
 def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
     """Return ``P(i)`` and ``N(i)`` as two ``(A, M)`` masks."""
-    num_anchors, num_rows = len(problem.anchors), len(problem.rows)
+    num_anchors, num_rows = problem.num_anchors, problem.num_rows
     if problem.pairs is not None:
         a1, p, a2, n = problem.pairs
-        positives = torch.zeros(num_anchors, num_rows, dtype=torch.bool, device=problem.anchors.device)
+        positives = torch.zeros(num_anchors, num_rows, dtype=torch.bool, device=problem.device)
         negatives = positives.clone()
         positives[a1, p] = True
         negatives[a2, n] = True

@@ -134,7 +134,7 @@ def divide_anchors(problem: Problem, group: ProcessGroup) -> AnchorLosses:
         terms: AnchorLosses = backend.anchor_losses(problem)
         return terms.scaled(problem)
     # Process r computes anchors [first, first + sizes[r]); the sizes differ by at most one.
-    number, processes, rank = len(problem.anchors), dist.get_world_size(group), dist.get_rank(group)
+    number, processes, rank = problem.num_anchors, dist.get_world_size(group), dist.get_rank(group)
     sizes = [number // processes + (r < number % processes) for r in range(processes)]
     if backend is triton and problem.symmetric:
         return own_rows.replicated_losses(problem, sizes, group).scaled(problem)

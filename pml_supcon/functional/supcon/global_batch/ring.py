@@ -33,10 +33,12 @@ def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:
 
     The gradient is the gradient of the sum of all processes' results. ``problem`` holds only this process's rows.
     """
-    rows = scale_by_sqrt_temperature(problem.rows[plan.row_order], problem.temperature)
-    anchors = rows
-    if not plan.layout.symmetric:
-        anchors = scale_by_sqrt_temperature(problem.anchors[plan.anchor_order], problem.temperature)
+    anchors, rows = problem.prepared_rows()
+    rows = scale_by_sqrt_temperature(rows[plan.row_order], problem.temperature)
+    if plan.layout.symmetric:
+        anchors = rows
+    else:
+        anchors = scale_by_sqrt_temperature(anchors[plan.anchor_order], problem.temperature)
     losses, valid = _Ring.apply(anchors, rows, plan)
     back = torch.argsort(plan.anchor_places)
     return AnchorLosses(losses[back], valid[back])

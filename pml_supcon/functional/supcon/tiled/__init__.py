@@ -42,9 +42,10 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     # sort both sides by label, so that the pairs of one class are neighbours
     layout, anchor_order, row_order = Layout.of(problem)
     # scale both sides, (A, D) and (M, D), so that their products are s_ij = z_i . z_j / tau
-    rows = scale_by_sqrt_temperature(problem.rows[row_order], problem.temperature)
+    anchors, rows = problem.prepared_rows()
+    rows = scale_by_sqrt_temperature(rows[row_order], problem.temperature)
     losses, valid, _ = tiled_losses(
-        rows if layout.symmetric else scale_by_sqrt_temperature(problem.anchors[anchor_order], problem.temperature),
+        rows if layout.symmetric else scale_by_sqrt_temperature(anchors[anchor_order], problem.temperature),
         None if layout.symmetric else rows,
         layout.anchor_labels,
         layout.row_labels,

@@ -20,21 +20,22 @@ def is_sparse(problem: Problem) -> bool:
     """Return True if the listed pairs are so few that the dense matrix would cost more."""
     assert problem.pairs is not None  # for the type checker: the caller has checked it
     listed = sum(len(anchors) for anchors in problem.pairs[::2])
-    return listed < DENSE_SHARE * len(problem.anchors) * len(problem.rows)
+    return listed < DENSE_SHARE * problem.num_anchors * problem.num_rows
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
     """Return per-anchor losses over the set of ``problem.pairs``; differentiable once."""
     assert problem.pairs is not None  # for the type checker: as above
-    num_anchors, num_rows = len(problem.anchors), len(problem.rows)
+    num_anchors, num_rows = problem.num_anchors, problem.num_rows
     # each pair once (triplets repeat pairs), as sorted keys `a * M + j`; one in both lists counts once in a denominator
     positives, negatives = (torch.unique(a * num_rows + j) for a, j in (problem.pairs[:2], problem.pairs[2:]))
     a1, p, a2, n = positives // num_rows, positives % num_rows, negatives // num_rows, negatives % num_rows
     both = torch.isin(positives, negatives, assume_unique=True)
-    with full_precision(problem.anchors.device):
+    with full_precision(problem.device):
         # s of the listed pairs, (positive pairs,) and (negative pairs,)
-        s_pos = _PairDots.apply(problem.anchors, problem.rows, a1, p) / problem.temperature
-        s_neg = _PairDots.apply(problem.anchors, problem.rows, a2, n) / problem.temperature
+        anchors, rows = problem.prepared_rows()
+        s_pos = _PairDots.apply(anchors, rows, a1, p) / problem.temperature
+        s_neg = _PairDots.apply(anchors, rows, a2, n) / problem.temperature
         # log of the sum over N(i) of exp(s), (A,), then log D_ip, (positive pairs,)
         log_neg = segment_logsumexp(s_neg, a2, num_anchors)
         if problem.denominator == "all":

@@ -32,7 +32,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 def refusal(problem: Problem) -> str | None:
     """Return the reason why this backend cannot solve the problem, or None."""
-    device = problem.anchors.device
+    device = problem.device
     if problem.similarity is not None:
         return "a similarity other than the dot product needs the whole matrix"
     if problem.pairs is not None:

@@ -24,12 +24,13 @@ def arguments_of(problem: Problem) -> tuple[Any, ...]:
     """Return the arguments of ``triton_losses`` for a problem with labels."""
     assert problem.anchor_labels is not None  # for the type checker: no pairs, so labels
     assert problem.row_labels is not None
+    anchors, rows = problem.prepared_rows()
     cap, symmetric = problem.cap, problem.symmetric
     anchor_labels, anchor_order = torch.sort(problem.anchor_labels, stable=True)
     row_labels, row_order = (None, None) if symmetric else torch.sort(problem.row_labels, stable=True)
     return (
-        problem.anchors,
-        None if symmetric else problem.rows,
+        anchors,
+        None if symmetric else rows,
         anchor_labels,
         anchor_order,
         row_labels,
