@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from helpers.supcon_batches import BACKENDS
 
 from pml_supcon.functional import supcon_loss
 
@@ -133,7 +134,7 @@ def test_row_numbers_out_of_range(place, name, wrong):
     (ValueError, "but got 'negative'; did you mean 'negatives'", {"denominator": "negative"}),
     (ValueError, "but got 'ones'; did you mean 'one'", {"contrast_mode": "ones"}),
     (ValueError, "but got 'tile'; did you mean 'tiled'", {"backend": "tile"}),
-    (ValueError, "`backend` to be one of ['auto', 'triton', 'tiled', 'reference'], but got 3", {"backend": 3}),
+    (ValueError, "`backend` to be one of ['auto', 'dense', 'triton', 'tiled', 'reference'], but got 3", {"backend": 3}),
     (TypeError, "`num_views` to be an integer, but got 2.0", {"num_views": 2.0}),
     (ValueError, "backend='tiled' cannot do this: a similarity", {"similarity": torch.cdist, "backend": "tiled"}),
     (TypeError, "`similarity` to be None or a function of two tensors, but got str", {"similarity": "cosine"}),
@@ -147,7 +148,7 @@ def test_options(error, message, options):
 
 
 @pytest.mark.parametrize("temperature", [Fraction(1, 5), np.float64(0.2), np.float32(0.2)])
-@pytest.mark.parametrize("backend", ["tiled", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_temperatures_of_any_real_type(backend, temperature):
     for scale in (False, True):
         options = {"scale_by_temperature": scale, "backend": backend}
@@ -155,7 +156,7 @@ def test_temperatures_of_any_real_type(backend, temperature):
         torch.testing.assert_close(ours.losses, supcon_loss(ROWS, LABELS, temperature=0.2, **options).losses)
 
 
-@pytest.mark.parametrize("backend", ["tiled", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_meta_device_gives_shapes_and_dtypes(backend):
     rows, labels = ROWS.to("meta").requires_grad_(), LABELS.to("meta")
     terms = supcon_loss(rows, labels, backend=backend)

@@ -36,7 +36,10 @@ PAIRS = tuple(torch.tensor([i]) for i in (0, 1, 0, 2))
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({}, "its kernels run on NVIDIA GPUs, and the embeddings are on cpu; backends that can: tiled, reference"),
+        (
+            {},
+            "its kernels run on NVIDIA GPUs, and the embeddings are on cpu; backends that can: dense, tiled, reference",
+        ),
         ({"similarity": torch.cdist}, "a similarity other than the dot product needs the whole matrix"),
         ({"indices_tuple": PAIRS}, "indices_tuple lists pairs, which it does not read"),
     ],

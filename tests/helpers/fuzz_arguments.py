@@ -195,7 +195,7 @@ TABLE: Table = {
     "summation": lambda d: d.one_of("out", "in"),
     "denominator": lambda d: d.one_of("all", "one_positive", "negatives"),
     "contrast_mode": lambda d: d.one_of("all", "all", "one"),
-    "backend": lambda d: d.one_of("auto", "tiled", "reference"),
+    "backend": lambda d: d.one_of("auto", "dense", "tiled", "reference"),
     "products": lambda d: d.one_of("float32", "float32", "float16"),
     "positives_cap": lambda d: d.one_of(None, None, None, None, None, d.views, 0),
     "num_views": lambda d: d.one_of(None, d.views),

@@ -10,7 +10,7 @@ from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import build_problem, check_batch
 
-BACKENDS = ("tiled", "reference")
+BACKENDS = ("dense", "tiled", "reference")
 OPTIONS = list(itertools.product(("out", "in"), ("all", "one_positive", "negatives")))
 OPTION_NAMES = ("summation", "denominator")
 

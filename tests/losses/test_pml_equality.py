@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import supcon_oracle
-from helpers.supcon_batches import random_rows
+from helpers.supcon_batches import BACKENDS, random_rows
 from pytorch_metric_learning import losses as pml
 from pytorch_metric_learning import miners, reducers
 from pytorch_metric_learning.distances import CosineSimilarity, DotProductSimilarity, LpDistance, SNRDistance
@@ -33,7 +33,7 @@ def batch(number=24, width=8, classes=5):
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
-@pytest.mark.parametrize("backend", ["tiled", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_supcon_loss(backend, temperature):
     rows, labels = batch()
     labels[0] = 99  # an anchor without a positive

@@ -3,12 +3,12 @@
 from types import ModuleType
 from typing import get_args
 
-from pml_supcon.functional.supcon import reference, tiled, triton
+from pml_supcon.functional.supcon import dense, reference, tiled, triton
 from pml_supcon.functional.supcon.options import BackendName
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
-#: Every backend by name; "auto" takes the first that supports the problem.
-BACKENDS: dict[str, ModuleType] = dict(zip(get_args(BackendName), (triton, tiled, reference), strict=True))
+#: Every backend by name, in the order in which "auto" asks them.
+BACKENDS: dict[str, ModuleType] = dict(zip(get_args(BackendName), (dense, triton, tiled, reference), strict=True))
 
 
 def solve(problem: Problem) -> AnchorLosses:
@@ -17,15 +17,19 @@ def solve(problem: Problem) -> AnchorLosses:
     return terms.scaled(problem)
 
 
-def choose_backend(problem: Problem) -> ModuleType:
-    """Return the named backend, or for "auto" the first that supports the problem.
+def choose_backend(problem: Problem, *, any_size: bool = False) -> ModuleType:
+    """Return the named backend, or for "auto" the first that supports the problem; ``dense`` for small problems only.
 
-    A named backend that does not support the problem is an error: it is never replaced.
+    A named backend that does not support the problem is an error: it is never replaced. With ``any_size`` the choice
+    does not depend on the numbers of rows.
     """
     backend = problem.options.backend
+    if backend == "auto":
+        for name, module in BACKENDS.items():
+            preferred = module is not dense or (not any_size and dense.is_preferred(problem))
+            if preferred and refusal(name, problem) is None:
+                return module
     able = [name for name in BACKENDS if refusal(name, problem) is None]
-    if backend == "auto" and able:
-        return BACKENDS[able[0]]
     if backend not in able:
         named = "triton" if backend == "auto" else backend  # none is able only if float16 products lack "triton"
         others = ", ".join(able) or "none"

@@ -12,7 +12,7 @@ from pml_supcon._checks import INT64, check_bool, check_choice, check_temperatur
 Summation = Literal["out", "in"]
 Denominator = Literal["all", "one_positive", "negatives"]
 ContrastMode = Literal["all", "one"]
-BackendName = Literal["triton", "tiled", "reference"]
+BackendName = Literal["dense", "triton", "tiled", "reference"]
 Backend = Literal["auto", BackendName]
 Products = Literal["auto", "float32", "float16"]
 

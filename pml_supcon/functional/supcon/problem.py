@@ -241,9 +241,13 @@ def unit_rows(rows: Tensor) -> Tensor:
 
     ``F.normalize`` gives such a row the gradient of ``row / 1e-12``, which is 1e12 times too large to train with.
     """
+    return rows / lengths(rows)
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """Return the L2 norms of rows, ``(N, 1)``; infinity for a row without a direction."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    unit: Tensor = rows / norms.masked_fill(norms <= _NO_DIRECTION, torch.inf)
-    return unit
+    return norms.masked_fill(norms <= _NO_DIRECTION, torch.inf)
 
 
 def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, has_references: bool) -> Tensor:

@@ -36,13 +36,13 @@ def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
         return positives, negatives
     assert problem.anchor_labels is not None  # for the type checker: a problem has labels or pairs
     assert problem.row_labels is not None
-    same = problem.anchor_labels[:, None] == problem.row_labels
-    positives = same.clone()
+    positives = problem.anchor_labels[:, None] == problem.row_labels
+    negatives = ~positives
     if problem.first_anchor is not None:
         positives.diagonal(problem.first_anchor).fill_(False)
     if problem.cap is not None:
         positives &= problem.cap.keeps(slice(None), slice(None))
-    return positives, ~same
+    return positives, negatives
 
 
 def dense_losses(s: Tensor, positives: Tensor, negatives: Tensor, summation: str, denominator: str) -> AnchorLosses:

@@ -98,7 +98,7 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
     same: dict[str, Any] = {}
     try:
         problem = problem_of(inputs, options)
-        backend = choose_backend(problem)
+        backend = choose_backend(problem, any_size=True)  # the shards of other processes can have other sizes
         same = {**vars(options), "backend taken": backend.__name__.rpartition(".")[2]}
         same["similarity"] = None if options.similarity is None else "given"
     except Exception as local:

@@ -14,7 +14,7 @@ per anchor; the backward pass computes the tiles again.
 
 import torch
 
-from pml_supcon.functional.supcon import reference
+from pml_supcon.functional.supcon import dense, reference
 from pml_supcon.functional.supcon.execution import needs_shift, scale_by_sqrt_temperature
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.tiled import listed
@@ -35,10 +35,14 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     """Return per-anchor losses in ``O(N D)`` extra memory; differentiable once.
 
     Listed pairs take memory linear in their number. Beyond ``listed.DENSE_SHARE`` of all pairs the dense matrix takes
-    less, and ``reference`` computes the losses.
+    less, and ``dense`` computes the losses.
     """
     if problem.pairs is not None:
-        return listed.anchor_losses(problem) if listed.is_sparse(problem) else reference.anchor_losses(problem)
+        if listed.is_sparse(problem):
+            return listed.anchor_losses(problem)
+        matrix = reference if dense.refusal(problem) else dense
+        terms: AnchorLosses = matrix.anchor_losses(problem)
+        return terms
     # sort both sides by label, so that the pairs of one class are neighbours
     layout, anchor_order, row_order = Layout.of(problem)
     # scale both sides, (A, D) and (M, D), so that their products are s_ij = z_i . z_j / tau

@@ -1,0 +1,223 @@
+"""The ``dense`` backend: losses and gradient in closed form over the whole ``(A, M)`` matrix, for small batches.
+
+The forward pass writes the losses and their derivatives ``W_ij = d l_i / d s_ij`` side by side, normalisation included;
+the backward pass is two products. ``reference`` computes the same with autograd, in several times as many operations,
+and ``tiled`` in linear memory, with bookkeeping that only large batches repay.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pml_supcon.functional.supcon.custom_ops import traced
+from pml_supcon.functional.supcon.execution import full_precision, needs_shift
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, lengths
+from pml_supcon.functional.supcon.reference import pair_masks
+
+#: The largest number of pairs ``A * M`` for which "auto" prefers this backend; measured, see `docs/benchmarks.md`.
+PREFERRED_PAIRS = 2**20
+
+
+def refusal(problem: Problem) -> str | None:
+    """Return the reason why this backend cannot solve the problem, or None."""
+    if problem.similarity is not None:
+        return "a similarity other than the dot product needs a derivative of its own"
+    if traced(problem.embeddings):
+        return "torch.compile cannot trace it"
+    return problem.transform_refusal
+
+
+def is_preferred(problem: Problem) -> bool:
+    """Return True if the matrix is so small that this backend is the fastest: on the CPU, by measurement."""
+    return problem.device.type == "cpu" and problem.num_anchors * problem.num_rows <= PREFERRED_PAIRS
+
+
+def anchor_losses(problem: Problem) -> AnchorLosses:
+    """Return per-anchor losses from the dense matrix; differentiable once."""
+    losses, valid = _Losses.apply(problem.embeddings, problem.references, problem)
+    return AnchorLosses(losses, valid)
+
+
+class _Losses(torch.autograd.Function):
+    """A map from embeddings and references, as given, to the losses ``(A,)`` and the validity ``(A,)`` of anchors."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, references: Tensor | None, problem: Problem) -> tuple[Tensor, Tensor]:
+        with full_precision(problem.device):
+            # 1. z = x / |x|, (N, D), and |x|, (N, 1); the same of the references, (M, D)
+            z, norms = unit_rows(embeddings, problem)
+            rows, row_norms = (z, None) if references is None else unit_rows(references, problem)
+            # 2. s_ij = z_i . z_j / tau, (A, M)
+            s = (anchors_of(z, problem) * (1 / problem.temperature)) @ rows.T
+            # 3. l_i, (A,), and W_ij = d l_i / d s_ij, (A, M)
+            losses, valid, w = closed_form(s, problem)
+        ctx.mark_non_differentiable(valid)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(valid, w, z, norms, rows, row_norms)
+        ctx.problem = problem
+        return losses, valid
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+        if upstream is None:
+            return None, None, None
+        arguments = upstream, ctx.problem, ctx.needs_input_grad[:2], *ctx.saved_tensors
+        # grad mode is on for `create_graph=True`
+        gradients = _Gradients.apply(*arguments) if torch.is_grad_enabled() else gradients_of(*arguments)
+        return *gradients, None
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients as a separate function, so that their derivative raises an error instead of being 0."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, Tensor | None]:
+        return gradients_of(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError("The dense backend is differentiable once; a second derivative needs backend='reference'")
+
+
+def closed_form(s: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses ``(A,)``, their validity ``(A,)`` and ``W_ij = d l_i / d s_ij`` ``(A, M)``; ``s`` is overwritten.
+
+    With ``D_i`` the sum of ``exp(s_ij)`` over the pairs in the denominator of anchor i, equations 2 and 3 are
+
+        out:  l_i = log D_i - sum_{p in P(i)} s_ip / |P(i)|,             W_ij = exp(s_ij) / D_i - [j in P(i)] / |P(i)|
+        in:   l_i = log D_i - log sum_{p in P(i)} exp(s_ip) + log |P(i)|,
+              W_ij = exp(s_ij) / D_i - [j in P(i)] exp(s_ij) / sum_{p in P(i)} exp(s_ip)
+    """
+    positives, negatives = pair_masks(problem)
+    # |P(i)|, (A, 1)
+    number = positives.sum(dim=1, keepdim=True, dtype=s.dtype)
+    valid = number > 0
+    if problem.denominator == "negatives":
+        valid &= negatives.any(dim=1, keepdim=True)
+    number = number.clamp_(min=1)
+    if problem.denominator == "one_positive":
+        losses, w = one_positive(s, positives, negatives, number, problem)
+    else:
+        shifted = needs_shift(problem)
+        # 1. the part of the positives, (A, 1), and its derivative, (A, M)
+        if problem.summation == "out":
+            pull = torch.where(positives, s, 0).sum(dim=1, keepdim=True).div_(number)
+            w_pull = positives / number
+        else:
+            pull, w_pull = masked_softmax(s.clone(), positives, shifted=shifted)
+            pull = pull.sub_(number.log())
+        # 2. log D_i, (A, 1), and its derivative, (A, M)
+        mask: Tensor | int | None = negatives
+        if problem.denominator == "all":
+            everything = problem.cap is None and problem.pairs is None
+            mask = problem.first_anchor if everything else positives | negatives
+        push, w = masked_softmax(s, mask, shifted=shifted)
+        losses, w = push.sub_(pull), w.sub_(w_pull)
+    return losses.masked_fill_(~valid, 0)[:, 0], valid[:, 0], w
+
+
+def one_positive(
+    s: Tensor, positives: Tensor, negatives: Tensor, number: Tensor, problem: Problem
+) -> tuple[Tensor, Tensor]:
+    """Return the losses ``(A, 1)`` and ``W`` ``(A, M)`` for the denominator ``D_ip = exp(s_ip) + S_i``.
+
+    ``S_i`` is the sum of ``exp(s_in)`` over ``N(i)``. With ``q_p = exp(s_ip) / D_ip = sigmoid(s_ip - log S_i)`` and the
+    share ``X_p``, which is ``1 / |P(i)|`` for L_out and ``q_p / sum_{p in P(i)} q_p`` for L_in:
+
+        out:  l_i = -sum_p log(q_p) / |P(i)|            W_ip = -X_p (1 - q_p)
+        in:   l_i = -log( sum_p q_p / |P(i)| )          W_in = exp(s_in) / S_i * sum_p X_p (1 - q_p)
+    """
+    log_others, w = masked_softmax(s.clone(), negatives, shifted=True)
+    # log q and 1 - q, (A, M); a pair listed as positive and as negative counts once: its D_ip is S_i
+    margin = s.sub_(log_others)
+    log_q, miss = F.logsigmoid(margin), torch.sigmoid(-margin)
+    if problem.pairs is not None:
+        both = positives & negatives
+        log_q, miss = torch.where(both, margin, log_q), miss.masked_fill_(both, 1)
+    if problem.summation == "out":
+        losses = torch.where(positives, -log_q, 0).sum(dim=1, keepdim=True).div_(number)
+        miss = miss.mul_(positives).div_(number)
+    else:
+        log_total, share = masked_softmax(log_q, positives, shifted=True)
+        losses, miss = number.log().sub_(log_total), miss.mul_(share)
+    return losses, w.mul_(miss.sum(dim=1, keepdim=True)).sub_(miss)
+
+
+def masked_softmax(s: Tensor, mask: Tensor | int | None, *, shifted: bool) -> tuple[Tensor, Tensor]:
+    """Return ``log sum_j exp(s_ij)``, ``(A, 1)``, and its derivative ``exp(s_ij) / sum_j exp(s_ij)``, ``(A, M)``.
+
+    ``s`` ``(A, M)`` is overwritten. The sums are over a mask ``(A, M)``, over all pairs but the diagonal of that offset,
+    or for None over all pairs; the derivative is 0 elsewhere. An empty sum gives minus infinity and zeros. ``shifted``
+    is true if ``exp(s)`` could leave the range of the dtype.
+    """
+    # exp(s - shift), with the largest s of a row as the shift, 0 for a row without pairs
+    if isinstance(mask, Tensor):
+        s.masked_fill_(~mask, -torch.inf)
+    elif mask is not None:
+        s.diagonal(mask).fill_(-torch.inf)
+    shift = None
+    if shifted and s.shape[1]:
+        shift = s.amax(dim=1, keepdim=True)
+        shift = shift.masked_fill_(shift == -torch.inf, 0)
+        s.sub_(shift)
+    e = s.exp_()
+    total = e.sum(dim=1, keepdim=True)
+    softmax = e.div_(total.masked_fill(total == 0, 1))
+    log_total = total.log_()
+    return log_total if shift is None else log_total.add_(shift), softmax
+
+
+def gradients_of(
+    upstream: Tensor,
+    problem: Problem,
+    requested: tuple[bool, bool],
+    valid: Tensor,
+    w: Tensor,
+    z: Tensor,
+    norms: Tensor | None,
+    rows: Tensor,
+    row_norms: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of the embeddings ``(N, D)`` and of the references ``(M, D)``, None if not requested."""
+    with full_precision(problem.device):
+        # 1. G_ij = u_i W_ij / tau, (A, M)
+        g = w * torch.where(valid, upstream, 0).div_(problem.temperature)[:, None]
+        # 2. d L / d z: G z_rows for the anchors, G^T z_anchors for the contrasted rows
+        of_rows: Tensor | None = None
+        if problem.symmetric:
+            of_z = (g + g.T) @ z
+        else:
+            of_z = torch.zeros_like(z)
+            anchors_of(of_z, problem).copy_(g @ rows)
+            if problem.references is None:
+                of_z.addmm_(g.T, anchors_of(z, problem))
+            elif requested[1]:
+                of_rows = g.T @ anchors_of(z, problem)
+        # 3. d L / d x = (d L / d z - z (z . d L / d z)) / |x|
+        dtype = problem.embeddings.dtype
+        of_embeddings = through_norms(of_z, z, norms).to(dtype) if requested[0] else None
+        return of_embeddings, None if of_rows is None else through_norms(of_rows, rows, row_norms).to(dtype)
+
+
+def unit_rows(rows: Tensor, problem: Problem) -> tuple[Tensor, Tensor | None]:
+    """Return rows in the dtype of the losses, normalised if the options say so, and their lengths ``(N, 1)``."""
+    rows = rows.to(problem.dtype)
+    if not problem.options.normalize:
+        return rows, None
+    norms = lengths(rows)
+    return rows / norms, norms
+
+
+def through_norms(gradient: Tensor, z: Tensor, norms: Tensor | None) -> Tensor:
+    """Return the gradient of rows from the gradient of the unit rows ``z``, which is overwritten."""
+    if norms is None:
+        return gradient
+    along = torch.linalg.vecdot(gradient, z)[:, None]
+    return gradient.addcmul_(z, along, value=-1).div_(norms)
+
+
+def anchors_of(rows: Tensor, problem: Problem) -> Tensor:
+    """Return the rows of the embeddings that are anchors, a view."""
+    return rows if problem.start is None else rows[problem.start : problem.start + problem.num_anchors]
