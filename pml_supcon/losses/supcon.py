@@ -177,7 +177,8 @@ class SupConLossOut(BaseSupConLoss):
             of V.
         num_views: V of ``(N, D)`` embeddings, view-major (``torch.cat`` of the views), for the options that need it.
         scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
-        backend: "auto", "triton" (fused CUDA kernels), "tiled" (linear memory, any device) or "reference" (dense).
+        backend: "auto", "dense" (closed form, small batches), "triton" (fused CUDA kernels), "tiled" (linear memory,
+            any device) or "reference" (the definition).
         products: "auto", or the precision of the products of rows, "float32" or "float16" (on "triton", for float32
             embeddings of a model that ran in 16 bits); see ``supcon_loss``.
         **kwargs: arguments of PML's losses: ``distance``, ``reducer``, ``embedding_regularizer``,

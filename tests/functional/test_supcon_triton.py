@@ -217,6 +217,7 @@ def test_without_a_launcher_auto_takes_tiled_and_warns_once(launcher, monkeypatc
     """Act as on a GPU in an image without a compiler."""
     monkeypatch.setattr(launcher, "fault", lambda: "Triton needs a C compiler")
     monkeypatch.setattr(backend, "refusal", lambda problem: launcher.refusal(warn=problem.options.backend == "auto"))
+    monkeypatch.setattr(dense, "PREFERRED_PAIRS", 0)
     rows, labels = random_rows(6, 3, dtype=torch.float32), torch.arange(6) // 2
     with pytest.raises(ValueError, match="backend='triton' cannot do this: Triton needs a C compiler; backends that"):
         supcon_loss(rows, labels, backend="triton")

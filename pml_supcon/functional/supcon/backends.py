@@ -26,8 +26,8 @@ def choose_backend(problem: Problem, *, any_size: bool = False) -> ModuleType:
     backend = problem.options.backend
     if backend == "auto":
         for name, module in BACKENDS.items():
-            preferred = module is not dense or (not any_size and dense.is_preferred(problem))
-            if preferred and refusal(name, problem) is None:
+            # the refusal first: the compiler would make the number of pairs a constant of its graph
+            if refusal(name, problem) is None and (module is not dense or (dense.is_preferred(problem) and not any_size)):
                 return module
     able = [name for name in BACKENDS if refusal(name, problem) is None]
     if backend not in able:

@@ -82,9 +82,10 @@ class _Gradients(torch.autograd.Function):
 
 
 def closed_form(s: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the losses ``(A,)``, their validity ``(A,)`` and ``W_ij = d l_i / d s_ij`` ``(A, M)``; ``s`` is overwritten.
+    """Return the losses ``(A,)``, their validity ``(A,)`` and ``W_ij = d l_i / d s_ij`` ``(A, M)``.
 
-    With ``D_i`` the sum of ``exp(s_ij)`` over the pairs in the denominator of anchor i, equations 2 and 3 are
+    ``s`` ``(A, M)`` is overwritten. With ``D_i`` the sum of ``exp(s_ij)`` over the pairs in the denominator of anchor
+    i, equations 2 and 3 are
 
         out:  l_i = log D_i - sum_{p in P(i)} s_ip / |P(i)|,             W_ij = exp(s_ij) / D_i - [j in P(i)] / |P(i)|
         in:   l_i = log D_i - log sum_{p in P(i)} exp(s_ip) + log |P(i)|,
@@ -148,9 +149,9 @@ def one_positive(
 def masked_softmax(s: Tensor, mask: Tensor | int | None, *, shifted: bool) -> tuple[Tensor, Tensor]:
     """Return ``log sum_j exp(s_ij)``, ``(A, 1)``, and its derivative ``exp(s_ij) / sum_j exp(s_ij)``, ``(A, M)``.
 
-    ``s`` ``(A, M)`` is overwritten. The sums are over a mask ``(A, M)``, over all pairs but the diagonal of that offset,
-    or for None over all pairs; the derivative is 0 elsewhere. An empty sum gives minus infinity and zeros. ``shifted``
-    is true if ``exp(s)`` could leave the range of the dtype.
+    ``s`` ``(A, M)`` is overwritten. The sums are over the pairs of a mask ``(A, M)``, over all pairs but a diagonal if
+    ``mask`` is its offset, or over all pairs if it is None; the derivative is 0 elsewhere. An empty sum gives minus
+    infinity and zeros. ``shifted`` is true if ``exp(s)`` could leave the range of the dtype.
     """
     # exp(s - shift), with the largest s of a row as the shift, 0 for a row without pairs
     if isinstance(mask, Tensor):

@@ -85,18 +85,21 @@ class Problem:
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
     options: SupConOptions
 
-    def prepared_rows(self) -> tuple[Tensor, Tensor]:
+    def given_rows(self) -> tuple[Tensor, Tensor]:
         """Return the anchors ``(A, D)`` and the contrasted rows ``(M, D)``, the same tensor if ``symmetric``.
 
-        They are float32, or float64 for float64 embeddings, and normalised if the options say so.
+        They are float32, or float64 for float64 embeddings, and not normalised.
         """
-        rows = self._prepare(self.embeddings if self.references is None else self.references)
-        anchors = rows if self.references is None else self._prepare(self.embeddings)
-        return anchors if self.start is None else anchors[self.start : self.start + self.num_anchors], rows
+        return self._sides(lambda rows: rows)
 
-    def _prepare(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.dtype)
-        return unit_rows(rows) if self.options.normalize and self.similarity is None else rows
+    def prepared_rows(self) -> tuple[Tensor, Tensor]:
+        """Return the anchors and the contrasted rows, normalised if the options say so; see ``given_rows``."""
+        return self._sides(unit_rows if self.options.normalize and self.similarity is None else lambda rows: rows)
+
+    def _sides(self, prepare: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        rows = prepare((self.embeddings if self.references is None else self.references).to(self.dtype))
+        anchors = rows if self.references is None else prepare(self.embeddings.to(self.dtype))
+        return anchors if self.start is None else anchors[self.start : self.start + self.num_anchors], rows
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -247,7 +250,8 @@ def unit_rows(rows: Tensor) -> Tensor:
 def lengths(rows: Tensor) -> Tensor:
     """Return the L2 norms of rows, ``(N, 1)``; infinity for a row without a direction."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return norms.masked_fill(norms <= _NO_DIRECTION, torch.inf)
+    directed: Tensor = norms.masked_fill(norms <= _NO_DIRECTION, torch.inf)
+    return directed
 
 
 def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, has_references: bool) -> Tensor:

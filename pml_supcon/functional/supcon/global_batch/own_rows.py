@@ -42,7 +42,7 @@ def sharded_losses(
     whole = replace(problem, anchor_labels=row_labels[places], row_labels=row_labels[places], cap=cap)
     # 2. losses in this order, then in the order of the batch
     sizes = [views * number for number in samples]
-    losses, valid = _OwnRows.apply(problem.rows, whole, sizes, group, False)
+    losses, valid = _OwnRows.apply(problem.prepared_rows()[1], whole, sizes, group, False)
     back = torch.argsort(places)
     return AnchorLosses(losses[back], valid[back])
 
@@ -52,7 +52,7 @@ def replicated_losses(problem: Problem, sizes: list[int], group: ProcessGroup) -
 
     The gradient of the rows is that of the own ones, and 0 for the others.
     """
-    return AnchorLosses(*_OwnRows.apply(problem.rows, problem, sizes, group, True))
+    return AnchorLosses(*_OwnRows.apply(problem.prepared_rows()[1], problem, sizes, group, True))
 
 
 class _OwnRows(torch.autograd.Function):
@@ -69,7 +69,7 @@ class _OwnRows(torch.autograd.Function):
         if not replicated:
             rows = collectives.all_gather_rows(rows.to(triton.products_dtype(problem)), sizes, group)
         with full_precision(rows.device):
-            part = Part.of(replace(problem, anchors=rows, rows=rows), own)
+            part = Part.of(problem, rows, own)
             losses, valid, statistics = part.losses()
         # 2. of all anchors, (N, 6)
         table = torch.cat([losses[None], valid[None].to(losses.dtype), statistics]).T

@@ -16,15 +16,14 @@ KERNEL_EXPONENT = 40.0
 
 def solve(problem: Problem) -> AnchorLosses:
     """Return per-anchor losses of a problem with labels; nothing waits for the device."""
-    losses, valid, _ = triton_losses(*arguments_of(problem))
+    losses, valid, _ = triton_losses(*arguments_of(problem, *problem.given_rows()))
     return AnchorLosses(losses, valid)
 
 
-def arguments_of(problem: Problem) -> tuple[Any, ...]:
-    """Return the arguments of ``triton_losses`` for a problem with labels."""
+def arguments_of(problem: Problem, anchors: Tensor, rows: Tensor) -> tuple[Any, ...]:
+    """Return the arguments of ``triton_losses`` for a problem with labels; anchors and rows need no preparation."""
     assert problem.anchor_labels is not None  # for the type checker: no pairs, so labels
     assert problem.row_labels is not None
-    anchors, rows = problem.prepared_rows()
     cap, symmetric = problem.cap, problem.symmetric
     anchor_labels, anchor_order = torch.sort(problem.anchor_labels, stable=True)
     row_labels, row_order = (None, None) if symmetric else torch.sort(problem.row_labels, stable=True)
@@ -50,16 +49,17 @@ def arguments_of(problem: Problem) -> tuple[Any, ...]:
 class Part(NamedTuple):
     """A slice of the anchors of a symmetric problem: their losses, and then the complete gradient of these rows.
 
-    ``Part.of(problem, anchors)`` sorts it once; ``tensors`` and ``options`` are the arguments of ``build_launches``.
+    ``Part.of(problem, rows, anchors)`` sorts it once. ``tensors`` and ``options`` are the arguments of
+    ``build_launches``.
     """
 
     tensors: tuple[Any, ...]  # each a tensor or None
     options: tuple[Any, ...]
 
     @staticmethod
-    def of(problem: Problem, anchors: slice) -> "Part":
-        """Return the part of a symmetric problem whose anchors are a slice of the rows."""
-        arguments = list(arguments_of(problem.part(anchors)))
+    def of(problem: Problem, rows: Tensor, anchors: slice) -> "Part":
+        """Return the part of a symmetric problem whose anchors are a slice of its rows ``(N, D)``."""
+        arguments = list(arguments_of(problem.part(anchors), rows[anchors], rows))
         if problem.cap is not None:  # limits of all anchors: both ends of a pair are anchors in the gradient
             arguments[LIMIT] = problem.cap.anchor_limit
         return Part(tuple(arguments[:NUM_TENSORS]), tuple(arguments[NUM_TENSORS:]))
