@@ -19,6 +19,7 @@ import torch
 from helpers.supcon_batches import problem_of, random_rows
 
 from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import dense
 from pml_supcon.functional.supcon import triton as backend
 from pml_supcon.functional.supcon.problem import Problem
 

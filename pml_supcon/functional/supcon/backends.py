@@ -27,7 +27,9 @@ def choose_backend(problem: Problem, *, any_size: bool = False) -> ModuleType:
     if backend == "auto":
         for name, module in BACKENDS.items():
             # the refusal first: the compiler would make the number of pairs a constant of its graph
-            if refusal(name, problem) is None and (module is not dense or (dense.is_preferred(problem) and not any_size)):
+            if refusal(name, problem) is not None:
+                continue
+            if module is not dense or (dense.is_preferred(problem) and not any_size):
                 return module
     able = [name for name in BACKENDS if refusal(name, problem) is None]
     if backend not in able:
