@@ -1,5 +1,7 @@
 """The Triton backend on several processes: real ones (gloo), in Triton's interpreter, against the definition."""
 
+from functools import cache
+
 import pytest
 import torch
 from helpers.process_groups import run_processes
@@ -25,9 +27,10 @@ CASES = {
     "first view": ({"contrast_mode": "one"}, torch.float32),  # two gradient kernels, and a reduce-scatter
 }
 QUICK = ["in", "cap", "bfloat16"]
+TWO = [13, 7]
 #: Numbers of samples by rank, and cases.
 RUNS = [
-    *(([13, 7], name) for name in QUICK),
+    *((TWO, name) for name in QUICK),
     *(pytest.param(SIZES, name, marks=pytest.mark.slow) for name in CASES),
 ]
 pytestmark = pytest.mark.skipif(not triton.INSTALLED, reason="needs triton")
@@ -79,16 +82,23 @@ def work(rank, sizes):
 
 
 @pytest.fixture(scope="module")
-def results(request, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.setenv("PYTHONWARNINGS", "ignore::RuntimeWarning")  # NumPy reports the infinities that kernels mask
-        return run_processes(work, len(request.param), tmp_path_factory.mktemp("gloo"), request.param)
+def run(tmp_path_factory):
+    """Return a function from numbers of samples to the results by rank, which runs the processes once for each."""
+
+    @cache
+    def results(*sizes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            patch.setenv("PYTHONWARNINGS", "ignore::RuntimeWarning")  # NumPy reports the infinities that kernels mask
+            return run_processes(work, len(sizes), tmp_path_factory.mktemp("gloo"), sizes)
+
+    return results
 
 
 @pytest.mark.parametrize("form", ["shards", "replicated"])
-@pytest.mark.parametrize(("results", "name"), RUNS, indirect=["results"])
-def test_equals_the_definition(results, name, form):
+@pytest.mark.parametrize(("sizes", "name"), RUNS)
+def test_equals_the_definition(run, sizes, name, form):
+    results = run(*sizes)
     options, dtype = CASES[name]
     embeddings, labels = batch(dtype)
     rows = embeddings.double().requires_grad_()
@@ -109,8 +119,8 @@ def results_of(results, name, form):
     return [result[name, form] for result in results]
 
 
-@pytest.mark.parametrize("results", [[13, 7]], indirect=True)
-def test_losses_that_gather_the_rows(results):
+def test_losses_that_gather_the_rows(run):
+    results = run(*TWO)
     embeddings, labels = batch(torch.float32)
     embeddings.requires_grad_()
     value = SupConLossOut(embedding_regularizer=regularizers.LpRegularizer())(embeddings, labels)
