@@ -135,6 +135,35 @@ def step(rows, labels, **options):
     return torch.autograd.grad(losses, inputs, torch.ones_like(losses))
 
 
+#: Operations of PyTorch that launch no kernel.
+ON_THE_HOST = re.compile(
+    r"aten::(empty|new_empty|resize|view|_unsafe_view|slice|select|unbind|detach|alias|as_strided)"
+)
+
+
+def calls(event):
+    """Return True for an operation of PyTorch that calls others."""
+    return event is not None and event.name.startswith("aten::") and len(event.cpu_children) > 0
+
+
+@compiles
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("number", "most"), [(64, 10), (512, 12)])
+def test_a_step_launches_few_kernels(kernels, dtype, number, most):
+    """Count kernels, ours and PyTorch's, from the embeddings to the losses and back to their gradient."""
+    rows, labels = torch.randn(number, 32, dtype=dtype).requires_grad_(), torch.arange(number) // 4
+    step(rows, labels)
+    kernels.clear()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step(rows, labels)
+    # operations that another has not called; `to` launches only where it copies
+    events = [e for e in profile.events() if e.name.startswith("aten::") and not calls(e.cpu_parent)]
+    launches = [e.name for e in events if not (ON_THE_HOST.match(e.name) or (e.name == "aten::to" and not calls(e)))]
+    launches.remove("aten::ones_like")  # the upstream gradient of `step`
+    launches += [name for name, *_ in kernels]
+    assert len(launches) <= most, launches
+
+
 @compiles
 def test_shapes_are_timed_for_each_size_unless_algorithms_are_deterministic(kernels):
     def tuned(number, **options):

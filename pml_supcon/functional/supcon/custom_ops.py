@@ -66,11 +66,14 @@ def define_operator(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Losses:
             output = losses(*inputs)
+            ctx.set_materialize_grads(False)  # no zeros for the outputs that have no gradient
             save(ctx, inputs, output)
             return output
 
         @staticmethod
-        def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:
+        def backward(ctx: Any, upstream: Tensor | None, *_: Tensor) -> Any:
+            if upstream is None:
+                return (None,) * len(ctx.needs_input_grad)
             return backward(GradientFunction.apply, ctx, upstream)
 
     class GradientFunction(torch.autograd.Function):

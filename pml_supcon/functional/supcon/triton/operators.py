@@ -16,7 +16,11 @@ KERNEL_EXPONENT = 40.0
 
 def solve(problem: Problem) -> AnchorLosses:
     """Return per-anchor losses of a problem with labels; nothing waits for the device."""
-    losses, valid, _ = triton_losses(*arguments_of(problem, *problem.given_rows()))
+    # the embeddings as they are: the kernels widen and normalise them
+    anchors, start = problem.embeddings, problem.start
+    rows = anchors if problem.references is None else problem.references
+    anchors = anchors if start is None else anchors[start : start + problem.num_anchors]
+    losses, valid, _ = triton_losses(*arguments_of(problem, anchors, rows))
     return AnchorLosses(losses, valid)
 
 
