@@ -17,7 +17,7 @@ from pml_supcon.functional.supcon import dense, tiled
 from pml_supcon.functional.supcon.backends import choose_backend
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import build_problem, check_batch
-from pml_supcon.functional.supcon.tiled import layout, passes
+from pml_supcon.functional.supcon.tiled import layout, operator
 
 
 def assert_backends_agree(rows, labels, *, rtol=1e-9, atol=1e-11, **options):
@@ -99,7 +99,7 @@ def test_nothing_synchronises_with_the_device(monkeypatch, summation, denominato
         "references": {"ref_emb": torch.empty(9, 3, device="meta"), "ref_labels": torch.empty(9, device="meta").long()},
     }[structure]
     rows, labels = torch.empty(12, 3, device="meta"), torch.empty(12, device="meta").long()
-    losses, gradient, calls = passes.forward, passes.gradient, []
+    losses, gradient, calls = operator.forward, operator.gradient, []
 
     def forward_and_backward(*arguments):
         per_anchor, valid, table = losses(*arguments)

@@ -6,8 +6,8 @@ contrasted with themselves, ``s`` is symmetric and one tile serves its rows and 
 per anchor; the backward pass computes the tiles again.
 
 - ``layout``: the tiles over sorted labels, and the masks of positives;
-- ``passes``: the three passes over the tiles (negatives, positives, gradients), and their operator, opaque to
-  ``torch.compile``;
+- ``operator``: the forward and backward passes as one operator, opaque to ``torch.compile``;
+- ``passes``: the three passes over the tiles (negatives, positives, gradients);
 - ``statistics``: the sums per anchor, and the losses and gradients that follow from them;
 - ``listed``: the loss of listed pairs, without tiles.
 """
@@ -19,7 +19,7 @@ from pml_supcon.functional.supcon.execution import needs_shift, scale_by_sqrt_te
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.tiled import listed
 from pml_supcon.functional.supcon.tiled.layout import Layout
-from pml_supcon.functional.supcon.tiled.passes import tiled_losses
+from pml_supcon.functional.supcon.tiled.operator import tiled_losses
 
 __all__ = ["refusal", "anchor_losses"]  # noqa: RUF022 - the order of the calls
 

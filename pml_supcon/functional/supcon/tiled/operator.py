@@ -1,0 +1,106 @@
+"""The forward and backward passes as one operator, which ``torch.compile`` does not look into.
+
+An operator takes flat tensors and numbers only: the caller takes a ``Layout`` apart, ``passes_of`` puts it together.
+"""
+
+from collections.abc import Sequence
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pml_supcon.functional.supcon.custom_ops import define_operator
+from pml_supcon.functional.supcon.execution import map_in_threads
+from pml_supcon.functional.supcon.problem import Cap
+from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
+from pml_supcon.functional.supcon.tiled.passes import TilePasses, upstream_scale
+from pml_supcon.functional.supcon.tiled.statistics import Statistics
+
+#: The arguments of ``passes_of``, which both passes take.
+ARGUMENTS = """
+    Tensor anchors, Tensor? rows, Tensor anchor_labels, Tensor row_labels, Tensor? anchor_ids, Tensor? row_ids,
+    Tensor? anchor_rank, Tensor? anchor_limit, Tensor? row_rank, str summation, str denominator, bool shifted
+"""
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return losses ``(A,)``, their validity ``(A,)`` and the table ``(5, A)`` of ``Statistics`` of sorted anchors."""
+    passes, summation, denominator = passes_of(*arguments)
+    layout, device = passes.layout, arguments[0].device
+    tiles = list(layout.tiles())
+    # 1. log of the sum over N(i) of exp(s_in), (A,), over all tiles; each thread returns a partial sum
+    log_neg = torch.stack(map_in_threads(passes.log_negatives, tiles, device)).logsumexp(dim=0)
+    # 2. sums over P(i), over the boxes of tiles that can hold positives; off the diagonal a box serves both sides
+    start = Statistics.of(log_neg, summation, denominator)
+    boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, tile_boxes in tiles for box in tile_boxes]
+    statistics = Statistics.merged(map_in_threads(partial(passes.positives, start), boxes, device))
+    # 3. equation 2 or 3 from the sums
+    losses, valid = statistics.losses()
+    return losses, valid, statistics.table
+
+
+def gradient(
+    upstream: Tensor, table: Tensor, for_anchors: bool, for_rows: bool, anchors: Tensor, rows: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of anchors ``(A, D)`` and rows ``(M, D)``: ``dL/dz = W z``, tile by tile.
+
+    ``W_ij`` is ``u_i d l_i / d s_ij``, and with symmetry plus ``u_j d l_j / d s_ji``, with ``u`` the upstream gradient
+    ``(A,)``, which is 0 for invalid anchors. A gradient that is not requested is empty; the gradient of rows is also
+    empty if they are the anchors.
+    """
+    passes, summation, denominator = passes_of(anchors, rows, *rest)
+    statistics = Statistics(table, summation, denominator)
+    # divide by the largest upstream gradient, lest tiny ones underflow in the product with exp(-log_neg)
+    scale = upstream_scale(upstream)
+    upstream = upstream / scale
+    # (A,): the factor of exp(s_ij) in W_ij of a negative
+    weight = statistics.negative_weight(upstream, shifted=passes.shifted)
+
+    # each thread adds up the products W z of its tiles in buffers of its own
+    def gradients(tiles: Sequence[tuple[Tile, list[Tile]]]) -> list[Tensor | None]:
+        grad_anchors = anchors.new_zeros(anchors.shape) if for_anchors else None
+        grad_rows = rows.new_zeros(rows.shape) if rows is not None and for_rows else None
+        both = grad_anchors if rows is None else grad_rows
+        passes.gradients(tiles, statistics, upstream, weight, grad_anchors, both)
+        return [grad_anchors, grad_rows]
+
+    # add the threads' buffers and undo the scale
+    parts = map_in_threads(gradients, list(passes.layout.tiles()), anchors.device)
+    of_anchors, of_rows = (
+        anchors.new_empty(0) if first is None else reduce(Tensor.add_, others, first).mul_(scale)
+        for first, *others in zip(*parts, strict=True)
+    )
+    return of_anchors, of_rows
+
+
+def passes_of(
+    anchors: Tensor,
+    rows: Tensor | None,
+    anchor_labels: Tensor,
+    row_labels: Tensor,
+    anchor_ids: Tensor | None,
+    row_ids: Tensor | None,
+    anchor_rank: Tensor | None,
+    anchor_limit: Tensor | None,
+    row_rank: Tensor | None,
+    summation: str,
+    denominator: str,
+    shifted: bool,
+) -> tuple[TilePasses, str, str]:
+    """Return the passes, the summation and the denominator from the flat arguments of the operator.
+
+    ``anchors`` ``(A, D)`` and ``rows`` ``(M, D)`` are sorted by label and divided by the root of the temperature; rows
+    are None if the anchors are the rows. The tensors after them are the fields of ``Layout`` and ``Cap``. ``shifted``
+    is true if ``exp(s)`` could overflow.
+    """
+    cap = None
+    if anchor_rank is not None and anchor_limit is not None and row_rank is not None:
+        cap = Cap(anchor_rank, anchor_limit, row_rank)
+    layout = Layout(anchor_labels, row_labels, anchor_ids, row_ids, cap, symmetric=rows is None)
+    passes = TilePasses(anchors, anchors if rows is None else rows, layout, anchors.dtype, shifted)
+    return passes, summation, denominator
+
+
+#: ``forward`` with the derivative ``gradient``.
+tiled_losses = define_operator("tiled", forward, gradient, arguments=ARGUMENTS, num_tensors=9, num_statistics=5)
