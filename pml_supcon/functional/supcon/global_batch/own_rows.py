@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup, get_rank
 
 from pml_supcon.distributed import collectives
-from pml_supcon.functional.supcon import triton
 from pml_supcon.functional.supcon.execution import full_precision
 from pml_supcon.functional.supcon.global_batch.shard_plan import blocks, places_of
 from pml_supcon.functional.supcon.problem import AnchorLosses, Cap, Problem, rank_cap
@@ -42,7 +41,7 @@ def sharded_losses(
     whole = replace(problem, anchor_labels=row_labels[places], row_labels=row_labels[places], cap=cap)
     # 2. losses in this order, then in the order of the batch
     sizes = [views * number for number in samples]
-    losses, valid = _OwnRows.apply(problem.prepared_rows()[1], whole, sizes, group, False)
+    losses, valid = _OwnRows.apply(problem.given_rows()[1], whole, sizes, group, False)
     back = torch.argsort(places)
     return AnchorLosses(losses[back], valid[back])
 
@@ -52,7 +51,7 @@ def replicated_losses(problem: Problem, sizes: list[int], group: ProcessGroup) -
 
     The gradient of the rows is that of the own ones, and 0 for the others.
     """
-    return AnchorLosses(*_OwnRows.apply(problem.prepared_rows()[1], problem, sizes, group, True))
+    return AnchorLosses(*_OwnRows.apply(problem.given_rows()[1], problem, sizes, group, True))
 
 
 class _OwnRows(torch.autograd.Function):
@@ -65,9 +64,10 @@ class _OwnRows(torch.autograd.Function):
         from pml_supcon.functional.supcon.triton.operators import Part  # imports Triton, which is optional
 
         own = blocks(sizes)[get_rank(group)]
-        # 1. all rows (N, D), in the dtype of the products; losses, validity and statistics of the own anchors
+        # 1. all rows (N, D), not normalised, gathered in the dtype that they came in; the own anchors' losses, validity
+        # and statistics
         if not replicated:
-            rows = collectives.all_gather_rows(rows.to(triton.products_dtype(problem)), sizes, group)
+            rows = collectives.all_gather_rows(rows.to(problem.input_dtype), sizes, group).to(rows.dtype)
         with full_precision(rows.device):
             part = Part.of(problem, rows, own)
             losses, valid, statistics = part.losses()
