@@ -5,7 +5,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import compiled
 import pytest
+import torch
 from compiled import Kernel, Loop
+
+from pml_supcon.functional.supcon import triton
+from pml_supcon.functional.supcon.options import SupConOptions
+from pml_supcon.functional.supcon.problem import build_problem, check_batch
 
 compiles = pytest.mark.skipif(compiled.obstacle() is not None, reason=f"cannot compile kernels: {compiled.obstacle()}")
 # the code of a kernel depends on the compiler
@@ -185,6 +190,32 @@ def test_all_options_compile_for_all_gpus(gpu, width, dtype, options):
         assert kernel.shared <= compiled.GPUS[gpu].of_program, kernel
         assert kernel.tensor_cores > 0 or not kernel.multiplies, kernel
         assert kernel.stack <= 512, kernel
+
+
+@compiles
+@same_compiler
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [
+        (128, "bfloat16"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(256, "bfloat16"), (512, "float16"), (128, "float32")]
+        ),
+    ],
+)
+def test_products_on_an_h100_do_not_wait_for_each_other(tmp_path, width, dtype):
+    """Ask the assembler, which puts a wait after each product where it cannot prove that they may overlap."""
+    rows, labels = torch.randn(512, width, dtype=getattr(torch, dtype)).requires_grad_(), torch.arange(512) // 4
+    with compiled.compile_only(90) as launches:
+        problem = build_problem(check_batch(rows, labels, None), SupConOptions())
+        torch.autograd.grad(triton.anchor_losses(problem).losses.sum(), rows)
+    for launch in launches:
+        path = tmp_path / "kernel.ptx"
+        path.write_text(launch.kernel.asm["ptx"])
+        notes = compiled.run(compiled.tool("ptxas"), "-arch=sm_90a", "-v", path, "-o", tmp_path / "kernel.cubin")
+        assert "registers" in notes
+        assert launch.arguments.get("CLASSES") or "serialized" not in notes, launch.name
 
 
 @compiles

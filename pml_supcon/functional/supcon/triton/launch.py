@@ -199,7 +199,8 @@ class Launches(NamedTuple):
         """Return a side in the order of its labels; with an upstream gradient also the weights of the anchors."""
         layout, device, number = self.layout, side.given.device, len(side.order)
         stored = torch.empty(number, layout.PARTS * layout.WIDTH, device=device, dtype=self.stored_dtype)
-        ids, start, stop = torch.empty(3, number, device=device, dtype=torch.int32)
+        # each aligned: Triton compiles a kernel again for another alignment
+        ids, start, stop = (torch.empty(number, device=device, dtype=torch.int32) for _ in range(3))
         weights = None if upstream is None else torch.empty(2, number, device=device)
         rows, columns = rows_and_columns(layout.WIDTH)
         if number > 0:
