@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pml_supcon import _layouts
-from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon import checks, dense
 from pml_supcon.functional.supcon.tiled import layout
 from pml_supcon.losses import GlobalBatchLoss, QueueLoss, SelfSupervisedLoss, SupConLossIn, SupConLossOut
 
@@ -109,6 +109,9 @@ def work(rank, sizes):
     results["views by the wrapper"] = GlobalBatchLoss(SupConLossOut(contrast_mode="one"), num_views=2)(
         rows, labels.repeat(2)
     )
+    preferred, dense.PREFERRED_PAIRS = dense.PREFERRED_PAIRS, 150  # a share of 12 rows is below, one of 14 above
+    results["shares of two sizes"] = plain(images, labels)
+    dense.PREFERRED_PAIRS = preferred
     results["a loss derived from ours"] = GlobalBatchLoss(Derived())(images, labels)
     results["compiled"] = torch.compile(GlobalBatchLoss(SupConLossOut()), backend="eager")(images, labels)
 
@@ -165,6 +168,7 @@ def test_ways_to_call_it(results):
         "references": SupConLossOut()(one, labels, ref_emb=other, ref_labels=labels.clone()),
         "views by the wrapper": SupConLossOut(contrast_mode="one")(images, labels),
         "compiled": SupConLossOut()(images, labels),
+        "shares of two sizes": SupConLossOut()(images, labels),
         "a loss derived from ours": torch.tensor(7.0),
     }
     for result in results:
