@@ -24,7 +24,7 @@ CASES = {
     "sharp, shifted": ({"temperature": 0.01}, torch.float32),
     "bfloat16": (PLAIN, torch.bfloat16),
     "float16": (PLAIN, torch.float16),
-    "first view": ({"contrast_mode": "one"}, torch.float32),  # two gradient kernels, and a reduce-scatter
+    "first view": ({"contrast_mode": "one"}, torch.float32),  # two passes, and a reduce-scatter
 }
 QUICK = ["in", "cap", "bfloat16"]
 TWO = [13, 7]

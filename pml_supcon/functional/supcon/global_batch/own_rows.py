@@ -5,9 +5,9 @@ Every process holds all rows Z (N, D), of which process r owns Z_r (N_r, D):
 1. forward: the losses and statistics of the own anchors from all rows, 2 N_r N D operations; then one all-gather of
    both, 24 bytes a row;
 2. backward, with the upstream gradient u of all anchors: G_ij = u_i dl_i/ds_ij + u_j dl_j/ds_ji, (N_r, N), and
-   dL/dZ_r = G Z, 4 N_r N D operations in one kernel. This is the whole gradient of the own rows: no gradient is sent.
+   dL/dZ_r = G Z, 4 N_r N D operations in one pass. This is the whole gradient of the own rows: no gradient is sent.
 
-The gradients of the own anchors, and of all rows from the own anchors, would take two kernels, 8 N_r N D operations.
+The gradients of the own anchors, and of all rows from the own anchors, would take two passes, 8 N_r N D operations.
 """
 
 from dataclasses import replace
