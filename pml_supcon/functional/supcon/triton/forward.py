@@ -79,10 +79,10 @@ def negatives_kernel(
     tl.store(out + num_x, total, mask=rows < num_x)
 
 
-@triton.jit(do_not_specialize=["num_x", "num_y", "first_id", "first_limit", "slots"])
+@triton.jit(do_not_specialize=["num_x", "num_y", "first_id", "first_limit", "slots", "slot"])
 def positives_kernel(
     positives_ptr: tl.tensor,  # (splits, STRIDE, num_x): number, sum of t, shift and total of t, of the share
-    sums_ptr: tl.tensor,  # (slots, 2, num_x) of `negatives_kernel`
+    sums_ptr: tl.tensor,  # (slots, 2, num_x) of `negatives_kernel`; this stores the slots of the class region
     x_ptr: tl.tensor,  # (num_x, PARTS * WIDTH) anchors
     y_ptr: tl.tensor,  # (num_y, PARTS * WIDTH) contrasted rows
     x_ids_ptr: tl.tensor,  # (num_x,) places in the caller's order
@@ -96,12 +96,14 @@ def positives_kernel(
     first_id: int,  # the row of id 0
     first_limit: int,  # the place in `limit` of id 0
     slots: int,
+    slot: int,  # of the first split of the class region
     exponent: float,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    SHIFTED: tl.constexpr,
     SUMMATION: tl.constexpr,
     DENOMINATOR: tl.constexpr,
     EXCLUDE_SELF: tl.constexpr,
@@ -113,9 +115,11 @@ def positives_kernel(
 
     They are the number of positives, the sum of t, the sum of ``exp(t)``, and for "one_positive" the sum of the share.
     There ``t = s``, or for "one_positive" ``t = log q`` with ``q = exp(s) / (exp(s) + exp(log_neg))``, and the share is
-    ``1 - q`` ("out") or ``q (1 - q)`` ("in").
+    ``1 - q`` ("out") or ``q (1 - q)`` ("in"). Except for "one_positive", which needs ``log_neg`` first, the sums of
+    ``exp(s)`` over the negatives of the class region are stored too.
     """
-    # this program's anchors, (BLOCK_M,), and their running sums over P: number, linear, 2^shift * total, and the share
+    # this program's anchors, (BLOCK_M,), and their running sums over P: number, linear, 2^shift * total, and the share,
+    # or over the negatives
     top = tl.program_id(0) * BLOCK_M
     rows = top + tl.arange(0, BLOCK_M)
     inside = rows < num_x
@@ -126,11 +130,13 @@ def positives_kernel(
     linear_lost = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     lost = tl.zeros((BLOCK_M,), tl.float32)
-    shift = tl.zeros((BLOCK_M,), tl.float32) + float("-inf")
+    other_total = tl.zeros((BLOCK_M,), tl.float32)
+    other_lost = tl.zeros((BLOCK_M,), tl.float32)
+    shift = tl.zeros((BLOCK_M,), tl.float32)
+    if SHIFTED or DENOMINATOR == "one_positive":
+        shift += float("-inf")
+    other_shift = shift
     if DENOMINATOR == "one_positive":
-        share_total = tl.zeros((BLOCK_M,), tl.float32)
-        share_lost = tl.zeros((BLOCK_M,), tl.float32)
-        share_shift = tl.zeros((BLOCK_M,), tl.float32) + float("-inf")
         neg_shift, neg_total = merged(sums_ptr, rows, num_x, slots, 2)
         log_neg = log_sum(neg_shift, neg_total)
     first, last, full = class_region(start_ptr, stop_ptr, top, num_x, num_y, GROUP)
@@ -143,7 +149,9 @@ def positives_kernel(
             x, x_low, x_ptr, top, num_x, y_ptr, at, num_y, COLUMNS, WIDTH, PARTS, BLOCK_K, BLOCK_M, BLOCK_N, True
         )
         t = s * (exponent * LN_2)
-        _, kept, y_ids = class_masks(start_ptr, stop_ptr, rows, columns, x_ids, y_ids_ptr, num_x, num_y, EXCLUDE_SELF)
+        same, kept, y_ids = class_masks(
+            start_ptr, stop_ptr, rows, columns, x_ids, y_ids_ptr, num_x, num_y, EXCLUDE_SELF
+        )
         if rank_ptr is not None:
             y_rank = rank_of(rank_ptr, y_ids, first_id, columns < num_y)
             kept = kept & under_cap(
@@ -155,20 +163,27 @@ def positives_kernel(
             t = log_sigmoid(margin)
             share = log_sigmoid(-margin) if SUMMATION == "out" else log_sigmoid(-margin) + t
             share = tl.where(kept, share * LOG2_E, float("-inf"))
-            share_shift, share_total, share_lost = add_exponentials(share, share_shift, share_total, share_lost, True)
+            other_shift, other_total, other_lost = add_exponentials(share, other_shift, other_total, other_lost, True)
+        else:
+            negative = tl.where(same | (columns >= num_y)[None, :], float("-inf"), s * exponent)
+            other_shift, other_total, other_lost = add_exponentials(
+                negative, other_shift, other_total, other_lost, SHIFTED
+            )
         # |P|, sum over P of t, and log sum over P of exp(t), the last in base 2
         number += tl.sum(kept.to(tl.float32), 1)
         linear, linear_lost = add_compensated(tl.sum(tl.where(kept, t, 0.0), 1), linear, linear_lost)
         exponents = tl.where(kept, t * LOG2_E, float("-inf"))
-        shift, total, lost = add_exponentials(exponents, shift, total, lost, True)
+        shift, total, lost = add_exponentials(exponents, shift, total, lost, SHIFTED or DENOMINATOR == "one_positive")
     out = positives_ptr + tl.program_id(1).to(tl.int64) * STRIDE * num_x + rows
     tl.store(out, number, mask=inside)
     tl.store(out + num_x, linear, mask=inside)
     tl.store(out + 2 * num_x, shift, mask=inside)
     tl.store(out + 3 * num_x, total, mask=inside)
-    if DENOMINATOR == "one_positive":
-        tl.store(out + 4 * num_x, share_shift, mask=inside)
-        tl.store(out + 5 * num_x, share_total, mask=inside)
+    out += 4 * num_x
+    if DENOMINATOR != "one_positive":
+        out = sums_ptr + tl.cast(slot + tl.program_id(1), tl.int64) * 2 * num_x + rows
+    tl.store(out, other_shift, mask=inside)
+    tl.store(out + num_x, other_total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_x", "slots", "splits"])

@@ -100,7 +100,7 @@ class Launches(NamedTuple):
         with torch.cuda.device_of(losses):
             x = self.prepare(self.anchors, self.rows)
             y = x if self.rows is self.anchors else self.prepare(self.rows, self.anchors)
-            # sums over the negatives of all other tiles, then of the class region; over its positives; then the losses
+            # sums over the negatives of all other tiles, then over the class region; then the losses
             splits, others = self.regions(x, y)
             slots = splits * (1 + others)
             arguments = self.arguments
@@ -109,7 +109,9 @@ class Launches(NamedTuple):
             arguments |= self.pair(x, y) | {"sums_ptr": sums, "positives_ptr": positives, "slots": slots}
             if others:
                 blocks.run(negatives_kernel, arguments | {"slot": 0, "CLASSES": False}, splits)
-            blocks.run(negatives_kernel, arguments | {"slot": slots - splits, "CLASSES": True}, splits)
+            arguments |= {"slot": slots - splits}
+            if self.options["DENOMINATOR"] == "one_positive":  # the sums over positives need those over all negatives
+                blocks.run(negatives_kernel, arguments | {"CLASSES": True}, splits)
             blocks.run(positives_kernel, arguments, splits)
             rows = 256
             losses_kernel[(-(-number // rows),)](
