@@ -116,7 +116,7 @@ def source(records: Sequence[Record], typed: str) -> str:
     def each(form: Callable[[Record], str]) -> str:
         return "; ".join(dict.fromkeys(map(form, records)))
 
-    machine = each(lambda r: f"{r.hardware}, {r.cpus} CPU cores, {r.threads} threads")
+    machine = each(lambda r: f"{r.hardware}, {r.cpus} CPU cores, {r.threads} thread{'' if r.threads == 1 else 's'}")
     versions = each(lambda r: f"torch {r.torch}, pytorch-metric-learning {r.pml}, Python {r.python}")
     return f"`{typed}`, {each(lambda r: f'{r.date[:10]} at commit {r.commit}')}; {machine}; {versions}."
 

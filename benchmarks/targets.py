@@ -149,7 +149,7 @@ def host_targets(records: Sequence[Record], sizes: Sizes) -> list[Target]:
     for N in sizes.first:
         more = {name: first_call(records, name, N) for name in (OURS, PML)}
         ours, pml = (f"{shown(ms, 0, ' ms')}, {shown(mb, 0, ' MB')}" for ms, mb in more.values())
-        what = f"first call of a process less the second, N = {N:,} (PML's: {pml})"
+        what = f"first call of the loss in a process less the second, N = {N:,} (PML's: {pml})"
         made.append(Target(what, "at most 50 ms, 10 MB", ours, all_at_most(more[OURS], 50, 10)))
     host = find(records, KERNELS, mode="host")
     spent, launches = getattr(host, "p50", None), value(records, KERNELS, "launches")
