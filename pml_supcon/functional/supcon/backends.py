@@ -31,11 +31,11 @@ def choose_backend(problem: Problem, *, any_size: bool = False) -> ModuleType:
                 continue
             if module is not dense or (dense.is_preferred(problem) and not any_size):
                 return module
-    able = [name for name in BACKENDS if refusal(name, problem) is None]
-    if backend not in able:
-        named = "triton" if backend == "auto" else backend  # none is able only if float16 products lack "triton"
-        others = ", ".join(able) or "none"
-        raise ValueError(f"backend={named!r} cannot do this: {refusal(named, problem)}; backends that can: {others}")
+        backend = "triton"  # no backend can: float16 products need this one
+    reason = refusal(backend, problem)
+    if reason is not None:
+        able = ", ".join(name for name in BACKENDS if refusal(name, problem) is None) or "none"
+        raise ValueError(f"backend={backend!r} cannot do this: {reason}; backends that can: {able}")
     return BACKENDS[backend]
 
 
