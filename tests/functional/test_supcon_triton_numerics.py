@@ -328,7 +328,8 @@ def test_operators_keep_their_contract():
     from pml_supcon.functional.supcon.triton import operators  # noqa: F401 - registers them
 
     triton_losses = torch.ops.pml_supcon.triton_losses.default
-    rows, refs = (torch.randn(12, 3, device=DEVICE).bfloat16().requires_grad_() for _ in range(2))
+    rows = torch.randn(3, 12, device=DEVICE).bfloat16().T.requires_grad_()  # column-major; the gradient is not
+    refs = torch.randn(12, 3, device=DEVICE).bfloat16().requires_grad_()
     labels, order = torch.arange(12, device=DEVICE) // 3, torch.randperm(12, device=DEVICE)
     options = (torch.float16, True, 0.1, "out", "all", False)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
@@ -338,13 +339,15 @@ def test_operators_keep_their_contract():
     torch.library.opcheck(triton_losses, sides, test_utils=checks)
 
 
-def test_compiles_whole():
+@pytest.mark.parametrize("columns_first", [False, True])
+def test_compiles_whole(columns_first):
     """Compile without a graph break, to the same numbers."""
     torch.compiler.reset()
     rows, labels = random_rows(20, 4, dtype=torch.float32).to(DEVICE), (torch.arange(20, device=DEVICE) // 4)
 
     def step(rows):
-        return supcon_loss(rows, labels, backend="triton").mean()
+        rows = rows.T.contiguous().T if columns_first else rows
+        return supcon_loss(2 * rows, labels, backend="triton").mean()
 
     found = []
     for way in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
