@@ -5,7 +5,8 @@ the backward pass is two products. ``reference`` computes the same with autograd
 and ``tiled`` in linear memory, with bookkeeping that only large batches repay.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from pml_supcon.functional.supcon.custom_ops import traced
 from pml_supcon.functional.supcon.execution import full_precision, needs_shift
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, lengths
 from pml_supcon.functional.supcon.reference import pair_masks
+
+LN_2 = math.log(2)
 
 #: The largest number of pairs ``A * M`` for which "auto" prefers this backend; measured, see `docs/benchmarks.md`.
 PREFERRED_PAIRS = 2**20
@@ -49,21 +52,21 @@ class _Losses(torch.autograd.Function):
             # 1. z = x / |x|, (N, D), and |x|, (N, 1); the same of the references, (M, D)
             z, norms = unit_rows(embeddings, problem)
             rows, row_norms = (z, None) if references is None else unit_rows(references, problem)
-            # 2. s_ij = z_i . z_j / tau, (A, M)
-            s = (anchors_of(z, problem) * (1 / problem.temperature)) @ rows.T
+            # 2. t_ij = s_ij / ln 2 = z_i . z_j / (tau ln 2), (A, M): exp(s_ij) = 2^t_ij, and 2^t is cheaper
+            t = (anchors_of(z, problem) * (1 / (problem.temperature * LN_2))) @ rows.T
             # 3. l_i, (A,), and W_ij = d l_i / d s_ij, (A, M)
-            losses, valid, w = closed_form(s, problem)
+            losses, valid, derivative = closed_form(t, problem)
         ctx.mark_non_differentiable(valid)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(valid, w, z, norms, rows, row_norms)
-        ctx.problem = problem
+        ctx.save_for_backward(valid, z, norms, rows, row_norms, *derivative.matrices, *derivative.factors)
+        ctx.problem, ctx.symmetric = problem, derivative.symmetric
         return losses, valid
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
         if upstream is None:
             return None, None, None
-        arguments = upstream, ctx.problem, ctx.needs_input_grad[:2], *ctx.saved_tensors
+        arguments = upstream, ctx.problem, ctx.needs_input_grad[:2], ctx.symmetric, *ctx.saved_tensors
         # grad mode is on for `create_graph=True`
         gradients = _Gradients.apply(*arguments) if torch.is_grad_enabled() else gradients_of(*arguments)
         return *gradients, None
@@ -81,46 +84,72 @@ class _Gradients(torch.autograd.Function):
         raise RuntimeError("The dense backend is differentiable once; a second derivative needs backend='reference'")
 
 
-def closed_form(s: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the losses ``(A,)``, their validity ``(A,)`` and ``W_ij = d l_i / d s_ij`` ``(A, M)``.
+class Derivative(NamedTuple):
+    """``W_ij = d l_i / d s_ij`` ``(A, M)`` as a sum of matrices ``S``, ``(A, M)``, times factors ``r``, ``(A, 1)``.
 
-    ``s`` ``(A, M)`` is overwritten. With ``D_i`` the sum of ``exp(s_ij)`` over the pairs in the denominator of anchor
-    i, equations 2 and 3 are
+    ``symmetric`` is true if every ``S`` is symmetric. ``W + W^T`` then is the sum of ``(r_i + r_j) S_ij``, without a
+    transposed matrix, which PyTorch adds at a twentieth of the speed.
+    """
+
+    matrices: tuple[Tensor, ...]
+    factors: tuple[Tensor, ...]
+    symmetric: bool
+
+    def times(self, upstream: Tensor) -> Tensor:
+        """Return ``u_i W_ij`` for ``u`` ``(A, 1)``, plus ``u_j W_ji`` if ``symmetric``."""
+        parts = [(matrix, upstream * factor) for matrix, factor in zip(self.matrices, self.factors, strict=True)]
+        first, *others = ((v + v.T).mul_(matrix) if self.symmetric else matrix * v for matrix, v in parts)
+        for other in others:
+            first.add_(other)
+        return first
+
+
+def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative]:
+    """Return the losses ``(A,)``, their validity ``(A,)`` and the derivative ``W_ij = d l_i / d s_ij`` ``(A, M)``.
+
+    ``t = s / ln 2`` ``(A, M)`` is overwritten. With ``D_i`` the sum of ``exp(s_ij)`` over the pairs in the denominator
+    of anchor i, equations 2 and 3 are
 
         out:  l_i = log D_i - sum_{p in P(i)} s_ip / |P(i)|,             W_ij = exp(s_ij) / D_i - [j in P(i)] / |P(i)|
         in:   l_i = log D_i - log sum_{p in P(i)} exp(s_ip) + log |P(i)|,
               W_ij = exp(s_ij) / D_i - [j in P(i)] exp(s_ij) / sum_{p in P(i)} exp(s_ip)
     """
     positives, negatives = pair_masks(problem)
-    # |P(i)|, (A, 1)
-    number = positives.sum(dim=1, keepdim=True, dtype=s.dtype)
+    # P(i) as numbers, (A, M), and |P(i)|, (A, 1)
+    p = positives.to(t.dtype)
+    number = p.sum(dim=1, keepdim=True)
     valid = number > 0
     if problem.denominator == "negatives":
         valid &= negatives.any(dim=1, keepdim=True)
     number = number.clamp_(min=1)
     if problem.denominator == "one_positive":
-        losses, w = one_positive(s, positives, negatives, number, problem)
+        losses, w = one_positive(t, positives, negatives, number, problem)
+        derivative = Derivative((w,), (torch.ones_like(losses),), symmetric=False)
     else:
         shifted = needs_shift(problem)
-        # 1. the part of the positives, (A, 1), and its derivative, (A, M)
+        # 1. the part of the positives, (A, 1); a pair in neither list can have an infinite t
         if problem.summation == "out":
-            pull = torch.where(positives, s, 0).sum(dim=1, keepdim=True).div_(number)
-            w_pull = positives / number
+            listed = shifted or problem.pairs is not None
+            total = torch.where(positives, t, 0).sum(dim=1) if listed else torch.linalg.vecdot(t, p)
+            pull, pulls, of_pulls = total[:, None] / number, p, number.reciprocal()
         else:
-            pull, w_pull = masked_softmax(s.clone(), positives, shifted=shifted)
-            pull = pull.sub_(number.log())
-        # 2. log D_i, (A, 1), and its derivative, (A, M)
-        mask: Tensor | int | None = negatives
-        if problem.denominator == "all":
-            everything = problem.cap is None and problem.pairs is None
-            mask = problem.first_anchor if everything else positives | negatives
-        push, w = masked_softmax(s, mask, shifted=shifted)
-        losses, w = push.sub_(pull), w.sub_(w_pull)
-    return losses.masked_fill_(~valid, 0)[:, 0], valid[:, 0], w
+            pull, pulls, of_pulls = masked_exponentials(t.clone(), positives, shifted=shifted)
+            pull = pull.sub_(number.log2())
+        # 2. log D_i, (A, 1)
+        everything = problem.denominator == "all" and problem.cap is None and problem.pairs is None
+        mask: Tensor | int | None = problem.first_anchor if everything else negatives
+        if problem.denominator == "all" and not everything:
+            mask = positives | negatives
+        push, pushes, of_pushes = masked_exponentials(t, mask, shifted=shifted)
+        # 3. losses, and W = exp(s) / D - the positives' part
+        losses = push.sub_(pull).mul_(LN_2)
+        symmetric = problem.symmetric and problem.cap is None and problem.pairs is None and not shifted
+        derivative = Derivative((pushes, pulls), (of_pushes, of_pulls.neg_()), symmetric)
+    return torch.where(valid, losses, 0)[:, 0], valid[:, 0], derivative
 
 
 def one_positive(
-    s: Tensor, positives: Tensor, negatives: Tensor, number: Tensor, problem: Problem
+    t: Tensor, positives: Tensor, negatives: Tensor, number: Tensor, problem: Problem
 ) -> tuple[Tensor, Tensor]:
     """Return the losses ``(A, 1)`` and ``W`` ``(A, M)`` for the denominator ``D_ip = exp(s_ip) + S_i``.
 
@@ -130,9 +159,9 @@ def one_positive(
         out:  l_i = -sum_p log(q_p) / |P(i)|            W_ip = -X_p (1 - q_p)
         in:   l_i = -log( sum_p q_p / |P(i)| )          W_in = exp(s_in) / S_i * sum_p X_p (1 - q_p)
     """
-    log_others, w = masked_softmax(s.clone(), negatives, shifted=True)
+    log_others, e, inverse = masked_exponentials(t.clone(), negatives, shifted=True)
     # log q and 1 - q, (A, M); a pair listed as positive and as negative counts once: its D_ip is S_i
-    margin = s.sub_(log_others)
+    margin = t.sub_(log_others).mul_(LN_2)
     log_q, miss = F.logsigmoid(margin), torch.sigmoid(-margin)
     if problem.pairs is not None:
         both = positives & negatives
@@ -141,54 +170,59 @@ def one_positive(
         losses = torch.where(positives, -log_q, 0).sum(dim=1, keepdim=True).div_(number)
         miss = miss.mul_(positives).div_(number)
     else:
-        log_total, share = masked_softmax(log_q, positives, shifted=True)
-        losses, miss = number.log().sub_(log_total), miss.mul_(share)
-    return losses, w.mul_(miss.sum(dim=1, keepdim=True)).sub_(miss)
+        log_total, shares, of_shares = masked_exponentials(log_q.div_(LN_2), positives, shifted=True)
+        losses, miss = number.log2().sub_(log_total).mul_(LN_2), miss.mul_(shares).mul_(of_shares)
+    return losses, e.mul_(miss.sum(dim=1, keepdim=True).mul_(inverse)).sub_(miss)
 
 
-def masked_softmax(s: Tensor, mask: Tensor | int | None, *, shifted: bool) -> tuple[Tensor, Tensor]:
-    """Return ``log sum_j exp(s_ij)``, ``(A, 1)``, and its derivative ``exp(s_ij) / sum_j exp(s_ij)``, ``(A, M)``.
+def masked_exponentials(t: Tensor, mask: Tensor | int | None, *, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``log2 sum_j 2^t_ij``, ``(A, 1)``, and its derivative: a matrix ``(A, M)``, a factor ``(A, 1)``.
 
-    ``s`` ``(A, M)`` is overwritten. The sums are over the pairs of a mask ``(A, M)``, over all pairs but a diagonal if
+    ``t`` ``(A, M)`` is overwritten. The sums are over the pairs of a mask ``(A, M)``, over all pairs but a diagonal if
     ``mask`` is its offset, or over all pairs if it is None; the derivative is 0 elsewhere. An empty sum gives minus
-    infinity and zeros. ``shifted`` is true if ``exp(s)`` could leave the range of the dtype.
+    infinity and zeros. ``shifted`` is true if ``2^t`` could leave the range of the dtype.
     """
-    # exp(s - shift), with the largest s of a row as the shift, 0 for a row without pairs
+    # 2^(t - shift), with the largest t of a row as the shift, 0 for a row without pairs
     if isinstance(mask, Tensor):
-        s.masked_fill_(~mask, -torch.inf)
+        t.masked_fill_(~mask, -torch.inf)
     elif mask is not None:
-        s.diagonal(mask).fill_(-torch.inf)
+        t.diagonal(mask).fill_(-torch.inf)
     shift = None
-    if shifted and s.shape[1]:
-        shift = s.amax(dim=1, keepdim=True)
+    if shifted and t.shape[1]:
+        shift = t.amax(dim=1, keepdim=True)
         shift = shift.masked_fill_(shift == -torch.inf, 0)
-        s.sub_(shift)
-    e = s.exp_()
+        t.sub_(shift)
+    e = t.exp2_()
     total = e.sum(dim=1, keepdim=True)
-    softmax = e.div_(total.masked_fill(total == 0, 1))
-    log_total = total.log_()
-    return log_total if shift is None else log_total.add_(shift), softmax
+    factor = total.clamp(min=torch.finfo(t.dtype).tiny).reciprocal_()  # of an empty sum, whose matrix is 0
+    log_total = total.log2_()
+    return log_total if shift is None else log_total.add_(shift), e, factor
 
 
 def gradients_of(
     upstream: Tensor,
     problem: Problem,
     requested: tuple[bool, bool],
+    symmetric: bool,
     valid: Tensor,
-    w: Tensor,
     z: Tensor,
     norms: Tensor | None,
     rows: Tensor,
     row_norms: Tensor | None,
+    *matrices_and_factors: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the embeddings ``(N, D)`` and of the references ``(M, D)``, None if not requested."""
     with full_precision(problem.device):
-        # 1. G_ij = u_i W_ij / tau, (A, M)
-        g = w * torch.where(valid, upstream, 0).div_(problem.temperature)[:, None]
+        # 1. G_ij = u_i W_ij / tau, (A, M), with symmetric matrices plus u_j W_ji / tau
+        number = len(matrices_and_factors) // 2
+        derivative = Derivative(matrices_and_factors[:number], matrices_and_factors[number:], symmetric)
+        g = derivative.times(torch.where(valid, upstream, 0).div_(problem.temperature)[:, None])
         # 2. d L / d z: G z_rows for the anchors, G^T z_anchors for the contrasted rows
         of_rows: Tensor | None = None
-        if problem.symmetric:
-            of_z = (g + g.T) @ z
+        if symmetric:
+            of_z = g @ z
+        elif problem.symmetric:
+            of_z = torch.addmm(g @ z, g.T, z)
         else:
             of_z = torch.zeros_like(z)
             anchors_of(of_z, problem).copy_(g @ rows)
