@@ -99,6 +99,6 @@ def test_errors_are_raised():
 
 
 def test_results_are_in_order():
-    parts = execution.map_in_threads(list, range(9), torch.device("cpu"))
-    assert parts == [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
-    assert execution.map_in_threads(list, range(7), torch.device("cpu")) == [list(range(7))]  # too few to divide
+    parts = execution.map_in_threads(list, range(17), torch.device("cpu"))
+    assert parts == [list(range(0, 17, 2)), list(range(1, 17, 2))]
+    assert execution.map_in_threads(list, range(15), torch.device("cpu")) == [list(range(15))]  # too few to divide

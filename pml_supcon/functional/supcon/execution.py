@@ -159,7 +159,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_THREADS = 8  # each has buffers of its own; with more threads, the operations of one use several
-MIN_ITEMS = 8  # with fewer a thread, PyTorch's own threads, which spin for milliseconds after an operation, slow ours down
+MIN_ITEMS = 8  # with fewer a thread, PyTorch's threads, which spin for milliseconds after an operation, slow ours
 STARTING = threading.Lock()
 
 
