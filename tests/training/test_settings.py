@@ -347,6 +347,6 @@ def test_help_shows_the_choices_of_the_loss_the_miner_and_the_augmentation(capsy
     with pytest.raises(SystemExit):
         parse_settings(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    choices = ["all,one_positive,negatives", "all,one", "auto,triton,tiled,reference", "random,hardest,easiest"]
+    choices = ["all,one_positive,negatives", "all,one", "auto,dense,triton,tiled,reference", "random,hardest,easiest"]
     choices.append("auto,none,simclr,simaugment,autoaugment,randaugment,stacked_randaugment,digits")
     assert all(f"{{{names}}}" in text for names in choices)

@@ -8,16 +8,18 @@ import sysconfig
 import warnings
 from functools import lru_cache
 
-import torch
 
-
-@torch.compiler.assume_constant_result  # the compiler takes the answer, and does not trace the question
 def refusal(*, warn: bool) -> str | None:
     """Return the reason why Triton cannot launch kernels in this process, or None; can warn, once a process."""
     reason = fault()
     if reason is not None and warn:
         warn_of(reason)
     return reason
+
+
+# the compiler takes the answer and does not trace the question: `torch.compiler.assume_constant_result`, which would
+# import the compiler
+vars(refusal)["_dynamo_marked_constant"] = True
 
 
 @lru_cache(maxsize=1)
