@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from helpers.pretend_gpu import GPU, WaitsForDeviceError, pretend_gpu
+from helpers.pretend_gpu import GPU, WaitsForDeviceError, need_fake_tensors_on_a_gpu, pretend_gpu
 from helpers.process_groups import run_processes
 from torch import distributed as dist
 
@@ -60,6 +60,7 @@ def twins(monkeypatch):
 
 
 def test_gloo_gets_tensors_of_a_gpu_through_the_host(twins, monkeypatch):
+    need_fake_tensors_on_a_gpu()
     with torch._subclasses.fake_tensor.FakeTensorMode():
         x = torch.empty(3, 5, device=GPU)
         results = [

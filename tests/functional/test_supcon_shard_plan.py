@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.pretend_gpu import GPU
+from helpers.pretend_gpu import GPU, need_fake_tensors_on_a_gpu
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pml_supcon.functional.supcon.global_batch import transfers
@@ -160,6 +160,7 @@ def test_every_block_sent_is_received(processes, contrast_mode, monkeypatch):
 
 
 def test_gloo_sends_blocks_of_a_gpu_through_the_host(monkeypatch):
+    need_fake_tensors_on_a_gpu()
     wires = Wires(monkeypatch)
     with FakeTensorMode():
         own, block = torch.empty(3, 2, device=GPU), torch.empty(4, 2, device=GPU)

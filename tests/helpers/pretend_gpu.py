@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,9 +59,19 @@ class _Watch(TorchDispatchMode):
             raise WaitsForDeviceError(f"{func} reads values of the device")
 
 
+def need_fake_tensors_on_a_gpu():
+    """Skip the test where PyTorch asks the driver for a GPU also for tensors without values, as 2.7 does."""
+    try:
+        with FakeTensorMode():
+            torch.empty(2, 2, device=GPU)[0].clone()
+    except RuntimeError as error:
+        pytest.skip(f"needs fake tensors on a GPU that is not there: {str(error).splitlines()[0]}")
+
+
 @contextmanager
 def pretend_gpu(monkeypatch):
     """Run with tensors on ``GPU``; raise ``WaitsForDeviceError`` where the host would wait for them."""
+    need_fake_tensors_on_a_gpu()
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake, _Watch(fake):
