@@ -70,7 +70,7 @@ RESERVED = 1024  # bytes of shared memory that the system adds to each program
 
 
 class Target(NamedTuple):
-    """At most so many instructions, `ex2` and products a pair, and at least so many programs an SM."""
+    """The most instructions, `ex2` and products of rows for each pair, and the fewest programs on a multiprocessor."""
 
     instructions: float
     ex2: float

@@ -1,8 +1,7 @@
 """The supervised contrastive losses L_out and L_in (Khosla et al., NeurIPS 2020, equations 2 and 3).
 
 ``problem`` checks the arguments. ``reference`` is the definition. ``dense`` computes the same in closed form for small
-batches, ``tiled`` in linear memory, and
-``triton`` in fused CUDA kernels.
+batches, ``tiled`` in linear memory, and ``triton`` in fused CUDA kernels.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
 """The ``dense`` backend: losses and gradient in closed form over the whole ``(A, M)`` matrix, for small batches.
 
 The forward pass writes the losses and their derivatives ``W_ij = d l_i / d s_ij`` side by side, normalisation included;
-the backward pass is two products. ``reference`` computes the same with autograd, in several times as many operations,
-and ``tiled`` in linear memory, with bookkeeping that only large batches repay.
+the backward pass is two products. ``reference`` computes the same with autograd, in more operations, and ``tiled`` in
+linear memory, with bookkeeping that only large batches repay.
 """
 
 import math
@@ -88,7 +88,7 @@ class Derivative(NamedTuple):
     """``W_ij = d l_i / d s_ij`` ``(A, M)``: a matrix ``S`` ``(A, M)`` times a factor ``r`` ``(A, 1)``, minus others.
 
     ``symmetric`` is true if every ``S`` is symmetric. ``W + W^T`` then consists of ``(r_i + r_j) S_ij``, without a
-    transposed matrix, which PyTorch adds at a twentieth of the speed.
+    transposed matrix, which PyTorch adds slowly: its columns are far apart in memory.
     """
 
     matrices: tuple[Tensor, ...]
@@ -128,7 +128,7 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
         losses, w = one_positive(t, positives, negatives, number, problem)
         derivative = Derivative((w,), (torch.ones_like(losses),), symmetric=False)
     else:
-        shifted = needs_shift(problem)
+        shifted, plain = needs_shift(problem), problem.cap is None and problem.pairs is None
         # 1. the part of the positives, (A, 1); a pair in neither list can have an infinite t
         if problem.summation == "out":
             listed = shifted or problem.pairs is not None
@@ -139,14 +139,13 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
             pull, pulls, of_pulls = masked_exponentials(t.clone(), positives, shifted=shifted)
             pull = pull.sub_(number.log2())
         # 2. log D_i, (A, 1)
-        everything = problem.denominator == "all" and problem.cap is None and problem.pairs is None
-        mask: Tensor | int | None = problem.first_anchor if everything else negatives
-        if problem.denominator == "all" and not everything:
-            mask = positives | negatives
+        mask: Tensor | int | None = negatives
+        if problem.denominator == "all":
+            mask = problem.first_anchor if plain else positives | negatives
         push, pushes, of_pushes = masked_exponentials(t, mask, shifted=shifted)
         # 3. losses, and W = exp(s) / D - the positives' part
         losses = push.sub_(pull).mul_(LN_2)
-        symmetric = problem.symmetric and problem.cap is None and problem.pairs is None and not shifted
+        symmetric = problem.symmetric and plain and not shifted
         derivative = Derivative((pushes, pulls), (of_pushes, of_pulls), symmetric)
     return torch.where(valid, losses, 0)[:, 0], valid[:, 0], derivative
 

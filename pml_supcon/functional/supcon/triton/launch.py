@@ -16,7 +16,7 @@ from pml_supcon.functional.supcon.triton.prepare import prepare_kernel
 
 #: Programs of 4 warps or more that fill a multiprocessor.
 PROGRAMS = 2
-#: A split has at least so many groups of columns.
+#: The least number of groups of columns in a split.
 GROUPS_OF_SPLIT = 2
 #: The largest factor that float16 rows are multiplied by.
 LARGEST_FOLD = 512.0
