@@ -24,8 +24,11 @@ VIEWS_AND_ALLOCATIONS = """
 WITHOUT_LAUNCH = {f"aten::{name}" for name in VIEWS_AND_ALLOCATIONS.split()}
 
 
-def first_two_steps(name: str, case: Case, processes: int) -> tuple[list[list[float]], list[float]]:
-    """Return the seconds of the first two steps of some processes, and the two peaks in MB of another process."""
+def first_two_steps(name: str, case: Case, processes: int) -> tuple[list[list[float]], list[float | None]]:
+    """Return the seconds of the first two steps of some processes, and the two peaks in MB of another process.
+
+    A peak is None where the system has no figure.
+    """
     timed = [_measured("steps", name, case)[0] for _ in range(processes)]
     return timed, _measured("steps", name, case, **MALLOC)[1]  # freed blocks count as free there, but steps are slower
 
@@ -40,31 +43,32 @@ def host_time(name: str, case: Case) -> tuple[list[float], int]:
     return times, int(number)
 
 
-def _measured(what: str, name: str, case: Case, **variables: str) -> list[list[float]]:
+def _measured(what: str, name: str, case: Case, **variables: str) -> list[list[Any]]:
     """Run this file as a process; return the two lists that it prints."""
     command = [sys.executable, __file__, what, name, json.dumps(asdict(case))]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{what} of {name} failed: {done.stderr[-2000:]}")
-    found: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
+    found: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def steps(step: Step) -> list[list[float]]:
-    """Return the seconds and the peak memory in MB of each of the first two steps of this process.
+def steps(step: Step) -> tuple[list[float], list[float | None]]:
+    """Return the seconds and the peak memory in MB (None without a figure) of the first two steps of this process.
 
     A step of a linear layer goes before them: what PyTorch itself loads late belongs to any model.
     """
     torch.nn.Linear(128, 128)(torch.randn(128, 128)).square().sum().backward()
-    times, peaks = [], []
+    times: list[float] = []
+    peaks: list[float | None] = []
     for _ in range(2):
-        before = reset_peak() or 0
+        before = reset_peak()
         started = time.perf_counter()
         result = run(step)
         times.append(time.perf_counter() - started)
-        peaks.append((process_bytes("VmHWM") - before) / MB if before else 0)
+        peaks.append(None if before is None else (process_bytes("VmHWM") - before) / MB)
         del result
-    return [times, peaks]
+    return times, peaks
 
 
 def host(step: Step) -> list[list[float]]:

@@ -3,23 +3,29 @@
 import fresh_process
 import pytest
 import torch
-from providers import Case, Step
+from helpers.peak_memory import measured
+from providers import Case
 from torch.profiler import ProfilerActivity, profile
 
 CASE = Case(64, D=8, classes=5)
 
 
+ALLOCATIONS = """
+import fresh_process, json, torch
+from providers import Step
+kept = []
+def forward():
+    if not kept:
+        kept.append(torch.ones(100_000_000 // 4))
+    return torch.ones(10_000_000 // 4)
+print(json.dumps(fresh_process.steps(Step(forward, None))))
+"""
+
+
 def test_the_first_step_has_what_it_alone_allocates():
-    kept = []
-
-    def forward():
-        if not kept:
-            kept.append(torch.ones(100_000_000 // 4))
-        return torch.ones(10_000_000 // 4)
-
-    times, peaks = fresh_process.steps(Step(forward, None))
+    times, peaks = measured(ALLOCATIONS)
     assert len(times) == 2
-    assert peaks[0] - peaks[1] == pytest.approx(100, abs=20)
+    assert peaks[0] - peaks[1] == pytest.approx(100, abs=2)
 
 
 @pytest.mark.slow

@@ -1,14 +1,12 @@
 """The benchmarks' memory: a known allocation, a fresh process, the limit, and the status of failures."""
 
-import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import memory
 import pytest
 import torch
+from helpers.peak_memory import measured
 from memory import Peak
 from providers import Case
 
@@ -32,19 +30,15 @@ MB = 10**6
 def holding(mb):
     return Step(lambda: torch.ones(mb * MB // 4).sum(), None)
 memory.run(holding(1))
-print([memory.peak_extra(holding(mb), "cpu") / MB for mb in (64, 16, 200, 16)])
+peaks = [memory.peak_extra(holding(mb), "cpu") / MB for mb in (64, 16, 200, 16)]
 torch.ones(30 * MB // 4).sum()  # in the set-up: freed before the step
 held = Step(lambda: torch.ones(20 * MB // 4), lambda _: torch.ones(40 * MB // 4))  # 20 MB kept for the backward pass
-print(memory.peak_extra(held, "cpu") / MB)
+print([*peaks, memory.peak_extra(held, "cpu") / MB])
 """
 
 
 def test_peak_of_a_known_allocation():
-    # in a separate process, as in the harness: this one holds freed blocks of other tests
-    environment = os.environ | memory.MALLOC | {"PYTHONPATH": str(Path(memory.__file__).parent)}
-    command = [sys.executable, "-c", KNOWN_ALLOCATIONS]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-    peaks, held = map(json.loads, done.stdout.splitlines())
+    *peaks, held = measured(KNOWN_ALLOCATIONS)
     assert peaks == pytest.approx([64, 16, 200, 16], abs=1)  # the peak is reset before each
     assert held == pytest.approx(60, abs=1)
 

@@ -1,18 +1,11 @@
 """Linear memory: the measured peak of a step above its inputs, in a separate process."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import pytest
+from helpers.peak_memory import measured
 
 MB = 10**6
 WIDTH = 16
-
-#: Freed blocks return to the system at once: resident memory is then memory in use; see `benchmarks/memory.py`.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 
 #: Options by name, and numbers of rows.
 CASES = {
@@ -55,12 +48,8 @@ print(json.dumps({name: [peak(size, width, **options) for size in sizes] for nam
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs the peak memory in Linux /proc")
 def test_memory_is_linear_in_the_rows():
     """A matrix of similarities would take 67 MB at 4,096 rows, and 4 times as much at twice as many."""
-    command = [sys.executable, "-c", PROBE, json.dumps([WIDTH, CASES])]
-    run = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    for name, peaks in json.loads(run.stdout).items():
+    for name, peaks in measured(PROBE, json.dumps([WIDTH, CASES])).items():
         assert max(peaks) < 24 * MB, f"{name}: {max(peaks) / MB} MB"
         assert peaks[-1] - peaks[0] < 10 * MB, f"{name}: from {peaks[0] / MB} to {peaks[-1] / MB} MB"
