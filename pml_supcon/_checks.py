@@ -5,7 +5,10 @@ import math
 import numbers
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the checks use methods of tensors only, so that programs start without PyTorch
+    from torch import Tensor
 
 INT64 = (-(2**63), 2**63 - 1)
 LARGEST = sys.float_info.max
@@ -177,6 +180,40 @@ def check_numbers(name: str, values: Any, number: int | None = None, *, above: f
         raise ValueError(f"Expected argument `{name}` to be {number} numbers, but got {shown(values)}")
     for value in values:
         check_number(name, value, above=above)
+
+
+def check_nested(labels: "Tensor") -> None:
+    """Raise unless the labels are a tree: each label of a level has one parent, its label of the level before.
+
+    Args:
+        labels: ``(n, L)`` integers, a column for each level, coarse to fine.
+
+    Raises:
+        TypeError: If ``labels`` are not integers.
+        ValueError: If their shape is another one, or a label has two parents.
+
+    Examples:
+        >>> import torch
+        >>> check_nested(torch.tensor([[0, 5], [0, 6], [1, 5]]))
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected each label in column 1 of `labels` to have one parent, but label 5 has 0 and 1
+    """
+    if labels.is_floating_point() or labels.is_complex() or str(labels.dtype) == "torch.bool":
+        raise TypeError(f"Expected argument `labels` to be integers, but got {labels.dtype}")
+    if labels.ndim != 2 or not labels.shape[1]:
+        raise ValueError(f"Expected argument `labels` to have the shape (n, L), L >= 1, but got {tuple(labels.shape)}")
+    for level in range(1, labels.shape[1]):
+        # Sort by the finer label, so that its rows are adjacent: (n - 1,) pairs of neighbours must share the parent.
+        parents, children = labels[labels[:, level].argsort()][:, level - 1 : level + 1].T
+        broken = (children[1:] == children[:-1]) & (parents[1:] != parents[:-1])
+        if broken.any():
+            place = int(broken.int().argmax())
+            two = sorted(parents[place : place + 2].tolist())
+            raise ValueError(
+                f"Expected each label in column {level} of `labels` to have one parent, but label "
+                f"{int(children[place])} has {two[0]} and {two[1]}"
+            )
 
 
 def shown(value: Any) -> str:

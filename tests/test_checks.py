@@ -119,3 +119,39 @@ def test_a_temperature_has_an_inverse_in_float32():
     ):
         with pytest.raises(ValueError, match=f"`t` to be {text}"):
             checks.check_temperature("t", value)
+
+
+def random_tree(rng, *, levels):
+    """Return `(60, levels)` labels, coarse to fine; columns are numbered at random."""
+    columns = [rng.integers(3, size=60)]
+    for _ in range(levels - 1):
+        columns.append(columns[-1] * 3 + rng.integers(3, size=60))
+    return np.stack([rng.permutation(1000)[column] - 500 for column in columns], axis=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_a_tree_is_nested_and_one_wrong_parent_is_found(dtype):
+    rng = np.random.default_rng(0)
+    for levels in (1, 2, 4):
+        tree = random_tree(rng, levels=levels)
+        checks.check_nested(torch.tensor(tree, dtype=dtype))
+        for level in range(1, levels):
+            wrong = tree.copy()
+            values, counts = np.unique(wrong[:, level], return_counts=True)
+            label = values[counts.argmax()]  # of two rows or more
+            row = rng.choice(np.flatnonzero(wrong[:, level] == label))
+            parent = wrong[row, level - 1]
+            wrong[row, level - 1] = 777  # a new label, so that its own parent is right
+            text = f"column {level} of `labels` to have one parent, but label {label} has {parent} and 777"
+            with pytest.raises(ValueError, match=text):
+                checks.check_nested(torch.tensor(wrong, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 0), (2, 2, 2)])
+def test_a_tree_has_rows_and_levels(shape):
+    checks.check_nested(torch.zeros(0, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"`labels` to have the shape \(n, L\), L >= 1, but got \("):
+        checks.check_nested(torch.zeros(shape, dtype=torch.int64))
+    for dtype in (torch.bool, torch.float32, torch.complex64):
+        with pytest.raises(TypeError, match=f"`labels` to be integers, but got {dtype}"):
+            checks.check_nested(torch.zeros(3, 2, dtype=dtype))
