@@ -48,6 +48,11 @@ def of_images(thing):
     return thing(IMAGES)
 
 
+def of_mixed(thing):
+    torch.manual_seed(0)
+    return thing(IMAGES.float(), LABELS)
+
+
 def of_indices(thing):
     return thing(IMAGES, torch.arange(16))
 
@@ -90,6 +95,7 @@ CASES = {
     "views.MultiViewDataset": (lambda: views.MultiViewDataset(DATA, noisy), first_item),
     "views.MultiViewTensorDataset": (lambda: views.MultiViewTensorDataset(IMAGES, LABELS, noisy), first_item),
     "views.SeededDataset": (lambda: views.SeededDataset(views.MultiViewDataset(DATA, noisy)), first_batch),
+    "views.BatchMix": (lambda: views.BatchMix("both", num_classes=4), of_mixed),
     "views.Grey": (views.Grey, of_indices),
     "views.Rotation": (lambda: views.Rotation(90), of_indices),
     "views.Sobel": (views.Sobel, of_indices),

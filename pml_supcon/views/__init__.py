@@ -8,6 +8,7 @@ from pml_supcon.views.augmentations import (
     digit_augmentation,
     evaluation_transform,
 )
+from pml_supcon.views.batch_mix import BatchMix
 from pml_supcon.views.changed_dataset import ChangedDataset
 from pml_supcon.views.changes import Change, GaussianNoise, Grey, Rotation, Sobel, transformation_tasks
 from pml_supcon.views.image_transform import ImageTransform
@@ -23,6 +24,7 @@ __all__ = [  # noqa: RUF022 - flow order
     "MultiView",
     "MultiViewDataset",
     "MultiViewTensorDataset",
+    "BatchMix",
     "SeededDataset",
     "flatten_views",
     "split_views",

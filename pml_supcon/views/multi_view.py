@@ -217,9 +217,10 @@ class SeededDataset(Dataset[Any]):
     Args:
         dataset: a map-style dataset. If it has ``__getitems__``, that method returns the collated batch.
         device: the device of the random draws.
+        batch_transform: maps the parts of the collated batch, views and labels, to the batch, as ``BatchMix`` does.
 
     Raises:
-        TypeError: If a batch has no seed.
+        TypeError: If a batch has no seed, or ``batch_transform`` is not callable.
         ValueError: If a seed has more than 64 bits, or torch has no such ``device``.
 
     Examples:
@@ -236,8 +237,17 @@ class SeededDataset(Dataset[Any]):
         True
     """
 
-    def __init__(self, dataset: Any, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        device: torch.device | str = "cpu",
+        *,
+        batch_transform: Callable[..., Any] | None = None,
+    ) -> None:
         check_dataset(dataset)
+        if batch_transform is not None:
+            check_callable("batch_transform", batch_transform)
+        self.batch_transform = batch_transform
         try:
             self.dataset, self.device = dataset, torch.device(device)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -247,7 +257,7 @@ class SeededDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitems__(self, batch: Sequence[int]) -> Any:
-        """Return the samples of a batch, collated."""
+        """Return the samples of a batch, collated and transformed."""
         seed = getattr(batch, "seed", None)
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise TypeError(
@@ -258,8 +268,10 @@ class SeededDataset(Dataset[Any]):
             raise ValueError(f"Expected batches with a `seed` of 64 bits, but got {shown(seed)}")
         with _seeded(seed, self.device):
             if hasattr(self.dataset, "__getitems__"):
-                return self.dataset.__getitems__(batch)
-            return default_collate([self.dataset[index] for index in batch])
+                collated = self.dataset.__getitems__(batch)
+            else:
+                collated = default_collate([self.dataset[index] for index in batch])
+            return collated if self.batch_transform is None else self.batch_transform(*collated)
 
     collate = staticmethod(MultiViewTensorDataset.collate)
 

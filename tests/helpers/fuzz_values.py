@@ -109,6 +109,12 @@ def of_images(value: Any, given: dict[str, Any]) -> str | None:
     return None if good else f"no float32 images: {type(value).__name__}"
 
 
+def of_mixed(value: Any, given: dict[str, Any]) -> str | None:
+    images, soft = value
+    good = images.shape == given["images"].shape and soft.is_floating_point() and len(soft) == len(images)
+    return None if good else f"{tuple(images.shape)} and {soft.dtype} {tuple(soft.shape)}"
+
+
 def of_changed(value: Any, given: dict[str, Any]) -> str | None:
     good = value.dtype == torch.uint8 and value.shape == given["images"].shape
     return None if good else f"{value.dtype} {tuple(value.shape)}"
@@ -123,6 +129,7 @@ RIGHT: dict[str, Check] = {
     **{f"miners.{name}": of_miner for name in ("OnlineHardExampleMiner", "CappedPositivesMiner", "MeasuredMiner")},
     **{f"views.{name}": of_changed for name in ("Grey", "Rotation", "Sobel", "GaussianNoise")},
     "views.ImageTransform": of_images,
+    "views.BatchMix": of_mixed,
     "metrics.retrieval_scores": unit_or_nan,
     "metrics.retrieval_metrics": of_retrieval,
     "metrics.per_class_means": any_value,
