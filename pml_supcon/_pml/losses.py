@@ -74,6 +74,11 @@ def is_mean(reducer: BaseReducer) -> bool:
     return type(own) is MeanReducer
 
 
+def reduced(loss: Tensor | int) -> dict[str, dict[str, Any]]:
+    """Return a batch loss in the format of PML's reducers, which do not reduce it again."""
+    return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+
 def loss_dict(terms: AnchorLosses, reducer: BaseReducer) -> dict[str, dict[str, Any]]:
     """Return per-anchor losses in the format of PML's reducers, which get the valid anchors only.
 
@@ -81,8 +86,8 @@ def loss_dict(terms: AnchorLosses, reducer: BaseReducer) -> dict[str, dict[str, 
     none is 0 with a graph.
     """
     if is_mean(reducer):
-        return {"loss": {"losses": terms.mean(), "indices": None, "reduction_type": "already_reduced"}}
+        return reduced(terms.mean())
     indices = terms.valid.nonzero()[:, 0]
     if len(indices) == 0:
-        return {"loss": {"losses": 0, "indices": None, "reduction_type": "already_reduced"}}
+        return reduced(0)
     return {"loss": {"losses": terms.losses[indices], "indices": indices, "reduction_type": "element"}}

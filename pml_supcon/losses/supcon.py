@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from pml_supcon._checks import check_bool, check_int
 from pml_supcon._pml import losses as _pml
 from pml_supcon.distributed.shards import LossInputs
-from pml_supcon.functional.supcon.backends import solve
+from pml_supcon.functional.supcon.backends import solve, solve_mean
 from pml_supcon.functional.supcon.global_batch.group import divide_anchors, group_losses
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 from pml_supcon.functional.supcon.problem import CheckedBatch, build_problem, check_batch
@@ -130,6 +130,8 @@ class BaseSupConLoss(BaseMetricLossFunction):
             ref_starts_with_batch=ref_starts_with_batch,
             indices_tuple=indices_tuple,
         )
+        if self.group is None and _pml.is_mean(self.reducer):
+            return _pml.reduced(solve_mean(problem))
         terms = solve(problem) if self.group is None else divide_anchors(problem, self.group)
         return _pml.loss_dict(terms, self.reducer)
 

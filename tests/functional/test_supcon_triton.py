@@ -84,7 +84,10 @@ def test_the_package_imports_and_runs_without_triton():
 @pytest.mark.skipif(torch.cuda.is_available() or INTERPRETED, reason="pytest runs the numerics directly")
 @pytest.mark.parametrize(
     ("chosen", "least"),
-    [("half_products or parts or triton-bfloat16-0.03", 15), pytest.param("triton", 105, marks=pytest.mark.slow)],
+    [
+        ("half_products or parts or triton-bfloat16-0.03 or (mean_of and out-all)", 19),
+        pytest.param("triton", 105, marks=pytest.mark.slow),
+    ],
 )
 def test_numerics_in_the_interpreter(chosen, least):
     files = str(NUMERICS), str(TIGHT_CLASSES)
@@ -135,6 +138,11 @@ def step(rows, labels, **options):
     return torch.autograd.grad(losses, inputs, torch.ones_like(losses))
 
 
+def mean_step(rows, labels):
+    """Run the forward and backward pass of the mean, and return the gradient of the rows."""
+    return torch.autograd.grad(backend.mean_loss(problem_of(rows, labels)), rows)
+
+
 #: Operations of PyTorch that launch no kernel.
 ON_THE_HOST = re.compile(
     r"aten::(empty|new_empty|resize|view|_unsafe_view|slice|select|unbind|detach|alias|as_strided)"
@@ -149,7 +157,8 @@ def calls(event):
 @compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("number", "most"), [(64, 9), (512, 11)])
-def test_a_step_launches_few_kernels(kernels, dtype, number, most):
+@pytest.mark.parametrize("step", [step, mean_step])
+def test_a_step_launches_few_kernels(kernels, step, dtype, number, most):
     """Count kernels, ours and PyTorch's, from the embeddings to the losses and back to their gradient."""
     rows, labels = torch.randn(number, 32, dtype=dtype).requires_grad_(), torch.arange(number) // 4
     step(rows, labels)
@@ -159,7 +168,7 @@ def test_a_step_launches_few_kernels(kernels, dtype, number, most):
     # operations that another has not called; `to` launches only where it copies
     events = [e for e in profile.events() if e.name.startswith("aten::") and not calls(e.cpu_parent)]
     launches = [e.name for e in events if not (ON_THE_HOST.match(e.name) or (e.name == "aten::to" and not calls(e)))]
-    launches.remove("aten::ones_like")  # the upstream gradient of `step`
+    launches.remove("aten::ones_like")  # the upstream gradient of the step
     launches += [name for name, *_ in kernels]
     assert len(launches) <= most, launches
 

@@ -24,6 +24,7 @@ from helpers.supcon_batches import (
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon import reference, triton
 from pml_supcon.functional.supcon.problem import Problem
+from pml_supcon.losses import SupConLossIn, SupConLossOut
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -88,6 +89,44 @@ def test_all_options(summation, denominator, structure):
     if "cap" in structure:
         options["positives_cap"] = int(structure[-1])
     assert_agrees(random_rows(50, 5, dtype=torch.float32), samples.repeat(2), num_views=2, **options)
+
+
+@pytest.mark.parametrize("structure", ["rows", "one, cap 2", "references", "no positives"])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_mean_of_valid_anchors(summation, denominator, structure):
+    """Compare the loss modules' mean, which has kernels of its own; two anchors have no positive."""
+    loss_class = SupConLossOut if summation == "out" else SupConLossIn
+    options = {"denominator": denominator, "scale_by_temperature": structure == "rows"}
+    labels, others = torch.cat([torch.randint(0, 6, (33,)), torch.tensor([98, 99])]), ()
+    labels = torch.arange(35) if structure == "no positives" else labels
+    if structure == "references":
+        others = (None, random_rows(41, 5, dtype=torch.float32), torch.randint(2, 9, (41,)))
+    if structure == "one, cap 2":
+        options |= {"contrast_mode": "one", "positives_cap": 2, "num_views": 2}
+        labels = labels.repeat(2)
+    rows = random_rows(len(labels), 5, dtype=torch.float32)
+    found = []
+    for backend, dtype, device in (("reference", torch.float64, "cpu"), ("triton", torch.float32, DEVICE)):
+        leaf = rows.to(device, dtype).requires_grad_()
+        given = [x if x is None else x.to(device, dtype if x.is_floating_point() else None) for x in others]
+        loss = loss_class(backend=backend, **options)(leaf, labels.to(device), *given)
+        loss.mul(-7).backward()
+        found.append((loss.detach().cpu().double(), leaf.grad.cpu().double()))
+    (right, right_gradient), (ours, gradient) = found
+    assert (right == 0) == (structure == "no positives")
+    torch.testing.assert_close(ours, right, rtol=0, atol=1e-5 * (1 + right.abs().item()))
+    torch.testing.assert_close(gradient, right_gradient, rtol=0, atol=1e-5 * right_gradient.norm(dim=1).max().item())
+
+
+def test_mean_of_more_losses_than_a_block():
+    from pml_supcon.functional.supcon.triton.forward import mean_kernel
+
+    valid = torch.rand(1000, device=DEVICE) < 0.7
+    losses = torch.where(valid, torch.randn(1000, device=DEVICE), 0)
+    mean, number = torch.empty((), device=DEVICE), torch.empty((), device=DEVICE)
+    mean_kernel[(1,)](mean, number, losses, valid, 1000, BLOCK_M=256)
+    assert number == valid.sum()
+    torch.testing.assert_close(mean.double(), losses[valid].double().mean(), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(("number", "width"), [(1, 1), (3, 128), (130, 3), (5, 512), (4, 600)])
@@ -305,6 +344,10 @@ def test_runs_are_the_same_bits():
     first, second = (losses_and_gradients(rows, labels, upstream, backend="triton") for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[2][0], second[2][0])
+    leaf = rows.requires_grad_()
+    means = [SupConLossOut(backend="triton")(leaf, labels) for _ in range(2)]
+    assert torch.equal(*means)
+    assert torch.equal(*(torch.autograd.grad(mean, leaf)[0] for mean in means))
 
 
 def test_derivatives_that_it_lacks_are_errors():
@@ -318,36 +361,40 @@ def test_derivatives_that_it_lacks_are_errors():
     with pytest.raises(ValueError, match=r"torch.func cannot differentiate it; backends that can: reference$"):
         torch.func.grad(step)(rows)
     rows.requires_grad_()
-    (gradient,) = torch.autograd.grad(step(rows), rows, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once; a second derivative needs backend='reference'"):
-        gradient.square().sum().backward()
+    for loss in (step(rows), SupConLossOut(backend="triton")(rows, labels)):
+        (gradient,) = torch.autograd.grad(loss, rows, create_graph=True)
+        with pytest.raises(RuntimeError, match="The triton backend is differentiable once; a second derivative needs"):
+            gradient.square().sum().backward()
 
 
 def test_operators_keep_their_contract():
     """Run PyTorch's checks of the schema, fake tensors and autograd registration."""
     from pml_supcon.functional.supcon.triton import operators  # noqa: F401 - registers them
 
-    triton_losses = torch.ops.pml_supcon.triton_losses.default
     rows = torch.randn(3, 12, device=DEVICE).bfloat16().T.requires_grad_()  # column-major; the gradient is not
     refs = torch.randn(12, 3, device=DEVICE).bfloat16().requires_grad_()
     labels, order = torch.arange(12, device=DEVICE) // 3, torch.randperm(12, device=DEVICE)
     options = (torch.float16, True, 0.1, "out", "all", False)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     symmetric = (rows, None, labels, order, None, None, None, None, 0, *options)
-    torch.library.opcheck(triton_losses, symmetric, test_utils=checks)
     sides = (rows, refs, labels, order, labels, order, None, None, None, *options)
-    torch.library.opcheck(triton_losses, sides, test_utils=checks)
+    for operator in (torch.ops.pml_supcon.triton_losses.default, torch.ops.pml_supcon.triton_mean.default):
+        torch.library.opcheck(operator, symmetric, test_utils=checks)
+        torch.library.opcheck(operator, sides, test_utils=checks)
 
 
 @pytest.mark.parametrize("columns_first", [False, True])
-def test_compiles_whole(columns_first):
+@pytest.mark.parametrize("name", ["function", "module"])
+def test_compiles_whole(name, columns_first):
     """Compile without a graph break, to the same numbers."""
     torch.compiler.reset()
     rows, labels = random_rows(20, 4, dtype=torch.float32).to(DEVICE), (torch.arange(20, device=DEVICE) // 4)
 
+    module = SupConLossOut(backend="triton")
+
     def step(rows):
         rows = rows.T.contiguous().T if columns_first else rows
-        return supcon_loss(2 * rows, labels, backend="triton").mean()
+        return module(2 * rows, labels) if name == "module" else supcon_loss(2 * rows, labels, backend="triton").mean()
 
     found = []
     for way in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):

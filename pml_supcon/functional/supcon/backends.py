@@ -3,6 +3,8 @@
 from types import ModuleType
 from typing import get_args
 
+from torch import Tensor
+
 from pml_supcon.functional.supcon import dense, reference, tiled, triton
 from pml_supcon.functional.supcon.options import BackendName
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
@@ -15,6 +17,16 @@ def solve(problem: Problem) -> AnchorLosses:
     """Return the losses of a problem, from the backend that its options choose."""
     terms: AnchorLosses = choose_backend(problem).anchor_losses(problem)
     return terms.scaled(problem)
+
+
+def solve_mean(problem: Problem) -> Tensor:
+    """Return the mean of ``solve``'s losses over valid anchors; ``triton`` computes it in its own kernels."""
+    backend = choose_backend(problem)
+    if backend is triton:
+        mean = triton.mean_loss(problem)
+        return mean * problem.temperature if problem.options.scale_by_temperature else mean
+    terms: AnchorLosses = backend.anchor_losses(problem)
+    return terms.scaled(problem).mean()
 
 
 def choose_backend(problem: Problem, *, any_size: bool = False) -> ModuleType:

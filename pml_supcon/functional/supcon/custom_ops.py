@@ -26,6 +26,7 @@ def define_operator(
     arguments: str,
     num_tensors: int,
     num_statistics: int,
+    mean: bool = False,
 ) -> Callable[..., Losses]:
     """Return ``losses`` as a function with the derivative ``gradient``, in eager mode and under the compiler.
 
@@ -34,14 +35,21 @@ def define_operator(
     - ``gradient(upstream, statistics, for_anchors, for_rows, anchors, rows, *tensors, *options)`` returns the gradients
       of anchors and rows, contiguous, each empty if it is not requested.
 
+    With ``mean`` the first two results of ``losses`` are ``()``: the mean over the valid anchors, and their number, at
+    least 1. ``upstream`` is then ``()`` too, the upstream gradient of each valid anchor.
+
     Both run in full precision. ``arguments`` are the arguments of ``losses`` as a schema of PyTorch; the first
     ``num_tensors`` of them are tensors or None. The operators are named ``pml_supcon::{backend}_losses`` and
-    ``pml_supcon::{backend}_gradient``. A second derivative raises a RuntimeError with the name of the backend.
+    ``pml_supcon::{backend}_gradient``, with ``mean`` ``pml_supcon::{backend}_mean`` and
+    ``pml_supcon::{backend}_mean_gradient``. A second derivative raises a RuntimeError with the name of the backend.
     """
+    losses_name, gradient_name = (
+        (f"{backend}_mean", f"{backend}_mean_gradient") if mean else (f"{backend}_losses", f"{backend}_gradient")
+    )
     losses, gradient = in_full_precision(losses), in_full_precision(gradient)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Losses) -> None:
-        _, valid, statistics = output
+        _, valid, statistics = output  # with `mean` the number of valid anchors
         ctx.mark_non_differentiable(valid, statistics)
         ctx.save_for_backward(valid, statistics, *inputs[:num_tensors])
         ctx.options = inputs[num_tensors:]
@@ -50,7 +58,8 @@ def define_operator(
         # the same arguments as forward, in the same order, after the upstream gradient (A,) and the statistics
         valid, statistics, *tensors = ctx.saved_tensors
         for_anchors, for_rows = ctx.needs_input_grad[:2]
-        upstream = torch.where(valid, upstream, 0)  # an invalid anchor has no loss, so no gradient
+        # an invalid anchor has no loss, so no gradient; in the mean the valid ones share it
+        upstream = upstream / valid if mean else torch.where(valid, upstream, 0)
         grads = gradient(upstream, statistics, for_anchors, for_rows, *tensors, *ctx.options)
         # labels, ids, ranks and options have no gradient
         others = [None] * (len(tensors) + len(ctx.options) - 2)
@@ -86,9 +95,11 @@ def define_operator(
     # 2. Under the compiler: two custom ops, with the shapes and dtypes of their outputs.
     def fake_losses(anchors: Tensor, *_: Any) -> Losses:
         number = anchors.shape[0]  # not `len`, which makes a symbolic size a number
-        valid = anchors.new_empty(number, dtype=torch.bool)
-        per_anchor = anchors.new_empty(number, dtype=torch.promote_types(anchors.dtype, torch.float32))
-        return per_anchor, valid, per_anchor.new_empty(num_statistics, number)
+        dtype = torch.promote_types(anchors.dtype, torch.float32)
+        statistics = anchors.new_empty(num_statistics, number, dtype=dtype)
+        if mean:
+            return statistics.new_empty(()), statistics.new_empty(()), statistics
+        return statistics.new_empty(number), statistics.new_empty(number, dtype=torch.bool), statistics
 
     def fake_gradient(
         upstream: Tensor, statistics: Tensor, for_anchors: bool, for_rows: bool, anchors: Tensor, rows: Any, *_: Any
@@ -97,10 +108,10 @@ def define_operator(
         return anchors.new_empty(anchors.shape) if for_anchors else anchors.new_empty(0), of_rows
 
     losses_op = torch.library.custom_op(
-        f"pml_supcon::{backend}_losses", losses, mutates_args=(), schema=f"({arguments}) -> (Tensor, Tensor, Tensor)"
+        f"pml_supcon::{losses_name}", losses, mutates_args=(), schema=f"({arguments}) -> (Tensor, Tensor, Tensor)"
     )
     gradient_op = torch.library.custom_op(
-        f"pml_supcon::{backend}_gradient",
+        f"pml_supcon::{gradient_name}",
         gradient,
         mutates_args=(),
         schema=f"(Tensor upstream, Tensor statistics, bool for_anchors, bool for_rows,{arguments}) -> (Tensor, Tensor)",

@@ -17,6 +17,7 @@ import os
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.triton import launcher
@@ -66,3 +67,10 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     from pml_supcon.functional.supcon.triton.operators import solve  # imports Triton, which is optional
 
     return solve(problem)
+
+
+def mean_loss(problem: Problem) -> Tensor:
+    """Return the mean of ``anchor_losses`` over valid anchors, 0 (with a graph) if there is none."""
+    from pml_supcon.functional.supcon.triton.operators import solve_mean
+
+    return solve_mean(problem)

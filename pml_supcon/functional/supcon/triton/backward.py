@@ -112,7 +112,7 @@ def finish_kernel(
     partial_ptr: tl.tensor,  # (splits, number, WIDTH) sorted
     rows_ptr: tl.tensor,  # (number, COLUMNS) in the caller's order
     order_ptr: tl.tensor,  # (number,) int64, places in the caller's order by label
-    largest_ptr: tl.tensor,  # the largest absolute upstream gradient
+    largest_ptr: tl.tensor,  # an upstream gradient of the largest absolute value
     row_stride: int,
     column_stride: int,
     number: int,

@@ -190,7 +190,7 @@ def positives_kernel(
 def losses_kernel(
     losses_ptr: tl.tensor,  # (num_x,) by id
     valid_ptr: tl.tensor,  # (num_x,) by id
-    statistics_ptr: tl.tensor,  # (4, num_x) sorted: log_neg, push, log_pos and the number of positives
+    statistics_ptr: tl.tensor,  # (4, num_x) sorted: log_neg, push, log_pos, and the number of positives or infinity
     sums_ptr: tl.tensor,  # (slots, 2, num_x) of `negatives_kernel`
     positives_ptr: tl.tensor,  # (splits, STRIDE, num_x) of `positives_kernel`
     x_ids_ptr: tl.tensor,  # (num_x,)
@@ -205,10 +205,10 @@ def losses_kernel(
     """Store the losses of anchors from their sums, which are merged in a fixed order.
 
     The statistics of an anchor are ``log_neg = log sum exp(s)`` over its negatives (minus infinity without), ``log_pos
-    = log sum_P exp(t)``, the number of positives, and ``push``, which defines the gradient of a negative, ``d l / d s_n
-    = exp(s_n - push)``. For "one_positive" the gradients of all negatives sum to the mean over P of ``1 - q`` ("out"),
-    or to ``sum q (1 - q) / sum q`` over P ("in"); ``log_share`` is the logarithm of ``sum (1 - q)``, or of ``sum q (1 -
-    q)``.
+    = log sum_P exp(t)``, the number of positives (infinity if the anchor is invalid), and ``push``, which defines the
+    gradient of a negative, ``d l / d s_n = exp(s_n - push)``. For "one_positive" the gradients of all negatives sum to
+    the mean over P of ``1 - q`` ("out"), or to ``sum q (1 - q) / sum q`` over P ("in"); ``log_share`` is the logarithm
+    of ``sum (1 - q)``, or of ``sum q (1 - q)``.
     """
     # 1. merge the splits, (BLOCK_M,)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -241,4 +241,26 @@ def losses_kernel(
     tl.store(statistics_ptr + rows, log_neg, mask=inside)
     tl.store(statistics_ptr + num_x + rows, push, mask=inside)
     tl.store(statistics_ptr + num_x * 2 + rows, log_pos, mask=inside)
-    tl.store(statistics_ptr + num_x * 3 + rows, number, mask=inside)
+    tl.store(statistics_ptr + num_x * 3 + rows, tl.where(valid, number, float("inf")), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_x"])
+def mean_kernel(
+    mean_ptr: tl.tensor,  # ()
+    number_ptr: tl.tensor,  # (), float32
+    losses_ptr: tl.tensor,  # (num_x,) of `losses_kernel`: 0 of invalid anchors
+    valid_ptr: tl.tensor,  # (num_x,)
+    num_x: int,
+    BLOCK_M: tl.constexpr,
+) -> None:
+    """Store the mean loss of the valid anchors, 0 without any, and their number, at least 1; one program."""
+    # sums by lane, (BLOCK_M,), in a fixed order, then over the lanes
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    number = tl.zeros((BLOCK_M,), tl.float32)
+    for top in range(0, num_x, BLOCK_M):
+        rows = top + tl.arange(0, BLOCK_M)
+        total += tl.load(losses_ptr + rows, mask=rows < num_x, other=0.0)
+        number += tl.load(valid_ptr + rows, mask=rows < num_x, other=0).to(tl.float32)
+    count = tl.maximum(tl.sum(number, 0), 1.0)
+    tl.store(number_ptr, count)
+    tl.store(mean_ptr, tl.div_rn(tl.sum(total, 0), count))

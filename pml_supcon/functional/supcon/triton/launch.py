@@ -11,7 +11,7 @@ from torch import Tensor
 from pml_supcon.functional.supcon.triton import INTERPRETED, blocks
 from pml_supcon.functional.supcon.triton.backward import finish_kernel, gradient_kernel
 from pml_supcon.functional.supcon.triton.blocks import GROUP, Layout
-from pml_supcon.functional.supcon.triton.forward import losses_kernel, negatives_kernel, positives_kernel
+from pml_supcon.functional.supcon.triton.forward import losses_kernel, mean_kernel, negatives_kernel, positives_kernel
 from pml_supcon.functional.supcon.triton.prepare import prepare_kernel
 
 #: Programs of 4 warps or more that fill a multiprocessor.
@@ -120,21 +120,29 @@ class Launches(NamedTuple):
             )  # fmt: skip
         return losses, valid, statistics
 
+    def mean(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean loss of the valid anchors and their number, both ``()``, and the statistics ``(4, A)``."""
+        losses, valid, statistics = self.losses()
+        mean, number = losses.new_empty(()), losses.new_empty(())
+        with torch.cuda.device_of(losses):
+            mean_kernel[(1,)](mean, number, losses, valid, len(losses), BLOCK_M=4096, num_warps=8)
+        return mean, number, statistics
+
     def gradients(
         self, statistics: Tensor, upstream: Tensor, for_anchors: bool, for_rows: bool
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of anchors and rows, ``(n, D)``, each empty if it is not requested.
 
-        ``upstream`` ``(A,)`` is in the caller's order.
+        ``upstream`` ``(A,)`` is in the caller's order; ``()`` if all valid anchors have the same.
         """
         nothing = self.anchors.given.new_empty(0)
-        if len(upstream) == 0:  # no pair has a gradient
+        if len(self.anchors.order) == 0:  # no pair has a gradient
             return (
                 torch.zeros_like(self.anchors.given, memory_format=torch.contiguous_format) if for_anchors else nothing,
                 torch.zeros_like(self.rows.given, memory_format=torch.contiguous_format) if for_rows else nothing,
             )
         with torch.cuda.device_of(upstream):
-            largest = torch.linalg.vector_norm(upstream, math.inf)
+            largest = torch.linalg.vector_norm(upstream, math.inf) if upstream.ndim else upstream
             x = self.prepare(self.anchors, self.rows, statistics, upstream, largest)
             y = x if self.rows is self.anchors else self.prepare(self.rows, self.anchors)
             return (
@@ -208,7 +216,8 @@ class Launches(NamedTuple):
         if number > 0:
             prepare_kernel[(-(-number // rows),)](
                 stored, ids, start, stop, side.given, side.order, side.labels, other.labels, upstream, largest,
-                statistics, weights, *side.given.stride(), number, len(other.labels), side.first,
+                statistics, weights, *side.given.stride(), int(upstream is not None and upstream.ndim > 0), number,
+                len(other.labels), side.first,
                 len(other.labels).bit_length(), self.fold, layout.COLUMNS, layout.WIDTH, layout.PARTS,
                 self.normalize, self.shifted, BLOCK_M=rows, BLOCK_N=columns,
             )  # fmt: skip

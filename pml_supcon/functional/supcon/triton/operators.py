@@ -16,12 +16,20 @@ KERNEL_EXPONENT = 40.0
 
 def solve(problem: Problem) -> AnchorLosses:
     """Return per-anchor losses of a problem with labels; nothing waits for the device."""
-    # the embeddings as they are: the kernels widen and normalise them
+    losses, valid, _ = triton_losses(*arguments_of(problem, *sides_of(problem)))
+    return AnchorLosses(losses, valid)
+
+
+def solve_mean(problem: Problem) -> Tensor:
+    """Return the mean loss of the valid anchors of a problem with labels; nothing waits for the device."""
+    return triton_mean(*arguments_of(problem, *sides_of(problem)))[0]
+
+
+def sides_of(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return anchors and rows as they are given: the kernels widen and normalise them."""
     anchors, start = problem.embeddings, problem.start
     rows = anchors if problem.references is None else problem.references
-    anchors = anchors if start is None else anchors[start : start + problem.num_anchors]
-    losses, valid, _ = triton_losses(*arguments_of(problem, anchors, rows))
-    return AnchorLosses(losses, valid)
+    return anchors if start is None else anchors[start : start + problem.num_anchors], rows
 
 
 def arguments_of(problem: Problem, anchors: Tensor, rows: Tensor) -> tuple[Any, ...]:
@@ -98,12 +106,17 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return build_launches(*arguments).losses()
 
 
+def forward_mean(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean loss ``()`` of the valid anchors, their number ``()``, and the statistics as ``forward``."""
+    return build_launches(*arguments).mean()
+
+
 def gradient(
     upstream: Tensor, statistics: Tensor, for_anchors: bool, for_rows: bool, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of anchors ``(A, D)`` and of rows ``(M, D)``, each empty if it is not requested.
 
-    ``upstream`` ``(A,)``, in the caller's order, is 0 for invalid anchors.
+    ``upstream`` is ``(A,)``, in the caller's order and 0 for invalid anchors, or ``()``, of each valid anchor.
     """
     return build_launches(*arguments).gradients(statistics, upstream.contiguous(), for_anchors, for_rows)
 
@@ -143,4 +156,8 @@ def build_launches(
 #: ``forward`` with the derivative ``gradient``.
 triton_losses = define_operator(
     "triton", forward, gradient, arguments=ARGUMENTS, num_tensors=NUM_TENSORS, num_statistics=4
+)
+#: The same for the mean over valid anchors.
+triton_mean = define_operator(
+    "triton", forward_mean, gradient, arguments=ARGUMENTS, num_tensors=NUM_TENSORS, num_statistics=4, mean=True
 )

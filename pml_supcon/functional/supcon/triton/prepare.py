@@ -23,11 +23,12 @@ def prepare_kernel(
     labels_ptr: tl.tensor,  # (number,) int64, sorted
     other_labels_ptr: tl.tensor,  # (num_other,) int64, sorted, of the other side
     upstream_ptr: tl.tensor,  # (number,) in the caller's order; like the following None without gradient or anchors
-    largest_ptr: tl.tensor,  # the largest absolute upstream gradient
+    largest_ptr: tl.tensor,  # an upstream gradient of the largest absolute value
     statistics_ptr: tl.tensor,  # (4, number) sorted, as in `losses_kernel`
     weights_ptr: tl.tensor,  # (2, number) sorted: the scaled upstream gradient u, and push or u exp(-push) in base 2
     row_stride: int,
     column_stride: int,
+    upstream_stride: int,  # 1, or 0 if all valid anchors have the same upstream gradient
     number: int,
     num_other: int,
     first: int,
@@ -70,9 +71,11 @@ def prepare_kernel(
         if PARTS == 2:
             tl.store(at + WIDTH, (z - high.to(tl.float32)).to(sorted_ptr.dtype.element_ty), mask=stored)
     # 3. u, scaled so that float16 weights neither underflow nor overflow; u exp(-push), a weight that all of an
-    # anchor's negatives share, or with SHIFTED push itself
+    # anchor's negatives share, or with SHIFTED push itself; an invalid anchor, which has no gradient, has u = 0
     if upstream_ptr is not None:
-        upstream = tl.load(upstream_ptr + order, mask=inside, other=0.0).to(tl.float32) * weight_scale(largest_ptr)
+        upstream = tl.load(upstream_ptr + order * upstream_stride, mask=inside, other=0.0).to(tl.float32)
+        positives = tl.load(statistics_ptr + number * 3 + rows, mask=inside, other=float("inf"))
+        upstream = tl.where(positives == float("inf"), 0.0, upstream * weight_scale(largest_ptr))
         push = tl.load(statistics_ptr + number + rows, mask=inside, other=float("inf")) * LOG2_E
         tl.store(weights_ptr + rows, upstream, mask=inside)
         tl.store(weights_ptr + number + rows, push if SHIFTED else upstream * tl.exp2(-push), mask=inside)
@@ -131,4 +134,4 @@ def inverse_norm(
 @triton.jit
 def weight_scale(largest_ptr: tl.tensor) -> tl.tensor:
     """Return the factor of upstream gradients that makes the largest ``LARGEST_WEIGHT``."""
-    return LARGEST_WEIGHT / tl.maximum(tl.load(largest_ptr).to(tl.float32), 1e-30)
+    return LARGEST_WEIGHT / tl.maximum(tl.abs(tl.load(largest_ptr).to(tl.float32)), 1e-30)
