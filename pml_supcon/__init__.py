@@ -11,6 +11,7 @@ __all__ = [  # noqa: RUF022 - flow order
     "samplers",
     "views",
     "models",
+    "targets",
     "functional",
     "miners",
     "losses",

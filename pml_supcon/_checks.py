@@ -182,11 +182,12 @@ def check_numbers(name: str, values: Any, number: int | None = None, *, above: f
         check_number(name, value, above=above)
 
 
-def check_nested(labels: "Tensor") -> None:
+def check_nested(labels: "Tensor", name: str = "labels") -> None:
     """Raise unless the labels are a tree: each label of a level has one parent, its label of the level before.
 
     Args:
         labels: ``(n, L)`` integers, a column for each level, coarse to fine.
+        name: The argument's name.
 
     Raises:
         TypeError: If ``labels`` are not integers.
@@ -197,12 +198,12 @@ def check_nested(labels: "Tensor") -> None:
         >>> check_nested(torch.tensor([[0, 5], [0, 6], [1, 5]]))
         Traceback (most recent call last):
         ...
-        ValueError: Expected each label in column 1 of `labels` to have one parent, but label 5 has 0 and 1
+        ValueError: Expected each label in column 1 of `labels` to have one parent, but label 5 has 0 and 1; number the labels of all branches differently
     """
     if labels.is_floating_point() or labels.is_complex() or str(labels.dtype) == "torch.bool":
-        raise TypeError(f"Expected argument `labels` to be integers, but got {labels.dtype}")
+        raise TypeError(f"Expected argument `{name}` to be integers, but got {labels.dtype}")
     if labels.ndim != 2 or not labels.shape[1]:
-        raise ValueError(f"Expected argument `labels` to have the shape (n, L), L >= 1, but got {tuple(labels.shape)}")
+        raise ValueError(f"Expected argument `{name}` to have the shape (n, L), L >= 1, but got {tuple(labels.shape)}")
     for level in range(1, labels.shape[1]):
         # Sort by the finer label, so that its rows are adjacent: (n - 1,) pairs of neighbours must share the parent.
         parents, children = labels[labels[:, level].argsort()][:, level - 1 : level + 1].T
@@ -211,8 +212,8 @@ def check_nested(labels: "Tensor") -> None:
             place = int(broken.int().argmax())
             two = sorted(parents[place : place + 2].tolist())
             raise ValueError(
-                f"Expected each label in column {level} of `labels` to have one parent, but label "
-                f"{int(children[place])} has {two[0]} and {two[1]}"
+                f"Expected each label in column {level} of `{name}` to have one parent, but label "
+                f"{int(children[place])} has {two[0]} and {two[1]}; number the labels of all branches differently"
             )
 
 

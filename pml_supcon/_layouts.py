@@ -64,11 +64,11 @@ def split_views(rows: Tensor, num_views: int) -> Tensor:
 def view_major_rows(
     embeddings: Tensor, labels: Tensor | None, num_views: int | None
 ) -> tuple[Tensor, Tensor | None, int | None]:
-    """Return embeddings and labels as view-major rows ``(V * B, D)``, ``(V * B,)``, and V.
+    """Return embeddings and labels as view-major rows ``(V * B, D)``, ``(V * B, ...)``, and V.
 
     Args:
         embeddings: ``(B, V, D)``, or ``(N, D)``, which is returned as it is.
-        labels: ``(B,)`` or ``(N,)``, or None.
+        labels: ``(B, ...)`` or ``(N, ...)``, or None.
         num_views: V where known; ``(B, V, D)`` embeddings give it.
 
     Raises:
@@ -88,4 +88,9 @@ def view_major_rows(
         raise ValueError(
             f"Expected `embeddings` (B, V, D) with V = num_views = {num_views}, but got {tuple(embeddings.shape)}"
         )
-    return flatten_views(embeddings), None if labels is None else labels.repeat(views), views
+    return flatten_views(embeddings), None if labels is None else repeat_labels(labels, views), views
+
+
+def repeat_labels(labels: Tensor, views: int) -> Tensor:
+    """Return the labels ``(B, ...)`` of samples as labels of view-major rows, ``(V * B, ...)``."""
+    return labels.repeat(views, *[1] * (labels.ndim - 1))

@@ -58,6 +58,11 @@ def check_class_weights(reducer: BaseReducer, labels: Tensor | None) -> None:
             continue
         if labels is None:
             raise ValueError("Expected argument `labels` with a ClassWeightedReducer, but got None")
+        if labels.ndim > 1 or labels.is_floating_point():
+            raise ValueError(
+                "Expected class labels with a ClassWeightedReducer, which has a weight for each class, but got labels "
+                f"{tuple(labels.shape)} {labels.dtype}"
+            )
         if labels.is_meta or not labels.numel():
             continue
         low, high = int(labels.min()), int(labels.max())

@@ -12,10 +12,12 @@ from torch.distributed import ProcessGroup
 from pml_supcon._checks import check_bool, check_int
 from pml_supcon._pml import losses as _pml
 from pml_supcon.distributed.shards import LossInputs
+from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.backends import solve, solve_mean
 from pml_supcon.functional.supcon.global_batch.group import divide_anchors, group_losses
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 from pml_supcon.functional.supcon.problem import CheckedBatch, build_problem, check_batch
+from pml_supcon.targets import Target
 
 
 def _option(name: str) -> Any:
@@ -49,6 +51,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
     scale_by_temperature = _option("scale_by_temperature")
     backend = _option("backend")
     products = _option("products")
+    target = _option("target")
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
         scale_by_temperature: bool = False,
         backend: str = "auto",
         products: str = "auto",
+        target: Target | None = None,
         **kwargs: Any,
     ) -> None:
         _pml.check_parts(kwargs)
@@ -74,6 +78,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
             scale_by_temperature=scale_by_temperature,
             backend=backend,
             products=products,
+            target=target,
         )
         if num_views is not None:
             check_cap(positives_cap, check_int("num_views", num_views, low=1))
@@ -98,11 +103,11 @@ class BaseSupConLoss(BaseMetricLossFunction):
         """
         # PML's forward, except that views become rows first, and labels are checked instead of moved to the device
         self.reset_stats()
-        embeddings, labels, num_views = check_batch(embeddings, labels, self.num_views)
+        embeddings, labels, num_views = check_batch(embeddings, labels, self.num_views, self.target)
         memory = {"ref_starts_with_batch": True} if check_bool("ref_starts_with_batch", ref_starts_with_batch) else {}
         loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views, **memory)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
-        wide = None if labels is None else labels.long()
+        wide = None if labels is None else checks.wide(labels)
         _pml.check_class_weights(self.reducer, wide)
         loss: Tensor = self.reducer(loss_dict, embeddings, wide)
         return loss
@@ -168,8 +173,9 @@ class SupConLossOut(BaseSupConLoss):
 
     Call it like any PML loss: ``loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``.
     ``embeddings`` are floating point, ``(N, D)`` with labels ``(N,)``, or ``(B, V, D)`` with labels ``(B,)``. Labels
-    have any integer dtype, or are None if the views are known (SimCLR). With PML's default reducer the loss is the mean
-    over the anchors that have a positive and a non-empty denominator, a scalar >= 0 for ``denominator="all"``.
+    have any integer dtype, or are None if the views are known (SimCLR); with a ``target`` they are what it says. With
+    PML's default reducer the loss is the mean over the anchors that have a positive and a non-empty denominator, a
+    scalar >= 0 for ``denominator="all"`` with class labels.
 
     Args:
         temperature: ``tau > 0``.
@@ -183,6 +189,8 @@ class SupConLossOut(BaseSupConLoss):
             any device) or "reference" (the definition).
         products: "auto", or the precision of the products of rows, "float32" or "float16" (on "triton", for float32
             embeddings of a model that ran in 16 bits); see ``supcon_loss``.
+        target: None for class labels, or a target of ``pml_supcon.targets`` for label sets, soft labels, hierarchies or
+            numbers: it says what labels are.
         **kwargs: arguments of PML's losses: ``distance``, ``reducer``, ``embedding_regularizer``,
             ``embedding_reg_weight``, ``collect_stats``. A distance other than a dot product needs the "reference"
             backend, which "auto" then chooses.

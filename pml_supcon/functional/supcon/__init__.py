@@ -12,6 +12,7 @@ from pml_supcon.functional.supcon.backends import BACKENDS, solve
 from pml_supcon.functional.supcon.global_batch.group import group_supcon_loss
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import AnchorLosses, build_problem, check_batch
+from pml_supcon.targets import Target
 
 __all__ = ["supcon_loss", "group_supcon_loss", "AnchorLosses", "BACKENDS"]  # noqa: RUF022 - by importance
 
@@ -35,6 +36,7 @@ def supcon_loss(
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
     backend: str = "auto",
     products: str = "auto",
+    target: Target | None = None,
 ) -> AnchorLosses:
     r"""Return the supervised contrastive loss of every anchor.
 
@@ -76,6 +78,8 @@ def supcon_loss(
             rounded to float16 and multiplied in it, only on the backend "triton"; for float32 embeddings from a model
             that ran in 16 bits (Accelerate's mixed precision returns such). "auto": "float32", except on "triton" for
             embeddings of 16 bits, which are multiplied in float16 if they are normalised and in their dtype if not.
+        target: None for class labels, or a target of ``pml_supcon.targets``, which says what labels are, and gives
+            each positive a weight. Not with ``indices_tuple`` or ``positives_cap``; the backend "triton" has none.
 
     Returns:
         ``AnchorLosses(losses, valid)``, two ``(A,)`` tensors, A = B for ``contrast_mode="one"`` and N otherwise. An
@@ -115,9 +119,10 @@ def supcon_loss(
         similarity=similarity,
         backend=backend,
         products=products,
+        target=target,
     )
     problem = build_problem(
-        check_batch(embeddings, labels, num_views),
+        check_batch(embeddings, labels, num_views, target),
         options,
         ref_emb=ref_emb,
         ref_labels=ref_labels,

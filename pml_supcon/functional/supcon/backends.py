@@ -1,13 +1,17 @@
 """The registry of the backends, and the choice among them."""
 
+from collections.abc import Sequence
+from functools import reduce
 from types import ModuleType
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from pml_supcon.functional.supcon import dense, reference, tiled, triton
 from pml_supcon.functional.supcon.options import BackendName
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+from pml_supcon.targets import Hierarchy
 
 #: Every backend by name, in the order in which "auto" asks them.
 BACKENDS: dict[str, ModuleType] = dict(zip(get_args(BackendName), (dense, triton, tiled, reference), strict=True))
@@ -15,18 +19,33 @@ BACKENDS: dict[str, ModuleType] = dict(zip(get_args(BackendName), (dense, triton
 
 def solve(problem: Problem) -> AnchorLosses:
     """Return the losses of a problem, from the backend that its options choose."""
+    if isinstance(problem.target, Hierarchy):
+        return sum_of_levels([(weight, solve(level)) for weight, level in problem.levels()])
     terms: AnchorLosses = choose_backend(problem).anchor_losses(problem)
     return terms.scaled(problem)
 
 
 def solve_mean(problem: Problem) -> Tensor:
     """Return the mean of ``solve``'s losses over valid anchors; ``triton`` computes it in its own kernels."""
+    if isinstance(problem.target, Hierarchy):
+        return reduce(torch.add, [weight * solve_mean(level) for weight, level in problem.levels()])
     backend = choose_backend(problem)
     if backend is triton:
         mean = triton.mean_loss(problem)
         return mean * problem.temperature if problem.options.scale_by_temperature else mean
     terms: AnchorLosses = backend.anchor_losses(problem)
     return terms.scaled(problem).mean()
+
+
+def sum_of_levels(levels: Sequence[tuple[float, AnchorLosses]]) -> AnchorLosses:
+    """Return per-anchor losses whose mean is the weighted sum of the levels' means, from weights and losses.
+
+    A level of ``n_l`` valid anchors is scaled by ``n / n_l``, with ``n`` the anchors that are valid at any level.
+    """
+    valid = reduce(torch.logical_or, [terms.valid for _, terms in levels])
+    number = valid.sum()
+    losses = [weight * number / terms.valid.sum().clamp(min=1) * terms.losses for weight, terms in levels]
+    return AnchorLosses(reduce(torch.add, losses), valid)
 
 
 def choose_backend(problem: Problem, *, any_size: bool = False) -> ModuleType:

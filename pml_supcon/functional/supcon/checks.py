@@ -8,6 +8,7 @@ from torch import Tensor
 from pml_supcon._checks import check_type
 from pml_supcon._tensors import check_dense
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
+from pml_supcon.targets import Target, check_target_labels
 
 EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (
@@ -33,19 +34,35 @@ def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 
         )
 
 
-def check_labels(name: str, labels: Tensor, number: int, device: torch.device) -> None:
-    """Raise unless the labels are ``number`` integers on the device of the embeddings."""
+def check_labels(name: str, labels: Tensor, number: int, device: torch.device, target: Target | None = None) -> None:
+    """Raise unless the labels are ``number`` integers, or fit the target, on the device of the embeddings."""
+    if target is None:
+        _check_classes(name, labels, number)
+    else:
+        check_target_labels(name, labels, number, target)
+    if labels.device != device:
+        raise ValueError(
+            f"Expected argument `{name}` to be on the device of the embeddings, {device}, but got {labels.device}"
+        )
+
+
+def _check_classes(name: str, labels: Tensor, number: int) -> None:
     check_dense(name, labels, values=False)
     if labels.dtype not in LABEL_DTYPES:
-        raise TypeError(f"Expected argument `{name}` to hold integers, but got {labels.dtype}")
+        hint = "`targets.SoftLabels` or `Kernel`" if labels.is_floating_point() else "`targets.LabelSets`"
+        raise TypeError(
+            f"Expected argument `{name}` to hold integers, but got {labels.dtype}; a loss with the target {hint} takes "
+            "others"
+        )
+    if labels.ndim == 2 and len(labels) == number:
+        raise ValueError(
+            f"Expected argument `{name}` to have shape ({number},), one class for each embedding, but got "
+            f"{tuple(labels.shape)}; a loss with the target `targets.LabelSets`, `SoftLabels` or `Hierarchy` takes rows"
+        )
     if labels.shape != (number,):
         raise ValueError(
             f"Expected argument `{name}` to have shape ({number},), one label for each embedding, "
             f"but got {tuple(labels.shape)}"
-        )
-    if labels.device != device:
-        raise ValueError(
-            f"Expected argument `{name}` to be on the device of the embeddings, {device}, but got {labels.device}"
         )
 
 
@@ -73,7 +90,7 @@ def check_views_agree(labels: Tensor, num_views: int | None) -> None:
     """Raise if labels on the CPU differ between the views of a sample; elsewhere the check would synchronise."""
     if num_views is None or labels.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    views = labels.view(num_views, -1)
+    views = labels.reshape(num_views, -1)
     if not torch.equal(views, views[:1].expand_as(views)):
         raise ValueError(
             f"Expected `labels` to repeat the labels of the first view for each of the {num_views} views "
@@ -93,7 +110,14 @@ def check_fits(embeddings: Tensor, name: str, rows: Tensor) -> None:
             raise ValueError(f"Expected `{name}` to have the {quantity} of the embeddings, {expected}, but got {given}")
 
 
-def check_references(embeddings: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None, *, has_pairs: bool) -> None:
+def check_references(
+    embeddings: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    *,
+    has_pairs: bool,
+    target: Target | None = None,
+) -> None:
     """Raise unless the contrasted rows fit the embeddings, and have labels or listed pairs."""
     if ref_emb is None:
         if ref_labels is not None:
@@ -101,7 +125,7 @@ def check_references(embeddings: Tensor, ref_emb: Tensor | None, ref_labels: Ten
         return
     check_fits(embeddings, "ref_emb", ref_emb)
     if ref_labels is not None:
-        check_labels("ref_labels", ref_labels, ref_emb.shape[0], ref_emb.device)
+        check_labels("ref_labels", ref_labels, ref_emb.shape[0], ref_emb.device, target)
     elif not has_pairs:
         raise ValueError("Expected `ref_labels` together with `ref_emb`, but got `ref_emb` alone")
 
@@ -120,13 +144,18 @@ def check_batch_in_references(labels: Tensor | None, ref_labels: Tensor | None, 
             f"but it has {len(ref_labels)} rows"
         )
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        differ = (labels.long() != ref_labels[:number].long()).nonzero()
+        differ = (wide(labels) != wide(ref_labels[:number])).nonzero()
         if len(differ):
-            row = int(differ[0])
+            row = int(differ[0][0])
             raise ValueError(
                 "Expected `ref_labels` to start with the labels of the batch (`ref_starts_with_batch`), but row "
-                f"{row} has {int(ref_labels[row])} there and {int(labels[row])} in the batch"
+                f"{row} has {ref_labels[row].tolist()} there and {labels[row].tolist()} in the batch"
             )
+
+
+def wide(labels: Tensor) -> Tensor:
+    """Return integers as int64, and floats as they are: torch compares uint64 with no other dtype."""
+    return labels if labels.is_floating_point() else labels.to(torch.int64)
 
 
 def check_pairs(
@@ -181,10 +210,38 @@ def check_options_fit(options: SupConOptions, num_views: int | None, *, has_refe
             f"Expected no `{'ref_emb' if has_references else 'indices_tuple'}` with `positives_cap`, which counts in "
             "the batch order of rows contrasted with themselves"
         )
+    if options.target is not None and has_pairs:
+        raise ValueError(
+            "Expected no `indices_tuple` with `target`: a miner's pairs replace the weights that the labels give"
+        )
     if one and has_pairs:
         raise ValueError(
             "Expected `contrast_mode` to be 'all' with `indices_tuple`, which names the anchors itself, but got 'one'"
         )
+
+
+def block_weights(target: Target, anchors: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the weights that a target gives to a block of pairs, in a dtype and in memory of its own.
+
+    Raises:
+        TypeError: If they are no tensor.
+        ValueError: If they are not ``(len(anchors), len(rows))``, or on the CPU negative or not finite.
+    """
+    with torch.no_grad():
+        weights = target.weights(anchors, rows)
+    if not target.checks_weights:
+        return weights.to(dtype)
+    name, shape = type(target).__name__, (len(anchors), len(rows))
+    if not isinstance(weights, Tensor) or weights.shape != shape:
+        given = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"Expected {name}.weights to return a tensor (anchors, rows) = {shape}, but got {given}")
+    if weights.device.type == "cpu" and weights.numel() and not torch.compiler.is_compiling():
+        low, high = weights.aminmax()
+        if not (low >= 0 and high < torch.inf):
+            raise ValueError(
+                f"Expected {name}.weights to return finite weights >= 0, but got values from {low:g} to {high:g}"
+            )
+    return weights.to(dtype, copy=True)
 
 
 def check_similarities(s: Tensor, shape: tuple[int, int]) -> None:

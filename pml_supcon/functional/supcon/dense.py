@@ -15,7 +15,7 @@ from torch import Tensor
 from pml_supcon.functional.supcon.custom_ops import traced
 from pml_supcon.functional.supcon.execution import full_precision, needs_shift
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, lengths
-from pml_supcon.functional.supcon.reference import pair_masks
+from pml_supcon.functional.supcon.reference import pair_numbers, pair_weights
 
 LN_2 = math.log(2)
 
@@ -110,56 +110,66 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
     """Return the losses ``(A,)``, their validity ``(A,)`` and the derivative ``W_ij = d l_i / d s_ij`` ``(A, M)``.
 
     ``t = s / ln 2`` ``(A, M)`` is overwritten. With ``D_i`` the sum of ``exp(s_ij)`` over the pairs in the denominator
-    of anchor i, equations 2 and 3 are
+    of anchor i, ``p_ij`` the weights of the positives (1 for class labels, 0 for other pairs) and ``n_i`` their sum or
+    number, equations 2 and 3 are
 
-        out:  l_i = log D_i - sum_{p in P(i)} s_ip / |P(i)|,             W_ij = exp(s_ij) / D_i - [j in P(i)] / |P(i)|
-        in:   l_i = log D_i - log sum_{p in P(i)} exp(s_ip) + log |P(i)|,
-              W_ij = exp(s_ij) / D_i - [j in P(i)] exp(s_ij) / sum_{p in P(i)} exp(s_ip)
+        out:  l_i = sum_j p_ij (log D_i - s_ij) / n_i,
+              W_ij = sum_k p_ik / n_i exp(s_ij) / D_i - p_ij / n_i
+        in:   l_i = log D_i - log sum_j p_ij exp(s_ij) + log n_i,
+              W_ij = exp(s_ij) / D_i - p_ij exp(s_ij) / sum_j p_ij exp(s_ij)
     """
-    positives, negatives = pair_masks(problem)
-    # P(i) as numbers, (A, M), and |P(i)|, (A, 1)
-    p = positives.to(t.dtype)
-    number = p.sum(dim=1, keepdim=True)
+    # p_ij, P(i) and N(i), (A, M), and n_i, (A, 1)
+    p, positives, negatives = pair_weights(problem)
+    number = pair_numbers(problem, p, positives)
     valid = number > 0
     if problem.denominator == "negatives":
         valid &= negatives.any(dim=1, keepdim=True)
-    number = number.clamp_(min=1)
+    number = number.masked_fill_(number == 0, 1)
     if problem.denominator == "one_positive":
-        losses, w = one_positive(t, positives, negatives, number, problem)
+        losses, w = one_positive(t, p, positives, negatives, number, problem)
         derivative = Derivative((w,), (torch.ones_like(losses),), symmetric=False)
     else:
         shifted, plain = needs_shift(problem), problem.cap is None and problem.pairs is None
         # 1. the part of the positives, (A, 1); a pair in neither list can have an infinite t
         if problem.summation == "out":
             listed = shifted or problem.pairs is not None
-            total = torch.where(positives, t, 0).sum(dim=1) if listed else torch.linalg.vecdot(t, p)
+            total = torch.linalg.vecdot(torch.where(positives, t, 0) if listed else t, p)
             pulls, of_pulls = p, number.reciprocal_()
             pull = total[:, None] * of_pulls
         else:
-            pull, pulls, of_pulls = masked_exponentials(t.clone(), positives, shifted=shifted)
+            pull, pulls, of_pulls = masked_exponentials(weighted(t, p, problem), positives, shifted=shifted)
             pull = pull.sub_(number.log2())
         # 2. log D_i, (A, 1)
         mask: Tensor | int | None = negatives
         if problem.denominator == "all":
             mask = problem.first_anchor if plain else positives | negatives
         push, pushes, of_pushes = masked_exponentials(t, mask, shifted=shifted)
+        if problem.summation == "out" and problem.target is not None and problem.target.normalization == "count":
+            share = p.sum(dim=1, keepdim=True).mul_(of_pulls)  # sum_j p_ij / n_i, which is 1 for n_i = sum_j p_ij
+            push, of_pushes = push.mul_(share), of_pushes.mul_(share)
         # 3. losses, and W = exp(s) / D - the positives' part
         losses = push.sub_(pull).mul_(LN_2)
-        symmetric = problem.symmetric and plain and not shifted
+        symmetric = problem.symmetric and plain and not shifted and (problem.target is None or problem.target.symmetric)
         derivative = Derivative((pushes, pulls), (of_pushes, of_pulls), symmetric)
     return torch.where(valid, losses, 0)[:, 0], valid[:, 0], derivative
 
 
+def weighted(t: Tensor, p: Tensor, problem: Problem) -> Tensor:
+    """Return ``log2(p_ij 2^t_ij)``, ``(A, M)``, in memory of its own; any value where ``p_ij`` is 0."""
+    return t.clone() if problem.target is None else t + torch.where(p > 0, p, 1).log2_()
+
+
 def one_positive(
-    t: Tensor, positives: Tensor, negatives: Tensor, number: Tensor, problem: Problem
+    t: Tensor, p: Tensor, positives: Tensor, negatives: Tensor, number: Tensor, problem: Problem
 ) -> tuple[Tensor, Tensor]:
     """Return the losses ``(A, 1)`` and ``W`` ``(A, M)`` for the denominator ``D_ip = exp(s_ip) + S_i``.
 
     ``S_i`` is the sum of ``exp(s_in)`` over ``N(i)``. With ``q_p = exp(s_ip) / D_ip = sigmoid(s_ip - log S_i)`` and the
-    share ``X_p``, which is ``1 / |P(i)|`` for L_out and ``q_p / sum_{p in P(i)} q_p`` for L_in:
+    share ``X_p``, which is ``w_p / n_i`` for L_out and ``w_p q_p / sum_{p in P(i)} w_p q_p`` for L_in, with the weights
+    ``w_p`` of the positives:
 
-        out:  l_i = -sum_p log(q_p) / |P(i)|            W_ip = -X_p (1 - q_p)
-        in:   l_i = -log( sum_p q_p / |P(i)| )          W_in = exp(s_in) / S_i * sum_p X_p (1 - q_p)
+        out:  l_i = -sum_p w_p log(q_p) / n_i           W_ip = -X_p (1 - q_p)
+        in:   l_i = -log( sum_p w_p q_p / n_i )         W_in = exp(s_in) / S_i * sum_p X_p (1 - q_p)
     """
     log_others, e, inverse = masked_exponentials(t.clone(), negatives, shifted=True)
     # log q and 1 - q, (A, M); a pair listed as positive and as negative counts once: its D_ip is S_i
@@ -169,10 +179,12 @@ def one_positive(
         both = positives & negatives
         log_q, miss = torch.where(both, margin, log_q), miss.masked_fill_(both, 1)
     if problem.summation == "out":
-        losses = torch.where(positives, -log_q, 0).sum(dim=1, keepdim=True).div_(number)
-        miss = miss.mul_(positives).div_(number)
+        losses = torch.where(positives, -log_q, 0).mul_(p).sum(dim=1, keepdim=True).div_(number)
+        miss = miss.mul_(p).div_(number)
     else:
-        log_total, shares, of_shares = masked_exponentials(log_q.div_(LN_2), positives, shifted=True)
+        log_total, shares, of_shares = masked_exponentials(
+            weighted(log_q.div_(LN_2), p, problem), positives, shifted=True
+        )
         losses, miss = number.log2().sub_(log_total).mul_(LN_2), miss.mul_(shares).mul_(of_shares)
     return losses, e.mul_(miss.sum(dim=1, keepdim=True).mul_(inverse)).sub_(miss)
 

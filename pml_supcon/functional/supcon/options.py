@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from pml_supcon._checks import INT64, check_bool, check_choice, check_temperature, shown
+from pml_supcon.targets import Target, check_target
 
 Summation = Literal["out", "in"]
 Denominator = Literal["all", "one_positive", "negatives"]
@@ -36,6 +37,7 @@ class SupConOptions:
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None
     backend: str = "auto"
     products: str = "auto"
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         check_temperature("temperature", self.temperature)
@@ -57,6 +59,17 @@ class SupConOptions:
         if self.products == "float16" and not self.normalize:
             raise ValueError(
                 "Expected `normalize=True` with `products='float16'`: its range is too small for rows of any length"
+            )
+        check_target(self.target)
+        reason = None if self.target is None else self.target.refusal(self.denominator)
+        if reason is not None:
+            raise ValueError(
+                f"Expected another `denominator` than {self.denominator!r} with {type(self.target).__name__}: {reason}"
+            )
+        if self.target is not None and cap is not None:
+            raise ValueError(
+                "Expected no `positives_cap` with `target`: it counts the samples of a class, so that it needs class "
+                "labels"
             )
         if self.similarity is not None and not callable(self.similarity):
             raise TypeError(

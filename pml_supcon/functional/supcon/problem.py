@@ -13,6 +13,7 @@ from pml_supcon._checks import check_bool
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.options import SupConOptions
+from pml_supcon.targets import Hierarchy, Target
 
 _NO_DIRECTION = 1e-12  # the largest norm of a row that counts as zero
 
@@ -35,7 +36,7 @@ class AnchorLosses(NamedTuple):
 
 
 class CheckedBatch(NamedTuple):
-    """View-major rows ``(N, D)``, their labels ``(N,)`` or None, and V or None: a batch, checked by ``check_batch``."""
+    """View-major rows ``(N, D)``, their labels ``(N, ...)`` or None, and V or None, checked by ``check_batch``."""
 
     rows: Tensor
     labels: Tensor | None
@@ -67,8 +68,8 @@ class Problem:
         embeddings: ``(N, D)``, as given.
         references: ``(M, D)`` contrasted rows, as given; None: the embeddings are contrasted with each other.
         start: the first embedding that is an anchor; None: all embeddings are anchors.
-        anchor_labels: ``(A,)`` int64, None with ``pairs``.
-        row_labels: ``(M,)`` int64, None with ``pairs``.
+        anchor_labels: ``(A,)`` int64, or ``(A, ...)`` as a target prepared them; None with ``pairs``.
+        row_labels: ``(M,)`` int64, or ``(M, ...)`` as a target prepared them; None with ``pairs``.
         first_anchor: anchor ``i`` is row ``first_anchor + i`` and is not contrasted with it; None: no anchor is a row.
         cap: ranks that cap the positives, or None.
         pairs: the pairs ``(a1, p, a2, n)`` that replace labels, or None.
@@ -149,6 +150,11 @@ class Problem:
         return self.options.similarity
 
     @property
+    def target(self) -> Target | None:
+        """The target, or None for class labels and listed pairs."""
+        return self.options.target
+
+    @property
     def bound(self) -> float:
         """An upper bound of ``|s_ij|`` for any data: ``1 / temperature`` for unit rows, else infinity."""
         return 1 / self.temperature if self.options.normalize and self.similarity is None else math.inf
@@ -182,12 +188,27 @@ class Problem:
             cap=cap and Cap(cap.anchor_rank[anchors], cap.anchor_limit[anchors], cap.row_rank),
         )
 
+    def levels(self) -> list[tuple[float, "Problem"]]:
+        """Return the weight and the problem, with class labels, of each level of a hierarchy that counts."""
+        target, anchor_labels, row_labels = self.target, self.anchor_labels, self.row_labels
+        assert isinstance(target, Hierarchy)  # for the type checker, like the next two
+        assert anchor_labels is not None
+        assert row_labels is not None
+        options = replace(self.options, target=None)
+        return [
+            (weight, replace(self, options=options, anchor_labels=ids[: len(anchor_labels)],
+                             row_labels=ids[len(anchor_labels) :]))
+            for weight, ids in target.levels(torch.cat([anchor_labels, row_labels]))
+        ]  # fmt: skip
 
-def check_batch(embeddings: Tensor, labels: Tensor | None, num_views: int | None) -> CheckedBatch:
+
+def check_batch(
+    embeddings: Tensor, labels: Tensor | None, num_views: int | None, target: Target | None = None
+) -> CheckedBatch:
     """Check the embeddings and labels of ``supcon_loss`` (see there) and return them as view-major rows."""
     checks.check_embeddings("embeddings", embeddings)
     if labels is not None:
-        checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device)
+        checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device, target)
     batch = CheckedBatch(*view_major_rows(embeddings, labels, num_views))
     if labels is not None and embeddings.ndim == 2:  # else all views of a sample have one label
         checks.check_views_agree(labels, num_views)
@@ -205,10 +226,12 @@ def build_problem(
 ) -> Problem:
     """Check the references and pairs of ``supcon_loss`` (see there) and return all arguments as one ``Problem``."""
     embeddings, labels, num_views = batch
-    num_rows = embeddings.shape[0]
+    num_rows, target = embeddings.shape[0], options.target
+    if labels is None and target is not None and indices_tuple is None:
+        raise ValueError(f"Expected `labels` with target={target!r}, but got None")
     if labels is None and indices_tuple is None:
         labels = own_classes(num_rows, num_views, embeddings.device, has_references=ref_emb is not None)
-    checks.check_references(embeddings, ref_emb, ref_labels, has_pairs=indices_tuple is not None)
+    checks.check_references(embeddings, ref_emb, ref_labels, has_pairs=indices_tuple is not None, target=target)
     if check_bool("ref_starts_with_batch", ref_starts_with_batch):
         checks.check_batch_in_references(labels, ref_labels, has_pairs=indices_tuple is not None)
     pairs = None
@@ -216,7 +239,11 @@ def build_problem(
         num_contrasted = num_rows if ref_emb is None else ref_emb.shape[0]
         pairs = checks.check_pairs(indices_tuple, embeddings.device, num_rows, num_contrasted)
     checks.check_options_fit(options, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
-    labels, ref_labels = checks.int64_labels(labels, ref_labels)
+    if target is None:
+        labels, ref_labels = checks.int64_labels(labels, ref_labels)
+    else:
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        labels, ref_labels = (None if each is None else target.prepare(each, dtype) for each in (labels, ref_labels))
 
     num_anchors, start = num_rows, None
     if options.contrast_mode == "one" and num_views != 1:

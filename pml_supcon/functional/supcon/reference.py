@@ -20,12 +20,44 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         s = similarity(*problem.prepared_rows())
         checks.check_similarities(s, (problem.num_anchors, problem.num_rows))
         s = s / problem.temperature
+        weights, positives, negatives = pair_weights(problem)
+        number = pair_numbers(problem, weights, positives)
+        return dense_losses(s, weights, number, positives, negatives, problem.summation, problem.denominator)
+
+
+def pair_weights(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights ``w_ij`` of the positives, and ``P(i)`` and ``N(i)`` as masks, all ``(A, M)``."""
+    if problem.target is None:
         positives, negatives = pair_masks(problem)
-        return dense_losses(s, positives, negatives, problem.summation, problem.denominator)
+        return positives.to(problem.dtype), positives, negatives
+    weights = target_weights(problem)
+    positives = weights > 0
+    negatives = ~positives
+    if problem.first_anchor is not None:
+        negatives.diagonal(problem.first_anchor).fill_(False)
+    return weights, positives, negatives
+
+
+def target_weights(problem: Problem) -> Tensor:
+    """Return the weights that a target gives to all pairs, ``(A, M)``; 0 for an anchor with itself."""
+    assert problem.target is not None  # for the type checker, like the next two
+    assert problem.anchor_labels is not None
+    assert problem.row_labels is not None
+    weights = checks.block_weights(problem.target, problem.anchor_labels, problem.row_labels, problem.dtype)
+    if problem.first_anchor is not None:
+        weights.diagonal(problem.first_anchor).fill_(0)
+    return weights
+
+
+def pair_numbers(problem: Problem, weights: Tensor, positives: Tensor) -> Tensor:
+    """Return ``W_i``, ``(A, 1)``: the sum of the weights of the positives, or their number; it is 0 without any."""
+    counts = problem.target is not None and problem.target.normalization == "count"
+    number: Tensor = (positives.to(weights.dtype) if counts else weights).sum(dim=1, keepdim=True)
+    return number
 
 
 def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return ``P(i)`` and ``N(i)`` as two ``(A, M)`` masks."""
+    """Return ``P(i)`` and ``N(i)`` of class labels or listed pairs as two ``(A, M)`` masks."""
     num_anchors, num_rows = problem.num_anchors, problem.num_rows
     if problem.pairs is not None:
         a1, p, a2, n = problem.pairs
@@ -45,8 +77,16 @@ def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
     return positives, negatives
 
 
-def dense_losses(s: Tensor, positives: Tensor, negatives: Tensor, summation: str, denominator: str) -> AnchorLosses:
-    """Return the losses of equations 2 and 3, from similarities ``s`` and masks, ``(A, M)`` each."""
+def dense_losses(
+    s: Tensor,
+    weights: Tensor,
+    number: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    summation: str,
+    denominator: str,
+) -> AnchorLosses:
+    """Return the losses of equations 2 and 3, from similarities ``s``, weights and masks, ``(A, M)``, and ``W_i``."""
     # 1. log D_ip, (A, 1), or (A, M) for "one_positive": log( exp(s_ip) + sum_{n in N(i)} exp(s_in) )
     if denominator == "all":
         log_denominator = masked_logsumexp(s, positives | negatives)
@@ -57,17 +97,20 @@ def dense_losses(s: Tensor, positives: Tensor, negatives: Tensor, summation: str
         log_denominator = torch.where(some, torch.logaddexp(s, torch.where(some, log_negatives, 0.0)), s)
         log_denominator = torch.where(negatives, log_negatives, log_denominator)  # a pair listed as both counts once
     # 2. The anchors with a positive and a non-empty denominator, (A,).
-    number = positives.sum(dim=1)
+    number = number[:, 0]
     valid = number > 0
+    number = torch.where(valid, number, 1)
     if denominator == "negatives":
         valid = valid & negatives.any(dim=1)
-    # 3. The mean over P(i) of s_ip - log D_ip (equation 2), or the log of the mean of exp(s_ip) / D_ip (equation 3).
+    # 3. The mean over P(i), with weights w_ip, of s_ip - log D_ip (equation 2), or the log of the mean of
+    # exp(s_ip) / D_ip (equation 3).
     used = positives & valid[:, None]
     log_prob = torch.where(used, s - log_denominator, 0.0)
     if summation == "out":
-        losses = -log_prob.sum(dim=1) / number.clamp(min=1)
+        losses = -(weights * log_prob).sum(dim=1) / number
     else:
-        losses = number.clamp(min=1).to(s.dtype).log() - masked_logsumexp(log_prob, used)[:, 0]
+        log_weights = torch.where(used, weights, 1.0).log()
+        losses = number.log() - masked_logsumexp(log_prob + log_weights, used)[:, 0]
     return AnchorLosses(torch.where(valid, losses, 0.0), valid)
 
 

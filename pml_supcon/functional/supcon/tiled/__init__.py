@@ -28,6 +28,8 @@ def refusal(problem: Problem) -> str | None:
     """Return the reason why this backend cannot solve the problem, or None."""
     if problem.similarity is not None:
         return "a similarity other than the dot product needs the whole matrix"
+    if problem.target is not None:
+        return "it reads class labels, and not those of a target"
     return problem.transform_refusal
 
 

@@ -36,6 +36,8 @@ def refusal(problem: Problem) -> str | None:
     device = problem.device
     if problem.similarity is not None:
         return "a similarity other than the dot product needs the whole matrix"
+    if problem.target is not None:
+        return "it reads class labels, and not those of a target"
     if problem.pairs is not None:
         return "indices_tuple lists pairs, which it does not read"
     if problem.transform_refusal is not None:
