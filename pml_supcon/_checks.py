@@ -198,7 +198,7 @@ def check_nested(labels: "Tensor", name: str = "labels") -> None:
         >>> check_nested(torch.tensor([[0, 5], [0, 6], [1, 5]]))
         Traceback (most recent call last):
         ...
-        ValueError: Expected each label in column 1 of `labels` to have one parent, but label 5 has 0 and 1; number the labels of all branches differently
+        ValueError: Expected each label in column 1 of `labels` to have one parent, but label 5 has 0 and 1
     """
     if labels.is_floating_point() or labels.is_complex() or str(labels.dtype) == "torch.bool":
         raise TypeError(f"Expected argument `{name}` to be integers, but got {labels.dtype}")
@@ -213,7 +213,7 @@ def check_nested(labels: "Tensor", name: str = "labels") -> None:
             two = sorted(parents[place : place + 2].tolist())
             raise ValueError(
                 f"Expected each label in column {level} of `{name}` to have one parent, but label "
-                f"{int(children[place])} has {two[0]} and {two[1]}; number the labels of all branches differently"
+                f"{int(children[place])} has {two[0]} and {two[1]}"
             )
 
 

@@ -244,7 +244,7 @@ def test_class_labels_with_a_target_of_classes():
 WRONG = [
     (None, torch.rand(4, 3), {}, TypeError, "hold integers, but got torch.float32; .*SoftLabels"),
     (None, torch.rand(4), {}, TypeError, ".targets.SoftLabels. or .Kernel. takes others"),
-    (None, SETS, {}, ValueError, r"shape \(4,\), one class for each embedding, but got \(4, 3\); .*LabelSets"),
+    (None, SETS, {}, ValueError, r"shape \(4,\), one label for each embedding, but got \(4, 3\); .*LabelSets"),
     (None, SETS == 1, {}, TypeError, "torch.bool; .*LabelSets"),
     (LabelSets(), SETS[:, 0], {}, ValueError, r"shape \(4, C\), one column for each label, but got \(4,\)"),
     (LabelSets(), 2 * SETS, {}, ValueError, "hold 0 and 1 with LabelSets, but got other values; .*SoftLabels"),

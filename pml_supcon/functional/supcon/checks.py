@@ -56,7 +56,7 @@ def _check_classes(name: str, labels: Tensor, number: int) -> None:
         )
     if labels.ndim == 2 and len(labels) == number:
         raise ValueError(
-            f"Expected argument `{name}` to have shape ({number},), one class for each embedding, but got "
+            f"Expected argument `{name}` to have shape ({number},), one label for each embedding, but got "
             f"{tuple(labels.shape)}; a loss with the target `targets.LabelSets`, `SoftLabels` or `Hierarchy` takes rows"
         )
     if labels.shape != (number,):
