@@ -6,7 +6,9 @@ from helpers.pretend_gpu import GPU, pretend_gpu
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from pml_supcon.losses import SupConLossOut
 from pml_supcon.samplers import MultiViewBatchSampler
+from pml_supcon.targets import SoftLabels
 from pml_supcon.views import BatchMix, MultiViewDataset, MultiViewTensorDataset, SeededDataset, split_views
 
 KINDS = ("mixup", "cutmix", "both")
@@ -159,6 +161,20 @@ def test_ranks_draw_apart():
     shares = [set(soft.flatten().tolist()) - {0.0, 1.0} for _, soft in (first, second)]
     assert all(shares)
     assert not shares[0] & shares[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_takes_the_soft_labels(kind):
+    images, soft = mixed(kind)
+    rows = torch.nn.functional.normalize(images.transpose(0, 1).flatten(0, 1).flatten(1).double(), dim=1)
+    # out: l_i = -1/W_i sum_j w_ij [s_ij - log sum_(k != i) exp(s_ik)], w = <y_i, y_j>, view-major rows (15,)
+    similarities = (rows @ rows.T / 0.5).fill_diagonal_(-torch.inf)
+    shares = soft.double().repeat(3, 1)
+    weights = (shares @ shares.T).fill_diagonal_(0)
+    logs = similarities.log_softmax(1).fill_diagonal_(0)
+    expected = -((weights * logs).sum(1) / weights.sum(1)).mean()
+    loss = SupConLossOut(temperature=0.5, target=SoftLabels())
+    torch.testing.assert_close(loss(images.flatten(2).double(), soft), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
