@@ -48,6 +48,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
     denominator = _option("denominator")
     contrast_mode = _option("contrast_mode")
     positives_cap = _option("positives_cap")
+    margin = _option("margin")
     scale_by_temperature = _option("scale_by_temperature")
     backend = _option("backend")
     products = _option("products")
@@ -60,6 +61,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
         denominator: str = "all",
         contrast_mode: str = "all",
         positives_cap: int | None = None,
+        margin: float = 0.0,
         num_views: int | None = None,
         scale_by_temperature: bool = False,
         backend: str = "auto",
@@ -75,6 +77,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
             denominator=denominator,
             contrast_mode=contrast_mode,
             positives_cap=positives_cap,
+            margin=margin,
             scale_by_temperature=scale_by_temperature,
             backend=backend,
             products=products,
@@ -183,6 +186,7 @@ class SupConLossOut(BaseSupConLoss):
         contrast_mode: "all": every row is an anchor; "one": the rows of the first view are.
         positives_cap: the largest number of positives besides the other views of the anchor's own sample; a multiple
             of V.
+        margin: ``eps >= 0``, only with "one_positive": the positive counts as ``exp(s_ip - eps)`` in ``D_ip``.
         num_views: V of ``(N, D)`` embeddings, view-major (``torch.cat`` of the views), for the options that need it.
         scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         backend: "auto", "dense" (closed form, small batches), "triton" (fused CUDA kernels), "tiled" (linear memory,

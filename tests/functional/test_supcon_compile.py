@@ -66,12 +66,12 @@ def test_operators_keep_their_contract():
     z = torch.nn.functional.normalize(torch.randn(12, 3), dim=1).requires_grad_()
     labels = torch.arange(12) // 3
     ids = torch.arange(12)
-    arguments = (z, None, labels, labels, ids, ids, None, None, None, "out", "all", False)
+    arguments = (z, None, labels, labels, ids, ids, None, None, None, "out", "all", 0.0, False)
     torch.library.opcheck(tiled_losses, arguments)
     one_sided = (z.detach().requires_grad_(), torch.randn(7, 3), labels, labels[:7], *[None] * 5)
-    torch.library.opcheck(tiled_losses, (*one_sided, "out", "negatives", False))
+    torch.library.opcheck(tiled_losses, (*one_sided, "out", "negatives", 0.0, False))
     references = torch.randn(7, 3, requires_grad=True)
-    arguments = (z, references, labels, labels[:7], None, None, None, None, None, "in", "one_positive", True)
+    arguments = (z, references, labels, labels[:7], None, None, None, None, None, "in", "one_positive", 0.25, True)
     torch.library.opcheck(tiled_losses, arguments)
 
 

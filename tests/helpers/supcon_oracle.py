@@ -17,28 +17,45 @@ def anchor_losses(
     contrast_mode="all",
     positives_cap=None,
     normalize=True,
+    margin=0.0,
+    class_balanced=False,
+    anchors=None,
+    ignore_label=None,
 ):
     """Return the loss of every anchor of view-major rows `(N, D)`, or None for an anchor without a loss."""
     num_samples = len(rows) // num_views
     labels = [i % num_samples for i in range(len(rows))] if labels is None else labels.tolist()
+    labels = [("sample", i % num_samples) if label == ignore_label else label for i, label in enumerate(labels)]
+    others = labels if ref_emb is None or ref_labels is None else ref_labels.tolist()
+    if others is not labels:
+        others = [("reference", j) if label == ignore_label else label for j, label in enumerate(others)]
     prepare = unit_rows if normalize else list
-    anchors = prepare(rows.tolist())
-    contrasted = anchors if ref_emb is None else prepare(ref_emb.tolist())
+    own = prepare(rows.tolist())
+    contrasted = own if ref_emb is None else prepare(ref_emb.tolist())
     losses = []
     for i in range(num_samples if contrast_mode == "one" else len(rows)):
         if indices_tuple is not None:
             positives, negatives = listed_sets(i, indices_tuple)
         elif ref_emb is not None:
-            positives = {j for j, label in enumerate(ref_labels.tolist()) if label == labels[i]}
+            positives = {j for j, label in enumerate(others) if label == labels[i]}
             negatives = set(range(len(contrasted))) - positives
         else:
             positives, negatives = batch_sets(i, labels, num_samples, num_views, positives_cap)
         s = {
-            j: fsum(a * b for a, b in zip(anchors[i], contrasted[j], strict=True)) / temperature
+            j: fsum(a * b for a, b in zip(own[i], contrasted[j], strict=True)) / temperature
             for j in positives | negatives
         }
-        losses.append(one_loss(s, positives, negatives, summation, denominator))
+        weights = balanced_weights(positives, negatives, others) if class_balanced else None
+        losses.append(one_loss(s, positives, negatives, summation, denominator, margin, weights))
+        if anchors is not None and not anchors[i % len(anchors)]:
+            losses[-1] = None
     return losses
+
+
+def balanced_weights(positives, negatives, labels):
+    """Return the weight of each row in a denominator: 1 over the number of contrasted rows of its class."""
+    sizes = {j: sum(labels[k] == labels[j] for k in negatives) for j in negatives}
+    return {j: 1 / len(positives) for j in positives} | {j: 1 / size for j, size in sizes.items()}
 
 
 def mean(losses):
@@ -73,12 +90,14 @@ def listed_sets(i, indices_tuple):
     return positives, negatives
 
 
-def one_loss(s, positives, negatives, summation, denominator):
+def one_loss(s, positives, negatives, summation, denominator, margin=0.0, weights=None):
     """Return equation 2 or 3 for one anchor, with similarities `s` divided by the temperature."""
 
     def denominator_of(p):
         members = {"all": positives | negatives, "one_positive": {p} | negatives, "negatives": negatives}[denominator]
-        return fsum(exp(s[a]) for a in members)
+        if weights is not None:
+            return fsum(weights[a] * exp(s[a]) for a in members)
+        return fsum(exp(s[a] - margin if a == p and a not in negatives else s[a]) for a in members)
 
     if not positives or (denominator == "negatives" and not negatives):
         return None

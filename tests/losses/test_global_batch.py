@@ -26,6 +26,7 @@ LOSSES = {
     "out": SupConLossOut,
     "in": SupConLossIn,
     "one_positive": lambda: SupConLossOut(denominator="one_positive"),
+    "margin": lambda: SupConLossIn(denominator="one_positive", margin=0.25),
     "negatives": lambda: SupConLossIn(denominator="negatives"),
     "cap": lambda: SupConLossOut(positives_cap=2, num_views=2),
     "first view": lambda: SupConLossOut(contrast_mode="one"),

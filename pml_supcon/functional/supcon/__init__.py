@@ -31,6 +31,7 @@ def supcon_loss(
     denominator: str = "all",
     contrast_mode: str = "all",
     positives_cap: int | None = None,
+    margin: float = 0.0,
     scale_by_temperature: bool = False,
     normalize: bool = True,
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -63,12 +64,15 @@ def supcon_loss(
         temperature: ``tau > 0``, at least 1.2e-38.
         summation: "out" (the paper's recommendation) or "in".
         denominator: ``D_ip`` is the sum of ``exp(s_ia)`` over ``P(i)`` and ``N(i)`` for "all" (the paper), over ``p``
-            and ``N(i)`` for "one_positive" (NT-Xent), over ``N(i)`` for "negatives" (the loss can then be negative).
+            and ``N(i)`` for "one_positive" (NT-Xent; SINCERE), over ``N(i)`` for "negatives" (the loss can then be
+            negative).
         contrast_mode: "all": every row is an anchor; "one": the rows of the first view are anchors. All rows are
             contrasted.
         positives_cap: the largest number of positive rows besides the other views of the anchor's own sample, a
             multiple of V. The first other samples of the class in batch order are kept. A dropped positive is in no
             denominator either.
+        margin: ``eps >= 0``, in the unit of ``s``, only with "one_positive": the positive counts as
+            ``exp(s_ip - eps)`` in ``D_ip`` (epsilon-SupInfoNCE). The loss is then at least ``-eps``. Not on "triton".
         scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         normalize: divide rows by their L2 norm first.
         similarity: a function of ``(N, D)`` and ``(M, D)`` rows that returns ``(N, M)`` similarities. It replaces the
@@ -114,6 +118,7 @@ def supcon_loss(
         denominator=denominator,
         contrast_mode=contrast_mode,
         positives_cap=positives_cap,
+        margin=margin,
         scale_by_temperature=scale_by_temperature,
         normalize=normalize,
         similarity=similarity,

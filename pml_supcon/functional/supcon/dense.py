@@ -162,16 +162,18 @@ def weighted(t: Tensor, p: Tensor, problem: Problem) -> Tensor:
 def one_positive(
     t: Tensor, p: Tensor, positives: Tensor, negatives: Tensor, number: Tensor, problem: Problem
 ) -> tuple[Tensor, Tensor]:
-    """Return the losses ``(A, 1)`` and ``W`` ``(A, M)`` for the denominator ``D_ip = exp(s_ip) + S_i``.
+    """Return the losses ``(A, 1)`` and ``W`` ``(A, M)`` for the denominator ``D_ip = exp(s_ip - eps) + S_i``.
 
-    ``S_i`` is the sum of ``exp(s_in)`` over ``N(i)``. With ``q_p = exp(s_ip) / D_ip = sigmoid(s_ip - log S_i)`` and the
-    share ``X_p``, which is ``w_p / n_i`` for L_out and ``w_p q_p / sum_{p in P(i)} w_p q_p`` for L_in, with the weights
-    ``w_p`` of the positives:
+    ``S_i`` is the sum of ``exp(s_in)`` over ``N(i)``, ``eps`` the margin. With ``q_p = exp(s_ip - eps) / D_ip``, which
+    is ``sigmoid(s_ip - log S_i - eps)``, and the share ``X_p``, which is ``w_p / n_i`` for L_out and
+    ``w_p q_p / sum_{p in P(i)} w_p q_p`` for L_in, with the weights ``w_p`` of the positives:
 
-        out:  l_i = -sum_p w_p log(q_p) / n_i           W_ip = -X_p (1 - q_p)
-        in:   l_i = -log( sum_p w_p q_p / n_i )         W_in = exp(s_in) / S_i * sum_p X_p (1 - q_p)
+        out:  l_i = -sum_p w_p log(q_p) / n_i - eps     W_ip = -X_p (1 - q_p)
+        in:   l_i = -log( sum_p w_p q_p / n_i ) - eps   W_in = exp(s_in) / S_i * sum_p X_p (1 - q_p)
     """
     log_others, e, inverse = masked_exponentials(t.clone(), negatives, shifted=True)
+    if problem.margin:
+        log_others.add_(problem.margin / LN_2)
     # log q and 1 - q, (A, M); a pair listed as positive and as negative counts once: its D_ip is S_i
     margin = t.sub_(log_others).mul_(LN_2)
     log_q, miss = F.logsigmoid(margin), torch.sigmoid(-margin)
@@ -186,6 +188,8 @@ def one_positive(
             weighted(log_q.div_(LN_2), p, problem), positives, shifted=True
         )
         losses, miss = number.log2().sub_(log_total).mul_(LN_2), miss.mul_(shares).mul_(of_shares)
+    if problem.margin:
+        losses.sub_(problem.margin)
     return losses, e.mul_(miss.sum(dim=1, keepdim=True).mul_(inverse)).sub_(miss)
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from pml_supcon._checks import INT64, check_bool, check_choice, check_temperature, shown
+from pml_supcon._checks import INT64, check_bool, check_choice, check_number, check_temperature, shown
 from pml_supcon.targets import Target, check_target
 
 Summation = Literal["out", "in"]
@@ -32,6 +32,7 @@ class SupConOptions:
     denominator: str = "all"
     contrast_mode: str = "all"
     positives_cap: int | None = None
+    margin: float = 0.0
     scale_by_temperature: bool = False
     normalize: bool = True
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -55,6 +56,11 @@ class SupConOptions:
             raise ValueError(
                 "Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views, "
                 f"but got {shown(cap)}"
+            )
+        if check_number("margin", self.margin, low=0) > 0 and self.denominator != "one_positive":
+            raise ValueError(
+                f"Expected `denominator='one_positive'` with margin={self.margin:g}, which lowers the positive in "
+                f"its own denominator, but got {self.denominator!r}"
             )
         if self.products == "float16" and not self.normalize:
             raise ValueError(

@@ -145,6 +145,11 @@ class Problem:
         return self.options.denominator
 
     @property
+    def margin(self) -> float:
+        """The margin of the denominator "one_positive" as a Python float."""
+        return float(self.options.margin)
+
+    @property
     def similarity(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """The function that replaces the dot product, or None."""
         return self.options.similarity

@@ -22,7 +22,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         s = s / problem.temperature
         weights, positives, negatives = pair_weights(problem)
         number = pair_numbers(problem, weights, positives)
-        return dense_losses(s, weights, number, positives, negatives, problem.summation, problem.denominator)
+        return dense_losses(s, weights, number, positives, negatives, problem)
 
 
 def pair_weights(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,18 +83,19 @@ def dense_losses(
     number: Tensor,
     positives: Tensor,
     negatives: Tensor,
-    summation: str,
-    denominator: str,
+    problem: Problem,
 ) -> AnchorLosses:
     """Return the losses of equations 2 and 3, from similarities ``s``, weights and masks, ``(A, M)``, and ``W_i``."""
-    # 1. log D_ip, (A, 1), or (A, M) for "one_positive": log( exp(s_ip) + sum_{n in N(i)} exp(s_in) )
+    denominator = problem.denominator
+    # 1. log D_ip, (A, 1), or (A, M) for "one_positive": log( exp(s_ip - margin) + sum_{n in N(i)} exp(s_in) )
     if denominator == "all":
         log_denominator = masked_logsumexp(s, positives | negatives)
     else:
         log_denominator = log_negatives = masked_logsumexp(s, negatives)
     if denominator == "one_positive":
         some = log_negatives != -torch.inf
-        log_denominator = torch.where(some, torch.logaddexp(s, torch.where(some, log_negatives, 0.0)), s)
+        own = s - problem.margin if problem.margin else s
+        log_denominator = torch.where(some, torch.logaddexp(own, torch.where(some, log_negatives, 0.0)), own)
         log_denominator = torch.where(negatives, log_negatives, log_denominator)  # a pair listed as both counts once
     # 2. The anchors with a positive and a non-empty denominator, (A,).
     number = number[:, 0]
@@ -106,7 +107,7 @@ def dense_losses(
     # exp(s_ip) / D_ip (equation 3).
     used = positives & valid[:, None]
     log_prob = torch.where(used, s - log_denominator, 0.0)
-    if summation == "out":
+    if problem.summation == "out":
         losses = -(weights * log_prob).sum(dim=1) / number
     else:
         log_weights = torch.where(used, weights, 1.0).log()

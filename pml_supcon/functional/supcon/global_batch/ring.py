@@ -65,7 +65,7 @@ class _Ring(torch.autograd.Function):
         with full_precision(anchors.device):
             upstream = collectives.all_reduce(torch.where(valid, upstream, 0), plan.group)
             scale = upstream_scale(upstream)
-            statistics = Statistics(table, plan.summation, plan.denominator)
+            statistics = Statistics(table, plan.formula)
             of_anchors, of_rows = gradients(plan, anchors, rows, statistics, upstream / scale)
             of_anchors *= scale
         return of_anchors, None if plan.layout.symmetric else of_rows.mul_(scale), None
@@ -82,7 +82,7 @@ def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> Statistics:
         log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
     log_neg = collectives.all_logsumexp(log_neg, plan.group)
     # 2. The sums over positives. "one_positive" needs the complete log_neg: hence a second rotation.
-    start = Statistics.of(log_neg, plan.summation, plan.denominator)
+    start = Statistics.of(log_neg, plan.formula)
     statistics = start.copy()
     for peer, block in rotate_blocks(plan, rows):
         passes = passes_of(plan, anchors, peer, block)

@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from pml_supcon.functional.supcon.execution import needs_shift
 from pml_supcon.functional.supcon.problem import Cap, Problem, rank_cap
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
+from pml_supcon.functional.supcon.tiled.statistics import Formula
 
 Tiles = list[tuple[Tile, list[Tile]]]
 
@@ -30,7 +31,7 @@ class ShardPlan:
         anchor_places: ``(A,)``: the position of the anchor at each place in the view-major order of the batch.
         rank: of this process.
         group: the processes.
-        summation: like the other options, from the problem.
+        formula: like ``shifted``, from the options of the problem.
     """
 
     layout: Layout
@@ -41,8 +42,7 @@ class ShardPlan:
     anchor_places: Tensor
     rank: int
     group: ProcessGroup
-    summation: str
-    denominator: str
+    formula: Formula
     shifted: bool
 
     @staticmethod
@@ -80,8 +80,7 @@ class ShardPlan:
             anchor_places=anchor_places,
             rank=rank,
             group=group,
-            summation=problem.summation,
-            denominator=problem.denominator,
+            formula=Formula.of(problem),
             shifted=needs_shift(problem),
         )
 

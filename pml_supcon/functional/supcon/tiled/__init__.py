@@ -20,6 +20,7 @@ from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.tiled import listed
 from pml_supcon.functional.supcon.tiled.layout import Layout
 from pml_supcon.functional.supcon.tiled.operator import tiled_losses
+from pml_supcon.functional.supcon.tiled.statistics import Formula
 
 __all__ = ["refusal", "anchor_losses"]  # noqa: RUF022 - the order of the calls
 
@@ -58,8 +59,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         layout.anchor_ids,
         layout.row_ids,
         *(layout.cap or (None, None, None)),
-        problem.summation,
-        problem.denominator,
+        *Formula.of(problem),
         needs_shift(problem),
     )
     # back to the caller's order

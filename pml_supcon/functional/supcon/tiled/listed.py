@@ -42,7 +42,8 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
             log_pos = segment_logsumexp(s_pos.masked_fill(both, -torch.inf), a1, num_anchors)
             log_denominator = torch.logaddexp(log_neg, log_pos)[a1]
         elif problem.denominator == "one_positive":
-            log_denominator = torch.where(both, log_neg[a1], torch.logaddexp(s_pos, log_neg[a1]))
+            own = s_pos - problem.margin if problem.margin else s_pos
+            log_denominator = torch.where(both, log_neg[a1], torch.logaddexp(own, log_neg[a1]))
         else:
             log_denominator = log_neg[a1]
         number = torch.bincount(a1, minlength=num_anchors).to(s_pos.dtype)

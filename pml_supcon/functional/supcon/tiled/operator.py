@@ -15,24 +15,25 @@ from pml_supcon.functional.supcon.execution import map_in_threads
 from pml_supcon.functional.supcon.problem import Cap
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
 from pml_supcon.functional.supcon.tiled.passes import TilePasses, upstream_scale
-from pml_supcon.functional.supcon.tiled.statistics import Statistics
+from pml_supcon.functional.supcon.tiled.statistics import Formula, Statistics
 
 #: The arguments of ``passes_of``, which both passes take.
 ARGUMENTS = """
     Tensor anchors, Tensor? rows, Tensor anchor_labels, Tensor row_labels, Tensor? anchor_ids, Tensor? row_ids,
-    Tensor? anchor_rank, Tensor? anchor_limit, Tensor? row_rank, str summation, str denominator, bool shifted
+    Tensor? anchor_rank, Tensor? anchor_limit, Tensor? row_rank, str summation, str denominator, float margin,
+    bool shifted
 """
 
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses ``(A,)``, their validity ``(A,)`` and the table ``(5, A)`` of ``Statistics`` of sorted anchors."""
-    passes, summation, denominator = passes_of(*arguments)
+    passes, formula = passes_of(*arguments)
     layout, device = passes.layout, arguments[0].device
     tiles = list(layout.tiles())
     # 1. log of the sum over N(i) of exp(s_in), (A,), over all tiles; each thread returns a partial sum
     log_neg = torch.stack(map_in_threads(passes.log_negatives, tiles, device)).logsumexp(dim=0)
     # 2. sums over P(i), over the boxes of tiles that can hold positives; off the diagonal a box serves both sides
-    start = Statistics.of(log_neg, summation, denominator)
+    start = Statistics.of(log_neg, formula)
     boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, tile_boxes in tiles for box in tile_boxes]
     statistics = Statistics.merged(map_in_threads(partial(passes.positives, start), boxes, device))
     # 3. equation 2 or 3 from the sums
@@ -49,8 +50,8 @@ def gradient(
     ``(A,)``, which is 0 for invalid anchors. A gradient that is not requested is empty; the gradient of rows is also
     empty if they are the anchors.
     """
-    passes, summation, denominator = passes_of(anchors, rows, *rest)
-    statistics = Statistics(table, summation, denominator)
+    passes, formula = passes_of(anchors, rows, *rest)
+    statistics = Statistics(table, formula)
     # divide by the largest upstream gradient, lest tiny ones underflow in the product with exp(-log_neg)
     scale = upstream_scale(upstream)
     upstream = upstream / scale
@@ -86,9 +87,10 @@ def passes_of(
     row_rank: Tensor | None,
     summation: str,
     denominator: str,
+    margin: float,
     shifted: bool,
-) -> tuple[TilePasses, str, str]:
-    """Return the passes, the summation and the denominator from the flat arguments of the operator.
+) -> tuple[TilePasses, Formula]:
+    """Return the passes and the formula from the flat arguments of the operator.
 
     ``anchors`` ``(A, D)`` and ``rows`` ``(M, D)`` are sorted by label and divided by the root of the temperature; rows
     are None if the anchors are the rows. The tensors after them are the fields of ``Layout`` and ``Cap``. ``shifted``
@@ -99,7 +101,7 @@ def passes_of(
         cap = Cap(anchor_rank, anchor_limit, row_rank)
     layout = Layout(anchor_labels, row_labels, anchor_ids, row_ids, cap, symmetric=rows is None)
     passes = TilePasses(anchors, anchors if rows is None else rows, layout, anchors.dtype, shifted)
-    return passes, summation, denominator
+    return passes, Formula(summation, denominator, margin)
 
 
 #: ``forward`` with the derivative ``gradient``.

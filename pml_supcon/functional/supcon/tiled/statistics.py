@@ -1,6 +1,7 @@
 """Sums per anchor, from which the losses and their gradients follow, and the elementwise maths over positives."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,19 +9,34 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pml_supcon.distributed import collectives
-from pml_supcon.functional.supcon.problem import AnchorLosses
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+
+
+class Formula(NamedTuple):
+    """The options that choose the formula of a loss; see ``supcon_loss``."""
+
+    summation: str
+    denominator: str
+    margin: float
+
+    @classmethod
+    def of(cls, problem: Problem) -> "Formula":
+        """Return the formula of a problem."""
+        return cls(problem.summation, problem.denominator, problem.margin)
 
 
 class Statistics:
     """The sums over the positives and negatives of each anchor, ``(A,)`` each, gathered block by block.
 
-    For "one_positive" with ``q_p = exp(s_ip) / (exp(s_ip) + sum over N(i))``, ``log_share`` is the log of the sum over
-    ``P(i)`` of ``1 - q_p`` (L_out) or of ``q_p (1 - q_p)`` (L_in); see ``negative_share``.
+    For "one_positive" with ``q_p = exp(s_ip - eps) / (exp(s_ip - eps) + sum over N(i))``, ``eps`` the margin,
+    ``log_share`` is the log of the sum over ``P(i)`` of ``1 - q_p`` (L_out) or of ``q_p (1 - q_p)`` (L_in); see
+    ``negative_share``.
     """
 
-    def __init__(self, table: Tensor, summation: str, denominator: str) -> None:
+    def __init__(self, table: Tensor, formula: Formula) -> None:
         # (5, A): the sums below as one tensor, saved for the backward pass
-        self.table, self.summation, self.denominator = table, summation, denominator
+        self.table, self.formula = table, formula
+        self.summation, self.denominator = formula.summation, formula.denominator
         self.number: Tensor = table[0]  # number of positives, |P(i)|
         self.log_neg: Tensor = table[1]  # log of the sum over N(i) of exp(s)
         self.log_pos: Tensor = table[2]  # log of the sum over P(i) of exp(x); x is s, or log q for "one_positive"
@@ -28,9 +44,9 @@ class Statistics:
         self.log_share: Tensor = table[4]
 
     @classmethod
-    def of(cls, log_neg: Tensor, summation: str, denominator: str) -> "Statistics":
+    def of(cls, log_neg: Tensor, formula: Formula) -> "Statistics":
         """Return the statistics from the sums over negatives, ``log_neg`` ``(A,)``, with no positive added yet."""
-        statistics = cls(log_neg.new_zeros(5, len(log_neg)), summation, denominator)
+        statistics = cls(log_neg.new_zeros(5, len(log_neg)), formula)
         statistics.log_neg.copy_(log_neg)
         for logarithm in (statistics.log_pos, statistics.log_share):
             logarithm.fill_(-torch.inf)
@@ -38,7 +54,7 @@ class Statistics:
 
     def copy(self) -> "Statistics":
         """Return a copy with its own memory."""
-        return Statistics(self.table.clone(), self.summation, self.denominator)
+        return Statistics(self.table.clone(), self.formula)
 
     def log_neg_or_0(self) -> Tensor:
         """Return ``log_neg``, with 0 for anchors without negatives."""
@@ -71,11 +87,11 @@ class Statistics:
         self.number[anchors] += positives.sum(dim=1)
         x = s
         if self.denominator == "one_positive":
-            # x = log q with q = sigmoid(s - log_neg), D_ip = exp(s_ip) + sum over N(i)
-            margin = s - self.log_neg[anchors, None]
-            x = F.logsigmoid(margin)
-            # log(1 - q) = log q - (s - log_neg) for L_out, log(q (1 - q)) for L_in
-            log_share = x - margin if self.summation == "out" else 2 * x - margin
+            # x = log q with q = sigmoid(logit), D_ip = exp(s_ip - eps) + sum over N(i)
+            logit = self.logits(s, anchors)
+            x = F.logsigmoid(logit)
+            # log(1 - q) = log q - logit for L_out, log(q (1 - q)) for L_in
+            log_share = x - logit if self.summation == "out" else 2 * x - logit
             self._add_exponentials(self.log_share[anchors], log_share, positives)
         # - sum over P(i) of x: equation 2
         if self.summation == "out":
@@ -83,6 +99,11 @@ class Statistics:
         # log of the sum over P(i) of exp(x): equation 3, and the positives' part of D_i for "all"
         if self.summation == "in" or self.denominator == "all":
             self._add_exponentials(self.log_pos[anchors], x, positives)
+
+    def logits(self, s: Tensor, anchors: slice) -> Tensor:
+        """Return ``log(q / (1 - q)) = s - log_neg - eps`` of a block, for "one_positive"."""
+        logits = s - self.log_neg[anchors, None]
+        return logits.sub_(self.formula.margin) if self.formula.margin else logits
 
     @staticmethod
     def _add_exponentials(log_sum: Tensor, x: Tensor, positives: Tensor) -> None:
@@ -98,6 +119,8 @@ class Statistics:
         terms = self.linear / number if self.summation == "out" else number.log() - self.log_pos
         if self.denominator != "one_positive":
             terms = terms + self.log_denominator()
+        elif self.formula.margin:  # exp(s_ip) / D_ip = q exp(eps)
+            terms = terms - self.formula.margin
         return AnchorLosses(torch.where(valid, terms, 0), valid)
 
     def log_denominator(self, anchors: slice = slice(None)) -> Tensor:
@@ -147,10 +170,10 @@ class Statistics:
         number = self.number[anchors, None].clamp(min=1)
         if self.denominator == "one_positive":
             # x = log q: d x / d s = 1 - q. out: -(1 - q) / |P|;  in: -q (1 - q) / sum over P(i) of q
-            margin = s - self.log_neg[anchors, None]
+            logit = self.logits(s, anchors)
             if self.summation == "out":
-                return -torch.sigmoid(-margin) / number
-            return -(F.logsigmoid(margin) - self.log_pos[anchors, None]).exp() * torch.sigmoid(-margin)
+                return -torch.sigmoid(-logit) / number
+            return -(F.logsigmoid(logit) - self.log_pos[anchors, None]).exp() * torch.sigmoid(-logit)
         # X_ip of the specification: 1 / |P| (out), or the softmax over P(i) (in); for "all" the gradient is P_ip - X_ip
         pull = 1 / number if self.summation == "out" else (s - self.log_pos[anchors, None]).exp()
         if self.denominator == "negatives":
