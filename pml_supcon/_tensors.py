@@ -29,7 +29,8 @@ def check_dense(name: str, value: Any, *, values: bool = True) -> None:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device; the host does not wait for a GPU."""
+    """Return a tensor on a device; the host waits for a GPU only to copy from it to the CPU."""
     if device.type == "cuda" and x.device.type == "cpu":
-        return x.pin_memory().to(device, non_blocking=True)
+        pinned = x if torch.compiler.is_compiling() else x.pin_memory()  # `torch.compile` cannot trace it
+        return pinned.to(device, non_blocking=True)
     return x.to(device)

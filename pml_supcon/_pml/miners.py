@@ -28,22 +28,14 @@ class CheckedMiner(BaseMiner):
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None
     ) -> Any:
         """Return the indices that ``mine`` chooses; labels may be on another device, as in PML."""
+        same = ref_labels is labels
         checks.check_embeddings("embeddings", embeddings, dims=(2,))
         check_dense("embeddings", embeddings)
-        _check_labels("labels", labels, len(embeddings))
-        if (ref_emb is None) != (ref_labels is None):
-            raise ValueError("Expected arguments `ref_emb` and `ref_labels` together, but got one of them")
-        if ref_emb is not None:
-            checks.check_fits(embeddings, "ref_emb", ref_emb)
-            _check_labels("ref_labels", ref_labels, len(ref_emb))
+        labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device)
+        ref_labels = checks.check_references(embeddings, ref_emb, ref_labels, need_labels=True)
         wide, ref_wide = checks.int64_labels(labels, ref_labels)  # torch compares uint64 with no other
         # the same object stays the same: PML then leaves out the pairs of a row with itself
-        return super().forward(embeddings, wide, ref_emb, wide if ref_labels is labels else ref_wide)
-
-
-def _check_labels(name: str, labels: Any, number: int) -> None:
-    check_dense(name, labels)
-    checks.check_labels(name, labels, number, labels.device)
+        return super().forward(embeddings, wide, ref_emb, wide if same else ref_wide)
 
 
 class Pairs(NamedTuple):

@@ -66,7 +66,7 @@ def gradient_shares(
 
     Args:
         embeddings: ``(N, D)`` floats, normalised inside. Half precision is computed in float32.
-        labels: ``(N,)`` integers.
+        labels: ``(N,)`` integers, on any device.
         loss: "supcon_out", "supcon_in" or "triplet".
         temperature: :math:`\tau > 0` of the supcon losses, whose denominator sums over all rows but the anchor.
         margin: Margin ``>= 0`` of "triplet" (the sum over all triplets, as PML's ``TripletMarginLoss`` without
@@ -90,7 +90,7 @@ def gradient_shares(
         >>> [round(share, 3) for share in found.shares[0].tolist()]  # the far positive gets the most; row 3 is opposite
         [0.0, 0.375, 0.625, 0.0]
     """
-    check_arguments(embeddings, labels, loss, temperature, margin)
+    labels = check_arguments(embeddings, labels, loss, temperature, margin)
     temperature, margin = float(temperature), float(margin)  # torch divides by no fraction
     if not isinstance(anchors, slice | None):
         raise TypeError(f"Expected argument `anchors` to be a slice or None, but got {shown(anchors)}")
@@ -160,11 +160,11 @@ def _shares(magnitudes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
     return shares
 
 
-def check_arguments(embeddings: Tensor, labels: Tensor, loss: str, temperature: float, margin: float) -> None:
-    """Raise if the types, shapes or options do not fit ``gradient_shares``."""
+def check_arguments(embeddings: Tensor, labels: Tensor, loss: str, temperature: float, margin: float) -> Tensor:
+    """Return the labels on the device of the embeddings, or raise if an argument does not fit ``gradient_shares``."""
     check_choice("loss", loss, LOSSES)
     check_temperature("temperature", temperature)
     check_number("margin", margin, low=0)
     checks.check_embeddings("embeddings", embeddings, dims=(2,))
     check_dense("embeddings", embeddings)
-    checks.check_labels("labels", labels, len(embeddings), embeddings.device)
+    return checks.check_labels("labels", labels, len(embeddings), embeddings.device)

@@ -56,7 +56,7 @@ def binned_gradient_shares(
 
     Args:
         embeddings: ``(N, D)`` floats, as for ``gradient_shares``.
-        labels: ``(N,)`` integers.
+        labels: ``(N,)`` integers, on any device.
         loss: "supcon_out", "supcon_in" or "triplet".
         temperature: Temperature ``> 0`` of the supcon losses.
         margin: Margin ``>= 0`` of "triplet".
@@ -79,7 +79,7 @@ def binned_gradient_shares(
     check_int("bins", bins, low=1)
     if chunk_size is not None:
         check_int("chunk_size", chunk_size, low=1)
-    check_arguments(embeddings, labels, loss, temperature, margin)
+    labels = check_arguments(embeddings, labels, loss, temperature, margin)
     rows = len(embeddings)
     size = chunk_size or max(1, CHUNK_BYTES // (max(rows, 1) * max(4, embeddings.element_size())))
     zeros = torch.zeros(bins, dtype=torch.float64, device=embeddings.device)

@@ -16,6 +16,7 @@ from pml_supcon._tensors import check_dense
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.global_batch.group import check_inputs
 from pml_supcon.losses.queue import QueueLoss
 from pml_supcon.losses.supcon import BaseSupConLoss, SupConLossIn, SupConLossOut
 
@@ -45,7 +46,7 @@ class GlobalBatchLoss(nn.Module):
 
     Shape:
         - embeddings: ``(N, D)`` or ``(B, V, D)`` of this process; losses of PML get ``(B, V, D)`` as view-major rows.
-        - labels: ``(N,)`` or ``(B,)`` of this process, any integer dtype, or None if the loss needs none.
+        - labels: ``(N,)`` or ``(B,)`` of this process, any integer dtype, any device, or None if the loss needs none.
         - the batch: samples of the first process, then of the second, and so on, view-major.
         - other tensors that the loss accepts by keyword, like ``keys``: one entry per row or sample.
 
@@ -121,7 +122,7 @@ class GlobalBatchLoss(nn.Module):
             given |= {name: value for name, value in pairs.items() if value is not None}
             loss: Tensor = self.loss(embeddings, labels, **given)  # it checks its arguments itself
             return loss
-        check(own, mined=self.miner is not None)
+        own = check(own, mined=self.miner is not None)
         if indices_tuple is not None:
             number = own.embeddings.shape[:-1].numel()
             others = number if own.ref_emb is None else len(own.ref_emb)
@@ -142,7 +143,7 @@ class GlobalBatchLoss(nn.Module):
                     "Expected no `indices_tuple` with several processes: it lists the rows of one of them; pass the "
                     "miner to `GlobalBatchLoss(loss, miner=...)`, which mines in the whole batch"
                 )
-            check(own, mined=self.miner is not None)
+            own = check(own, mined=self.miner is not None)
         except Exception as local:  # the other processes must raise too
             error = local
         sizes = agree_on_shards(own, {"loss": describe(self.loss)}, error, group)
@@ -197,30 +198,23 @@ def divided_among(loss: nn.Module, group: ProcessGroup | None) -> Iterator[None]
             part.group = None
 
 
-def check(own: LossInputs, *, mined: bool) -> None:
-    """Raise if the part of the batch on this process is invalid."""
-    embeddings, labels, ref_emb, ref_labels, num_views, more = own
-    checks.check_embeddings("embeddings", embeddings)
-    if labels is not None:
-        checks.check_labels("labels", labels, len(embeddings), embeddings.device)
-    elif mined:
-        raise ValueError("Expected `labels` with a `miner`, but got None")
+def check(own: LossInputs, *, mined: bool) -> LossInputs:
+    """Return the batch on this process with all labels on the device of the embeddings, or raise if it is invalid."""
+    checked = check_inputs(own, need_ref_labels=mined)
+    embeddings, labels = own.embeddings, own.labels
     if mined:
         check_dense("embeddings", embeddings)
-        if ref_emb is not None and ref_labels is None:
-            raise ValueError("Expected `ref_labels` together with `ref_emb` and a `miner`, but got `ref_emb` alone")
+        if labels is None:
+            raise ValueError("Expected `labels` with a `miner`, but got None")
     if embeddings.ndim == 2:
-        view_major_rows(embeddings, labels, num_views)  # raises unless the rows are a whole number of samples
+        view_major_rows(embeddings, labels, own.num_views)  # raises unless the rows are a whole number of samples
         if labels is not None:
-            checks.check_views_agree(labels, num_views)
-    if ref_emb is not None:
-        checks.check_fits(embeddings, "ref_emb", ref_emb)
-    if ref_labels is not None:
-        checks.check_labels("ref_labels", ref_labels, 0 if ref_emb is None else len(ref_emb), embeddings.device)
-    for name, tensor in more.items():
+            checks.check_views_agree(labels, own.num_views)
+    for name, tensor in own.more.items():
         if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(embeddings):
             given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"Expected `{name}` to have {len(embeddings)} entries like `embeddings`, but got {given}")
+    return checked
 
 
 def describe(module: nn.Module) -> str:

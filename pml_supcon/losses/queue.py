@@ -28,7 +28,7 @@ class QueueLoss(nn.Module):
 
     Shape:
         - embeddings: ``(B, V, D)``, or ``(N, D)``, view-major if ``SupConLossOut(num_views=V)`` is given.
-        - labels: ``(B,)`` or ``(N,)``, any integer dtype; None in all calls or in none.
+        - labels: ``(B,)`` or ``(N,)``, any integer dtype, on any device; None in all calls or in none.
         - keys: the shape of the embeddings, a momentum encoder's output for the same views; they get no gradient.
 
     Raises:
@@ -167,8 +167,7 @@ class QueueLoss(nn.Module):
                 "labels and another without"
             )
         if labels is not None:
-            checks.check_labels("labels", labels, len(embeddings), embeddings.device)
-            return labels.long()
+            return checks.check_labels("labels", labels, len(embeddings), embeddings.device).long()
         if embeddings.ndim == 3:
             return torch.arange(len(embeddings), device=embeddings.device)
         if self.num_views is None:

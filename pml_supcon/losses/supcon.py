@@ -104,9 +104,12 @@ class BaseSupConLoss(BaseMetricLossFunction):
         With ``ref_starts_with_batch`` the first N rows of ``ref_emb`` are the batch and a memory follows: anchor ``i``
         is not contrasted with row ``i``.
         """
-        # PML's forward, except that views become rows first, and labels are checked instead of moved to the device
+        # PML's forward, except that views become rows first, and all arguments are checked
         self.reset_stats()
+        given = labels
         embeddings, labels, num_views = check_batch(embeddings, labels, self.num_views, self.target)
+        if ref_emb is embeddings and ref_labels is given:  # PML's convention, also for labels from another device
+            ref_labels = labels
         memory = {"ref_starts_with_batch": True} if check_bool("ref_starts_with_batch", ref_starts_with_batch) else {}
         loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views, **memory)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
@@ -176,9 +179,9 @@ class SupConLossOut(BaseSupConLoss):
 
     Call it like any PML loss: ``loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``.
     ``embeddings`` are floating point, ``(N, D)`` with labels ``(N,)``, or ``(B, V, D)`` with labels ``(B,)``. Labels
-    have any integer dtype, or are None if the views are known (SimCLR); with a ``target`` they are what it says. With
-    PML's default reducer the loss is the mean over the anchors that have a positive and a non-empty denominator, a
-    scalar >= 0 for ``denominator="all"`` with class labels.
+    have any integer dtype and are on any device, or are None if the views are known (SimCLR); with a ``target`` they
+    are what it says. With PML's default reducer the loss is the mean over the anchors that have a positive and a
+    non-empty denominator, a scalar >= 0 for ``denominator="all"`` with class labels.
 
     Args:
         temperature: ``tau > 0``.
@@ -205,10 +208,10 @@ class SupConLossOut(BaseSupConLoss):
         IndexError: If ``indices_tuple`` has row numbers out of range.
 
     Note:
-        It differs from PML 2.9's ``SupConLoss`` in four ways: all anchors with a positive are in the mean, while PML's
+        It differs from PML 2.9's ``SupConLoss`` in three ways: all anchors with a positive are in the mean, while PML's
         default reducer leaves out losses of exactly 0; a batch without negatives has the paper's loss, while PML
-        returns 0; a row of norm 0 has the gradient 0, while PML's is about 1e12 times too large; labels on
-        another device are an error. ``pml_supcon.functional.supcon_loss`` has the definitions.
+        returns 0; a row of norm 0 has the gradient 0, while PML's is about 1e12 times too large.
+        ``pml_supcon.functional.supcon_loss`` has the definitions.
         Use ``pml_supcon.losses.GlobalBatchLoss`` on several processes. PML's ``DistributedLossWrapper`` concatenates
         the rows of the processes: ``(N, D)`` rows are then no longer view-major. With it pass ``(B, V, D)`` embeddings
         if an option needs the views, and no ``positives_cap``, which would count in another order on each process.

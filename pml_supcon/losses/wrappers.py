@@ -93,8 +93,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
                 f"Expected `memory_size` to be at least the {entering} rows of a batch that enter the memory, "
                 f"but got {self.memory_size}"
             )
-        checks.check_labels("labels", labels, len(embeddings), getattr(labels, "device", embeddings.device))
-        check_dense("labels", labels)
+        labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device)
         labels = labels.to(torch.int64)  # PML's memory takes no other unsigned integers than uint8
         if indices_tuple is not None:
             checks.check_pairs(indices_tuple, embeddings.device, len(embeddings), len(embeddings))
@@ -105,7 +104,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
             loss: Tensor = super().forward(embeddings, labels, indices_tuple, enqueue_mask)
             return loss
         self.reset_stats()
-        labels = labels.to(embeddings.device)  # as in PML, which also moves the memory
+        # as in PML, the memory follows the embeddings
         self.embedding_memory = self.embedding_memory.to(embeddings.device, embeddings.dtype)
         self.label_memory = self.label_memory.to(embeddings.device, torch.int64)
         older = self._rows_that_stay(len(embeddings))

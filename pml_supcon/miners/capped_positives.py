@@ -26,7 +26,7 @@ class CappedPositivesMiner(_pml.CheckedMiner):
 
     Shape:
         - embeddings: ``(N, D)``, floating point; half precision is ranked in float32, with or without autocast.
-        - labels: ``(N,)``, integers.
+        - labels: ``(N,)``, integers, on any device.
         - ref_emb, ref_labels: ``(M, D)`` and ``(M,)``, the source of positives and negatives if given.
         - output: int64 ``(a1, p, a2, n)``, positive pairs and negative pairs; empty if there are none.
 

@@ -34,7 +34,7 @@ class OnlineHardExampleMiner(_pml.CheckedMiner):
 
     Shape:
         - embeddings: ``(N, D)``, floating point; half precision is ranked in float32, with or without autocast.
-        - labels: ``(N,)``, integers.
+        - labels: ``(N,)``, integers, on any device.
         - ref_emb, ref_labels: ``(M, D)`` and ``(M,)``, the source of positives and negatives if given.
         - output: int64 ``(a, p, a, n)`` for pairs, ``(a, p, n)`` for triplets; empty if there are none.
 

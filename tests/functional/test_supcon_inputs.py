@@ -49,7 +49,7 @@ def test_embeddings(error, expected, given):
     (TypeError, "to hold integers, but got torch.complex64", LABELS.to(torch.complex64)),
     (ValueError, "to have shape (6,), one label for each embedding, but got (5,)", LABELS[:5]),
     (ValueError, "to have shape (6,), one label for each embedding, but got (6, 1)", LABELS[:, None]),
-    (ValueError, "to be on the device of the embeddings, cpu, but got meta", LABELS.to("meta")),
+    (ValueError, "to have values, but got a tensor on the meta device", LABELS.to("meta")),
 ])  # fmt: skip
 def test_labels(error, expected, given):
     assert_raises(error, f"Expected argument `labels` {expected}", labels=given)

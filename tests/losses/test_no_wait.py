@@ -41,16 +41,21 @@ def on_gpu(monkeypatch):
         yield
 
 
-def steps(loss, name):
+@pytest.fixture(params=[GPU, torch.device("cpu")], ids=["labels on the GPU", "labels on the CPU"])
+def home(request):
+    return request.param
+
+
+def steps(loss, name, home=GPU):
     for _ in range(3):
         rows = torch.empty(16, 8) if name == "memory" else torch.empty(16, 2, 8)
-        labels = () if name == "self-supervised" else (torch.empty(16, dtype=torch.int64),)
+        labels = () if name == "self-supervised" else (torch.zeros(16, dtype=torch.int64, device=home),)
         assert loss(rows, *labels).device == GPU
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *ALONE])
-def test_one_process(on_gpu, name):
-    steps((LOSSES | ALONE)[name](), name)
+def test_one_process(on_gpu, name, home):
+    steps((LOSSES | ALONE)[name](), name, home)
 
 
 def test_pml_loss_waits(on_gpu):
@@ -60,13 +65,14 @@ def test_pml_loss_waits(on_gpu):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_several_processes(on_gpu, monkeypatch, name):
+def test_several_processes(on_gpu, monkeypatch, name, home):
     """A group of two with collectives on both devices, as `cpu:gloo,cuda:nccl`; its second process is a stand-in."""
 
     class Group:
         pass
 
     def gather(output, own, group):
+        assert own.device == GPU or len(own) < 16, "rows or labels are gathered on the CPU"  # sizes are, and are fewer
         output.copy_(torch.cat([own, own]) if own.ndim else torch.stack([own, own]))
 
     group = Group()
@@ -82,4 +88,4 @@ def test_several_processes(on_gpu, monkeypatch, name):
     monkeypatch.setattr(dist, "batch_isend_irecv", lambda operations: [])
     for module in (collectives, transfers):
         monkeypatch.setattr(module, "collective_errors", lambda group, device: torch.no_grad())
-    steps(GlobalBatchLoss(LOSSES[name]()), name)
+    steps(GlobalBatchLoss(LOSSES[name]()), name, home)

@@ -103,7 +103,7 @@ def test_invalid_options_raise_at_construction(options, error, message):
     (ValueError, "`embeddings` to have shape (N, D) or (B, V, D), but got (4,)", (torch.zeros(4), torch.arange(4))),
     (ValueError, "`labels` to have shape (4,)", (torch.zeros(4, 2, 3), torch.arange(8))),
     (TypeError, "`labels` to hold integers, but got torch.float32", (torch.zeros(4, 2), torch.zeros(4))),
-    (ValueError, "device of the embeddings, cpu, but got meta", (torch.zeros(4, 2), torch.arange(4, device="meta"))),
+    (ValueError, "`labels` to have values, but got a te", (torch.zeros(4, 2), torch.arange(4, device="meta"))),
     (ValueError, "Expected `labels` or `indices_tuple`", (torch.zeros(4, 2),)),
     (ValueError, "together with `ref_labels`", (torch.zeros(4, 2), torch.arange(4), None, None, torch.arange(4))),
     (ValueError, "differ between views", (torch.zeros(4, 2), torch.arange(4) // 2)),

@@ -52,8 +52,9 @@ def supcon_loss(
             then the second, ...: ``torch.cat`` of the views), or ``(B, V, D)``, which is read as ``N = V * B`` such
             rows. Sums and the loss are float32 for float16 and bfloat16 input, also under autocast; ``products`` says
             what products are.
-        labels: ``(N,)``, or ``(B,)`` for ``(B, V, D)`` embeddings; any integer dtype, on the device of ``embeddings``.
-            None: every sample is its own class (SimCLR); the views must then be known.
+        labels: ``(N,)``, or ``(B,)`` for ``(B, V, D)`` embeddings; any integer dtype. Labels on another device are
+            copied to the device of ``embeddings``, and the host waits for no GPU (``ref_labels`` and ``indices_tuple``
+            too). None: every sample is its own class (SimCLR); the views must then be known.
         ref_emb: ``(M, D)`` contrasted rows instead of the batch; none of them counts as the anchor itself.
         ref_labels: ``(M,)`` integers, the labels of ``ref_emb``.
         ref_starts_with_batch: the first N rows of ``ref_emb`` are the batch (its embeddings, or the embeddings of a

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pml_supcon._checks import check_type
-from pml_supcon._tensors import check_dense
+from pml_supcon._tensors import check_dense, to_device
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 from pml_supcon.targets import Target, check_target_labels
 
@@ -34,19 +34,23 @@ def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 
         )
 
 
-def check_labels(name: str, labels: Tensor, number: int, device: torch.device, target: Target | None = None) -> None:
-    """Raise unless the labels are ``number`` integers, or fit the target, on the device of the embeddings."""
+def check_labels(name: str, labels: Tensor, number: int, device: torch.device, target: Target | None = None) -> Tensor:
+    """Return labels on the device of the embeddings, or raise unless they are ``number`` integers or fit the target.
+
+    Labels on the meta device have no values: they go with embeddings on it only.
+    """
     if target is None:
         _check_classes(name, labels, number)
     else:
         check_target_labels(name, labels, number, target)
-    if labels.device != device:
-        raise ValueError(
-            f"Expected argument `{name}` to be on the device of the embeddings, {device}, but got {labels.device}"
-        )
+    if labels.device == device:
+        return labels
+    check_dense(name, labels)
+    return to_device(labels, device)
 
 
 def _check_classes(name: str, labels: Tensor, number: int) -> None:
+    """Raise unless the labels are ``number`` integers."""
     check_dense(name, labels, values=False)
     if labels.dtype not in LABEL_DTYPES:
         hint = "`targets.SoftLabels` or `Kernel`" if labels.is_floating_point() else "`targets.LabelSets`"
@@ -115,19 +119,20 @@ def check_references(
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
     *,
-    has_pairs: bool,
+    need_labels: bool,
     target: Target | None = None,
-) -> None:
-    """Raise unless the contrasted rows fit the embeddings, and have labels or listed pairs."""
+) -> Tensor | None:
+    """Return the labels of the contrasted rows on their device, or raise unless the rows fit the embeddings."""
     if ref_emb is None:
         if ref_labels is not None:
             raise ValueError("Expected `ref_emb` together with `ref_labels`, but got `ref_labels` alone")
-        return
+        return None
     check_fits(embeddings, "ref_emb", ref_emb)
     if ref_labels is not None:
-        check_labels("ref_labels", ref_labels, ref_emb.shape[0], ref_emb.device, target)
-    elif not has_pairs:
+        return check_labels("ref_labels", ref_labels, ref_emb.shape[0], ref_emb.device, target)
+    if need_labels:
         raise ValueError("Expected `ref_labels` together with `ref_emb`, but got `ref_emb` alone")
+    return None
 
 
 def check_batch_in_references(labels: Tensor | None, ref_labels: Tensor | None, *, has_pairs: bool) -> None:
@@ -163,7 +168,7 @@ def check_pairs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the pairs ``(a1, p, a2, n)`` of a miner's pairs or triplets, or raise if they list no rows of the batch.
 
-    The check of the row numbers synchronises with the device, as the miner did.
+    They are on ``device``. The check of the row numbers waits for indices on a GPU, as the miner did.
     """
     check_type("indices_tuple", indices_tuple, Sequence, "a sequence of tensors")
     if len(indices_tuple) not in (3, 4):
@@ -176,7 +181,7 @@ def check_pairs(
             given = f"{tuple(indices.shape)} {indices.dtype}" if isinstance(indices, Tensor) else type(indices)
             raise TypeError(f"Expected `indices_tuple` to hold one-dimensional int64 tensors, but got {given}")
         check_dense("indices_tuple", indices)
-    a1, p, *negatives = (indices.to(device, torch.int64) for indices in indices_tuple)
+    a1, p, *negatives = (indices.to(torch.int64) for indices in indices_tuple)
     a2, n = negatives if len(negatives) == 2 else (a1, *negatives)  # triplets: one anchor for both
     if len(a1) != len(p) or len(a2) != len(n):
         raise ValueError(
@@ -191,6 +196,7 @@ def check_pairs(
                 f"Expected the {name} in `indices_tuple` to be row numbers in [0, {number}), "
                 f"but got {int(indices.min())} to {int(indices.max())}"
             )
+    a1, p, a2, n = (x if x.device == device else to_device(x, device) for x in (a1, p, a2, n))
     return a1, p, a2, n
 
 

@@ -210,13 +210,17 @@ class Problem:
 def check_batch(
     embeddings: Tensor, labels: Tensor | None, num_views: int | None, target: Target | None = None
 ) -> CheckedBatch:
-    """Check the embeddings and labels of ``supcon_loss`` (see there) and return them as view-major rows."""
+    """Check the embeddings and labels of ``supcon_loss`` (see there) and return them as view-major rows.
+
+    The labels are then on the device of the embeddings.
+    """
     checks.check_embeddings("embeddings", embeddings)
+    placed = labels
     if labels is not None:
-        checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device, target)
-    batch = CheckedBatch(*view_major_rows(embeddings, labels, num_views))
+        placed = checks.check_labels("labels", labels, embeddings.shape[0], embeddings.device, target)
+    batch = CheckedBatch(*view_major_rows(embeddings, placed, num_views))
     if labels is not None and embeddings.ndim == 2:  # else all views of a sample have one label
-        checks.check_views_agree(labels, num_views)
+        checks.check_views_agree(labels, num_views)  # as given: labels on the CPU can be read without waiting
     return batch
 
 
@@ -236,7 +240,9 @@ def build_problem(
         raise ValueError(f"Expected `labels` with target={target!r}, but got None")
     if labels is None and indices_tuple is None:
         labels = own_classes(num_rows, num_views, embeddings.device, has_references=ref_emb is not None)
-    checks.check_references(embeddings, ref_emb, ref_labels, has_pairs=indices_tuple is not None, target=target)
+    ref_labels = checks.check_references(
+        embeddings, ref_emb, ref_labels, need_labels=indices_tuple is None, target=target
+    )
     if check_bool("ref_starts_with_batch", ref_starts_with_batch):
         checks.check_batch_in_references(labels, ref_labels, has_pairs=indices_tuple is not None)
     pairs = None

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 from pml_supcon._checks import check_bool, check_type
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
-from pml_supcon.functional.supcon import tiled, triton
+from pml_supcon.functional.supcon import checks, tiled, triton
 from pml_supcon.functional.supcon.backends import choose_backend
 from pml_supcon.functional.supcon.global_batch import own_rows, ring
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
@@ -97,6 +97,7 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
     error: Exception | None = None
     same: dict[str, Any] = {}
     try:
+        inputs = check_inputs(inputs, need_ref_labels=True)  # labels are gathered on the device of the embeddings
         problem = problem_of(inputs, options)
         backend = choose_backend(problem, any_size=True)  # the shards of other processes can have other sizes
         same = {**vars(options), "backend taken": backend.__name__.rpartition(".")[2]}
@@ -115,6 +116,16 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
         plan = ShardPlan.of(problem, class_ids, sizes.samples, inputs.views, group)  # the rows stay on their processes
         return ring.anchor_losses(problem, plan).scaled(problem)
     return divide_anchors(problem_of(sizes.gather(inputs, group), options), group)
+
+
+def check_inputs(inputs: LossInputs, *, need_ref_labels: bool) -> LossInputs:
+    """Return the inputs of a loss with all labels on the device of the embeddings, or raise if a tensor is invalid."""
+    embeddings, labels = inputs.embeddings, inputs.labels
+    checks.check_embeddings("embeddings", embeddings)
+    if labels is not None:
+        labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device)
+    ref_labels = checks.check_references(embeddings, inputs.ref_emb, inputs.ref_labels, need_labels=need_ref_labels)
+    return inputs._replace(labels=labels, ref_labels=ref_labels)
 
 
 def problem_of(inputs: LossInputs, options: SupConOptions) -> Problem:
