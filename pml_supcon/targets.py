@@ -26,6 +26,8 @@ Normalization = Literal["sum", "count"]
 SetSimilarity = Literal["jaccard", "overlap", "any"]
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST_SHARE = 1e12  # sums of products of two stay far inside float32
 
 
 class Target:
@@ -109,7 +111,7 @@ class LabelSets(Target):
 
     def __post_init__(self) -> None:
         check_choice("similarity", self.similarity, get_args(SetSimilarity))
-        check_fraction("threshold", self.threshold, zero=True, one=True)
+        object.__setattr__(self, "threshold", check_fraction("threshold", self.threshold, zero=True, one=True))
         check_choice("normalization", self.normalization, get_args(Normalization))
 
     @property
@@ -133,6 +135,10 @@ class LabelSets(Target):
 
     def check(self, name: str, labels: Tensor) -> None:
         """Raise unless labels are ``(number, C)`` with values 0 and 1."""
+        if labels.dtype not in (torch.bool, *_INTEGERS, *_FLOATS):
+            raise TypeError(
+                f"Expected argument `{name}` to be bool, or 0 and 1, with LabelSets, but got {labels.dtype}"
+            )
         _check_columns(name, labels, "one column for each label")
         values_known = labels.dtype != torch.bool and labels.device.type == "cpu" and not torch.compiler.is_compiling()
         if values_known and bool(((labels != 0) & (labels != 1)).any()):
@@ -160,7 +166,7 @@ class SoftLabels(Target):
         normalization: "sum" or "count"; see ``pml_supcon.targets``.
 
     Shape:
-        - labels: ``(N, C)``, or ``(B, C)`` for ``(B, V, D)`` embeddings: floating point, finite, >= 0, no row of zeros.
+        - labels: ``(N, C)``, or ``(B, C)`` for ``(B, V, D)`` embeddings: floats in [0, 1e12], no row of zeros.
 
     Raises:
         ValueError: If an argument is invalid; in a loss, if labels are (values are checked on the CPU).
@@ -187,7 +193,7 @@ class SoftLabels(Target):
 
     def check(self, name: str, labels: Tensor) -> None:
         """Raise unless labels are floats ``(number, C)``, finite, not negative, and no row is zero."""
-        if not labels.is_floating_point():
+        if labels.dtype not in _FLOATS:
             raise TypeError(
                 f"Expected argument `{name}` to be floating point with SoftLabels, but got {labels.dtype}; "
                 "`targets.LabelSets` takes 0 and 1"
@@ -195,9 +201,10 @@ class SoftLabels(Target):
         _check_columns(name, labels, "one column for each class")
         if labels.device.type != "cpu" or torch.compiler.is_compiling() or not len(labels):
             return
-        if not bool((labels.detach().amin(dim=1) >= 0).all() & labels.isfinite().all()):
+        low, high = labels.detach().aminmax()
+        if not (low >= 0 and high <= _LARGEST_SHARE):
             raise ValueError(
-                f"Expected argument `{name}` to hold finite shares >= 0 with SoftLabels, but got values from "
+                f"Expected argument `{name}` to hold finite shares in [0, 1e12] with SoftLabels, but got values from "
                 f"{labels.min().item():g} to {labels.max().item():g}"
             )
         empty = (labels.amax(dim=1) == 0).nonzero()
@@ -330,13 +337,14 @@ class Kernel(Target):
 
     def weights(self, anchors: Tensor, rows: Tensor) -> Tensor:
         """Return the kernel of the distances of two blocks of scaled numbers."""
+        wide = torch.promote_types(anchors.dtype, rows.dtype)
         # differences and not products: these would lose the digits of large numbers
-        distances = torch.cdist(anchors, rows, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(anchors.to(wide), rows.to(wide), compute_mode="donot_use_mm_for_euclid_dist")
         return distances.square_().neg_().exp_()
 
     def check(self, name: str, labels: Tensor) -> None:
         """Raise unless labels are numbers ``(number,)`` or ``(number, K)``, and finite."""
-        if labels.dtype == torch.bool or labels.is_complex():
+        if labels.dtype not in (*_INTEGERS, *_FLOATS):
             raise TypeError(f"Expected argument `{name}` to hold numbers with Kernel, but got {labels.dtype}")
         if labels.ndim not in (1, 2) or 0 in labels.shape[1:]:
             raise ValueError(

@@ -15,7 +15,7 @@ from pytorch_metric_learning.losses import ContrastiveLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 from torch.utils.data import TensorDataset
 
-from pml_supcon import corruptions, functional, losses, metrics, miners, models, samplers, testers, views
+from pml_supcon import corruptions, functional, losses, metrics, miners, models, samplers, targets, testers, views
 
 LABELS = torch.arange(4).repeat(4)
 ROWS = torch.nn.functional.one_hot(LABELS, 8) + 0.1 * torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
@@ -33,6 +33,10 @@ def noisy(image):
 
 def of_rows(thing):
     return thing(ROWS, LABELS)
+
+
+def of_target(labels):
+    return lambda target: losses.SupConLossOut(target=target)(ROWS, labels)
 
 
 def of_keys(thing):
@@ -107,6 +111,11 @@ CASES = {
     "models.ProjectionHead": (lambda: models.ProjectionHead(8, 3), lambda head: head(ROWS)),
     "models.ChunkedEncoder": (lambda: models.ChunkedEncoder(NET, 5), lambda encoder: encoder(ROWS)),
     "models.MomentumEncoder": (lambda: models.MomentumEncoder(NET), lambda encoder: encoder(ROWS)),
+    "targets.LabelSets": (lambda: targets.LabelSets("any"), of_target(ROWS > 0.1)),
+    "targets.SoftLabels": (targets.SoftLabels, of_target(ROWS.abs())),
+    "targets.Hierarchy": (lambda: targets.Hierarchy([1, 2]), of_target(torch.stack([LABELS // 2, LABELS], dim=1))),
+    "targets.Kernel": (lambda: targets.Kernel(0.5), of_target(LABELS)),
+    "targets.Target": (targets.Target, lambda target: target.normalization),
     "functional.AnchorLosses": (lambda: functional.supcon_loss(ROWS, LABELS), lambda terms: terms.mean()),
     "miners.OnlineHardExampleMiner": (miners.OnlineHardExampleMiner, of_rows),
     "miners.CappedPositivesMiner": (

@@ -176,6 +176,14 @@ def test_oracle_rejects_mistakes(mistake):
         assert_equals_oracle(ours, oracle(rows, labels, weight, mistake=mistake), mistake)
 
 
+def test_numbers_and_their_references_may_have_two_dtypes(backend):
+    rows, others, numbers = random_rows(4, 3), random_rows(5, 3), torch.tensor([0, 1, 2, 4])
+    given = {"ref_emb": others, "target": Kernel(2.0), "backend": backend}
+    ages = torch.tensor([0.0, 1, 3, 2, 8])
+    expected = supcon_loss(rows, numbers.double(), ref_labels=ages.double(), **given)
+    torch.testing.assert_close(supcon_loss(rows, numbers, ref_labels=ages, **given), expected)
+
+
 def test_the_threshold_is_inclusive():
     for number in (3, 7, 9):  # shares that are no binary fractions
         sets = (torch.arange(10) < number).float()[None].repeat(2, 1)
@@ -250,7 +258,14 @@ WRONG = [
     (LabelSets(), 2 * SETS, {}, ValueError, "hold 0 and 1 with LabelSets, but got other values; .*SoftLabels"),
     (LabelSets(), SETS[:3], {}, ValueError, r"4 entries, one for each embedding, but got shape \(3, 3\)"),
     (SoftLabels(), SETS, {}, TypeError, "floating point with SoftLabels, but got torch.int64; .*LabelSets"),
-    (SoftLabels(), SHARES - 0.2, {}, ValueError, "finite shares >= 0 with SoftLabels, but got values from -0.2"),
+    (SoftLabels(), SHARES - 0.2, {}, ValueError, "finite shares in .* but got values from -0.2"),
+    (SoftLabels(), SHARES * 1e20, {}, ValueError, r"finite shares in \[0, 1e12\] with SoftLabels, .* to 1e\+20"),
+    (SoftLabels(), SHARES.to(torch.float8_e5m2), {}, TypeError, "floating point with SoftLabels, but got torch.float8"),
+    (LabelSets(), SETS.to(torch.complex64), {}, TypeError, "bool, or 0 and 1, with LabelSets, but got torch.complex64"),
+    (LabelSets(), SETS, {"ref_emb": torch.randn(2, 3), "ref_labels": SETS[:2, :2]}, ValueError,
+     r"`ref_labels` to have shape \(2, 3\), with the columns of `labels`, but got \(2, 2\)"),
+    (Kernel(1.0), torch.rand(4, 2), {"ref_emb": torch.randn(2, 3), "ref_labels": torch.rand(2)}, ValueError,
+     r"`ref_labels` to have shape \(2, 2\), with the columns"),
     (SoftLabels(), SHARES * torch.nan, {}, ValueError, "finite shares"),
     (SoftLabels(), SHARES * torch.inf, {}, ValueError, "finite shares"),
     (SoftLabels(), SETS.double(), {}, ValueError, "but row 3 is zero"),
@@ -259,6 +274,7 @@ WRONG = [
     (Hierarchy([1, 1]), torch.tensor([[0, 5], [1, 5], [0, 1], [0, 2]]), {}, ValueError,
      "each label in column 1 of `labels` to have one parent, but label 5 has 0 and 1"),
     (Kernel(1.0), torch.tensor([0.0, 1.0, torch.nan, 2.0]), {}, ValueError, "finite with Kernel"),
+    (Kernel(1.0), torch.ones(4) > 0, {}, TypeError, "hold numbers with Kernel, but got torch.bool"),
     (Kernel(1.0), torch.rand(4, 2, 2), {}, ValueError, r"shape \(4,\) or \(4, K\) with Kernel"),
     (Kernel(1.0), torch.rand(4), {"denominator": "negatives"}, ValueError, "every row is a positive of every anchor"),
     (LabelSets(), SETS, {"positives_cap": 2, "num_views": 2}, ValueError, "no `positives_cap` with `target`"),

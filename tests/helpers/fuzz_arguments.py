@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from torch.utils.data import TensorDataset
 
-from pml_supcon import views
+from pml_supcon import targets, views
+from pml_supcon._layouts import repeat_labels
 from pml_supcon.corruptions import CORRUPTIONS
+from pml_supcon.functional import supcon_loss
 from pml_supcon.losses import SupConLossIn, SupConLossOut
 from pml_supcon.metrics import fit_linear_probe
 from pml_supcon.models import ProjectionHead, save_head
@@ -30,6 +33,7 @@ class Draw:
     """The random draws of one call: sizes that its arguments share, and arrays of these sizes."""
 
     def __init__(self, name: str, number: int) -> None:
+        self.name, self.number = name, number
         self.rng = random.Random(f"{name}:{number}")
         torch.manual_seed(self.rng.getrandbits(32))
         self.samples = self.rng.choice((1, 2, 3, 4, 6, 9, 12))
@@ -39,6 +43,12 @@ class Draw:
         self.stacked = self.rng.random() < 0.3  # (B, V, D) rather than (N, D)
         self.dtype = self.rng.choice((torch.float32,) * 4 + (torch.float64, torch.float16, torch.bfloat16))
         self.own = self.rng.random() < 0.5  # references include the queries
+
+    @cached_property
+    def target(self) -> targets.Target | None:
+        """None or a target, by a generator of its own: calls without one draw nothing for it."""
+        kinds = (targets.LabelSets(), targets.SoftLabels(), targets.Hierarchy([1, 2]), targets.Kernel(0.5))
+        return random.Random(f"{self.name}:{self.number}").choice((None, None, *kinds))
 
     def one_of(self, *values: Any) -> Any:
         """Return one of the values, called if it is a function of no arguments."""
@@ -82,6 +92,30 @@ def rows_of_loss(d: Draw) -> torch.Tensor:
 def labels_of_loss(d: Draw) -> torch.Tensor:
     labels = d.ids(d.samples)
     return labels if d.stacked else labels.repeat(d.views)
+
+
+def rich_labels(d: Draw, target: type | None, number: int) -> torch.Tensor:
+    """Return labels as a kind of target expects them."""
+    classes = d.ids(number).long()
+    if target is targets.LabelSets:
+        sets = torch.rand(number, d.classes) < 0.5
+        return d.one_of(sets, sets.int(), sets.double())
+    if target is targets.SoftLabels:
+        return torch.rand(number, d.classes).to(d.one_of(torch.float32, torch.float64)) + 0.01
+    if target is targets.Hierarchy:
+        return torch.stack([classes // 2, classes], dim=1).to(d.one_of(torch.int64, torch.int32))
+    if target is targets.Kernel:
+        return d.one_of(torch.randn(number), torch.randn(number, 2), classes)
+    return d.ids(number)
+
+
+def labels_of_target(d: Draw) -> torch.Tensor:
+    labels = rich_labels(d, type(d.target) if d.target else None, d.samples)
+    return labels if d.stacked else repeat_labels(labels, d.views)
+
+
+def ref_labels_of_target(d: Draw) -> Any:
+    return rich_labels(d, type(d.target) if d.target else None, d.samples + 2) if d.own and d.samples % 2 else None
 
 
 def pairs_of_loss(d: Draw) -> Any:
@@ -262,6 +296,8 @@ TABLE: Table = {
 }
 CLASSIFIER = {"labels": lambda d: d.array(torch.randint(d.classes + 1, (d.samples,)))}
 OF_LOSS: Table = {"embeddings": rows_of_loss, "labels": labels_of_loss}
+OF_TARGET: Table = OF_LOSS | {"labels": labels_of_target, "ref_labels": ref_labels_of_target}
+OF_TARGET |= {"target": lambda d: d.target}
 OF_MINER: Table = {"embeddings": lambda d: d.rows(d.samples, d.width), "labels": lambda d: d.ids(d.samples)}
 OF_FIT = {"features": lambda d: d.array(d.rows(12, d.width)), "labels": lambda d: d.array(d.ids(12))}
 OF_NETWORK: Table = {"x": lambda d: torch.randn(d.samples, d.width)}
@@ -270,12 +306,23 @@ LOSS_OPTIONS = ("distance", "reducer", "embedding_regularizer", "collect_stats")
 SUPCON = ("temperature", "summation", "denominator", "contrast_mode", "positives_cap")
 SUPCON += ("scale_by_temperature", "normalize", "similarity", "backend", "products")
 
+NORMALIZATION: Table = {"normalization": lambda d: d.one_of("sum", "count")}
 #: Other arguments of some functions, and the names that their `**options` take.
 SPECIAL: dict[str, Table] = {
-    "functional.supcon_loss": OF_LOSS,
+    "targets.LabelSets": NORMALIZATION
+    | {"labels": lambda d: rich_labels(d, targets.LabelSets, 6)}
+    | {"similarity": lambda d: d.one_of("jaccard", "overlap", "any"), "threshold": lambda d: d.one_of(0, 0.5, 1.0)},
+    "targets.SoftLabels": NORMALIZATION | {"labels": lambda d: rich_labels(d, targets.SoftLabels, 6)},
+    "targets.Hierarchy": {
+        "labels": lambda d: rich_labels(d, targets.Hierarchy, 6),
+        "level_weights": lambda d: d.one_of([1, 2.0], (0, 1)),
+    },
+    "targets.Kernel": NORMALIZATION
+    | {"labels": lambda d: rich_labels(d, targets.Kernel, 6), "sigma": lambda d: d.one_of(0.5, 1, 20.0)},
+    "functional.supcon_loss": OF_TARGET,
     "functional.group_supcon_loss": OF_LOSS,
-    "losses.SupConLossOut": OF_LOSS,
-    "losses.SupConLossIn": OF_LOSS,
+    "losses.SupConLossOut": OF_TARGET,
+    "losses.SupConLossIn": OF_TARGET,
     "losses.GlobalBatchLoss": OF_LOSS
     | {"embeddings": lambda d: rows_of_loss(d).float(), "ref_emb": lambda d: None, "ref_labels": lambda d: None}
     | {
@@ -342,8 +389,15 @@ MORE = {
         *("ref_includes_query", "recall_at", "knn_k", "knn_temperature", "at_r", "index", "chunk_size"),
     ),
 }
+
+
+def use_of_target(target: targets.Target) -> Callable[..., Any]:
+    return lambda labels: supcon_loss(torch.arange(18.0).view(6, 3).cos(), labels, target=target)
+
+
 #: How an object of a class is used: a method with the arguments of the call that its constructor does not take.
 USED: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    **{f"targets.{name}": use_of_target for name in ("LabelSets", "SoftLabels", "Hierarchy", "Kernel")},
     "samplers.MultiViewBatchSampler": lambda sampler: lambda: list(sampler),
     "views.ImageTransform": lambda transform: transform.__call__,
     "views.MultiView": lambda transform: transform.__call__,

@@ -128,6 +128,7 @@ RIGHT: dict[str, Check] = {
     **{f"losses.{name}": of_scalar_loss for name in ("CrossBatchMemory", "SelfSupervisedLoss")},
     **{f"miners.{name}": of_miner for name in ("OnlineHardExampleMiner", "CappedPositivesMiner", "MeasuredMiner")},
     **{f"views.{name}": of_changed for name in ("Grey", "Rotation", "Sobel", "GaussianNoise")},
+    **{f"targets.{name}": finite for name in ("LabelSets", "SoftLabels", "Hierarchy", "Kernel")},
     "views.ImageTransform": of_images,
     "views.BatchMix": of_mixed,
     "metrics.retrieval_scores": unit_or_nan,

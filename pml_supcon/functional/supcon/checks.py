@@ -135,6 +135,16 @@ def check_references(
     return None
 
 
+def check_columns_agree(labels: Tensor | None, ref_labels: Tensor | None) -> None:
+    """Raise unless the labels of the contrasted rows have the columns of those of the batch."""
+    if labels is not None and ref_labels is not None and labels.shape[1:] != ref_labels.shape[1:]:
+        expected = ", ".join(map(str, (len(ref_labels), *labels.shape[1:])))
+        raise ValueError(
+            f"Expected `ref_labels` to have shape ({expected}), with the columns of `labels`, "
+            f"but got {tuple(ref_labels.shape)}"
+        )
+
+
 def check_batch_in_references(labels: Tensor | None, ref_labels: Tensor | None, *, has_pairs: bool) -> None:
     """Raise unless the contrasted rows can start with the batch; their labels are compared on the CPU only."""
     if ref_labels is None or labels is None or has_pairs:

@@ -243,6 +243,7 @@ def build_problem(
     ref_labels = checks.check_references(
         embeddings, ref_emb, ref_labels, need_labels=indices_tuple is None, target=target
     )
+    checks.check_columns_agree(labels, ref_labels)
     if check_bool("ref_starts_with_batch", ref_starts_with_batch):
         checks.check_batch_in_references(labels, ref_labels, has_pairs=indices_tuple is not None)
     pairs = None
