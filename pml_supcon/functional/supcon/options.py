@@ -59,7 +59,7 @@ class SupConOptions:
             )
         if check_number("margin", self.margin, low=0) > 0 and self.denominator != "one_positive":
             raise ValueError(
-                f"Expected `denominator='one_positive'` with margin={self.margin:g}, which lowers the positive in "
+                f"Expected `denominator='one_positive'` with margin={shown(self.margin)}, which lowers the positive in "
                 f"its own denominator, but got {self.denominator!r}"
             )
         if self.products == "float16" and not self.normalize:
