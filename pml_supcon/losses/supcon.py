@@ -49,6 +49,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
     contrast_mode = _option("contrast_mode")
     positives_cap = _option("positives_cap")
     margin = _option("margin")
+    class_balanced = _option("class_balanced")
     scale_by_temperature = _option("scale_by_temperature")
     backend = _option("backend")
     products = _option("products")
@@ -62,6 +63,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
         contrast_mode: str = "all",
         positives_cap: int | None = None,
         margin: float = 0.0,
+        class_balanced: bool = False,
         num_views: int | None = None,
         scale_by_temperature: bool = False,
         backend: str = "auto",
@@ -78,6 +80,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
             contrast_mode=contrast_mode,
             positives_cap=positives_cap,
             margin=margin,
+            class_balanced=class_balanced,
             scale_by_temperature=scale_by_temperature,
             backend=backend,
             products=products,
@@ -190,6 +193,7 @@ class SupConLossOut(BaseSupConLoss):
         positives_cap: the largest number of positives besides the other views of the anchor's own sample; a multiple
             of V.
         margin: ``eps >= 0``, only with "one_positive": the positive counts as ``exp(s_ip - eps)`` in ``D_ip``.
+        class_balanced: each class counts once in ``D_i``, whatever its number of rows in the batch; only with "all".
         num_views: V of ``(N, D)`` embeddings, view-major (``torch.cat`` of the views), for the options that need it.
         scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         backend: "auto", "dense" (closed form, small batches), "triton" (fused CUDA kernels), "tiled" (linear memory,

@@ -66,12 +66,16 @@ def test_operators_keep_their_contract():
     z = torch.nn.functional.normalize(torch.randn(12, 3), dim=1).requires_grad_()
     labels = torch.arange(12) // 3
     ids = torch.arange(12)
-    arguments = (z, None, labels, labels, ids, ids, None, None, None, "out", "all", 0.0, False)
+    arguments = (z, None, labels, labels, ids, ids, *[None] * 4, "out", "all", 0.0, False, False)
     torch.library.opcheck(tiled_losses, arguments)
-    one_sided = (z.detach().requires_grad_(), torch.randn(7, 3), labels, labels[:7], *[None] * 5)
-    torch.library.opcheck(tiled_losses, (*one_sided, "out", "negatives", 0.0, False))
+    one_sided = (z.detach().requires_grad_(), torch.randn(7, 3), labels, labels[:7], *[None] * 6)
+    torch.library.opcheck(tiled_losses, (*one_sided, "out", "negatives", 0.0, False, False))
+    sizes = torch.full((12,), 3)
+    torch.library.opcheck(
+        tiled_losses, (z, None, labels, labels, ids, ids, *[None] * 3, sizes, "out", "all", 0.0, True, False)
+    )
     references = torch.randn(7, 3, requires_grad=True)
-    arguments = (z, references, labels, labels[:7], None, None, None, None, None, "in", "one_positive", 0.25, True)
+    arguments = (z, references, labels, labels[:7], *[None] * 6, "in", "one_positive", 0.25, False, True)
     torch.library.opcheck(tiled_losses, arguments)
 
 

@@ -26,6 +26,11 @@ LOSSES = {
     "out": SupConLossOut,
     "in": SupConLossIn,
     "one_positive": lambda: SupConLossOut(denominator="one_positive"),
+    "class balanced": lambda: SupConLossOut(class_balanced=True),
+    "class balanced, first view, cap": lambda: SupConLossIn(
+        class_balanced=True, contrast_mode="one", positives_cap=2, num_views=2
+    ),
+    "class balanced, sharp": lambda: SupConLossOut(temperature=0.001, class_balanced=True),
     "margin": lambda: SupConLossIn(denominator="one_positive", margin=0.25),
     "negatives": lambda: SupConLossIn(denominator="negatives"),
     "cap": lambda: SupConLossOut(positives_cap=2, num_views=2),

@@ -32,6 +32,7 @@ def supcon_loss(
     contrast_mode: str = "all",
     positives_cap: int | None = None,
     margin: float = 0.0,
+    class_balanced: bool = False,
     scale_by_temperature: bool = False,
     normalize: bool = True,
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -74,6 +75,9 @@ def supcon_loss(
             denominator either.
         margin: ``eps >= 0``, in the unit of ``s``, only with "one_positive": the positive counts as
             ``exp(s_ip - eps)`` in ``D_ip`` (epsilon-SupInfoNCE). The loss is then at least ``-eps``. Not on "triton".
+        class_balanced: divide each exponential in ``D_i`` by the number of contrasted rows of its class (for the
+            anchor's class, of its kept positives): each class counts once (Balanced Contrastive Learning). Only with
+            class labels and "all"; not on "triton".
         scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         normalize: divide rows by their L2 norm first.
         similarity: a function of ``(N, D)`` and ``(M, D)`` rows that returns ``(N, M)`` similarities. It replaces the
@@ -120,6 +124,7 @@ def supcon_loss(
         contrast_mode=contrast_mode,
         positives_cap=positives_cap,
         margin=margin,
+        class_balanced=class_balanced,
         scale_by_temperature=scale_by_temperature,
         normalize=normalize,
         similarity=similarity,

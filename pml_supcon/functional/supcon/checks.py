@@ -230,6 +230,8 @@ def check_options_fit(options: SupConOptions, num_views: int | None, *, has_refe
         raise ValueError(
             "Expected no `indices_tuple` with `target`: a miner's pairs replace the weights that the labels give"
         )
+    if options.class_balanced and has_pairs:
+        raise ValueError("Expected no `indices_tuple` with `class_balanced`: listed pairs have no classes to count")
     if one and has_pairs:
         raise ValueError(
             "Expected `contrast_mode` to be 'all' with `indices_tuple`, which names the anchors itself, but got 'one'"

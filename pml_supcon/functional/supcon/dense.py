@@ -15,7 +15,7 @@ from torch import Tensor
 from pml_supcon.functional.supcon.custom_ops import traced
 from pml_supcon.functional.supcon.execution import full_precision, needs_shift
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, lengths
-from pml_supcon.functional.supcon.reference import pair_numbers, pair_weights
+from pml_supcon.functional.supcon.reference import log_class_sizes, pair_numbers, pair_weights
 
 LN_2 = math.log(2)
 
@@ -130,6 +130,7 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
         derivative = Derivative((w,), (torch.ones_like(losses),), symmetric=False)
     else:
         shifted, plain = needs_shift(problem), problem.cap is None and problem.pairs is None
+        balance = log_class_sizes(problem, positives, number) if problem.class_balanced else None
         # 1. the part of the positives, (A, 1); a pair in neither list can have an infinite t
         if problem.summation == "out":
             listed = shifted or problem.pairs is not None
@@ -143,6 +144,8 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
         mask: Tensor | int | None = negatives
         if problem.denominator == "all":
             mask = problem.first_anchor if plain else positives | negatives
+        if balance is not None:  # the exponentials of a class over its size
+            t.sub_(balance, alpha=1 / LN_2)
         push, pushes, of_pushes = masked_exponentials(t, mask, shifted=shifted)
         if problem.summation == "out" and problem.target is not None and problem.target.normalization == "count":
             share = p.sum(dim=1, keepdim=True).mul_(of_pulls)  # sum_j p_ij / n_i, which is 1 for n_i = sum_j p_ij
@@ -150,6 +153,7 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
         # 3. losses, and W = exp(s) / D - the positives' part
         losses = push.sub_(pull).mul_(LN_2)
         symmetric = problem.symmetric and plain and not shifted and (problem.target is None or problem.target.symmetric)
+        symmetric = symmetric and balance is None
         derivative = Derivative((pushes, pulls), (of_pushes, of_pulls), symmetric)
     return torch.where(valid, losses, 0)[:, 0], valid[:, 0], derivative
 

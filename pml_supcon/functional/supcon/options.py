@@ -33,6 +33,7 @@ class SupConOptions:
     contrast_mode: str = "all"
     positives_cap: int | None = None
     margin: float = 0.0
+    class_balanced: bool = False
     scale_by_temperature: bool = False
     normalize: bool = True
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -61,6 +62,16 @@ class SupConOptions:
             raise ValueError(
                 f"Expected `denominator='one_positive'` with margin={shown(self.margin)}, which lowers the positive in "
                 f"its own denominator, but got {self.denominator!r}"
+            )
+        if check_bool("class_balanced", self.class_balanced) and self.denominator != "all":
+            raise ValueError(
+                "Expected `denominator='all'` with `class_balanced`, which weights all classes in one denominator, "
+                f"but got {self.denominator!r}"
+            )
+        if self.class_balanced and self.target is not None:
+            raise ValueError(
+                "Expected no `target` with `class_balanced`, which counts the rows of a class, so that it needs class "
+                "labels"
             )
         if self.products == "float16" and not self.normalize:
             raise ValueError(

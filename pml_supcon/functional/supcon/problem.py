@@ -150,6 +150,11 @@ class Problem:
         return float(self.options.margin)
 
     @property
+    def class_balanced(self) -> bool:
+        """True if each class counts once in a denominator."""
+        return self.options.class_balanced
+
+    @property
     def similarity(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """The function that replaces the dot product, or None."""
         return self.options.similarity
@@ -301,6 +306,13 @@ def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, h
             "((B, V, D) embeddings, or `num_views`) need neither"
         )
     return torch.arange(num_rows // num_views, device=device).repeat(num_views)
+
+
+def class_sizes(labels: Tensor) -> Tensor:
+    """Return the number of rows with the label of each row, ``(M,)`` int64, from labels ``(M,)``."""
+    ordered = labels.sort().values
+    sizes: Tensor = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+    return sizes
 
 
 def rank_cap(labels: Tensor, num_views: int, keep: int, num_anchors: int) -> Cap:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.execution import full_precision, products
-from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, class_sizes
 
 
 def refusal(problem: Problem) -> str | None:
@@ -77,6 +77,16 @@ def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
     return positives, negatives
 
 
+def log_class_sizes(problem: Problem, positives: Tensor, number: Tensor) -> Tensor:
+    """Return the log of the number of rows of each pair's class in a denominator, ``(A, M)``.
+
+    For the positives it is ``|P(i)|``, from ``number`` ``(A, 1)``; for the negatives the number of contrasted rows.
+    """
+    assert problem.row_labels is not None  # for the type checker: no pairs, so labels
+    sizes = class_sizes(problem.row_labels).to(number.dtype)
+    return torch.where(positives, number.clamp(min=1), sizes).log()
+
+
 def dense_losses(
     s: Tensor,
     weights: Tensor,
@@ -89,7 +99,8 @@ def dense_losses(
     denominator = problem.denominator
     # 1. log D_ip, (A, 1), or (A, M) for "one_positive": log( exp(s_ip - margin) + sum_{n in N(i)} exp(s_in) )
     if denominator == "all":
-        log_denominator = masked_logsumexp(s, positives | negatives)
+        balanced = s - log_class_sizes(problem, positives, number) if problem.class_balanced else s
+        log_denominator = masked_logsumexp(balanced, positives | negatives)
     else:
         log_denominator = log_negatives = masked_logsumexp(s, negatives)
     if denominator == "one_positive":

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pml_supcon.functional.supcon.execution import needs_shift
-from pml_supcon.functional.supcon.problem import Cap, Problem, rank_cap
+from pml_supcon.functional.supcon.problem import Cap, Problem, class_sizes, rank_cap
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
 from pml_supcon.functional.supcon.tiled.statistics import Formula
 
@@ -69,6 +69,7 @@ class ShardPlan:
             anchor_ids=anchor_places,
             row_ids=row_places,
             cap=cap and Cap(cap.anchor_rank[anchor_places], cap.anchor_limit[anchor_places], cap.row_rank[row_places]),
+            row_sizes=class_sizes(labels.repeat(views))[row_places] if problem.class_balanced else None,
             symmetric=problem.symmetric,
         )
         return ShardPlan(

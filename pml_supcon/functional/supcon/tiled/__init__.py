@@ -59,6 +59,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         layout.anchor_ids,
         layout.row_ids,
         *(layout.cap or (None, None, None)),
+        layout.row_sizes,
         *Formula.of(problem),
         needs_shift(problem),
     )

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pml_supcon.functional.supcon.problem import Cap, Problem
+from pml_supcon.functional.supcon.problem import Cap, Problem, class_sizes
 
 TILE = 512  # edge of a tile on the CPU: 1 MB in float32, about the cache of a core
 DEVICE_TILE = 4096  # edge on other devices, where each operation costs a launch
@@ -26,6 +26,7 @@ class Layout:
     anchor_ids: Tensor | None  # (A,); an anchor is not contrasted with the row of the same id; None: with all rows
     row_ids: Tensor | None  # (M,), or None
     cap: Cap | None  # ranks that cap the positives
+    row_sizes: Tensor | None  # (M,), the number of rows of each row's class, if classes are balanced
     symmetric: bool  # the anchors are the rows, in the same order
 
     @staticmethod
@@ -42,6 +43,7 @@ class Layout:
             anchor_ids=None if problem.first_anchor is None else anchor_order + problem.first_anchor,
             row_ids=None if problem.first_anchor is None else row_order,
             cap=cap and Cap(cap.anchor_rank[anchor_order], cap.anchor_limit[anchor_order], cap.row_rank[row_order]),
+            row_sizes=class_sizes(problem.row_labels)[row_order] if problem.class_balanced else None,
             symmetric=problem.symmetric,
         )
         return layout, anchor_order, row_order

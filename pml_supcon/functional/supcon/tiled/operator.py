@@ -20,8 +20,8 @@ from pml_supcon.functional.supcon.tiled.statistics import Formula, Statistics
 #: The arguments of ``passes_of``, which both passes take.
 ARGUMENTS = """
     Tensor anchors, Tensor? rows, Tensor anchor_labels, Tensor row_labels, Tensor? anchor_ids, Tensor? row_ids,
-    Tensor? anchor_rank, Tensor? anchor_limit, Tensor? row_rank, str summation, str denominator, float margin,
-    bool shifted
+    Tensor? anchor_rank, Tensor? anchor_limit, Tensor? row_rank, Tensor? row_sizes, str summation, str denominator,
+    float margin, bool class_balanced, bool shifted
 """
 
 
@@ -85,9 +85,11 @@ def passes_of(
     anchor_rank: Tensor | None,
     anchor_limit: Tensor | None,
     row_rank: Tensor | None,
+    row_sizes: Tensor | None,
     summation: str,
     denominator: str,
     margin: float,
+    class_balanced: bool,
     shifted: bool,
 ) -> tuple[TilePasses, Formula]:
     """Return the passes and the formula from the flat arguments of the operator.
@@ -99,10 +101,10 @@ def passes_of(
     cap = None
     if anchor_rank is not None and anchor_limit is not None and row_rank is not None:
         cap = Cap(anchor_rank, anchor_limit, row_rank)
-    layout = Layout(anchor_labels, row_labels, anchor_ids, row_ids, cap, symmetric=rows is None)
+    layout = Layout(anchor_labels, row_labels, anchor_ids, row_ids, cap, row_sizes, symmetric=rows is None)
     passes = TilePasses(anchors, anchors if rows is None else rows, layout, anchors.dtype, shifted)
-    return passes, Formula(summation, denominator, margin)
+    return passes, Formula(summation, denominator, margin, class_balanced)
 
 
 #: ``forward`` with the derivative ``gradient``.
-tiled_losses = define_operator("tiled", forward, gradient, arguments=ARGUMENTS, num_tensors=9, num_statistics=5)
+tiled_losses = define_operator("tiled", forward, gradient, arguments=ARGUMENTS, num_tensors=10, num_statistics=5)

@@ -28,10 +28,14 @@ class TilePasses(NamedTuple):
     shifted: bool  # compute with logarithms, because `exp(s)` could overflow
 
     def log_negatives(self, tiles: Sequence[tuple[Tile, list[Tile]]]) -> Tensor:
-        """Return ``log sum_{n in N(i)} exp(s_in)`` over these tiles, ``(A,)``; minus infinity without negatives."""
+        """Return ``log sum_{n in N(i)} exp(s_in)`` over these tiles, ``(A,)``; minus infinity without negatives.
+
+        If classes are balanced, each exponential is divided by the size of its class.
+        """
         nothing = -torch.inf if self.shifted else 0
         sums = torch.full_like(self.layout.anchor_labels, nothing, dtype=self.dtype)
         buffers = self._tile_buffer(), self._tile_buffer()
+        shares = self._class_shares()
         for (a, r), boxes in tiles:
             # x = s / ln 2 of a tile, (len(a), len(r)); exp(s) = 2^x in place unless logarithms are needed
             x = self._exponents(a, r, buffers[0])
@@ -44,9 +48,15 @@ class TilePasses(NamedTuple):
             # the rows of the tile for the anchors of its columns
             for part, dim in ((a, 1), (r, 0))[: 1 + (self.layout.symmetric and a != r)]:
                 if self.shifted:
-                    sums[part] = torch.logaddexp2(sums[part], log2_sum_exp2(x, dim, matrix_in(buffers[1], *x.shape)))
-                else:
+                    # with balanced classes 2^x times their shares, which are of the rows that the sum is over
+                    terms = x if shares is None else x + (shares[r] if dim else shares[a, None]).log2()
+                    sums[part] = torch.logaddexp2(
+                        sums[part], log2_sum_exp2(terms, dim, matrix_in(buffers[1], *x.shape))
+                    )
+                elif shares is None:
                     sums[part] += x.sum(dim=dim)
+                else:
+                    sums[part] += x @ shares[r] if dim else shares[a] @ x
         return sums * math.log(2) if self.shifted else sums.log()
 
     def positives(self, start: Statistics, boxes: Sequence[tuple[Tile, bool]]) -> Statistics:
@@ -88,13 +98,14 @@ class TilePasses(NamedTuple):
             return torch.addcmul(offset[a, None], x, slope[a, None])
 
         buffers = self._tile_buffer(), self._tile_buffer()
+        shares = self._class_shares()
         for (a, r), boxes in tiles:
             # 1. x = s / ln 2 of the tile again, (len(a), len(r)); exp(s) = 2^x in place unless logarithms are needed
             x = self._exponents(a, r, buffers[0])
             if not self.shifted:
                 x.exp2_()
             # 2. weights of all pairs as if they were negatives, then replace the weights of pairs with equal labels
-            w = self._negative_weights(x, a, r, weight, shift, buffers[1])
+            w = self._negative_weights(x, a, r, weight, shift, shares, buffers[1])
             for box in boxes:
                 inside = within((a, r), box)
                 s_or_exp = self.anchors[box[0]] @ self.rows[box[1]].T if line is None else x[inside]
@@ -105,6 +116,11 @@ class TilePasses(NamedTuple):
                 grad_anchors[a].addmm_(w, self.rows[r])
             if grad_rows is not None and not (self.layout.symmetric and a == r):
                 grad_rows[r].addmm_(w.T, self.anchors[a])
+
+    def _class_shares(self) -> Tensor | None:
+        """Return 1 over the size of each row's class, ``(M,)``, if classes are balanced."""
+        sizes = self.layout.row_sizes
+        return None if sizes is None else sizes.to(self.dtype).reciprocal_()
 
     def _tile_buffer(self) -> Tensor:
         """Return memory for a tile, used for all tiles of a pass."""
@@ -117,21 +133,32 @@ class TilePasses(NamedTuple):
         x = matrix_in(buffer, len(anchors), len(rows))
         return torch.addmm(x, anchors, rows.T, beta=0, alpha=1 / math.log(2), out=x)
 
-    def _negative_weights(self, x: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor, buffer: Tensor) -> Tensor:
+    def _negative_weights(
+        self, x: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor, shares: Tensor | None, buffer: Tensor
+    ) -> Tensor:
         """Return ``W`` of a tile as if all pairs were negatives, in a buffer.
 
         ``d l_i / d s_in = k_i exp(s_in - log_neg_i)``, with ``k_i`` from ``Statistics.negative_share``. ``x`` is
-        ``exp(s)``; if shifted it is ``s / ln 2`` and is overwritten, and ``shift`` is ``log_neg / ln 2``.
+        ``exp(s)``; if shifted it is ``s / ln 2`` and is overwritten, and ``shift`` is ``log_neg / ln 2``. ``shares`` is
+        ``_class_shares``, the factor of each exponential if classes are balanced.
         """
         symmetric, w = self.layout.symmetric, matrix_in(buffer, *x.shape)
         # without a shift both ends share the exponential: exp(s_ij) (weight_i + weight_j)
         if not self.shifted:
+            if shares is not None:  # exp(s_ij) (weight_i share_j + weight_j share_i)
+                torch.outer(weight[a], shares[r], out=w)
+                return (w.addr_(shares[a], weight[r]) if symmetric else w).mul_(x)
             if not symmetric:
                 return torch.mul(x, weight[a, None], out=w)
             return torch.add(weight[a, None], weight[r], out=w).mul_(x)
         # with a shift each end has its own: exp(s_ij - log_neg_i) weight_i + exp(s_ij - log_neg_j) weight_j
         torch.sub(x, shift[a, None], out=w).exp2_().mul_(weight[a, None])
-        return w.addcmul_(x.sub_(shift[r]).exp2_(), weight[r]) if symmetric else w
+        if shares is not None:
+            w.mul_(shares[r])
+        if not symmetric:
+            return w
+        x.sub_(shift[r]).exp2_()
+        return w.addcmul_(x if shares is None else x.mul_(shares[a, None]), weight[r])
 
     def _box_weights(self, x: Tensor, box: Tile, positive_weights: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """Return ``W`` of a box as if all pairs had equal labels: ``u d l / d s`` of positives, 0 elsewhere."""

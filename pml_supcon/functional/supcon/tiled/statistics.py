@@ -18,11 +18,12 @@ class Formula(NamedTuple):
     summation: str
     denominator: str
     margin: float
+    class_balanced: bool
 
     @classmethod
     def of(cls, problem: Problem) -> "Formula":
         """Return the formula of a problem."""
-        return cls(problem.summation, problem.denominator, problem.margin)
+        return cls(problem.summation, problem.denominator, problem.margin, problem.class_balanced)
 
 
 class Statistics:
@@ -126,7 +127,12 @@ class Statistics:
     def log_denominator(self, anchors: slice = slice(None)) -> Tensor:
         """Return ``log D_i`` for the denominators that are the same for all positives of an anchor."""
         log_neg = self.log_neg[anchors]
-        return torch.logaddexp(log_neg, self.log_pos[anchors]) if self.denominator == "all" else log_neg
+        if self.denominator != "all":
+            return log_neg
+        log_pos = self.log_pos[anchors]
+        if self.formula.class_balanced:  # the mean over P(i); log_neg is a sum of means already
+            log_pos = log_pos - self.number[anchors].clamp(min=1).log()
+        return torch.logaddexp(log_neg, log_pos)
 
     def negative_share(self) -> Tensor:
         """Return ``k_i`` ``(A,)`` in ``d l_i / d s_in = k_i exp(s_in - log_neg_i)``; 0 without positives."""
@@ -157,6 +163,7 @@ class Statistics:
         if self.summation == "out":
             # P_ip - 1 / |P|, with P_ip = exp(s_ip) / D_i for "all" and 0 for "negatives"
             slope = (-self.log_denominator()).exp() if self.denominator == "all" else torch.zeros_like(upstream)
+            slope = slope / self.number if self.formula.class_balanced else slope
             offset = -1 / self.number
         else:
             # P_ip - exp(s_ip) / pos_i = -k_i exp(s_ip) / pos_i, with pos_i the sum over P(i)
@@ -178,4 +185,5 @@ class Statistics:
         pull = 1 / number if self.summation == "out" else (s - self.log_pos[anchors, None]).exp()
         if self.denominator == "negatives":
             return (-pull).expand_as(s)
-        return (s - self.log_denominator(anchors)[:, None]).exp() - pull
+        share = (s - self.log_denominator(anchors)[:, None]).exp()
+        return (share / number if self.formula.class_balanced else share) - pull

@@ -38,6 +38,8 @@ def refusal(problem: Problem) -> str | None:
         return "a similarity other than the dot product needs the whole matrix"
     if problem.target is not None:
         return "it reads class labels, and not those of a target"
+    if problem.class_balanced:
+        return "its kernels do not balance classes"
     if problem.margin:
         return "its kernels have no margin"
     if problem.pairs is not None:
