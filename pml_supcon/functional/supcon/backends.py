@@ -20,7 +20,7 @@ BACKENDS: dict[str, ModuleType] = dict(zip(get_args(BackendName), (dense, triton
 def solve(problem: Problem) -> AnchorLosses:
     """Return the losses of a problem, from the backend that its options choose."""
     if isinstance(problem.target, Hierarchy):
-        return sum_of_levels([(weight, solve(level)) for weight, level in problem.levels()])
+        return sum_of_levels([(weight, solve(level)) for weight, level in problem.levels(problem.target)])
     terms: AnchorLosses = choose_backend(problem).anchor_losses(problem)
     return terms.scaled(problem)
 
@@ -28,7 +28,7 @@ def solve(problem: Problem) -> AnchorLosses:
 def solve_mean(problem: Problem) -> Tensor:
     """Return the mean of ``solve``'s losses over valid anchors; ``triton`` computes it in its own kernels."""
     if isinstance(problem.target, Hierarchy):
-        return reduce(torch.add, [weight * solve_mean(level) for weight, level in problem.levels()])
+        return reduce(torch.add, [weight * solve_mean(level) for weight, level in problem.levels(problem.target)])
     backend = choose_backend(problem)
     if backend is triton:
         mean = triton.mean_loss(problem)

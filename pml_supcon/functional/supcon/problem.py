@@ -198,11 +198,10 @@ class Problem:
             cap=cap and Cap(cap.anchor_rank[anchors], cap.anchor_limit[anchors], cap.row_rank),
         )
 
-    def levels(self) -> list[tuple[float, "Problem"]]:
+    def levels(self, target: Hierarchy) -> list[tuple[float, "Problem"]]:
         """Return the weight and the problem, with class labels, of each level of a hierarchy that counts."""
-        target, anchor_labels, row_labels = self.target, self.anchor_labels, self.row_labels
-        assert isinstance(target, Hierarchy)  # for the type checker, like the next two
-        assert anchor_labels is not None
+        anchor_labels, row_labels = self.anchor_labels, self.row_labels
+        assert anchor_labels is not None  # for the type checker, like the next
         assert row_labels is not None
         options = replace(self.options, target=None)
         return [
