@@ -4,82 +4,56 @@ A unit is a sample, or a group of ``samples_per_class`` samples of one class. Wi
 cap of ``m``, ``x`` batches can hold ``f(x) = sum_c min(n_c, m x)`` units in all.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch.utils.data import Sampler
 
-from pml_supcon._checks import check_int, shown
-from pml_supcon._tensors import check_dense
-
-IntArray = npt.NDArray[np.int64]
+from pml_supcon.samplers.batch_shape import BatchShape
+from pml_supcon.samplers.label_arrays import IntArray
 
 
 class EpochPlanner:
     """A planner of epochs whose batches hold a limited or a fixed number of samples of a class.
 
-    ``MultiViewBatchSampler`` describes the arguments, the modes and the errors.
+    ``MultiViewBatchSampler`` describes the modes and the errors.
+
+    Args:
+        codes: ``(n,)`` int64, the class of each sample, ``0..C-1``.
+        shape: Size and limit of a batch.
 
     Attributes:
-        num_samples: Number of labels.
         full: Full batches in an epoch.
         rest: Samples in the smaller batch after them, 0 where there is none.
-        labels_digest: Equal for two label sequences if and only if they divide the samples into the same
-            classes, in the same order.
         without_group: Samples that are left over when the classes are cut into groups.
         above_limit: Samples of frequent classes that the limit leaves out of every batch.
     """
 
-    def __init__(
-        self,
-        labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor,
-        batch_size: int,
-        *,
-        max_per_class: int | None = None,
-        samples_per_class: int | None = None,
-    ) -> None:
-        batch_size = check_int("batch_size", batch_size, low=1)
-        if max_per_class is not None and samples_per_class is not None:
-            raise ValueError(
-                f"Expected at most one of `max_per_class` and `samples_per_class`, "
-                f"but got {shown(max_per_class)} and {shown(samples_per_class)}"
-            )
-        self._codes = _class_codes(labels)
-        self.num_samples = self._codes.size
-        self.labels_digest = hashlib.sha256(self._codes.tobytes()).hexdigest()
-        # A unit is a group of `samples_per_class` samples of a class, else a sample; the cap is in units.
-        self._unit, self._cap, limit = 1, batch_size, ""
-        if samples_per_class is not None:
-            self._unit, self._cap = check_int("samples_per_class", samples_per_class, low=1), 1
-            limit = f"samples_per_class={samples_per_class}"
-            if batch_size % self._unit:
-                raise ValueError(f"Expected argument `batch_size` to be a multiple of {limit}, but got {batch_size}")
-        elif max_per_class is not None:
-            self._cap, limit = check_int("max_per_class", max_per_class, low=1), f"max_per_class={max_per_class}"
-        else:
-            self._codes = np.zeros_like(self._codes)  # a plain shuffle: all are one class
-        self._size = batch_size // self._unit
+    def __init__(self, codes: IntArray, shape: BatchShape) -> None:
+        # without a limit, a plain shuffle: all are one class
+        self._codes = codes if shape.limit else np.zeros_like(codes)
+        self._unit, self._size = shape.unit, shape.units
+        self._cap = self._size if shape.cap is None else shape.cap
         self._counts = np.bincount(self._codes)  # (C,): samples of each class
         self._units = self._counts // self._unit  # (C,): whole units of each class
-        largest = int(np.minimum(self._units, self._cap).sum()) * self._unit
-        if limit and batch_size > largest:
-            raise ValueError(
-                f"Expected argument `batch_size` to be at most {largest}, the most that {limit} allows with "
-                f"{int((self._units > 0).sum())} classes of {self._unit} samples or more, but got {batch_size}"
-            )
+        shape.check_room(self._units)
         self.full, rest = count_batches(self._units, size=self._size, cap=self._cap)
         self.rest = rest * self._unit
         self.without_group = int((self._counts % self._unit).sum())
-        self.above_limit = self.num_samples - self.without_group - self.full * batch_size - self.rest
+        self.above_limit = codes.size - self.without_group - self.full * shape.samples - self.rest
+
+    def left_out(self, *, rest_dropped: bool) -> tuple[int, str]:
+        """Return how many samples an epoch leaves out, and the reasons in words."""
+        reasons = self.without_group, self.above_limit, self.rest if rest_dropped else 0
+        text = (
+            "in each epoch, drawn anew: %d in incomplete groups, %d of classes too frequent for the limit, "
+            "%d in the last, smaller batch."
+        )
+        return sum(reasons), text % reasons
 
     def plan(self, rng: np.random.Generator) -> list[IntArray]:
         """Return the indices of each batch of one epoch: the full batches, then the smaller one, if any."""
         # 1. (n,): all samples, class by class, each class shuffled
-        order = rng.permutation(self.num_samples)
+        order = rng.permutation(self._codes.size)
         order = order[np.argsort(self._codes[order], kind="stable")]
         heads = np.cumsum(self._counts) - self._counts  # (C,): start of the unused samples of each class
         batches = []
@@ -93,30 +67,6 @@ class EpochPlanner:
         # 3. batches drawn last hold more of the frequent classes: shuffle the full ones, so that all places in the
         # epoch have the same distribution
         return [full[i] for i in rng.permutation(self.full)] + smaller
-
-
-def _class_codes(labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor) -> IntArray:
-    """Return the labels as int64 codes ``0..C-1``, in the order of the samples."""
-    if isinstance(labels, Sampler):
-        raise TypeError(
-            f"Expected argument `labels` to be the labels of the samples, but got a {type(labels).__name__}; Lightning "
-            "puts one there unless it runs with `Trainer(use_distributed_sampler=False)`"
-        )
-    if isinstance(labels, torch.Tensor):
-        check_dense("labels", labels)
-        if labels.is_floating_point() or labels.is_complex():  # NumPy lacks some of these dtypes
-            raise TypeError(f"Expected argument `labels` to be integers, but got {labels.dtype}")
-        array = labels.detach().cpu().numpy()
-    else:
-        try:
-            array = np.asarray(labels)
-        except (TypeError, ValueError, OverflowError) as error:  # ragged, or no numbers
-            raise TypeError(f"Expected argument `labels` to be integers, but got {shown(labels)}") from error
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"Expected argument `labels` to be 1-D and not empty, but got shape {array.shape}")
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"Expected argument `labels` to be integers, but got dtype {array.dtype}")
-    return np.unique(array, return_inverse=True)[1].astype(np.int64)
 
 
 def count_batches(units: IntArray, *, size: int, cap: int) -> tuple[int, int]:

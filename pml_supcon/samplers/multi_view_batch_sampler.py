@@ -1,16 +1,19 @@
 """Batches of sample indices for contrastive training: seeded, resumable, sharded."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch.utils.data import BatchSampler
 
-from pml_supcon._checks import check_bool, check_int, check_type, shown
-from pml_supcon.samplers.epoch_planner import EpochPlanner
+from pml_supcon._checks import check_bool, check_int
+from pml_supcon.samplers.batch_shape import read_shape
+from pml_supcon.samplers.label_arrays import Labels, LabelsAre, labels_digest, read_labels
+from pml_supcon.samplers.planners import build_planner
+from pml_supcon.samplers.saved_state import check_state
+from pml_supcon.samplers.seeded_batch import SeededBatch
+from pml_supcon.samplers.weighted_planner import Draw, check_draw
 
 logger = logging.getLogger("pml_supcon")
 
@@ -27,10 +30,14 @@ class MultiViewBatchSampler(BatchSampler):
       every class anew into groups of ``k``, and a batch has at most one group of a class.
     - neither: a plain shuffle.
 
+    Labels may be classes, sets of labels or the levels of a hierarchy (``labels_are``), and classes may be drawn by
+    weight (``draw``): the page "MultiViewBatchSampler" has the details and measurements.
+
     A batch is drawn uniformly at random from the samples that remain, as far as the limit allows. An epoch uses a
     sample at most once and leaves out as few as possible, drawn anew each epoch. It has as many full batches as
-    possible, then one smaller batch unless ``drop_last``. There is no ``shuffle=False``: under a limit the samples
-    cannot keep their order.
+    possible, then one smaller batch unless ``drop_last``. Where classes are drawn by weight, or sets have a limit, an
+    epoch has as many draws as samples instead: some come again, never in the same batch. There is no
+    ``shuffle=False``: under a limit the samples cannot keep their order.
 
     Batches depend only on ``(seed, epoch)``, so that all processes plan the same batches without communication (NumPy
     may change its random streams between versions). A batch is a list with an attribute ``seed``, from which
@@ -48,11 +55,16 @@ class MultiViewBatchSampler(BatchSampler):
       the epoch to its own count: after ``load_state_dict`` call ``loader.set_epoch(sampler.epoch)``.
 
     Args:
-        labels: ``(n,)`` integers of any type, one per sample: sequence, array or tensor.
+        labels: Sequence, array or tensor: ``(n,)`` integers, one class per sample; ``(n, C)`` bool, or 0 and 1, sets;
+            ``(n, L)`` integers, coarse to fine, a hierarchy.
         batch_size: Samples in a batch, over all processes, ``>= num_replicas``.
-        max_per_class: Most samples of a class in a batch, ``>= 1``.
+        labels_are: Meaning of the labels, "classes", "sets" or "hierarchy".
+        max_per_class: Most samples of a class, or of a label of sets, in a batch, ``>= 1``.
         samples_per_class: Samples of each class in a batch that has the class, ``>= 1``, a divisor of
             ``batch_size``.
+        draw: "uniform", every sample as likely; "class_balanced", every class; "effective_number", samples of a
+            class of n by ``(1 - beta) / (1 - beta^n)`` (Cui et al., CVPR 2019), between the two.
+        beta: In (0, 1), with "effective_number" only; the paper has 0.9 to 0.9999.
         drop_last: Leave out the smaller batch. A batch with fewer samples than processes is always left out.
         seed: Seed of all batches, ``>= 0``.
         num_replicas: Number of processes that share each batch.
@@ -60,12 +72,13 @@ class MultiViewBatchSampler(BatchSampler):
 
     Attributes:
         left_out: Samples that an epoch leaves out because of incomplete groups, the limit or the smaller
-            batch. Where it is not 0, rank 0 logs one warning that gives the reasons (logger ``pml_supcon``).
+            batch; where some come again, those that no epoch draws. Where it is not 0, rank 0 logs one warning that
+            gives the reasons (logger ``pml_supcon``).
 
     Raises:
-        TypeError: If ``labels`` or a number is not an integer.
-        ValueError: If arguments exclude each other, if the limit does not allow a batch as large as
-            ``batch_size``, or if there is nothing to yield.
+        TypeError: If ``labels`` or a number has another type.
+        ValueError: If arguments exclude each other, if a label of a hierarchy has two parents, if the limit does not
+            allow a batch as large as ``batch_size``, or if there is nothing to yield.
 
     Examples:
         >>> sampler = MultiViewBatchSampler([0] * 6 + [1] * 3 + [2] * 3, batch_size=4, max_per_class=2)
@@ -79,19 +92,23 @@ class MultiViewBatchSampler(BatchSampler):
     # stores a sampler of single indices, which this class does not have.
     def __init__(
         self,
-        labels: Sequence[int] | npt.NDArray[Any] | torch.Tensor,
+        labels: Labels,
         batch_size: int,
         *,
+        labels_are: LabelsAre = "classes",
         max_per_class: int | None = None,
         samples_per_class: int | None = None,
+        draw: Draw = "uniform",
+        beta: float | None = None,
         drop_last: bool = False,
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        self._planner = EpochPlanner(
-            labels, batch_size, max_per_class=max_per_class, samples_per_class=samples_per_class
-        )
+        shape = read_shape(batch_size, max_per_class=max_per_class, samples_per_class=samples_per_class)
+        check_draw(draw, beta)
+        array = read_labels(labels, labels_are)
+        self._planner = build_planner(array, shape, labels_are=labels_are, draw=draw, beta=beta)
         self.batch_size, self.drop_last = int(batch_size), check_bool("drop_last", drop_last)
         self.seed = check_int("seed", seed, low=0)
         self.num_replicas = check_int("num_replicas", num_replicas, low=1)
@@ -108,23 +125,23 @@ class MultiViewBatchSampler(BatchSampler):
             "samples_per_class": None if samples_per_class is None else int(samples_per_class),
             "drop_last": self.drop_last,
             "seed": self.seed,
-            "labels": self._planner.labels_digest,
+            "labels": labels_digest(array),
+            "labels_are": labels_are,
+            "draw": draw,
+            "beta": None if beta is None else float(beta),
         }
+        self._samples = len(array)
         yields_rest = self._planner.rest >= self.num_replicas and not self.drop_last
         self._length = self._planner.full + yields_rest
         if not self._length:
             raise ValueError(
-                f"Expected samples for one batch at least, but got {self._planner.num_samples} labels with "
+                f"Expected samples for one batch at least, but got {self._samples} labels with "
                 f"batch_size={batch_size}, drop_last={drop_last}, num_replicas={num_replicas}"
             )
-        # Samples in incomplete groups, above the limit, and in the smaller batch if it is left out.
-        reasons = self._planner.without_group, self._planner.above_limit, 0 if yields_rest else self._planner.rest
-        self.left_out = sum(reasons)
+        self.left_out, reasons = self._planner.left_out(rest_dropped=not yields_rest)
         if self.left_out and self.rank == 0:
             logger.warning(
-                "MultiViewBatchSampler leaves out %d of %d samples in each epoch, drawn anew: %d in incomplete "
-                "groups, %d of classes too frequent for the limit, %d in the last, smaller batch.",
-                *(self.left_out, self._planner.num_samples, *reasons),
+                "MultiViewBatchSampler leaves out %d of %d samples %s", self.left_out, self._samples, reasons
             )
         # (epoch, batches done): the start of the next iteration, and the place of the current one.
         self._next = self._at = (0, 0)
@@ -199,7 +216,7 @@ class MultiViewBatchSampler(BatchSampler):
             "epoch": epoch,
             "batches_done": done,
             "settings": dict(self._settings),
-            "samples": self._planner.num_samples,
+            "samples": self._samples,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,16 +228,7 @@ class MultiViewBatchSampler(BatchSampler):
             TypeError: If ``state`` or its settings are not a mapping.
             ValueError: If ``state`` is not a state of this class, or has other settings, which the error lists.
         """
-        check_type("state", state, Mapping, "a mapping")
-        if not {"epoch", "batches_done", "settings"} <= set(state):
-            raise ValueError(
-                f"Expected argument `state` to have epoch, batches_done and settings, but got {shown(list(state))}"
-            )
-        saved = state["settings"]
-        check_type("state['settings']", saved, Mapping, "a mapping")
-        if other := [name for name, own in self._settings.items() if saved.get(name) != own]:
-            differences = ", ".join(self._difference(name, state) for name in other)
-            raise ValueError(f"Expected a state of this sampler's settings, but got {differences}")
+        check_state(state, self._settings, self._samples)
         epoch = check_int("epoch", state["epoch"], low=0)
         done = check_int("batches_done", state["batches_done"], low=0)
         if done > self._planner.full:
@@ -228,47 +236,3 @@ class MultiViewBatchSampler(BatchSampler):
         # Where more processes share a batch, the last one of the saved epoch may be left out here.
         self._next = (epoch, done) if done < len(self) else (epoch + 1, 0)
         self._at, self._loaded = self._next, True
-
-    def _difference(self, name: str, state: Mapping[str, Any]) -> str:
-        """Describe a setting of a state that differs from this sampler's."""
-        if name != "labels":
-            return f"{name}={state['settings'].get(name)} instead of {self._settings[name]}"
-        then, now = state.get("samples"), self._planner.num_samples
-        return (
-            f"labels of {then} samples instead of {now}"
-            if then not in (None, now)
-            else f"other labels of the {now} samples"
-        )
-
-
-class SeededBatch(list[int]):
-    """The indices of a batch, with a seed for the random draws that create its views.
-
-    A slice has a seed of its own, which depends on the batch and the place of the slice: Accelerate's ``split_batches``
-    gives each process a slice.
-
-    Args:
-        indices: Indices of the samples.
-        place: Integers ``>= 0`` that identify the batch.
-
-    Attributes:
-        seed: Integer in ``[0, 2^63)`` that depends only on ``place``.
-
-    Examples:
-        >>> SeededBatch([4, 2], (0, 1)) == [4, 2], SeededBatch([4, 2], (0, 1)).seed == SeededBatch([], (0, 1)).seed
-        (True, True)
-    """
-
-    def __init__(self, indices: Iterable[int], place: Sequence[int]) -> None:
-        super().__init__(indices)
-        self.seed = int(np.random.SeedSequence(list(place)).generate_state(1, np.uint64)[0] >> 1)
-
-    def __getitem__(self, index: Any) -> Any:
-        part = super().__getitem__(index)
-        if not isinstance(index, slice):
-            return part
-        start, stop, step = index.indices(len(self))
-        return SeededBatch(part, (self.seed, start, stop, step % 2**32))
-
-    def __add__(self, other: Any) -> "SeededBatch":  # type: ignore[override]  # indices only
-        return SeededBatch([*self, *other], (self.seed, len(self), len(other)))

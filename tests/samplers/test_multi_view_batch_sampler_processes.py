@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.process_groups import free_port, run_processes
+from helpers.rich_labels import RICH
 from torch.utils.data import DataLoader, TensorDataset
 
 from pml_supcon.samplers import MultiViewBatchSampler
@@ -82,10 +83,22 @@ def accelerate_sharding(split):
     check(8, planned(8))
 
 
+def own_sharding_of_every_planner(rank):
+    for options in RICH:
+        options = {"labels": LABELS, "batch_size": 24, "seed": 5} | options
+        whole = list(MultiViewBatchSampler(**options))
+        zero, one = gathered(list(MultiViewBatchSampler(**options, num_replicas=2, rank=rank)))
+        for a, b, batch in zip(zero, one, whole, strict=True):
+            assert len(a) - len(b) in (0, 1)
+            assert sorted(a + b) == sorted(batch)
+            assert not set(a) & set(b)
+
+
 def both_kinds_of_sharding(rank, port):
     os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     own_sharding(rank)
+    own_sharding_of_every_planner(rank)
     accelerate_sharding(split=True)
     accelerate_sharding(split=False)
 
