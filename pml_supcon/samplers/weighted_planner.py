@@ -78,7 +78,7 @@ class WeightedPlanner:
         units = self._counts // shape.unit
         shape.check_room(units)
         self._most = np.minimum(units, shape.units if shape.cap is None else shape.cap)  # (C,): units in a batch
-        self._weights = np.where(units > 0, class_weights(self._counts, beta), 0.0)  # (C,)
+        self._weights = class_weights(self._counts, beta)  # (C,)
         self.full, rest = divmod(codes.size // shape.unit, shape.units)
         self.rest = rest * shape.unit
 

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from helpers.rich_labels import RICH
+from helpers.rich_labels import RICH, TREE
 from pytorch_metric_learning import losses, trainers
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler, TensorDataset
 
@@ -317,6 +317,31 @@ def test_labels_of_every_type_give_the_same_batches():
     expected = list(new(max_per_class=3))
     for labels in (LONG_TAIL.tolist(), LONG_TAIL.astype(np.uint64), torch.tensor(LONG_TAIL, dtype=torch.int8)):
         assert list(new(labels=labels, max_per_class=3)) == expected
+
+
+def test_groups_of_a_tree_share_the_finest_label_possible():
+    # leaves of 6, 1, 1 and 2, 1, 1 samples under two parents; the single ones meet their siblings
+    tree = np.array([[0, 0]] * 6 + [[0, 1], [0, 2]] + [[1, 3]] * 2 + [[1, 4], [1, 5]])
+    for options in ({}, {"draw": "class_balanced"}):
+        sampler = new(4, tree, labels_are="hierarchy", samples_per_class=2, seed=2, **options)
+        assert sampler.left_out == 0
+        for _ in range(5):
+            for batch in sampler:
+                groups = sorted(
+                    tuple(sorted(index for index in batch if tree[index, 0] == parent)) for parent in (0, 1)
+                )
+                for group in groups:
+                    assert len(group) % 2 == 0
+                    assert {6, 7} <= set(group) or not {6, 7} & set(group)
+                    assert {10, 11} <= set(group) or not {10, 11} & set(group)
+                    assert {8, 9} <= set(group) or not {8, 9} & set(group)
+        assert {6, 7, 8, 9, 10, 11} <= {index for _ in range(9) for batch in sampler for index in batch}
+
+
+def test_a_limit_over_a_tree_is_of_the_finest_labels():
+    sampler = new(24, TREE, labels_are="hierarchy", max_per_class=2)
+    assert list(sampler) == list(new(24, TREE[:, -1], max_per_class=2))
+    assert max(Counter(TREE[batch, -1].tolist()).most_common(1)[0][1] for batch in sampler) == 2
 
 
 SINGLE = [0] * 9 + [1]

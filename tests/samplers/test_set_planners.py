@@ -23,9 +23,9 @@ def test_groups_share_a_label_until_no_label_has_enough_samples(k):
         assert groups.shape == (len(sets) // k, k)
         assert len(np.unique(groups)) == groups.size
         shared = sets[groups].all(axis=1).any(axis=1)
-        # once a group shares none, the samples from there on have no label k times, but for those of the cut's border
-        rest = groups[np.flatnonzero(~shared)[0] :] if not shared.all() else groups[:0]
-        assert k == 1 or sets[rest.ravel()].sum(axis=0).max(initial=0) < 2 * k
+        # from the first group on that shares none, no label has k samples
+        rest = groups[np.argmin(shared) :] if not shared.all() else groups[:0]
+        assert k == 1 or sets[rest.ravel()].sum(axis=0).max(initial=0) < k
         assert shared.sum() >= len(sets) // k - (12 * (k - 1) + (~sets.any(axis=1)).sum()) // k - 1
 
 
@@ -72,6 +72,14 @@ def test_no_label_exceeds_its_limit_and_batches_are_full(draw):
                 batches = list(sampler)
                 assert [len(b) for b in batches] == [size] * (120 // size) + [120 % size] * bool(120 % size)
                 assert all(len(set(b)) == len(b) and sets[b].sum(axis=0).max() <= limit for b in batches)
+
+
+@pytest.mark.parametrize("options", [{"samples_per_class": 4}, {"max_per_class": 9}])
+def test_batches_of_all_places_in_the_epoch_have_the_same_labels_on_average(options):
+    sampler, epochs = new(SETS, 20, **options), 400
+    number = np.array([[SETS[batch].sum(axis=1) for batch in sampler] for _ in range(epochs)]).mean(axis=2)
+    mean = number.mean(axis=0)  # (10,): labels of a sample, by place
+    assert np.abs(mean - mean.mean()).max() < 5 * number.std() / epochs**0.5
 
 
 def test_a_limit_that_never_binds_uses_each_sample_once():

@@ -86,6 +86,12 @@ def test_a_class_gives_its_samples_in_turn_and_none_twice_in_a_batch(options):
             assert present.max() <= options.get("max_per_class", 12)
 
 
+def test_the_samples_of_a_frequent_class_are_drawn_anew_each_epoch():
+    sampler = MultiViewBatchSampler(LABELS, 12, draw="class_balanced")
+    times = np.bincount(np.concatenate([batch for _ in range(100) for batch in sampler]), minlength=160)[LABELS == 0]
+    assert np.abs(times - times.mean()).max() < 5 * times.mean() ** 0.5
+
+
 def test_classes_too_small_for_a_group_are_counted_and_never_drawn(caplog):
     sampler = MultiViewBatchSampler(LABELS, 12, draw="class_balanced", samples_per_class=4)
     assert sampler.left_out == 3
