@@ -143,7 +143,8 @@ def test_a_tree_is_nested_and_one_wrong_parent_is_found(dtype):
             parent = wrong[row, level - 1]
             new = 777 * (1 if levels == 2 else -1)  # a new label, so that its own parent is right
             wrong[row, level - 1] = new
-            text = f"column {level} of `labels` to have one parent, but label {label} has {min(parent, new)} and {max(parent, new)}"
+            low, high = sorted((parent, new))
+            text = f"column {level} of `labels` to have one parent, but label {label} has {low} and {high}"
             with pytest.raises(ValueError, match=text):
                 checks.check_nested(torch.tensor(wrong, dtype=dtype))
 
