@@ -1,4 +1,4 @@
-"""Batch samplers: seeded, resumable, for many processes, with a limit on the positives or P x K."""
+"""Batch samplers: seeded, resumable, for many processes, P x K or with a limit; over classes, label sets and trees."""
 
 from pml_supcon.samplers.multi_view_batch_sampler import MultiViewBatchSampler
 

@@ -89,6 +89,11 @@ def rows_of_loss(d: Draw) -> torch.Tensor:
     return d.rows(*shape)
 
 
+def labels_of_sampler(d: Draw) -> Any:
+    """Return label sets where `d.stacked`, else classes."""
+    return d.array(torch.rand(d.samples, d.classes) < 0.4 if d.stacked else d.ids(d.samples))
+
+
 def labels_of_loss(d: Draw) -> torch.Tensor:
     labels = d.ids(d.samples)
     return labels if d.stacked else labels.repeat(d.views)
@@ -252,6 +257,9 @@ TABLE: Table = {
     "dtype": lambda d: d.one_of(torch.float32, torch.float64),
     "batch_size": lambda d: d.rng.randint(1, 12),
     "samples_per_class": lambda d: None,
+    "labels_are": lambda d: "sets" if d.stacked else "classes",
+    "draw": lambda d: "effective_number" if d.own else d.one_of("uniform", "class_balanced"),
+    "beta": lambda d: 0.9 if d.own else None,
     "max_per_class": lambda d: d.one_of(None, 1, 2, 3),
     "rank": lambda d: 0,
     "num_replicas": lambda d: d.one_of(1, 1, 2),
@@ -342,6 +350,7 @@ SPECIAL: dict[str, Table] = {
     "miners.OnlineHardExampleMiner": OF_MINER
     | {"loss": lambda d: d.one_of(None, None, pml_losses.TripletMarginLoss(), pml_losses.ContrastiveLoss())},
     "miners.CappedPositivesMiner": OF_MINER,
+    "samplers.MultiViewBatchSampler": {"labels": labels_of_sampler},
     "miners.MeasuredMiner": OF_MINER
     | {"embeddings": lambda d: torch.randn(d.samples, d.width), "miner": lambda d: pml_miners.BatchHardMiner()},
     "views.ImageTransform": {"steps": lambda d: (), "crop_one": lambda d: None, "policy": lambda d: None},
