@@ -106,7 +106,7 @@ class MultiViewBatchSampler(BatchSampler):
         rank: int = 0,
     ) -> None:
         shape = read_shape(batch_size, max_per_class=max_per_class, samples_per_class=samples_per_class)
-        check_draw(draw, beta)
+        beta = check_draw(draw, beta)
         array = read_labels(labels, labels_are)
         self._planner = build_planner(array, shape, labels_are=labels_are, draw=draw, beta=beta)
         self.batch_size, self.drop_last = int(batch_size), check_bool("drop_last", drop_last)
@@ -128,7 +128,7 @@ class MultiViewBatchSampler(BatchSampler):
             "labels": labels_digest(array),
             "labels_are": labels_are,
             "draw": draw,
-            "beta": None if beta is None else float(beta),
+            "beta": beta,
         }
         self._samples = len(array)
         yields_rest = self._planner.rest >= self.num_replicas and not self.drop_last

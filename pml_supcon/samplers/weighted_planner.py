@@ -13,8 +13,8 @@ FloatArray = npt.NDArray[np.float64]
 Draw = Literal["uniform", "class_balanced", "effective_number"]
 
 
-def check_draw(draw: Draw, beta: float | None) -> None:
-    """Raise unless the draw is known, with a ``beta`` if and only if it is by the effective number.
+def check_draw(draw: Draw, beta: float | None) -> float | None:
+    """Return ``beta`` as a float; raise unless the draw is known, with a ``beta`` if it is by the effective number.
 
     Raises:
         TypeError: If ``beta`` is not a number.
@@ -24,9 +24,10 @@ def check_draw(draw: Draw, beta: float | None) -> None:
     if draw == "effective_number":
         if beta is None:
             raise ValueError("Expected argument `beta` to be in (0, 1) with draw='effective_number', but got None")
-        check_fraction("beta", beta)
-    elif beta is not None:
+        return check_fraction("beta", beta)
+    if beta is not None:
         raise ValueError(f"Expected no `beta` unless draw='effective_number', but got {shown(beta)} with {draw!r}")
+    return None
 
 
 def class_weights(counts: IntArray, beta: float | None) -> FloatArray:

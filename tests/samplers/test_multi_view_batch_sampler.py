@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from fractions import Fraction
 from itertools import islice
 
 import numpy as np
@@ -253,7 +254,8 @@ def test_discarding_a_loaded_state_warns(caplog):
 
 
 def test_a_state_survives_torch_save(tmp_path):
-    sampler = new(np.int64(24), max_per_class=np.int64(3), seed=np.int32(2))
+    draw = {"draw": "effective_number", "beta": Fraction(9, 10)}
+    sampler = new(np.int64(24), max_per_class=np.int64(3), seed=np.int32(2), **draw)
     torch.save(sampler.state_dict(), tmp_path / "state.pt")
     sampler.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
 
