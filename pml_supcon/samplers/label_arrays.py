@@ -90,8 +90,8 @@ def hierarchy_classes(levels: IntArray, least: int) -> IntArray:
 
 
 def _as_array(labels: Labels, *, sets: bool) -> npt.NDArray[Any]:
-    """Return the labels as an array of integers; sets may also be of bool."""
-    kinds, expected = ("biu", "bool, or 0 and 1") if sets else ("iu", "integers")
+    """Return the labels as an array of integers; sets may also be of bool or floats, as for ``targets.LabelSets``."""
+    kinds, expected = ("biuf", "bool, or 0 and 1") if sets else ("iu", "integers")
     if isinstance(labels, Sampler):
         raise TypeError(
             f"Expected argument `labels` to be the labels of the samples, but got a {type(labels).__name__}; Lightning "
@@ -99,7 +99,9 @@ def _as_array(labels: Labels, *, sets: bool) -> npt.NDArray[Any]:
         )
     if isinstance(labels, torch.Tensor):
         check_dense("labels", labels)
-        if labels.is_floating_point() or labels.is_complex():  # NumPy lacks some of these dtypes
+        if sets and labels.is_floating_point():
+            labels = labels.double()
+        if (labels.is_floating_point() and not sets) or labels.is_complex():  # NumPy lacks some of these dtypes
             raise TypeError(f"Expected argument `labels` to be {expected}, but got {labels.dtype}")
         array = labels.detach().cpu().numpy()
     else:

@@ -55,8 +55,8 @@ class MultiViewBatchSampler(BatchSampler):
       the epoch to its own count: after ``load_state_dict`` call ``loader.set_epoch(sampler.epoch)``.
 
     Args:
-        labels: Sequence, array or tensor: ``(n,)`` integers, one class per sample; ``(n, C)`` bool, or 0 and 1, sets;
-            ``(n, L)`` integers, coarse to fine, a hierarchy.
+        labels: Sequence, array or tensor: ``(n,)`` integers, one class per sample; ``(n, C)`` bool, or 0 and 1 of any
+            type, sets; ``(n, L)`` integers, coarse to fine, a hierarchy.
         batch_size: Samples in a batch, over all processes, ``>= num_replicas``.
         labels_are: Meaning of the labels, "classes", "sets" or "hierarchy".
         max_per_class: Most samples of a class, or of a label of sets, in a batch, ``>= 1``.
