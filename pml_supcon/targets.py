@@ -9,10 +9,13 @@ each pair a weight ``w_ij >= 0``: row ``j`` is a positive of anchor ``i`` where 
 ``W_i`` is the sum of the weights ``w_ip`` over ``P(i)`` for ``normalization="sum"``, and ``|P(i)|`` for "count".
 """
 
+import itertools
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -24,6 +27,10 @@ __all__ = ["LabelSets", "SoftLabels", "Hierarchy", "Kernel", "Target"]  # noqa: 
 
 Normalization = Literal["sum", "count"]
 SetSimilarity = Literal["jaccard", "overlap", "any"]
+
+#: The targets by handle. The first handle is random, so that an exported loss finds no target in another process.
+_TARGETS: WeakValueDictionary[int, "Target"] = WeakValueDictionary()
+_HANDLES = itertools.count(secrets.randbits(62))
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -51,6 +58,18 @@ class Target:
     normalization: str = "sum"
     symmetric: ClassVar[bool] = False
     checks_weights: ClassVar[bool] = True
+    handle: ClassVar[int]  # of each object another one, by which an operator of PyTorch names it
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Return a new object with a handle; copies and unpickled objects get handles of their own."""
+        target = super().__new__(cls)
+        object.__setattr__(target, "handle", next(_HANDLES))  # also of a frozen class
+        _TARGETS[target.handle] = target
+        return target
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes without the handle."""
+        return {name: value for name, value in vars(self).items() if name != "handle"}
 
     def weights(self, anchors: Tensor, rows: Tensor) -> Tensor:
         """Return ``w_ij >= 0`` for the labels of some anchors and of some rows, ``(len(anchors), len(rows))``.
@@ -374,6 +393,21 @@ def _check_columns(name: str, labels: Tensor, columns: str) -> None:
         raise ValueError(
             f"Expected argument `{name}` to have shape ({len(labels)}, C), {columns}, but got {tuple(labels.shape)}"
         )
+
+
+def target_of(handle: int) -> Target:
+    """Return the target with a handle.
+
+    Raises:
+        RuntimeError: If it no longer exists, or is one of another process.
+    """
+    target = _TARGETS.get(handle)
+    if target is None:
+        raise RuntimeError(
+            "Expected the target of a compiled loss to exist, but it was deleted or belongs to another process; "
+            "compile or export the loss in this process, and keep it"
+        )
+    return target
 
 
 def check_target(target: object) -> None:

@@ -18,6 +18,7 @@ from pml_supcon.functional.supcon.backends import choose_backend
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import build_problem, check_batch
 from pml_supcon.functional.supcon.tiled import layout, operator
+from pml_supcon.targets import LabelSets, SoftLabels
 
 
 def assert_backends_agree(rows, labels, *, rtol=1e-9, atol=1e-11, **options):
@@ -89,9 +90,10 @@ def test_gradients_that_are_not_requested_are_not_computed(monkeypatch, summatio
     assert gradients[1][1] is gradients[2][0] is None
 
 
+@pytest.mark.parametrize("target", [None, LabelSets("overlap"), SoftLabels("count")])
 @pytest.mark.parametrize("structure", ["rows", "one, cap", "references"])
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
-def test_nothing_synchronises_with_the_device(monkeypatch, summation, denominator, structure):
+def test_nothing_synchronises_with_the_device(monkeypatch, summation, denominator, structure, target):
     """Run the functions inside the operators on the meta device: reading a value or a count would fail there."""
     more = {
         "rows": {},
@@ -99,19 +101,26 @@ def test_nothing_synchronises_with_the_device(monkeypatch, summation, denominato
         "references": {"ref_emb": torch.empty(9, 3, device="meta"), "ref_labels": torch.empty(9, device="meta").long()},
     }[structure]
     rows, labels = torch.empty(12, 3, device="meta"), torch.empty(12, device="meta").long()
-    losses, gradient, calls = operator.forward, operator.gradient, []
+    operator_name, parts_of, calls = "tiled_losses", operator.passes_of, []
+    if target is not None:
+        operator_name, parts_of = "weighted_losses", operator.weighted_passes_of
+        given = torch.bool if isinstance(target, LabelSets) else torch.float32
+        labels = torch.empty(12, 4, device="meta", dtype=given)
+        more = {"one, cap": {"contrast_mode": "one"}, "references": more | {"ref_labels": labels[:9]}}.get(
+            structure, {}
+        )
 
     def forward_and_backward(*arguments):
-        per_anchor, valid, table = losses(*arguments)
-        gradients = gradient(per_anchor, table, True, True, *arguments)
+        per_anchor, valid, table = operator.forward(parts_of, *arguments)
+        gradients = operator.gradient(parts_of, per_anchor, table, True, True, *arguments)
         calls.append([part.shape for part in gradients])
         return per_anchor, valid, table
 
     monkeypatch.setattr(layout, "DEVICE_TILE", 8)
-    monkeypatch.setattr(tiled, "tiled_losses", forward_and_backward)
+    monkeypatch.setattr(tiled, operator_name, forward_and_backward)
     temperature = {"out": 0.1, "in": 0.01}[summation]  # exponentials, logarithms
     options = {"summation": summation, "denominator": denominator, "temperature": temperature, "num_views": 2}
-    supcon_loss(rows, labels, backend="tiled", **options, **more)
+    supcon_loss(rows, labels, backend="tiled", target=target, **options, **more)
     shapes = {"rows": [(12, 3), (0,)], "one, cap": [(6, 3), (12, 3)], "references": [(12, 3), (9, 3)]}
     assert calls == [shapes[structure]]
 

@@ -5,6 +5,7 @@ import torch
 
 from pml_supcon import losses
 from pml_supcon.functional import supcon_loss
+from pml_supcon.targets import Hierarchy, Kernel, LabelSets, SoftLabels, Target
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,34 @@ def test_loss_module_compiles_whole(backend):
     assert_same(model, step, compiled, torch.randn(10, 3, 6), torch.randint(0, 4, (10,)))
 
 
+class Signed(Target):
+    def weights(self, anchors, rows):
+        return (2 * anchors[:, None] - rows).clamp(min=0)
+
+
+TARGETS = [
+    (LabelSets(threshold=0.3), torch.rand(24, 4) < 0.4),
+    (SoftLabels(normalization="count"), torch.rand(24, 4)),
+    (SoftLabels(), torch.rand(24, 4)),
+    (Hierarchy([1, 2]), torch.tensor([[0, 0], [0, 1], [1, 2]]).repeat(8, 1)),
+    (Kernel(0.5), torch.randn(24)),
+    (Signed(), torch.randn(24)),
+]
+
+
+@pytest.mark.parametrize("backend", ["tiled", "reference"])
+@pytest.mark.parametrize(("target", "labels"), TARGETS)
+def test_each_target_compiles_whole(target, labels, backend):
+    model, loss = torch.nn.Linear(6, 4), losses.SupConLossIn(target=target, backend=backend)
+
+    def step(rows, labels):
+        return loss(model(rows), labels) + supcon_loss(model(rows), labels, target=target, backend=backend).mean()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for number in (24, 12):
+        assert_same(model, step, compiled, torch.randn(number, 6), labels[:number])
+
+
 @pytest.mark.parametrize(("backend", "dynamic"), [("tiled", None), ("tiled", True), ("reference", True)])
 def test_a_temperature_that_changes_compiles_whole(backend, dynamic):
     """From its second value on, the temperature is a symbol in the graph; with `dynamic=True` sizes are too."""
@@ -66,17 +95,24 @@ def test_operators_keep_their_contract():
     z = torch.nn.functional.normalize(torch.randn(12, 3), dim=1).requires_grad_()
     labels = torch.arange(12) // 3
     ids = torch.arange(12)
-    arguments = (z, None, labels, labels, ids, ids, *[None] * 4, "out", "all", 0.0, False, False)
+    arguments = (z, None, labels, labels, ids, ids, *[None] * 4, "out", "all", 0.0, False, False, False)
     torch.library.opcheck(tiled_losses, arguments)
     one_sided = (z.detach().requires_grad_(), torch.randn(7, 3), labels, labels[:7], *[None] * 6)
-    torch.library.opcheck(tiled_losses, (*one_sided, "out", "negatives", 0.0, False, False))
+    torch.library.opcheck(tiled_losses, (*one_sided, "out", "negatives", 0.0, False, False, False))
     sizes = torch.full((12,), 3)
     torch.library.opcheck(
-        tiled_losses, (z, None, labels, labels, ids, ids, *[None] * 3, sizes, "out", "all", 0.0, True, False)
+        tiled_losses, (z, None, labels, labels, ids, ids, *[None] * 3, sizes, "out", "all", 0.0, True, False, False)
     )
     references = torch.randn(7, 3, requires_grad=True)
-    arguments = (z, references, labels, labels[:7], *[None] * 6, "in", "one_positive", 0.25, False, True)
+    arguments = (z, references, labels, labels[:7], *[None] * 6, "in", "one_positive", 0.25, False, False, True)
     torch.library.opcheck(tiled_losses, arguments)
+    target = LabelSets()
+    sets = target.prepare(torch.rand(12, 3) < 0.5, torch.float32)
+    for arguments in (
+        (z, None, sets, sets, 0, target.handle, "out", "all", 0.0, False, False, False),
+        (z, references, sets, sets[:7], None, target.handle, "in", "one_positive", 0.5, False, True, True),
+    ):
+        torch.library.opcheck(torch.ops.pml_supcon.tiled_weighted_losses.default, arguments)
 
 
 @pytest.mark.parametrize("backend", ["tiled", "reference"])

@@ -76,7 +76,7 @@ def test_gradients_have_the_strides_that_the_compiler_expects():
     def gradients(device):
         column_major = torch.rand(3, 12, device=device).T
         labels, upstream, table = (torch.ones(*shape, device=device) for shape in ((12,), (12,), (5, 12)))
-        options = [*[None] * 5, "out", "all", False]
+        options = [*[None] * 6, "out", "all", 0.0, False, False, False]
         arguments = upstream, table, True, True, column_major, column_major[::2], labels, labels[::2], *options
         return torch.ops.pml_supcon.tiled_gradient(*arguments)
 

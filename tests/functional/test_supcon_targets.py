@@ -1,6 +1,9 @@
 """Targets in `supcon_loss`: the specification's values, an oracle of plain loops, and mistakes that it rejects."""
 
+import copy
+import gc
 import itertools
+import pickle
 from math import exp, fsum, log
 
 import pytest
@@ -12,6 +15,7 @@ from helpers.supcon_batches import (
     SPEC_ROWS,
     SPEC_TEMPERATURE,
     assert_equals_oracle,
+    loss_and_gradient,
     random_rows,
 )
 from helpers.supcon_oracle import unit_rows
@@ -19,7 +23,7 @@ from helpers.supcon_oracle import unit_rows
 from pml_supcon import losses
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon.tiled import layout
-from pml_supcon.targets import Hierarchy, Kernel, LabelSets, SoftLabels, Target
+from pml_supcon.targets import Hierarchy, Kernel, LabelSets, SoftLabels, Target, target_of
 
 SETS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 0]])
 SHARES = torch.tensor([[1, 0, 0], [0.7, 0.3, 0], [0.2, 0.5, 0.3], [0, 0.1, 0.9]], dtype=torch.float64)
@@ -88,7 +92,7 @@ CASES = {
     ),
     "own": (Signed(), lambda n: torch.randn(n, dtype=torch.float64), lambda a, b: max(2 * a - b, 0.0)),
 }
-BACKENDS = ("dense", "reference")
+BACKENDS = ("dense", "tiled", "tiled in tiles of 3", "reference")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -312,10 +316,10 @@ def test_errors_of_the_options(make, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (lambda a, b: torch.zeros(2, 2), r"a tensor \(anchors, rows\) = \(4, 4\), but got \(2, 2\)"),
+        (lambda a, b: torch.zeros(2, 2), r"a tensor \(anchors, rows\) = \((4, 4|3, 3)\), but got \(2, 2\)"),
         (lambda a, b: None, "but got NoneType"),
-        (lambda a, b: torch.full((4, 4), -1.0), "finite weights >= 0, but got values from -1"),
-        (lambda a, b: torch.full((4, 4), torch.nan), "finite weights >= 0, but got values from nan"),
+        (lambda a, b: torch.full((len(a), len(b)), -1.0), "finite weights >= 0, but got values from -1"),
+        (lambda a, b: torch.full((len(a), len(b)), torch.nan), "finite weights >= 0, but got values from nan"),
     ],
 )
 def test_weights_of_a_users_target_are_checked(backend, weights, message):
@@ -325,6 +329,58 @@ def test_weights_of_a_users_target_are_checked(backend, weights, message):
 
     with pytest.raises(ValueError, match=message):
         supcon_loss(torch.randn(4, 3), torch.arange(4), target=Own(), backend=backend)
+
+
+@pytest.mark.parametrize("name", ["jaccard-0.5-count", "overlap-0.0-sum", "soft-sum", "own"])
+@pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
+def test_tiles_whose_exponentials_would_overflow(monkeypatch, summation, denominator, name):
+    """Losses and gradients equal the reference's, also of anchors on both sides of a tile, and with references."""
+    monkeypatch.setattr(layout, "TILE", 5)
+    target, draw, _ = CASES[name]
+    options = {"summation": summation, "denominator": denominator, "temperature": 0.001, "target": target}
+    rows, labels, upstream = random_rows(12, 3), draw(12), torch.randn(12, dtype=torch.float64)
+    for more in ({}, {"ref_emb": random_rows(14, 3), "ref_labels": torch.cat([labels, labels[:2]])}):
+        ours, right = (
+            loss_and_gradient(rows, labels, upstream, backend=backend, **options, **more)
+            for backend in ("tiled", "reference")
+        )
+        torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("summation", ["out", "in"])
+@pytest.mark.parametrize("target", [LabelSets(), LabelSets(normalization="count")])
+def test_a_margin_lowers_the_positive_in_its_denominator(backend, target, summation):
+    rows, sets = random_rows(9, 3), torch.rand(9, 4) < 0.4
+    options = {"denominator": "one_positive", "margin": 0.25, "temperature": 0.5, "summation": summation}
+    ours = loss_and_gradient(rows, sets, target=target, backend=backend, **options)
+    right = loss_and_gradient(rows, sets, target=target, backend="reference", **options)
+    torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled", "reference"])
+def test_the_loss_keeps_its_target_for_the_backward_pass(backend):
+    rows = random_rows(4, 3).requires_grad_()
+    value = supcon_loss(rows, SETS, target=LabelSets(), backend=backend).mean()
+    gc.collect()
+    value.backward()
+    assert rows.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda target: pickle.loads(pickle.dumps(target))])
+@pytest.mark.parametrize("target", [LabelSets("any"), Hierarchy([1, 2]), Kernel(2.0), Signed()])
+def test_a_copy_has_a_handle_of_its_own(target, make):
+    copied = make(target)
+    assert copied.handle != target.handle
+    assert target_of(copied.handle) is copied
+    assert target_of(target.handle) is target
+    assert isinstance(target, Signed) or copied == target
+
+
+def test_the_handle_of_a_deleted_target_is_an_error():
+    handle = LabelSets().handle
+    gc.collect()
+    with pytest.raises(RuntimeError, match="target of a compiled loss to exist"):
+        target_of(handle)
 
 
 def test_two_targets_of_the_same_settings_are_equal():

@@ -9,6 +9,7 @@ from helpers.supcon_batches import OPTIONS, loss_and_gradient, random_rows
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon import execution
 from pml_supcon.functional.supcon.tiled import layout
+from pml_supcon.targets import LabelSets, SoftLabels
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,19 @@ def test_equal_to_the_reference(summation, denominator, temperature):
             loss_and_gradient(rows, labels, backend=backend, **given, **options) for backend in ("tiled", "reference")
         )
         torch.testing.assert_close(shared, dense, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("target", [LabelSets(), LabelSets("overlap"), SoftLabels(), SoftLabels("count")])
+@pytest.mark.parametrize(("summation", "denominator", "temperature"), [("out", "all", 0.1), *SHIFTED])
+def test_targets_equal_the_reference(target, summation, denominator, temperature):
+    rows, labels = random_rows(80, 5), torch.rand(80, 4) < 0.3
+    labels |= torch.nn.functional.one_hot(torch.randint(0, 4, (80,))) == 1
+    labels = labels * torch.rand(80, 4) if isinstance(target, SoftLabels) else labels
+    options = {"temperature": temperature, "summation": summation, "denominator": denominator, "target": target}
+    ours, right = (loss_and_gradient(rows, labels, backend=backend, **options) for backend in ("tiled", "reference"))
+    torch.testing.assert_close(ours, right, rtol=1e-8, atol=1e-9)
+    again = loss_and_gradient(rows, labels, backend="tiled", **options)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, again, strict=True))
 
 
 def test_work_is_divided_and_the_threads_stay(monkeypatch):

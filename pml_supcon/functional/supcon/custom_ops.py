@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from pml_supcon.functional.supcon.execution import full_precision
+from pml_supcon.targets import Target
 
 Losses = tuple[Tensor, Tensor, Tensor]  # losses, validity, statistics
 Gradients = tuple[Tensor, Tensor]  # of anchors and of rows
@@ -26,6 +27,7 @@ def define_operator(
     arguments: str,
     num_tensors: int,
     num_statistics: int,
+    kind: str = "",
     mean: bool = False,
 ) -> Callable[..., Losses]:
     """Return ``losses`` as a function with the derivative ``gradient``, in eager mode and under the compiler.
@@ -39,12 +41,15 @@ def define_operator(
     least 1. ``upstream`` is then ``()`` too, the upstream gradient of each valid anchor.
 
     Both run in full precision. ``arguments`` are the arguments of ``losses`` as a schema of PyTorch; the first
-    ``num_tensors`` of them are tensors or None. The operators are named ``pml_supcon::{backend}_losses`` and
-    ``pml_supcon::{backend}_gradient``, with ``mean`` ``pml_supcon::{backend}_mean`` and
-    ``pml_supcon::{backend}_mean_gradient``. A second derivative raises a RuntimeError with the name of the backend.
+    ``num_tensors`` of them are tensors or None. Under the compiler a ``Target`` is given by its handle. The operators
+    are named ``pml_supcon::{backend}_{kind}losses`` and ``pml_supcon::{backend}_{kind}gradient``, with ``mean``
+    ``pml_supcon::{backend}_mean`` and ``pml_supcon::{backend}_mean_gradient``. A second derivative raises a
+    RuntimeError with the name of the backend.
     """
     losses_name, gradient_name = (
-        (f"{backend}_mean", f"{backend}_mean_gradient") if mean else (f"{backend}_losses", f"{backend}_gradient")
+        (f"{backend}_mean", f"{backend}_mean_gradient")
+        if mean
+        else (f"{backend}_{kind}losses", f"{backend}_{kind}gradient")
     )
     losses, gradient = in_full_precision(losses), in_full_precision(gradient)
 
@@ -125,7 +130,11 @@ def define_operator(
         gradient_op.register_autocast(device, torch.float32)
 
     def operator(anchors: Tensor, *others: Any) -> Losses:
-        output: Losses = losses_op(anchors, *others) if traced(anchors) else LossesFunction.apply(anchors, *others)
+        output: Losses
+        if not traced(anchors):
+            output = LossesFunction.apply(anchors, *others)
+            return output
+        output = losses_op(anchors, *(each.handle if isinstance(each, Target) else each for each in others))
         return output
 
     return operator

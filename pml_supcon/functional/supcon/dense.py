@@ -172,7 +172,7 @@ def one_positive(
     is ``sigmoid(s_ip - log S_i - eps)``, and the share ``X_p``, which is ``w_p / n_i`` for L_out and
     ``w_p q_p / sum_{p in P(i)} w_p q_p`` for L_in, with the weights ``w_p`` of the positives:
 
-        out:  l_i = -sum_p w_p log(q_p) / n_i - eps     W_ip = -X_p (1 - q_p)
+        out:  l_i = -sum_p w_p (log(q_p) + eps) / n_i   W_ip = -X_p (1 - q_p)
         in:   l_i = -log( sum_p w_p q_p / n_i ) - eps   W_in = exp(s_in) / S_i * sum_p X_p (1 - q_p)
     """
     log_others, e, inverse = masked_exponentials(t.clone(), negatives, shifted=True)
@@ -193,7 +193,9 @@ def one_positive(
         )
         losses, miss = number.log2().sub_(log_total).mul_(LN_2), miss.mul_(shares).mul_(of_shares)
     if problem.margin:
-        losses.sub_(problem.margin)
+        # sum_p w_p / n_i is not 1 for the normalization "count"
+        share = p.sum(dim=1, keepdim=True).div_(number) if problem.summation == "out" else 1
+        losses.sub_(share * problem.margin)
     return losses, e.mul_(miss.sum(dim=1, keepdim=True).mul_(inverse)).sub_(miss)
 
 

@@ -98,14 +98,13 @@ def gradients(
     symmetric = plan.layout.symmetric
     of_anchors = torch.zeros_like(anchors)
     of_rows = of_anchors if symmetric else torch.zeros_like(rows)
-    weight = statistics.negative_weight(upstream, shifted=plan.shifted)
 
     def contributions(peer: int, block: Tensor, passes: TilePasses, tiles: Tiles) -> tuple[Tensor, Tensor]:
         """Return the contributions of some tiles to the gradients of the anchors and of a peer's rows."""
         of_anchors = torch.zeros_like(anchors)
         of_block = of_anchors if symmetric and peer == plan.rank else torch.zeros_like(block)
         targets = BlockView(plan.anchor_blocks[plan.rank], of_anchors), BlockView(plan.row_blocks[peer], of_block)
-        passes.gradients(tiles, statistics, upstream, weight, *targets)
+        passes.gradients(tiles, statistics, upstream, *targets)
         return of_anchors, of_block
 
     # 3. For each peer q: G_ij = u_i dl_i/ds_ij, (A_r, N_q), of our anchors and its rows, plus u_j dl_j/ds_ji with

@@ -6,9 +6,11 @@ contrasted with themselves, ``s`` is symmetric and one tile serves its rows and 
 per anchor; the backward pass computes the tiles again.
 
 - ``layout``: the tiles over sorted labels, and the masks of positives;
-- ``operator``: the forward and backward passes as one operator, opaque to ``torch.compile``;
+- ``operator``: the forward and backward passes as operators, opaque to ``torch.compile``;
 - ``passes``: the three passes over the tiles (negatives, positives, gradients);
 - ``statistics``: the sums per anchor, and the losses and gradients that follow from them;
+- ``weighted_layout``, ``weighted_passes``, ``weighted_statistics``: the same for the weights of a target, over unsorted
+  tiles, of which each can hold positives;
 - ``listed``: the loss of listed pairs, without tiles.
 """
 
@@ -19,7 +21,7 @@ from pml_supcon.functional.supcon.execution import needs_shift, scale_by_sqrt_te
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 from pml_supcon.functional.supcon.tiled import listed
 from pml_supcon.functional.supcon.tiled.layout import Layout
-from pml_supcon.functional.supcon.tiled.operator import tiled_losses
+from pml_supcon.functional.supcon.tiled.operator import tiled_losses, weighted_losses
 from pml_supcon.functional.supcon.tiled.statistics import Formula
 
 __all__ = ["refusal", "anchor_losses"]  # noqa: RUF022 - the order of the calls
@@ -29,8 +31,6 @@ def refusal(problem: Problem) -> str | None:
     """Return the reason why this backend cannot solve the problem, or None."""
     if problem.similarity is not None:
         return "a similarity other than the dot product needs the whole matrix"
-    if problem.target is not None:
-        return "it reads class labels, and not those of a target"
     return problem.transform_refusal
 
 
@@ -46,6 +46,8 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         matrix = reference if dense.refusal(problem) else dense
         terms: AnchorLosses = matrix.anchor_losses(problem)
         return terms
+    if problem.target is not None:
+        return weighted_anchor_losses(problem)
     # sort both sides by label, so that the pairs of one class are neighbours
     layout, anchor_order, row_order = Layout.of(problem)
     # scale both sides, (A, D) and (M, D), so that their products are s_ij = z_i . z_j / tau
@@ -66,3 +68,20 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     # back to the caller's order
     back = torch.argsort(anchor_order)
     return AnchorLosses(losses[back], valid[back])
+
+
+def weighted_anchor_losses(problem: Problem) -> AnchorLosses:
+    """Return per-anchor losses for the weights of a target, over tiles in the order of the batch."""
+    # scale both sides, (A, D) and (M, D), so that their products are s_ij = z_i . z_j / tau
+    anchors, rows = (scale_by_sqrt_temperature(side, problem.temperature) for side in problem.prepared_rows())
+    losses, valid, _ = weighted_losses(
+        anchors,
+        None if problem.symmetric else rows,
+        problem.anchor_labels,
+        problem.row_labels,
+        problem.first_anchor,
+        problem.target,
+        *Formula.of(problem),
+        needs_shift(problem),
+    )
+    return AnchorLosses(losses, valid)

@@ -51,7 +51,7 @@ class Layout:
     @property
     def edge(self) -> int:
         """The largest number of anchors and of rows of a tile."""
-        return TILE if on_host(self.row_labels) else DEVICE_TILE
+        return edge_of(self.row_labels)
 
     def tiles(self, anchors: slice | None = None, rows: slice | None = None) -> Iterator[tuple[Tile, list[Tile]]]:
         """Yield the tiles that cover all pairs, each with its boxes, which hold all its pairs of equal labels.
@@ -64,12 +64,8 @@ class Layout:
         rows = rows or slice(0, len(self.row_labels))
         known = on_host(self.row_labels)
         a, r = self._labels_on_host if known else ([], [])
-        edge = self.edge
-        for top in range(anchors.start, anchors.stop, edge):
-            bottom = min(top + edge, anchors.stop)
-            for left in range(top if self.symmetric and rows == anchors else rows.start, rows.stop, edge):
-                tile = slice(top, bottom), slice(left, min(left + edge, rows.stop))
-                yield tile, list(boxes(a, r, tile)) if known else [tile]
+        for tile in tiles_over(anchors, rows, self.edge, upper=self.symmetric and rows == anchors):
+            yield tile, list(boxes(a, r, tile)) if known else [tile]
 
     @cached_property
     def _labels_on_host(self) -> tuple[list[int], list[int]]:
@@ -98,6 +94,18 @@ class Layout:
         Only with symmetry. The mask is transposed unless a cap keeps other rows for one end of a pair than the other.
         """
         return positives.T if self.cap is None else self.positives(box[::-1])
+
+
+def edge_of(labels: Tensor) -> int:
+    """Return the largest number of anchors and of rows of a tile, from the labels of the rows."""
+    return TILE if on_host(labels) else DEVICE_TILE
+
+
+def tiles_over(anchors: slice, rows: slice, edge: int, *, upper: bool) -> Iterator[Tile]:
+    """Yield the tiles of some anchors and rows; ``upper``: those on and above the diagonal."""
+    for top in range(anchors.start, anchors.stop, edge):
+        for left in range(top if upper else rows.start, rows.stop, edge):
+            yield slice(top, min(top + edge, anchors.stop)), slice(left, min(left + edge, rows.stop))
 
 
 def boxes(a: list[int], r: list[int], tile: Tile) -> Iterator[Tile]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile, within
 from pml_supcon.functional.supcon.tiled.statistics import Statistics
+from pml_supcon.functional.supcon.tiled.weighted_layout import WeightedLayout
 
 
 class RowsBySlice(Protocol):
@@ -34,11 +35,11 @@ class TilePasses(NamedTuple):
         """
         nothing = -torch.inf if self.shifted else 0
         sums = torch.full_like(self.layout.anchor_labels, nothing, dtype=self.dtype)
-        buffers = self._tile_buffer(), self._tile_buffer()
+        buffers = tile_buffers(self.layout, self.dtype, 2)
         shares = self._class_shares()
         for (a, r), boxes in tiles:
             # x = s / ln 2 of a tile, (len(a), len(r)); exp(s) = 2^x in place unless logarithms are needed
-            x = self._exponents(a, r, buffers[0])
+            x = exponents(self.anchors[a], self.rows[r], buffers[0])
             if not self.shifted:
                 x.exp2_()
             # take out pairs of equal labels: outside the boxes there are none
@@ -77,16 +78,16 @@ class TilePasses(NamedTuple):
         tiles: Sequence[tuple[Tile, list[Tile]]],
         statistics: Statistics,
         upstream: Tensor,
-        weight: Tensor,
         grad_anchors: RowsBySlice | None,
         grad_rows: RowsBySlice | None,
     ) -> None:
         """Add ``W z`` of these tiles, with ``W_ij = u_i d l_i / d s_ij``, with symmetry ``+ u_j d l_j / d s_ji``.
 
-        ``upstream`` is ``u`` ``(A,)``, ``weight`` is ``Statistics.negative_weight`` ``(A,)``. The buffers
-        ``grad_anchors`` ``(A, D)`` and ``grad_rows`` ``(M, D)`` are None if not requested, and the same buffer if the
-        anchors are the rows.
+        ``upstream`` is ``u`` ``(A,)``. The buffers ``grad_anchors`` ``(A, D)`` and ``grad_rows`` ``(M, D)`` are None if
+        not requested, and the same buffer if the anchors are the rows.
         """
+        # (A,): the factor of exp(s_ij) in W_ij of a negative
+        weight = statistics.negative_weight(upstream, shifted=self.shifted)
         shift = statistics.log_neg_or_0() / math.log(2)
         # u_i d l_i / d s_ip of positives as slope_i exp(s_ip) + offset_i, if there is no shift and it has this form
         line = None if self.shifted else statistics.positive_line(upstream)
@@ -97,11 +98,11 @@ class TilePasses(NamedTuple):
             slope, offset = line  # x is exp(s)
             return torch.addcmul(offset[a, None], x, slope[a, None])
 
-        buffers = self._tile_buffer(), self._tile_buffer()
+        buffers = tile_buffers(self.layout, self.dtype, 2)
         shares = self._class_shares()
         for (a, r), boxes in tiles:
             # 1. x = s / ln 2 of the tile again, (len(a), len(r)); exp(s) = 2^x in place unless logarithms are needed
-            x = self._exponents(a, r, buffers[0])
+            x = exponents(self.anchors[a], self.rows[r], buffers[0])
             if not self.shifted:
                 x.exp2_()
             # 2. weights of all pairs as if they were negatives, then replace the weights of pairs with equal labels
@@ -121,17 +122,6 @@ class TilePasses(NamedTuple):
         """Return 1 over the size of each row's class, ``(M,)``, if classes are balanced."""
         sizes = self.layout.row_sizes
         return None if sizes is None else sizes.to(self.dtype).reciprocal_()
-
-    def _tile_buffer(self) -> Tensor:
-        """Return memory for a tile, used for all tiles of a pass."""
-        a, r = self.layout.anchor_labels, self.layout.row_labels
-        return a.new_empty(min(len(a), self.layout.edge) * min(len(r), self.layout.edge), dtype=self.dtype)
-
-    def _exponents(self, a: slice, r: slice, buffer: Tensor) -> Tensor:
-        """Return ``x = s / ln 2`` of a tile, ``(len(a), len(r))``, in a buffer; ``2^x = exp(s)`` is faster than exp."""
-        anchors, rows = self.anchors[a], self.rows[r]
-        x = matrix_in(buffer, len(anchors), len(rows))
-        return torch.addmm(x, anchors, rows.T, beta=0, alpha=1 / math.log(2), out=x)
 
     def _negative_weights(
         self, x: Tensor, a: slice, r: slice, weight: Tensor, shift: Tensor, shares: Tensor | None, buffer: Tensor
@@ -180,6 +170,19 @@ def log2_sum_exp2(x: Tensor, dim: int, buffer: Tensor) -> Tensor:
     largest = x.amax(dim=dim, keepdim=True)
     shift = largest.masked_fill(largest.isinf(), 0)
     return torch.sub(x, shift, out=buffer).exp2_().sum(dim=dim).log2_().add_(shift.squeeze(dim))
+
+
+def tile_buffers(layout: Layout | WeightedLayout, dtype: torch.dtype, number: int) -> list[Tensor]:
+    """Return memory for some tiles, used for all tiles of a pass."""
+    a, r = layout.anchor_labels, layout.row_labels
+    size = min(len(a), layout.edge) * min(len(r), layout.edge)
+    return [a.new_empty(size, dtype=dtype) for _ in range(number)]
+
+
+def exponents(anchors: Tensor, rows: Tensor, buffer: Tensor) -> Tensor:
+    """Return ``x = s / ln 2`` of a tile, ``(anchors, rows)``, in a buffer; ``2^x = exp(s)`` is faster than exp."""
+    x = matrix_in(buffer, len(anchors), len(rows))
+    return torch.addmm(x, anchors, rows.T, beta=0, alpha=1 / math.log(2), out=x)
 
 
 def matrix_in(buffer: Tensor, height: int, width: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Sums per anchor, from which the losses and their gradients follow, and the elementwise maths over positives."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch.distributed import ProcessGroup
 from pml_supcon.distributed import collectives
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
+Sums = TypeVar("Sums", bound="AnchorSums")
+
 
 class Formula(NamedTuple):
     """The options that choose the formula of a loss; see ``supcon_loss``."""
@@ -19,15 +22,82 @@ class Formula(NamedTuple):
     denominator: str
     margin: float
     class_balanced: bool
+    counts: bool  # the divisor is the number of positives, and not the sum of their weights
 
     @classmethod
     def of(cls, problem: Problem) -> "Formula":
         """Return the formula of a problem."""
-        return cls(problem.summation, problem.denominator, problem.margin, problem.class_balanced)
+        counts = problem.target is not None and problem.target.normalization == "count"
+        return cls(problem.summation, problem.denominator, problem.margin, problem.class_balanced, counts)
 
 
-class Statistics:
-    """The sums over the positives and negatives of each anchor, ``(A,)`` each, gathered block by block.
+class AnchorSums(ABC):
+    """Sums per anchor, the rows of a ``table``; they are gathered block by block, and the losses follow from them.
+
+    Of the rows, ``sums`` and ``logarithms`` (of sums) add up over disjoint sets of pairs; the others are complete.
+    """
+
+    table: Tensor
+    formula: Formula
+    log_neg: Tensor  # log of the sum over N(i) of exp(s)
+
+    @abstractmethod
+    def __init__(self, table: Tensor, formula: Formula) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def of(cls, log_neg: Tensor, formula: Formula) -> Self:
+        """Return the sums with no positive added yet, from the sums over negatives, ``log_neg`` ``(A,)``."""
+
+    @property
+    @abstractmethod
+    def sums(self) -> list[Tensor]:
+        """The rows that add up."""
+
+    @property
+    @abstractmethod
+    def logarithms(self) -> list[Tensor]:
+        """The rows whose exponentials add up."""
+
+    @abstractmethod
+    def losses(self) -> AnchorLosses:
+        """Return equation 2 or 3 from the sums."""
+
+    def copy(self) -> Self:
+        """Return a copy with its own memory."""
+        return type(self)(self.table.clone(), self.formula)
+
+    def logits(self, s: Tensor, anchors: slice) -> Tensor:
+        """Return ``log(q / (1 - q)) = s - log_neg - eps`` of a block, for "one_positive"."""
+        logits = s - self.log_neg[anchors, None]
+        return logits.sub_(self.formula.margin) if self.formula.margin else logits
+
+    @staticmethod
+    def merged(parts: Sequence[Sums]) -> Sums:
+        """Return the sums over all pairs from partial sums over disjoint parts of them; the first is changed."""
+        first, *others = parts
+        for other in others:
+            for mine, theirs in zip(first.sums, other.sums, strict=True):
+                mine += theirs
+            for mine, theirs in zip(first.logarithms, other.logarithms, strict=True):
+                mine.copy_(torch.logaddexp(mine, theirs))
+        return first
+
+    def reduced(self, group: ProcessGroup) -> Self:
+        """Return the sums over all pairs from the partial sums of all processes; ``self`` is changed."""
+        sums = collectives.all_reduce(torch.stack(self.sums), group)
+        logarithms = collectives.all_logsumexp(torch.stack(self.logarithms), group)
+        for mine, whole in zip([*self.sums, *self.logarithms], [*sums, *logarithms], strict=True):
+            mine.copy_(whole)
+        return self
+
+    @staticmethod
+    def _add_exponentials(log_sum: Tensor, x: Tensor, positives: Tensor) -> None:
+        log_sum.copy_(torch.logaddexp(log_sum, x.masked_fill(~positives, -torch.inf).logsumexp(dim=1)))
+
+
+class Statistics(AnchorSums):
+    """The sums over the positives and negatives of each anchor, ``(A,)`` each, for class labels.
 
     For "one_positive" with ``q_p = exp(s_ip - eps) / (exp(s_ip - eps) + sum over N(i))``, ``eps`` the margin,
     ``log_share`` is the log of the sum over ``P(i)`` of ``1 - q_p`` (L_out) or of ``q_p (1 - q_p)`` (L_in); see
@@ -45,7 +115,7 @@ class Statistics:
         self.log_share: Tensor = table[4]
 
     @classmethod
-    def of(cls, log_neg: Tensor, formula: Formula) -> "Statistics":
+    def of(cls, log_neg: Tensor, formula: Formula) -> Self:
         """Return the statistics from the sums over negatives, ``log_neg`` ``(A,)``, with no positive added yet."""
         statistics = cls(log_neg.new_zeros(5, len(log_neg)), formula)
         statistics.log_neg.copy_(log_neg)
@@ -53,34 +123,19 @@ class Statistics:
             logarithm.fill_(-torch.inf)
         return statistics
 
-    def copy(self) -> "Statistics":
-        """Return a copy with its own memory."""
-        return Statistics(self.table.clone(), self.formula)
+    @property
+    def sums(self) -> list[Tensor]:
+        """The number of positives, and the sum of ``-x``."""
+        return [self.number, self.linear]
+
+    @property
+    def logarithms(self) -> list[Tensor]:
+        """``log_pos`` and ``log_share``; ``log_neg`` is complete from the start."""
+        return [self.log_pos, self.log_share]
 
     def log_neg_or_0(self) -> Tensor:
         """Return ``log_neg``, with 0 for anchors without negatives."""
         return self.log_neg.masked_fill(self.log_neg == -torch.inf, 0)
-
-    @classmethod
-    def merged(cls, parts: Sequence["Statistics"]) -> "Statistics":
-        """Return the sums over all positives from partial sums over disjoint parts of them; the first is changed."""
-        first, *others = parts
-        for other in others:
-            first.number += other.number
-            first.linear += other.linear
-            for mine, theirs in ((first.log_pos, other.log_pos), (first.log_share, other.log_share)):
-                mine.copy_(torch.logaddexp(mine, theirs))
-        return first
-
-    def reduced(self, group: ProcessGroup) -> "Statistics":
-        """Return the sums over all positives from the partial sums of all processes; ``self`` is changed."""
-        sums = collectives.all_reduce(torch.stack([self.number, self.linear]), group)
-        logarithms = collectives.all_logsumexp(torch.stack([self.log_pos, self.log_share]), group)
-        for mine, whole in zip(
-            (self.number, self.linear, self.log_pos, self.log_share), (*sums, *logarithms), strict=True
-        ):
-            mine.copy_(whole)
-        return self
 
     def add_positives(self, s: Tensor, positives: Tensor, anchors: slice) -> None:
         """Add a block of similarities ``s`` ``(len(anchors), rows)`` and the mask of its positives."""
@@ -100,15 +155,6 @@ class Statistics:
         # log of the sum over P(i) of exp(x): equation 3, and the positives' part of D_i for "all"
         if self.summation == "in" or self.denominator == "all":
             self._add_exponentials(self.log_pos[anchors], x, positives)
-
-    def logits(self, s: Tensor, anchors: slice) -> Tensor:
-        """Return ``log(q / (1 - q)) = s - log_neg - eps`` of a block, for "one_positive"."""
-        logits = s - self.log_neg[anchors, None]
-        return logits.sub_(self.formula.margin) if self.formula.margin else logits
-
-    @staticmethod
-    def _add_exponentials(log_sum: Tensor, x: Tensor, positives: Tensor) -> None:
-        log_sum.copy_(torch.logaddexp(log_sum, x.masked_fill(~positives, -torch.inf).logsumexp(dim=1)))
 
     def losses(self) -> AnchorLosses:
         """Return equation 2 or 3 from the sums."""
