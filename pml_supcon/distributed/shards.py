@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from pml_supcon._layouts import flatten_views, split_views
+from pml_supcon._layouts import flatten_views, repeat_labels, split_views
 from pml_supcon.distributed import collectives
 
 #: The calls of a group whose shards are compared: a sampler without its rank is wrong from the first batch on.
@@ -56,11 +56,15 @@ class LossInputs(NamedTuple):
         views = self.num_views
         if self.embeddings.ndim == 3 or views is None:
             return self
+
+        def rows(x: Tensor) -> Tensor:
+            return x if len(x) == len(self.embeddings) else repeat_labels(x, views)
+
         return self._replace(
             embeddings=split_views(self.embeddings, views),
             labels=self.sample_labels,
             num_views=None,
-            more={name: split_views(tensor, views) for name, tensor in self.more.items()},
+            more={name: split_views(rows(tensor), views) for name, tensor in self.more.items()},
         )
 
     def view_major(self) -> "LossInputs":

@@ -48,7 +48,7 @@ class GlobalBatchLoss(nn.Module):
         - embeddings: ``(N, D)`` or ``(B, V, D)`` of this process; losses of PML get ``(B, V, D)`` as view-major rows.
         - labels: ``(N,)`` or ``(B,)`` of this process, any integer dtype, any device, or None if the loss needs none.
         - the batch: samples of the first process, then of the second, and so on, view-major.
-        - other tensors that the loss accepts by keyword, like ``keys``: one entry per row or sample.
+        - other tensors that the loss accepts by keyword, like ``anchors`` or ``keys``: one entry per row or sample.
 
     Raises:
         ValueError: On every process, if the rows of one are invalid, or differ from the others in width, dtype, views
@@ -133,9 +133,9 @@ class GlobalBatchLoss(nn.Module):
     def _loss_of_group(self, own: LossInputs, indices_tuple: Any, group: ProcessGroup) -> Tensor:
         """Return the loss of the batch of all processes; our own losses do not gather the rows."""
         loss = self.loss
-        plain = self.miner is None and indices_tuple is None and own.ref_emb is None and not own.more
+        plain = self.miner is None and indices_tuple is None and own.ref_emb is None and set(own.more) <= {"anchors"}
         if plain and isinstance(loss, BaseSupConLoss) and type(loss) in OWN_LOSSES and not loss.needs_all_rows():
-            return loss.loss_of_group(own.embeddings, own.labels, group, self.num_views)
+            return loss.loss_of_group(own.embeddings, own.labels, group, self.num_views, own.more.get("anchors"))
         error: Exception | None = None
         try:
             if indices_tuple is not None:
@@ -211,7 +211,7 @@ def check(own: LossInputs, *, mined: bool) -> LossInputs:
         if labels is not None:
             checks.check_views_agree(labels, own.num_views)
     for name, tensor in own.more.items():
-        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(embeddings):
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) not in (len(embeddings), own.samples):
             given = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"Expected `{name}` to have {len(embeddings)} entries like `embeddings`, but got {given}")
     return checked

@@ -29,6 +29,7 @@ class QueueLoss(nn.Module):
     Shape:
         - embeddings: ``(B, V, D)``, or ``(N, D)``, view-major if ``SupConLossOut(num_views=V)`` is given.
         - labels: ``(B,)`` or ``(N,)``, any integer dtype, on any device; None in all calls or in none.
+        - anchors: bool mask of the rows or samples of the batch that are anchors, ``(N,)`` or ``(B,)``; default: all.
         - keys: the shape of the embeddings, a momentum encoder's output for the same views; they get no gradient.
 
     Raises:
@@ -89,7 +90,14 @@ class QueueLoss(nn.Module):
         return self.loss.num_views
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # else each position of the queue recompiles
-    def forward(self, embeddings: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        keys: Tensor | None = None,
+        *,
+        anchors: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss of a batch against itself (or its keys) and the queue; see the class for shapes."""
         self._check_rows("embeddings", embeddings)
         if keys is not None:
@@ -101,9 +109,9 @@ class QueueLoss(nn.Module):
                 )
         own_labels = self._labels(embeddings, labels)
         embeddings = embeddings.to(self.queue_embeddings.dtype)
-        anchors, row_labels, _ = view_major_rows(embeddings, own_labels, self.num_views)
+        own_rows, row_labels, _ = view_major_rows(embeddings, own_labels, self.num_views)
         assert row_labels is not None  # for the type checker
-        rows = anchors
+        rows = own_rows
         if keys is not None:
             rows, _, _ = view_major_rows(keys.detach().to(self.queue_embeddings.dtype), None, self.num_views)
         if self.training and len(rows) > self.queue_size:
@@ -112,13 +120,15 @@ class QueueLoss(nn.Module):
                 f"but got {self.queue_size}"
             )
         # the loss takes the rows, which it then need not order by view again, unless only their shape gives the views
-        by_sample = self.loss.contrast_mode == "one" and self.num_views is None
+        more = {} if anchors is None else {"anchors": anchors}
+        by_sample = (self.loss.contrast_mode == "one" or bool(more)) and self.num_views is None
         loss: Tensor = self.loss(  # `cat` copies: writing to the queue afterwards does not change the graph
-            embeddings if by_sample else anchors,
+            embeddings if by_sample else own_rows,
             own_labels if by_sample else row_labels,
             ref_emb=torch.cat([rows, self.queue_embeddings[: self.num_filled]]),
             ref_labels=torch.cat([row_labels, self.queue_labels[: self.num_filled]]),
             ref_starts_with_batch=True,
+            **more,
         )
         if self.training and len(rows):
             self._enqueue(rows.detach(), None if labels is None else row_labels)

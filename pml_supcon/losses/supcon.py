@@ -101,11 +101,13 @@ class BaseSupConLoss(BaseMetricLossFunction):
         ref_labels: Tensor | None = None,
         *,
         ref_starts_with_batch: bool = False,
+        anchors: Tensor | None = None,
     ) -> Tensor:
         """Return the loss of a batch, a scalar under PML's default reducer; see the class for shapes.
 
         With ``ref_starts_with_batch`` the first N rows of ``ref_emb`` are the batch and a memory follows: anchor ``i``
-        is not contrasted with row ``i``.
+        is not contrasted with row ``i``. ``anchors`` is a bool mask of the rows ``(N,)``, or of the samples ``(B,)``,
+        that are anchors; all rows are contrasted.
         """
         # PML's forward, except that views become rows first, and all arguments are checked
         self.reset_stats()
@@ -113,8 +115,10 @@ class BaseSupConLoss(BaseMetricLossFunction):
         embeddings, labels, num_views = check_batch(embeddings, labels, self.num_views, self.target)
         if ref_emb is embeddings and ref_labels is given:  # PML's convention, also for labels from another device
             ref_labels = labels
-        memory = {"ref_starts_with_batch": True} if check_bool("ref_starts_with_batch", ref_starts_with_batch) else {}
-        loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views, **memory)
+        more: dict[str, Any] = {} if anchors is None else {"anchors": anchors}
+        if check_bool("ref_starts_with_batch", ref_starts_with_batch):
+            more["ref_starts_with_batch"] = True
+        loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views, **more)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
         wide = None if labels is None else checks.wide(labels)
         _pml.check_class_weights(self.reducer, wide)
@@ -131,6 +135,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
         num_views: int | None = None,
         *,
         ref_starts_with_batch: bool = False,
+        anchors: Tensor | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Return the per-anchor losses of checked rows ``(N, D)`` in the format of PML's reducers."""
         if ref_emb is embeddings and ref_labels is labels:  # PML's convention for rows contrasted with themselves
@@ -143,6 +148,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
             ref_labels=ref_labels,
             ref_starts_with_batch=ref_starts_with_batch,
             indices_tuple=indices_tuple,
+            anchors=anchors,
         )
         if self.group is None and _pml.is_mean(self.reducer):
             return _pml.reduced(solve_mean(problem))
@@ -150,11 +156,20 @@ class BaseSupConLoss(BaseMetricLossFunction):
         return _pml.loss_dict(terms, self.reducer)
 
     def loss_of_group(
-        self, embeddings: Tensor, labels: Tensor | None, group: ProcessGroup, num_views: int | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        group: ProcessGroup,
+        num_views: int | None = None,
+        anchors: Tensor | None = None,
     ) -> Tensor:
         """Return the mean loss of a batch that is sharded over a group; see ``group_supcon_loss`` for the gradients."""
         self.reset_stats()
-        inputs = LossInputs(embeddings, labels, num_views=self.num_views if num_views is None else num_views)
+        views, more = (
+            self.num_views if num_views is None else num_views,
+            {} if anchors is None else {"anchors": anchors},
+        )
+        inputs = LossInputs(embeddings, labels, num_views=views, more=more)
         return group_losses(inputs, self._options_of_call(), group).mean()
 
     def needs_all_rows(self) -> bool:
@@ -180,7 +195,8 @@ class SupConLossOut(BaseSupConLoss):
 
         l_i = -1/|P(i)| * sum_{p in P(i)} log( exp(z_i . z_p / tau) / D_ip )
 
-    Call it like any PML loss: ``loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``.
+    Call it like any PML loss: ``loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)``. With the
+    bool mask ``anchors=``, ``(N,)`` or ``(B,)``, only some rows are anchors.
     ``embeddings`` are floating point, ``(N, D)`` with labels ``(N,)``, or ``(B, V, D)`` with labels ``(B,)``. Labels
     have any integer dtype and are on any device, or are None if the views are known (SimCLR); with a ``target`` they
     are what it says. With PML's default reducer the loss is the mean over the anchors that have a positive and a

@@ -85,8 +85,8 @@ def problem_of(rows, labels, *, ref_emb=None, ref_labels=None, ref_starts_with_b
                indices_tuple=None, **options):  # fmt: skip
     """Return the problem that `supcon_loss` builds from the same arguments."""
     return build_problem(
-        check_batch(rows, labels, num_views), SupConOptions(**options), ref_emb=ref_emb, ref_labels=ref_labels,
-        ref_starts_with_batch=ref_starts_with_batch, indices_tuple=indices_tuple,
+        check_batch(rows, labels, num_views, options.get("target")), SupConOptions(**options), ref_emb=ref_emb,
+        ref_labels=ref_labels, ref_starts_with_batch=ref_starts_with_batch, indices_tuple=indices_tuple,
     )  # fmt: skip
 
 

@@ -50,6 +50,8 @@ MINED = {
     "mined triplets": (pml.TripletMarginLoss, miners.BatchHardMiner),
     "mined at random": (pml.MarginLoss, miners.DistanceWeightedMiner),
 }
+MASKED = ["out", "in", "first view", "reference", "another reducer", "class balanced", "scaled, sharp"]
+MASK = torch.arange(SAMPLES) % 3 != 1  # of the samples that are anchors
 ON_GPUS = ["in", "cap", "first view", "reference", "regularised", "pml triplet", "mined"]
 CASES = [
     *((name, "views", torch.float64) for name in [*LOSSES, "mined", "mined triplets"]),
@@ -77,13 +79,13 @@ def new_loss(name):
     return GlobalBatchLoss(LOSSES[name](), num_views=2)
 
 
-def step(model, loss, images, labels, form="views"):
+def step(model, loss, images, labels, form="views", **more):
     """Return the loss, and the gradients of all parameters as one tensor."""
     model.zero_grad()
     embeddings = model(images)
     if form == "rows":
         embeddings, labels = embeddings.transpose(0, 1).flatten(0, 1), labels.repeat(2)
-    value = loss(embeddings, labels)
+    value = loss(embeddings, labels, **more)
     value.backward()
     return value.detach(), torch.cat([parameter.grad.flatten().clone() for parameter in model.parameters()])
 
@@ -102,8 +104,14 @@ def work(rank, sizes):
         images, labels = batch(dtype)
         model = DistributedDataParallel(network(dtype))
         results[name, form, dtype] = step(model, new_loss(name), images[mine], labels[mine], form)
+    images, labels = batch()
     model, plain = DistributedDataParallel(network()), GlobalBatchLoss(SupConLossOut())
-    images, labels = (part[mine] for part in batch())
+    for name in MASKED:
+        for form in ("views", "rows"):
+            results["anchors", name, form] = step(
+                model, new_loss(name), images[mine], labels[mine], form, anchors=MASK[mine]
+            )
+    images, labels = images[mine], labels[mine]
     torch.manual_seed(rank)  # the miner draws differently on each process
     results["drawn"] = step(model, new_loss("mined at random"), images, labels)
     results["uint8"] = step(model, plain, images, (labels + 250).to(torch.uint8))
@@ -196,6 +204,15 @@ def test_half_precision(results):
     halves = torch.cat([result["half"] for result in results])
     assert halves.dtype == torch.bfloat16
     assert (halves - embeddings.grad).abs().max() < 0.05 * embeddings.grad.abs().max()
+
+
+@pytest.mark.parametrize("form", ["views", "rows"])
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_of_anchors(results, name, form):
+    expected = step(network(), new_loss(name), *batch(), form, anchors=MASK)
+    assert (expected[0] - new_loss(name)(network()(batch()[0]), batch()[1])).abs() > 1e-4
+    for result in results:
+        assert_close(result["anchors", name, form], expected)
 
 
 def test_some_of_the_processes(results):

@@ -25,6 +25,7 @@ def supcon_loss(
     ref_labels: Tensor | None = None,
     ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None = None,
+    anchors: Tensor | None = None,
     num_views: int | None = None,
     temperature: float = 0.1,
     summation: str = "out",
@@ -62,6 +63,8 @@ def supcon_loss(
             momentum encoder), and further rows follow (a memory): anchor ``i`` is then not contrasted with row ``i``.
         indices_tuple: pairs ``(a1, p, a2, n)`` or triplets ``(a, p, n)`` of row indices, the output of PML's miners.
             ``P(i)`` and ``N(i)`` are then exactly these sets (a pair may be in both), and labels are not needed.
+        anchors: bool mask of the anchors, ``(N,)``, or ``(B,)`` if the views are known; None: all rows. All rows are
+            contrasted. The others have no loss, and are not valid.
         num_views: V of an ``(N, D)`` input; ``contrast_mode="one"``, ``positives_cap`` and missing labels need it.
         temperature: ``tau > 0``, at least 1.2e-38.
         summation: "out" (the paper's recommendation) or "in".
@@ -139,5 +142,6 @@ def supcon_loss(
         ref_labels=ref_labels,
         ref_starts_with_batch=ref_starts_with_batch,
         indices_tuple=indices_tuple,
+        anchors=anchors,
     )
     return solve(problem)

@@ -22,7 +22,7 @@ def solve(problem: Problem) -> AnchorLosses:
     if isinstance(problem.target, Hierarchy):
         return sum_of_levels([(weight, solve(level)) for weight, level in problem.levels(problem.target)])
     terms: AnchorLosses = choose_backend(problem).anchor_losses(problem)
-    return terms.scaled(problem)
+    return terms.completed(problem)
 
 
 def solve_mean(problem: Problem) -> Tensor:
@@ -30,11 +30,11 @@ def solve_mean(problem: Problem) -> Tensor:
     if isinstance(problem.target, Hierarchy):
         return reduce(torch.add, [weight * solve_mean(level) for weight, level in problem.levels(problem.target)])
     backend = choose_backend(problem)
-    if backend is triton:
+    if backend is triton and problem.anchor_mask is None:
         mean = triton.mean_loss(problem)
         return mean * problem.temperature if problem.options.scale_by_temperature else mean
     terms: AnchorLosses = backend.anchor_losses(problem)
-    return terms.scaled(problem).mean()
+    return terms.completed(problem).mean()
 
 
 def sum_of_levels(levels: Sequence[tuple[float, AnchorLosses]]) -> AnchorLosses:

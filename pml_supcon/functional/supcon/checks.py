@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pml_supcon._checks import check_type
+from pml_supcon._layouts import flatten_views
 from pml_supcon._tensors import check_dense, to_device
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 from pml_supcon.targets import Target, check_target_labels
@@ -171,6 +172,32 @@ def check_batch_in_references(labels: Tensor | None, ref_labels: Tensor | None, 
 def wide(labels: Tensor) -> Tensor:
     """Return integers as int64, and floats as they are: torch compares uint64 with no other dtype."""
     return labels if labels.is_floating_point() else labels.to(torch.int64)
+
+
+def rows_of_mask(name: str, mask: Tensor, number: int, num_views: int | None, device: torch.device) -> Tensor:
+    """Return a mask of samples ``(B,)``, views ``(B, V)`` or view-major rows ``(N,)`` as a mask of rows, ``(N,)``.
+
+    It is on the device of the embeddings. ``number`` is N, ``num_views`` V if known.
+
+    Raises:
+        TypeError: If it is no bool tensor.
+        ValueError: If it has another shape.
+    """
+    check_dense(name, mask, values=False)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"Expected argument `{name}` to be a bool mask, but got {mask.dtype}")
+    mask = to_device(mask, device)
+    if mask.shape == (number,):
+        return mask
+    views = num_views or 1
+    if mask.shape == (number // views,):
+        return mask.repeat(views)
+    if num_views is not None and mask.shape == (number // views, views):
+        return flatten_views(mask)
+    shapes = f"({number},), one entry for each row"
+    if num_views is not None:
+        shapes += f", or ({number // views},), one for each sample"
+    raise ValueError(f"Expected argument `{name}` to have shape {shapes}, but got {tuple(mask.shape)}")
 
 
 def check_pairs(

@@ -28,11 +28,14 @@ class AnchorLosses(NamedTuple):
         """Return the batch loss: the mean over valid anchors; 0 with a graph if no anchor is valid."""
         return self.losses.sum() / self.valid.sum().clamp(min=1)
 
-    def scaled(self, problem: "Problem") -> "AnchorLosses":
-        """Return the losses, multiplied by the temperature if the options say so."""
-        if not problem.options.scale_by_temperature:
-            return self
-        return AnchorLosses(self.losses * problem.temperature, self.valid)
+    def completed(self, problem: "Problem") -> "AnchorLosses":
+        """Return the losses of the problem's anchors alone, multiplied by the temperature if the options say so."""
+        losses, valid = self
+        if problem.anchor_mask is not None:
+            losses, valid = torch.where(problem.anchor_mask, losses, 0), valid & problem.anchor_mask
+        if problem.options.scale_by_temperature:
+            losses = losses * problem.temperature
+        return AnchorLosses(losses, valid)
 
 
 class CheckedBatch(NamedTuple):
@@ -74,6 +77,8 @@ class Problem:
         cap: ranks that cap the positives, or None.
         pairs: the pairs ``(a1, p, a2, n)`` that replace labels, or None.
         options: the checked options.
+        anchor_mask: ``(A,)`` bool: the rows that are anchors, among those that the fields above describe; None: all.
+            Backends compute the losses of all, and ``AnchorLosses.completed`` leaves out the others.
     """
 
     embeddings: Tensor
@@ -85,6 +90,7 @@ class Problem:
     cap: Cap | None
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
     options: SupConOptions
+    anchor_mask: Tensor | None = None
 
     def given_rows(self) -> tuple[Tensor, Tensor]:
         """Return the anchors ``(A, D)`` and the contrasted rows ``(M, D)``, the same tensor if ``symmetric``.
@@ -236,8 +242,9 @@ def build_problem(
     ref_labels: Tensor | None = None,
     ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None = None,
+    anchors: Tensor | None = None,
 ) -> Problem:
-    """Check the references and pairs of ``supcon_loss`` (see there) and return all arguments as one ``Problem``."""
+    """Check the other tensors of ``supcon_loss`` (see there) and return all arguments as one ``Problem``."""
     embeddings, labels, num_views = batch
     num_rows, target = embeddings.shape[0], options.target
     if labels is None and target is not None and indices_tuple is None:
@@ -266,6 +273,9 @@ def build_problem(
         assert num_views is not None  # for the type checker: `check_options_fit` raises for None
         num_anchors, start = num_rows // num_views, 0
     anchor_labels = None if labels is None else labels[:num_anchors]
+    anchor_mask = None
+    if anchors is not None:
+        anchor_mask = checks.rows_of_mask("anchors", anchors, num_rows, num_views, embeddings.device)[:num_anchors]
     cap = None
     if options.positives_cap is not None and labels is not None and num_views is not None:
         cap = rank_cap(labels, num_views, options.positives_cap // num_views, num_anchors)
@@ -279,6 +289,7 @@ def build_problem(
         cap=cap,
         pairs=pairs,
         options=options,
+        anchor_mask=anchor_mask,
     )
 
 

@@ -1,6 +1,7 @@
 """The loss of a batch that is sharded over several processes, which divide its work."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pml_supcon._checks import check_bool, check_type
+from pml_supcon._layouts import flatten_views, split_views
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks, tiled, triton
@@ -29,6 +31,7 @@ def group_supcon_loss(
     ref_labels: Tensor | None = None,
     ref_starts_with_batch: bool = False,
     indices_tuple: Sequence[Tensor] | None = None,
+    anchors: Tensor | None = None,
     num_views: int | None = None,
     **options: Any,
 ) -> AnchorLosses:
@@ -48,6 +51,7 @@ def group_supcon_loss(
         ref_labels: their labels, ``(M,)``.
         ref_starts_with_batch: see ``supcon_loss``; only with ``replicated``.
         indices_tuple: see ``supcon_loss``; only with ``replicated``, and every process then computes all pairs.
+        anchors: bool mask of the anchors of the shard, ``(N,)`` or ``(B,)``; see ``supcon_loss``.
         num_views: V of an ``(N, D)`` input.
         **options: the options of ``supcon_loss``, from ``temperature`` to ``backend``, the same on all processes;
             ``positives_cap`` counts in the order of the whole batch.
@@ -74,9 +78,11 @@ def group_supcon_loss(
             ref_labels=ref_labels,
             ref_starts_with_batch=ref_starts_with_batch,
             indices_tuple=indices_tuple,
+            anchors=anchors,
         )
         return divide_anchors(problem, group)
-    inputs = LossInputs(embeddings, labels, ref_emb, ref_labels, num_views)
+    more = {} if anchors is None else {"anchors": anchors}
+    inputs = LossInputs(embeddings, labels, ref_emb, ref_labels, num_views, more)
     try:
         if indices_tuple is not None or check_bool("ref_starts_with_batch", ref_starts_with_batch):
             raise ValueError(
@@ -106,16 +112,25 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
         error = local
     sizes = agree_on_shards(inputs, same, error, group)
     assert problem is not None  # for the type checker: processes have agreed, so there was no error
+    if problem.anchor_mask is not None:  # of the whole batch
+        views = 1 if options.contrast_mode == "one" else inputs.views
+        problem = replace(problem, anchor_mask=gathered_mask(problem.anchor_mask, views, sizes.samples, group))
 
     if inputs.ref_emb is None and (backend is tiled or (backend is triton and problem.symmetric)):
         class_ids = sizes.labels(inputs, group)
         if class_ids is None:  # every sample is its own class
             class_ids = torch.arange(sum(sizes.samples), device=inputs.embeddings.device)
         if backend is triton:
-            return own_rows.sharded_losses(problem, class_ids, sizes.samples, inputs.views, group).scaled(problem)
+            return own_rows.sharded_losses(problem, class_ids, sizes.samples, inputs.views, group).completed(problem)
         plan = ShardPlan.of(problem, class_ids, sizes.samples, inputs.views, group)  # the rows stay on their processes
-        return ring.anchor_losses(problem, plan).scaled(problem)
-    return divide_anchors(problem_of(sizes.gather(inputs, group), options), group)
+        return ring.anchor_losses(problem, plan).completed(problem)
+    whole = problem_of(sizes.gather(inputs._replace(more={}), group), options)
+    return divide_anchors(replace(whole, anchor_mask=problem.anchor_mask), group)
+
+
+def gathered_mask(mask: Tensor, views: int, samples: list[int], group: ProcessGroup) -> Tensor:
+    """Return the mask of the anchors of all processes, ``(views * B,)``, from the mask of this one; both view-major."""
+    return flatten_views(collectives.all_gather_rows(split_views(mask, views), samples, group))
 
 
 def check_inputs(inputs: LossInputs, *, need_ref_labels: bool) -> LossInputs:
@@ -131,7 +146,8 @@ def check_inputs(inputs: LossInputs, *, need_ref_labels: bool) -> LossInputs:
 def problem_of(inputs: LossInputs, options: SupConOptions) -> Problem:
     """Return the inputs of a loss and its options as a checked problem."""
     batch = check_batch(inputs.embeddings, inputs.labels, inputs.num_views)
-    return build_problem(batch, options, ref_emb=inputs.ref_emb, ref_labels=inputs.ref_labels)
+    anchors = inputs.more.get("anchors")
+    return build_problem(batch, options, ref_emb=inputs.ref_emb, ref_labels=inputs.ref_labels, anchors=anchors)
 
 
 def divide_anchors(problem: Problem, group: ProcessGroup) -> AnchorLosses:
@@ -143,16 +159,16 @@ def divide_anchors(problem: Problem, group: ProcessGroup) -> AnchorLosses:
     backend = choose_backend(problem)
     if problem.pairs is not None:
         terms: AnchorLosses = backend.anchor_losses(problem)
-        return terms.scaled(problem)
+        return terms.completed(problem)
     # Process r computes anchors [first, first + sizes[r]); the sizes differ by at most one.
     number, processes, rank = problem.num_anchors, dist.get_world_size(group), dist.get_rank(group)
     sizes = [number // processes + (r < number % processes) for r in range(processes)]
     if backend is triton and problem.symmetric:
-        return own_rows.replicated_losses(problem, sizes, group).scaled(problem)
+        return own_rows.replicated_losses(problem, sizes, group).completed(problem)
     first = sum(sizes[:rank])
     mine = slice(first, first + sizes[rank]) if sizes[rank] else slice(0, 0)
     losses, valid = backend.anchor_losses(problem.part(mine))
     terms = AnchorLosses(
         collectives.gather_rows(losses, sizes, group), collectives.all_gather_rows(valid, sizes, group)
     )
-    return terms.scaled(problem)
+    return terms.completed(problem)
