@@ -125,6 +125,8 @@ CASES = {
     "miners.MeasuredMiner": (lambda: miners.MeasuredMiner(BatchHardMiner()), of_rows),
     "losses.SupConLossOut": (out, of_rows),
     "losses.SupConLossIn": (losses.SupConLossIn, of_rows),
+    "losses.CrossModalLoss": (lambda: losses.CrossModalLoss(out()), of_views),
+    "losses.RankNContrastLoss": (losses.RankNContrastLoss, of_rows),
     "losses.GlobalBatchLoss": (lambda: losses.GlobalBatchLoss(out(), miner=BatchHardMiner()), of_rows),
     "losses.QueueLoss": (lambda: losses.QueueLoss(out(), 8, 40), of_keys),
     "losses.CrossBatchMemory": (lambda: losses.CrossBatchMemory(out(), 8, 40), of_rows),

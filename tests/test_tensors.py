@@ -21,6 +21,7 @@ CALLS = {
     "embeddings": {
         "supcon_loss": lambda x: functional.supcon_loss(x, LABELS),
         "SupConLossOut": lambda x: losses.SupConLossOut()(x, LABELS),
+        "RankNContrastLoss": lambda x: losses.RankNContrastLoss()(x, LABELS),
         "QueueLoss": lambda x: losses.QueueLoss(losses.SupConLossIn(), 4, 8)(x, LABELS),
         "GlobalBatchLoss": lambda x: losses.GlobalBatchLoss(losses.SupConLossOut())(x, LABELS),
         "OnlineHardExampleMiner": lambda x: miners.OnlineHardExampleMiner()(x, LABELS),
@@ -30,6 +31,7 @@ CALLS = {
     },
     "labels": {
         "supcon_loss": lambda x: functional.supcon_loss(ROWS, x),
+        "RankNContrastLoss": lambda x: losses.RankNContrastLoss()(ROWS, x),
         "QueueLoss": lambda x: losses.QueueLoss(losses.SupConLossIn(), 4, 8)(ROWS, x),
         "CappedPositivesMiner": lambda x: miners.CappedPositivesMiner(1)(ROWS, x),
         "MultiViewBatchSampler": lambda x: samplers.MultiViewBatchSampler(x, 2),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, DotProductSimilarity, LpDistance
 from pytorch_metric_learning.reducers import BaseReducer, ClassWeightedReducer, MeanReducer, MultipleReducers
 from torch import Tensor
 
@@ -24,9 +24,18 @@ def similarity_of(distance: BaseDistance) -> tuple[bool, Callable[[Tensor, Tenso
     )
     if is_dot_product:
         return distance.normalize_embeddings, None
-    if distance.is_inverted:
-        return False, distance
-    return False, lambda anchors, rows: -distance(anchors, rows)
+    return False, similarity_function(distance)
+
+
+def unless_euclidean(distance: BaseDistance) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return a distance as a similarity function; None for PML's Euclidean distance of raw rows."""
+    raw = (distance.p, distance.power, distance.normalize_embeddings) == (2, 1, False)
+    return None if type(distance) is LpDistance and raw else similarity_function(distance)
+
+
+def similarity_function(distance: BaseDistance) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a distance as a function of two tensors that is larger for more similar rows."""
+    return distance if distance.is_inverted else lambda anchors, rows: -distance(anchors, rows)
 
 
 def record_norms(distance: BaseDistance, embeddings: Tensor, ref_emb: Tensor) -> None:

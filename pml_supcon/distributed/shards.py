@@ -79,7 +79,7 @@ class LossInputs(NamedTuple):
 
         return self._replace(
             embeddings=flatten_views(self.embeddings),
-            labels=None if self.labels is None else self.labels.repeat(views),
+            labels=None if self.labels is None else repeat_labels(self.labels, views),
             num_views=views,
             more={name: rows(tensor) for name, tensor in self.more.items()},
         )
@@ -92,9 +92,9 @@ class ShardSizes(NamedTuple):
     references: list[int]
 
     def labels(self, own: LossInputs, group: ProcessGroup) -> Tensor | None:
-        """Return the labels of all samples, ``(B,)`` int64; equal labels of any integer dtypes stay equal."""
+        """Return the labels of all samples, ``(B, ...)``; integers as int64: equal ones of any dtypes stay equal."""
         labels = own.sample_labels
-        return None if labels is None else collectives.all_gather_rows(labels.to(torch.int64), self.samples, group)
+        return None if labels is None else collectives.all_gather_rows(wide(labels), self.samples, group)
 
     def gather(self, own: LossInputs, group: ProcessGroup) -> LossInputs:
         """Return the inputs of all processes, by rank; gradients return to the process that holds the rows."""
@@ -104,7 +104,7 @@ class ShardSizes(NamedTuple):
         if ref_emb is not None:
             ref_emb = collectives.gather_rows(ref_emb, self.references, group)
         if ref_labels is not None:
-            ref_labels = collectives.all_gather_rows(ref_labels.to(torch.int64), self.references, group)
+            ref_labels = collectives.all_gather_rows(wide(ref_labels), self.references, group)
         return LossInputs(
             embeddings=collectives.gather_rows(own.embeddings, self.samples, group),
             labels=labels,
@@ -173,9 +173,15 @@ def checksum(own: LossInputs) -> int | Tensor:
     varied = (rows != rows[0]).any()
     total = scrambled(rows + random_integers(rows)).sum()
     if own.labels is not None:
-        labels = own.labels.to(torch.int64)
+        labels = wide(own.labels).flatten()
+        labels = labels.double().view(torch.int64) if labels.is_floating_point() else labels
         total = total + 3 * scrambled(labels + random_integers(labels)).sum()
     return total * varied
+
+
+def wide(labels: Tensor) -> Tensor:
+    """Return integers of any dtype as int64, and floating-point labels as they are."""
+    return labels if labels.is_floating_point() else labels.to(torch.int64)
 
 
 def random_integers(like: Tensor) -> Tensor:
@@ -212,6 +218,7 @@ def warn_of_equal_shards(ranks: str) -> None:
 def shard_properties(own: LossInputs) -> dict[str, Any]:
     """Return the properties of a shard that must be equal on all processes."""
     by_row = {"ref_emb": own.ref_emb, **own.more}
+    labels = {"labels": own.labels, "ref_labels": own.ref_labels}
     return {
         "embedding width": own.embeddings.shape[-1],
         "dtype of the embeddings": own.embeddings.dtype,
@@ -219,6 +226,7 @@ def shard_properties(own: LossInputs) -> dict[str, Any]:
         "number of views": own.embeddings.shape[1] if own.embeddings.ndim == 3 else own.num_views,
         "labels given": own.labels is not None,
         "ref_labels given": own.ref_labels is not None,
+        **{name: f"rows {tuple(x.shape[1:])} {wide(x[:0]).dtype}" for name, x in labels.items() if x is not None},
         "requires a gradient": needs_gradient(own.embeddings),
         **{
             name: f"rows {tuple(x.shape[1:])} {x.dtype}{' with a gradient' if needs_gradient(x) else ''}"

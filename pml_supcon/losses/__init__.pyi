@@ -1,11 +1,15 @@
+from .cross_modal import CrossModalLoss
 from .global_batch import GlobalBatchLoss
 from .queue import QueueLoss
+from .rank_n_contrast import RankNContrastLoss
 from .supcon import SupConLossIn, SupConLossOut
 from .wrappers import CrossBatchMemory, SelfSupervisedLoss
 
 __all__ = [  # noqa: RUF022 - by importance
     "SupConLossOut",
     "SupConLossIn",
+    "CrossModalLoss",
+    "RankNContrastLoss",
     "GlobalBatchLoss",
     "QueueLoss",
     "CrossBatchMemory",

@@ -18,6 +18,7 @@ from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.global_batch.group import check_inputs
 from pml_supcon.losses.queue import QueueLoss
+from pml_supcon.losses.rank_n_contrast import RankNContrastLoss
 from pml_supcon.losses.supcon import BaseSupConLoss, SupConLossIn, SupConLossOut
 
 OWN_LOSSES = (SupConLossOut, SupConLossIn)  # the exact classes: a subclass may compute anything
@@ -35,8 +36,9 @@ class GlobalBatchLoss(nn.Module):
 
     ``SupConLossOut`` and ``SupConLossIn`` divide their pairs over the processes. With the "tiled" backend a process
     receives the rows of the others one block at a time: it does ``1/W`` of the work, in memory proportional to its own
-    rows. With other backends, and inside ``QueueLoss`` and other wrappers, these losses gather all rows and compute
-    ``1/W`` of the anchors. Losses of pytorch-metric-learning are computed on every process from all rows.
+    rows. With other backends, and inside ``QueueLoss``, ``CrossModalLoss`` and other wrappers, these losses gather all
+    rows and compute ``1/W`` of the anchors, as ``RankNContrastLoss`` does. Losses of pytorch-metric-learning are
+    computed on every process from all rows.
 
     Args:
         loss: a loss with the call of PML's losses: ``loss(embeddings, labels, ...)``.
@@ -46,7 +48,9 @@ class GlobalBatchLoss(nn.Module):
 
     Shape:
         - embeddings: ``(N, D)`` or ``(B, V, D)`` of this process; losses of PML get ``(B, V, D)`` as view-major rows.
-        - labels: ``(N,)`` or ``(B,)`` of this process, any integer dtype, any device, or None if the loss needs none.
+        - labels: ``(N,)`` or ``(B,)`` of this process, any integer dtype, any device, or None if the loss needs none;
+          numbers, or rows of them, for ``RankNContrastLoss``.
+        - ref_emb: ``(M, D)`` of this process, the second tower of ``CrossModalLoss``.
         - the batch: samples of the first process, then of the second, and so on, view-major.
         - other tensors that the loss accepts by keyword, like ``anchors`` or ``keys``: one entry per row or sample.
 
@@ -93,6 +97,8 @@ class GlobalBatchLoss(nn.Module):
             raise ValueError(
                 f"Expected argument `num_views` to equal num_views={views_of_loss} of the loss, but got {num_views}"
             )
+        if miner is not None and not getattr(loss, "takes_pairs", True):
+            raise ValueError(f"Expected no `miner` with {type(loss).__name__}, which takes no pairs")
         self.loss = loss
         self.miner = miner
         self.num_views = views_of_loss if num_views is None else num_views
@@ -122,7 +128,7 @@ class GlobalBatchLoss(nn.Module):
             given |= {name: value for name, value in pairs.items() if value is not None}
             loss: Tensor = self.loss(embeddings, labels, **given)  # it checks its arguments itself
             return loss
-        own = check(own, mined=self.miner is not None)
+        own = check(own, self.loss, mined=self.miner is not None)
         if indices_tuple is not None:
             number = own.embeddings.shape[:-1].numel()
             others = number if own.ref_emb is None else len(own.ref_emb)
@@ -143,7 +149,7 @@ class GlobalBatchLoss(nn.Module):
                     "Expected no `indices_tuple` with several processes: it lists the rows of one of them; pass the "
                     "miner to `GlobalBatchLoss(loss, miner=...)`, which mines in the whole batch"
                 )
-            own = check(own, mined=self.miner is not None)
+            own = check(own, self.loss, mined=self.miner is not None)
         except Exception as local:  # the other processes must raise too
             error = local
         sizes = agree_on_shards(own, {"loss": describe(self.loss)}, error, group)
@@ -151,10 +157,11 @@ class GlobalBatchLoss(nn.Module):
 
     def _loss_over(self, rows: LossInputs, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
         """Return the loss of rows that all processes hold."""
-        labels, ref_labels = checks.int64_labels(
-            rows.labels, rows.ref_labels
-        )  # torch compares uint64 with no other dtype
-        rows = rows._replace(labels=labels, ref_labels=ref_labels)
+        if not any(ids is not None and ids.is_floating_point() for ids in (rows.labels, rows.ref_labels)):
+            labels, ref_labels = checks.int64_labels(
+                rows.labels, rows.ref_labels
+            )  # torch compares uint64 with no other dtype
+            rows = rows._replace(labels=labels, ref_labels=ref_labels)
         if self.miner is not None:
             indices_tuple = self._mine(rows.view_major(), group)
         if not getattr(self.loss, "takes_views", False):
@@ -184,23 +191,27 @@ class GlobalBatchLoss(nn.Module):
 
 @contextmanager
 def divided_among(loss: nn.Module, group: ProcessGroup | None) -> Iterator[None]:
-    """Set the group of every SupCon loss inside a loss during a call.
+    """Set the group of every loss of ours inside a loss during a call.
 
     It is reset afterwards: the same loss called alone, in an evaluation for example, must not wait for other processes.
     """
-    supcon_losses = [part for part in loss.modules() if isinstance(part, BaseSupConLoss)]
-    for part in supcon_losses:
+    divisible = [part for part in loss.modules() if isinstance(part, BaseSupConLoss | RankNContrastLoss)]
+    for part in divisible:
         part.group = group
     try:
         yield
     finally:
-        for part in supcon_losses:
+        for part in divisible:
             part.group = None
 
 
-def check(own: LossInputs, *, mined: bool) -> LossInputs:
-    """Return the batch on this process with all labels on the device of the embeddings, or raise if it is invalid."""
-    checked = check_inputs(own, need_ref_labels=mined)
+def check(own: LossInputs, loss: nn.Module, *, mined: bool) -> LossInputs:
+    """Return the batch on this process with all labels on the device of the embeddings, or raise if it is invalid.
+
+    A loss with labels of another kind, or with two towers, checks them itself (``check_shard``).
+    """
+    own_check: Any = getattr(loss, "check_shard", partial(check_inputs, need_ref_labels=mined))
+    checked: LossInputs = own_check(own)
     embeddings, labels = own.embeddings, own.labels
     if mined:
         check_dense("embeddings", embeddings)

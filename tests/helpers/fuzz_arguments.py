@@ -123,6 +123,11 @@ def ref_labels_of_target(d: Draw) -> Any:
     return rich_labels(d, type(d.target) if d.target else None, d.samples + 2) if d.own and d.samples % 2 else None
 
 
+def numbers_of_loss(d: Draw) -> torch.Tensor:
+    labels = labels_of_loss(d)
+    return d.one_of(labels, labels / 2, torch.stack([labels, labels], dim=1))
+
+
 def pairs_of_loss(d: Draw) -> Any:
     number = d.samples * d.views
     return [torch.randint(number, (4,)) for _ in range(4)] if d.rng.random() < 0.2 else None
@@ -331,6 +336,15 @@ SPECIAL: dict[str, Table] = {
     "functional.group_supcon_loss": OF_LOSS,
     "losses.SupConLossOut": OF_TARGET,
     "losses.SupConLossIn": OF_TARGET,
+    "functional.rank_n_contrast_loss": OF_LOSS | {"labels": numbers_of_loss},
+    "losses.RankNContrastLoss": OF_LOSS | {"labels": numbers_of_loss},
+    "losses.CrossModalLoss": {
+        "embeddings": lambda d: d.rows(d.samples, d.width),
+        "ref_emb": lambda d: d.rows(d.samples, d.width),
+        "labels": lambda d: d.ids(d.samples),
+        "ref_labels": lambda d: None,
+        "loss": lambda d: d.one_of(SupConLossOut(), SupConLossIn()),  # PML's distances have no bfloat16
+    },
     "losses.GlobalBatchLoss": OF_LOSS
     | {"embeddings": lambda d: rows_of_loss(d).float(), "ref_emb": lambda d: None, "ref_labels": lambda d: None}
     | {
@@ -389,6 +403,7 @@ MORE = {
     "functional.group_supcon_loss": SUPCON,
     "losses.SupConLossOut": LOSS_OPTIONS,
     "losses.SupConLossIn": LOSS_OPTIONS,
+    "losses.RankNContrastLoss": LOSS_OPTIONS,
     "losses.CrossBatchMemory": ("miner",),
     "miners.OnlineHardExampleMiner": ("distance", "collect_stats"),
     "miners.CappedPositivesMiner": ("distance", "collect_stats"),

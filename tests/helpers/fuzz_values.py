@@ -80,6 +80,17 @@ def of_loss(value: Any, given: dict[str, Any]) -> str | None:
     return None
 
 
+def of_rank_loss(value: Any, given: dict[str, Any]) -> str | None:
+    rows = given["embeddings"]
+    number, wide = rows.shape[:-1].numel(), torch.promote_types(rows.dtype, torch.float32)
+    if value.losses.shape != (number,) or value.losses.dtype != wide or len(value.valid.unique()) > 1:
+        return f"{value.losses.dtype} {tuple(value.losses.shape)} for {number} anchors"
+    safe = bool(rows.isfinite().all()) and float(rows.detach().abs().max()) < 1e4 if rows.numel() else True
+    if safe and given.get("similarity") is None and given.get("ref_emb") is None and not value.losses.isfinite().all():
+        return f"not finite: {value.losses.tolist()}"
+    return None
+
+
 def of_scalar_loss(value: Any, given: dict[str, Any]) -> str | None:
     if isinstance(given.get("reducer"), reducers.DoNothingReducer) and isinstance(value, dict):
         return None
@@ -126,6 +137,8 @@ RIGHT: dict[str, Check] = {
     "functional.group_supcon_loss": of_loss,
     **{f"losses.{name}": of_scalar_loss for name in ("SupConLossOut", "SupConLossIn", "GlobalBatchLoss", "QueueLoss")},
     **{f"losses.{name}": of_scalar_loss for name in ("CrossBatchMemory", "SelfSupervisedLoss")},
+    **{f"losses.{name}": of_scalar_loss for name in ("CrossModalLoss", "RankNContrastLoss")},
+    "functional.rank_n_contrast_loss": of_rank_loss,
     **{f"miners.{name}": of_miner for name in ("OnlineHardExampleMiner", "CappedPositivesMiner", "MeasuredMiner")},
     **{f"views.{name}": of_changed for name in ("Grey", "Rotation", "Sobel", "GaussianNoise")},
     **{f"targets.{name}": finite for name in ("LabelSets", "SoftLabels", "Hierarchy", "Kernel")},

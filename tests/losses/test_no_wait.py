@@ -13,6 +13,7 @@ from pml_supcon.losses import (
     CrossBatchMemory,
     GlobalBatchLoss,
     QueueLoss,
+    RankNContrastLoss,
     SelfSupervisedLoss,
     SupConLossIn,
     SupConLossOut,
@@ -25,6 +26,7 @@ LOSSES = {
     "first view": lambda: SupConLossOut(backend="tiled", contrast_mode="one"),
     "cap": lambda: SupConLossOut(backend="tiled", positives_cap=2),
     "in, shifted": lambda: SupConLossIn(backend="tiled", denominator="one_positive", temperature=0.001),
+    "rank n contrast": RankNContrastLoss,
     "queue": lambda: QueueLoss(SupConLossOut(backend="tiled"), 8, 64),
 }
 ALONE = {
@@ -68,14 +70,14 @@ def test_pml_loss_waits(on_gpu):
 def test_several_processes(on_gpu, monkeypatch, name, home):
     """A group of two with collectives on both devices, as `cpu:gloo,cuda:nccl`; its second process is a stand-in."""
 
-    class Group:
+    class Group(dist.ProcessGroup):
         pass
 
     def gather(output, own, group):
         assert own.device == GPU or len(own) < 16, "rows or labels are gathered on the CPU"  # sizes are, and are fewer
         output.copy_(torch.cat([own, own]) if own.ndim else torch.stack([own, own]))
 
-    group = Group()
+    group = Group(0, 2)
     monkeypatch.setattr(shards, "COMPARED_CALLS", 0)  # the comparison of rows waits
     monkeypatch.setattr(collectives, "default_group", lambda _: group)
     monkeypatch.setattr(collectives, "_all_gather", gather)
