@@ -110,7 +110,8 @@ class BaseSupConLoss(BaseMetricLossFunction):
         that are anchors; all rows are contrasted.
         """
         # PML's forward, except that views become rows first, and all arguments are checked
-        self.reset_stats()
+        if self.collect_stats:  # else there are no statistics, and PML's search for them takes microseconds
+            self.reset_stats()
         given = labels
         embeddings, labels, num_views = check_batch(embeddings, labels, self.num_views, self.target)
         if ref_emb is embeddings and ref_labels is given:  # PML's convention, also for labels from another device

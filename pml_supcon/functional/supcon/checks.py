@@ -24,9 +24,9 @@ def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 
     if embeddings.ndim not in dims:
         shapes = " or ".join({2: "(N, D)", 3: "(B, V, D)"}[d] for d in dims)
         raise ValueError(f"Expected argument `{name}` to have shape {shapes}, but got {tuple(embeddings.shape)}")
-    if not embeddings.is_floating_point():
-        raise TypeError(f"Expected argument `{name}` to be floating point, but got {embeddings.dtype}")
     if embeddings.dtype not in EMBEDDING_DTYPES:
+        if not embeddings.is_floating_point():
+            raise TypeError(f"Expected argument `{name}` to be floating point, but got {embeddings.dtype}")
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in EMBEDDING_DTYPES)
         raise TypeError(f"Expected argument `{name}` to be one of {names}, but got {embeddings.dtype}")
     if 0 in embeddings.shape[1:]:
@@ -77,17 +77,17 @@ def int64_labels(labels: Tensor | None, ref_labels: Tensor | None) -> tuple[Tens
     uint64 labels from 2^63 on become negative, and could then equal a negative label: both together raise an error. The
     check synchronises with the device, only for uint64 labels beside labels of a signed dtype.
     """
-    given = [ids for ids in (labels, ref_labels) if ids is not None]
+    dtypes = {ids.dtype for ids in (labels, ref_labels) if ids is not None}
+    wide = [None if ids is None else ids.long() for ids in (labels, ref_labels)]
     if (
-        any(ids.dtype == torch.uint64 for ids in given)
-        and any(ids.dtype.is_signed for ids in given)
-        and all(bool((ids.to(torch.int64) < 0).any()) for ids in given)
+        torch.uint64 in dtypes
+        and any(dtype.is_signed for dtype in dtypes)
+        and all(bool((ids < 0).any()) for ids in wide if ids is not None)
     ):
         raise ValueError(
             "Expected `labels` and `ref_labels` that stay different as int64, but got uint64 labels from 2^63 on "
             "beside negative ones"
         )
-    wide = [None if ids is None else ids.to(torch.int64) for ids in (labels, ref_labels)]
     return wide[0], wide[1]
 
 

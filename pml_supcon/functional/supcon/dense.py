@@ -15,7 +15,7 @@ from torch import Tensor
 from pml_supcon.functional.supcon.custom_ops import traced
 from pml_supcon.functional.supcon.execution import full_precision, needs_shift
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, lengths
-from pml_supcon.functional.supcon.reference import log_class_sizes, pair_numbers, pair_weights
+from pml_supcon.functional.supcon.reference import label_weights, log_class_sizes, pair_numbers, pair_weights
 
 LN_2 = math.log(2)
 
@@ -55,10 +55,10 @@ class _Losses(torch.autograd.Function):
             # 2. t_ij = s_ij / ln 2 = z_i . z_j / (tau ln 2), (A, M): exp(s_ij) = 2^t_ij, and 2^t is cheaper
             t = (anchors_of(z, problem) * (1 / (problem.temperature * LN_2))) @ rows.T
             # 3. l_i, (A,), and W_ij = d l_i / d s_ij, (A, M)
-            losses, valid, derivative = closed_form(t, problem)
+            losses, valid, derivative = (plain_form if is_plain(problem) else closed_form)(t, problem)
         ctx.mark_non_differentiable(valid)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(valid, z, norms, rows, row_norms, *derivative.matrices, *derivative.factors)
+        ctx.save_for_backward(valid, z, norms, rows, row_norms, *derivative.matrices, *derivative.divisors)
         ctx.problem, ctx.symmetric = problem, derivative.symmetric
         return losses, valid
 
@@ -85,25 +85,63 @@ class _Gradients(torch.autograd.Function):
 
 
 class Derivative(NamedTuple):
-    """``W_ij = d l_i / d s_ij`` ``(A, M)``: a matrix ``S`` ``(A, M)`` times a factor ``r`` ``(A, 1)``, minus others.
+    """``W_ij = d l_i / d s_ij`` ``(A, M)``: the first matrix ``(A, M)`` over its divisor ``(A,)``, minus the others.
 
-    ``symmetric`` is true if every ``S`` is symmetric. ``W + W^T`` then consists of ``(r_i + r_j) S_ij``, without a
-    transposed matrix, which PyTorch adds slowly: its columns are far apart in memory.
+    ``symmetric`` is true if every matrix ``S`` is symmetric. With a divisor ``r``, ``W + W^T`` then consists of
+    ``(1 / r_i + 1 / r_j) S_ij``, without a transposed matrix, which PyTorch adds slowly: its columns are far apart in
+    memory.
     """
 
     matrices: tuple[Tensor, ...]
-    factors: tuple[Tensor, ...]
+    divisors: tuple[Tensor, ...]
     symmetric: bool
 
     def times(self, upstream: Tensor) -> Tensor:
-        """Return ``u_i W_ij`` for ``u`` ``(A, 1)``, plus ``u_j W_ji`` if ``symmetric``."""
+        """Return ``u_i W_ij`` for ``u`` ``(A,)``, plus ``u_j W_ji`` if ``symmetric``."""
         total: Tensor | None = None
-        for matrix, factor in zip(self.matrices, self.factors, strict=True):
-            v = upstream * factor
-            part = (v + v.T).mul_(matrix) if self.symmetric else matrix * v
-            total = part if total is None else total.sub_(part)
+        for matrix, divisor in zip(self.matrices, self.divisors, strict=True):
+            v = upstream / divisor
+            part = (v[:, None] + v).mul_(matrix) if self.symmetric else matrix * v[:, None]
+            total = part if total is None else total.sub_(part)  # no `addcmul_`, which does not give 0 for equal parts
         assert total is not None  # for the type checker: there is a matrix
         return total
+
+
+def is_plain(problem: Problem) -> bool:
+    """Return True if the denominator is the plain sum over all rows but the anchor, and ``exp(s)`` needs no shift."""
+    all_rows = problem.denominator == "all" and problem.pairs is None and problem.cap is None
+    return all_rows and not problem.class_balanced and problem.num_rows > 1 and not needs_shift(problem)
+
+
+def plain_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative]:
+    """Return what ``closed_form`` returns, for the defaults (``is_plain``), in fewer operations.
+
+    The number of operations determines the time of a small batch. An operation that nothing else in a training step
+    uses costs most: its code is not in the caches of the processor.
+    """
+    # 1. p_ij, (A, M), and n_i, (A,)
+    p = label_weights(problem)
+    number = pair_numbers(problem, p)
+    valid = number > 0
+    number = torch.where(valid, number, 1)
+    # 2. for L_out the mean of t_ij with the weights p_ij, (A,)
+    pull = (t * p).sum(dim=1) / number if problem.summation == "out" else None
+    # 3. exp(s_ij), (A, M), 0 for the anchor itself, and D_i, (A,), above 0 as there are other rows
+    if problem.first_anchor is not None:
+        t.diagonal(problem.first_anchor).fill_(-torch.inf)
+    e = t.exp2_()
+    total = e.sum(dim=1)
+    # 4. for L_in the log of the mean of exp(s_ij) with the weights p_ij, (A,); l_i = log D_i - this part, (A,)
+    pulls, divisor = p, number
+    if pull is None:
+        pulls = p.mul_(e)
+        divisor = pulls.sum(dim=1)
+        pull = (divisor / number).log2()
+        divisor = divisor.clamp(min=torch.finfo(t.dtype).tiny)
+    push, of_pushes = times_share(total.log2(), total, p, number, problem)
+    losses = (push - pull) * LN_2
+    symmetric = problem.symmetric and (problem.target is None or problem.target.symmetric)
+    return torch.where(valid, losses, 0), valid, Derivative((e, pulls), (of_pushes, divisor), symmetric)
 
 
 def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative]:
@@ -118,44 +156,47 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
         in:   l_i = log D_i - log sum_j p_ij exp(s_ij) + log n_i,
               W_ij = exp(s_ij) / D_i - p_ij exp(s_ij) / sum_j p_ij exp(s_ij)
     """
-    # p_ij, P(i) and N(i), (A, M), and n_i, (A, 1)
+    # p_ij, P(i) and N(i), (A, M), and n_i, (A,)
     p, positives, negatives = pair_weights(problem)
-    number = pair_numbers(problem, p, positives)
+    number = pair_numbers(problem, p)
     valid = number > 0
     if problem.denominator == "negatives":
-        valid &= negatives.any(dim=1, keepdim=True)
+        valid &= negatives.any(dim=1)
     number = number.masked_fill_(number == 0, 1)
     if problem.denominator == "one_positive":
         losses, w = one_positive(t, p, positives, negatives, number, problem)
         derivative = Derivative((w,), (torch.ones_like(losses),), symmetric=False)
     else:
-        shifted, plain = needs_shift(problem), problem.cap is None and problem.pairs is None
+        shifted = needs_shift(problem)
         balance = log_class_sizes(problem, positives, number) if problem.class_balanced else None
-        # 1. the part of the positives, (A, 1); a pair in neither list can have an infinite t
+        # 1. the part of the positives, (A,); a pair in neither list can have an infinite t
         if problem.summation == "out":
-            listed = shifted or problem.pairs is not None
-            total = torch.linalg.vecdot(torch.where(positives, t, 0) if listed else t, p)
-            pulls, of_pulls = p, number.reciprocal_()
-            pull = total[:, None] * of_pulls
+            pulls, of_pulls = p, number
+            pull = torch.linalg.vecdot(torch.where(positives, t, 0), p) / number
         else:
             pull, pulls, of_pulls = masked_exponentials(weighted(t, p, problem), positives, shifted=shifted)
             pull = pull.sub_(number.log2())
-        # 2. log D_i, (A, 1)
-        mask: Tensor | int | None = negatives
-        if problem.denominator == "all":
-            mask = problem.first_anchor if plain else positives | negatives
+        # 2. log D_i, (A,)
+        mask = positives | negatives if problem.denominator == "all" else negatives
         if balance is not None:  # the exponentials of a class over its size
             t.sub_(balance, alpha=1 / LN_2)
         push, pushes, of_pushes = masked_exponentials(t, mask, shifted=shifted)
-        if problem.summation == "out" and problem.target is not None and problem.target.normalization == "count":
-            share = p.sum(dim=1, keepdim=True).mul_(of_pulls)  # sum_j p_ij / n_i, which is 1 for n_i = sum_j p_ij
-            push, of_pushes = push.mul_(share), of_pushes.mul_(share)
+        push, of_pushes = times_share(push, of_pushes, p, number, problem)
         # 3. losses, and W = exp(s) / D - the positives' part
         losses = push.sub_(pull).mul_(LN_2)
-        symmetric = problem.symmetric and plain and not shifted and (problem.target is None or problem.target.symmetric)
-        symmetric = symmetric and balance is None
-        derivative = Derivative((pushes, pulls), (of_pushes, of_pulls), symmetric)
-    return torch.where(valid, losses, 0)[:, 0], valid[:, 0], derivative
+        derivative = Derivative((pushes, pulls), (of_pushes, of_pulls), symmetric=False)
+    return torch.where(valid, losses, 0), valid, derivative
+
+
+def times_share(push: Tensor, of_pushes: Tensor, p: Tensor, number: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return ``log2 D_i`` times ``sum_j p_ij / n_i``, ``(A,)``, and its divisor; L_out has this factor.
+
+    It differs from 1 only for a target whose ``n_i`` is the number of positives.
+    """
+    if problem.summation == "in" or problem.target is None or problem.target.normalization != "count":
+        return push, of_pushes
+    share = p.sum(dim=1) / number
+    return push * share, of_pushes / share
 
 
 def weighted(t: Tensor, p: Tensor, problem: Problem) -> Tensor:
@@ -166,7 +207,7 @@ def weighted(t: Tensor, p: Tensor, problem: Problem) -> Tensor:
 def one_positive(
     t: Tensor, p: Tensor, positives: Tensor, negatives: Tensor, number: Tensor, problem: Problem
 ) -> tuple[Tensor, Tensor]:
-    """Return the losses ``(A, 1)`` and ``W`` ``(A, M)`` for the denominator ``D_ip = exp(s_ip - eps) + S_i``.
+    """Return the losses ``(A,)`` and ``W`` ``(A, M)`` for the denominator ``D_ip = exp(s_ip - eps) + S_i``.
 
     ``S_i`` is the sum of ``exp(s_in)`` over ``N(i)``, ``eps`` the margin. With ``q_p = exp(s_ip - eps) / D_ip``, which
     is ``sigmoid(s_ip - log S_i - eps)``, and the share ``X_p``, which is ``w_p / n_i`` for L_out and
@@ -175,52 +216,48 @@ def one_positive(
         out:  l_i = -sum_p w_p (log(q_p) + eps) / n_i   W_ip = -X_p (1 - q_p)
         in:   l_i = -log( sum_p w_p q_p / n_i ) - eps   W_in = exp(s_in) / S_i * sum_p X_p (1 - q_p)
     """
-    log_others, e, inverse = masked_exponentials(t.clone(), negatives, shifted=True)
+    log_others, e, others = masked_exponentials(t.clone(), negatives, shifted=True)
     if problem.margin:
         log_others.add_(problem.margin / LN_2)
     # log q and 1 - q, (A, M); a pair listed as positive and as negative counts once: its D_ip is S_i
-    margin = t.sub_(log_others).mul_(LN_2)
+    margin = t.sub_(log_others[:, None]).mul_(LN_2)
     log_q, miss = F.logsigmoid(margin), torch.sigmoid(-margin)
     if problem.pairs is not None:
         both = positives & negatives
         log_q, miss = torch.where(both, margin, log_q), miss.masked_fill_(both, 1)
     if problem.summation == "out":
-        losses = torch.where(positives, -log_q, 0).mul_(p).sum(dim=1, keepdim=True).div_(number)
-        miss = miss.mul_(p).div_(number)
+        losses = torch.where(positives, -log_q, 0).mul_(p).sum(dim=1).div_(number)
+        miss = miss.mul_(p).div_(number[:, None])
     else:
         log_total, shares, of_shares = masked_exponentials(
             weighted(log_q.div_(LN_2), p, problem), positives, shifted=True
         )
-        losses, miss = number.log2().sub_(log_total).mul_(LN_2), miss.mul_(shares).mul_(of_shares)
+        losses, miss = number.log2().sub_(log_total).mul_(LN_2), miss.mul_(shares).div_(of_shares[:, None])
     if problem.margin:
         # sum_p w_p / n_i is not 1 for the normalization "count"
-        share = p.sum(dim=1, keepdim=True).div_(number) if problem.summation == "out" else 1
+        share = p.sum(dim=1).div_(number) if problem.summation == "out" else 1
         losses.sub_(share * problem.margin)
-    return losses, e.mul_(miss.sum(dim=1, keepdim=True).mul_(inverse)).sub_(miss)
+    return losses, e.mul_((miss.sum(dim=1) / others)[:, None]).sub_(miss)
 
 
-def masked_exponentials(t: Tensor, mask: Tensor | int | None, *, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``log2 sum_j 2^t_ij``, ``(A, 1)``, and its derivative: a matrix ``(A, M)``, a factor ``(A, 1)``.
+def masked_exponentials(t: Tensor, mask: Tensor, *, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``log2 sum_j 2^t_ij``, ``(A,)``, and its derivative: a matrix ``(A, M)`` over a divisor ``(A,)``.
 
-    ``t`` ``(A, M)`` is overwritten. The sums are over the pairs of a mask ``(A, M)``, over all pairs but a diagonal if
-    ``mask`` is its offset, or over all pairs if it is None; the derivative is 0 elsewhere. An empty sum gives minus
-    infinity and zeros. ``shifted`` is true if ``2^t`` could leave the range of the dtype.
+    ``t`` ``(A, M)`` is overwritten. The sums are over the pairs of a mask ``(A, M)``; the derivative is 0 elsewhere. An
+    empty sum gives minus infinity and zeros. ``shifted`` is true if ``2^t`` could leave the range of the dtype.
     """
     # 2^(t - shift), with the largest t of a row as the shift, 0 for a row without pairs
-    if isinstance(mask, Tensor):
-        t.masked_fill_(~mask, -torch.inf)
-    elif mask is not None:
-        t.diagonal(mask).fill_(-torch.inf)
+    t.masked_fill_(~mask, -torch.inf)
     shift = None
     if shifted and t.shape[1]:
-        shift = t.amax(dim=1, keepdim=True)
+        shift = t.amax(dim=1)
         shift = shift.masked_fill_(shift == -torch.inf, 0)
-        t.sub_(shift)
+        t.sub_(shift[:, None])
     e = t.exp2_()
-    total = e.sum(dim=1, keepdim=True)
-    factor = total.clamp(min=torch.finfo(t.dtype).tiny).reciprocal_()  # of an empty sum, whose matrix is 0
+    total = e.sum(dim=1)
+    divisor = total.clamp(min=torch.finfo(t.dtype).tiny)  # of an empty sum, whose matrix is 0
     log_total = total.log2_()
-    return log_total if shift is None else log_total.add_(shift), e, factor
+    return log_total if shift is None else log_total.add_(shift), e, divisor
 
 
 def gradients_of(
@@ -233,14 +270,14 @@ def gradients_of(
     norms: Tensor | None,
     rows: Tensor,
     row_norms: Tensor | None,
-    *matrices_and_factors: Tensor,
+    *matrices_and_divisors: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the embeddings ``(N, D)`` and of the references ``(M, D)``, None if not requested."""
     with full_precision(problem.device):
         # 1. G_ij = u_i W_ij / tau, (A, M), with symmetric matrices plus u_j W_ji / tau
-        number = len(matrices_and_factors) // 2
-        derivative = Derivative(matrices_and_factors[:number], matrices_and_factors[number:], symmetric)
-        g = derivative.times(torch.where(valid, upstream, 0).div_(problem.temperature)[:, None])
+        number = len(matrices_and_divisors) // 2
+        derivative = Derivative(matrices_and_divisors[:number], matrices_and_divisors[number:], symmetric)
+        g = derivative.times(torch.where(valid, upstream, 0) / problem.temperature)
         # 2. d L / d z: G z_rows for the anchors, G^T z_anchors for the contrasted rows
         of_rows: Tensor | None = None
         if symmetric:
@@ -262,7 +299,8 @@ def gradients_of(
 
 def unit_rows(rows: Tensor, problem: Problem) -> tuple[Tensor, Tensor | None]:
     """Return rows in the dtype of the losses, normalised if the options say so, and their lengths ``(N, 1)``."""
-    rows = rows.to(problem.dtype)
+    if rows.dtype != problem.dtype:
+        rows = rows.to(problem.dtype)
     if not problem.options.normalize:
         return rows, None
     norms = lengths(rows)
@@ -273,8 +311,8 @@ def through_norms(gradient: Tensor, z: Tensor, norms: Tensor | None) -> Tensor:
     """Return the gradient of rows from the gradient of the unit rows ``z``, which is overwritten."""
     if norms is None:
         return gradient
-    along = torch.linalg.vecdot(gradient, z)[:, None]
-    return gradient.addcmul_(z, along, value=-1).div_(norms)
+    along = (gradient * z).sum(dim=1, keepdim=True)
+    return gradient.sub_(z * along).div_(norms)
 
 
 def anchors_of(rows: Tensor, problem: Problem) -> Tensor:

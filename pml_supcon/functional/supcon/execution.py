@@ -52,12 +52,12 @@ class _Float32Products:
         self.inside = 0
         self.users: tuple[str, dict[str, str]] = "", {}  # the settings to restore: the old one, and by device
 
-    def needed(self, device: torch.device) -> bool:
-        """Return True if the user lets products on a device be of a lower precision."""
-        if device.type not in ("cpu", "cuda"):
+    def needed(self, device: str) -> bool:
+        """Return True if the user lets products on a type of device be of a lower precision."""
+        if device not in ("cpu", "cuda"):
             return False
         with self.lock:
-            return self.inside > 0 or (self.of(device.type) if self.matmuls else self.old()) in self.LOWER
+            return self.inside > 0 or (self.of(device) if self.matmuls else self.old()) in self.LOWER
 
     def __enter__(self) -> None:
         with self.lock:
@@ -102,12 +102,13 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
     Under ``torch.compile`` only autocast is off: the compiler cannot change the setting of products.
     """
+    kind = device.type
     if torch.compiler.is_compiling():
         # Dynamo of PyTorch 2.7 to 2.10 cannot trace `is_autocast_available`.
-        return torch.autocast(device.type, enabled=False) if device.type in _AUTOCAST else _NOTHING
-    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    autocast = torch.autocast(device.type, enabled=False) if enabled else _NOTHING
-    return _both(autocast, _FLOAT32_PRODUCTS) if _FLOAT32_PRODUCTS.needed(device) else autocast
+        return torch.autocast(kind, enabled=False) if kind in _AUTOCAST else _NOTHING
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    autocast = torch.autocast(kind, enabled=False) if enabled else _NOTHING
+    return _both(autocast, _FLOAT32_PRODUCTS) if _FLOAT32_PRODUCTS.needed(kind) else autocast
 
 
 @contextmanager

@@ -272,7 +272,7 @@ def build_problem(
     if options.contrast_mode == "one" and num_views != 1:
         assert num_views is not None  # for the type checker: `check_options_fit` raises for None
         num_anchors, start = num_rows // num_views, 0
-    anchor_labels = None if labels is None else labels[:num_anchors]
+    anchor_labels = labels if labels is None or start is None else labels[:num_anchors]
     anchor_mask = None
     if anchors is not None:
         anchor_mask = checks.rows_of_mask("anchors", anchors, num_rows, num_views, embeddings.device)[:num_anchors]
@@ -304,8 +304,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 def lengths(rows: Tensor) -> Tensor:
     """Return the L2 norms of rows, ``(N, 1)``; infinity for a row without a direction."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    directed: Tensor = norms.masked_fill(norms <= _NO_DIRECTION, torch.inf)
-    return directed
+    return torch.threshold(norms, _NO_DIRECTION, torch.inf)
 
 
 def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, has_references: bool) -> Tensor:

@@ -21,7 +21,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         checks.check_similarities(s, (problem.num_anchors, problem.num_rows))
         s = s / problem.temperature
         weights, positives, negatives = pair_weights(problem)
-        number = pair_numbers(problem, weights, positives)
+        number = pair_numbers(problem, weights)
         return dense_losses(s, weights, number, positives, negatives, problem)
 
 
@@ -30,7 +30,7 @@ def pair_weights(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     if problem.target is None:
         positives, negatives = pair_masks(problem)
         return positives.to(problem.dtype), positives, negatives
-    weights = target_weights(problem)
+    weights = label_weights(problem)
     positives = weights > 0
     negatives = ~positives
     if problem.first_anchor is not None:
@@ -38,21 +38,26 @@ def pair_weights(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     return weights, positives, negatives
 
 
-def target_weights(problem: Problem) -> Tensor:
-    """Return the weights that a target gives to all pairs, ``(A, M)``; 0 for an anchor with itself."""
-    assert problem.target is not None  # for the type checker, like the next two
-    assert problem.anchor_labels is not None
+def label_weights(problem: Problem) -> Tensor:
+    """Return the weights that labels give to all pairs, ``(A, M)``; 0 for an anchor with itself.
+
+    They are the weights of a target, or 1 for equal labels and 0 for others.
+    """
+    assert problem.anchor_labels is not None  # for the type checker: labels, not pairs
     assert problem.row_labels is not None
-    weights = checks.block_weights(problem.target, problem.anchor_labels, problem.row_labels, problem.dtype)
+    if problem.target is not None:
+        weights = checks.block_weights(problem.target, problem.anchor_labels, problem.row_labels, problem.dtype)
+    else:
+        weights = (problem.anchor_labels[:, None] == problem.row_labels).to(problem.dtype)
     if problem.first_anchor is not None:
         weights.diagonal(problem.first_anchor).fill_(0)
     return weights
 
 
-def pair_numbers(problem: Problem, weights: Tensor, positives: Tensor) -> Tensor:
-    """Return ``W_i``, ``(A, 1)``: the sum of the weights of the positives, or their number; it is 0 without any."""
+def pair_numbers(problem: Problem, weights: Tensor) -> Tensor:
+    """Return ``W_i``, ``(A,)``: the sum of the weights of the positives, or their number; it is 0 without any."""
     counts = problem.target is not None and problem.target.normalization == "count"
-    number: Tensor = (positives.to(weights.dtype) if counts else weights).sum(dim=1, keepdim=True)
+    number: Tensor = ((weights > 0).to(weights.dtype) if counts else weights).sum(dim=1)
     return number
 
 
@@ -80,11 +85,11 @@ def pair_masks(problem: Problem) -> tuple[Tensor, Tensor]:
 def log_class_sizes(problem: Problem, positives: Tensor, number: Tensor) -> Tensor:
     """Return the log of the number of rows of each pair's class in a denominator, ``(A, M)``.
 
-    For the positives it is ``|P(i)|``, from ``number`` ``(A, 1)``; for the negatives the number of contrasted rows.
+    For the positives it is ``|P(i)|``, from ``number`` ``(A,)``; for the negatives the number of contrasted rows.
     """
     assert problem.row_labels is not None  # for the type checker: no pairs, so labels
     sizes = class_sizes(problem.row_labels).to(number.dtype)
-    return torch.where(positives, number.clamp(min=1), sizes).log()
+    return torch.where(positives, number.clamp(min=1)[:, None], sizes).log()
 
 
 def dense_losses(
@@ -95,7 +100,7 @@ def dense_losses(
     negatives: Tensor,
     problem: Problem,
 ) -> AnchorLosses:
-    """Return the losses of equations 2 and 3, from similarities ``s``, weights and masks, ``(A, M)``, and ``W_i``."""
+    """Return the losses of equations 2 and 3, from similarities, weights and masks ``(A, M)``, and ``W_i`` ``(A,)``."""
     denominator = problem.denominator
     # 1. log D_ip, (A, 1), or (A, M) for "one_positive": log( exp(s_ip - margin) + sum_{n in N(i)} exp(s_in) )
     if denominator == "all":
@@ -109,7 +114,6 @@ def dense_losses(
         log_denominator = torch.where(some, torch.logaddexp(own, torch.where(some, log_negatives, 0.0)), own)
         log_denominator = torch.where(negatives, log_negatives, log_denominator)  # a pair listed as both counts once
     # 2. The anchors with a positive and a non-empty denominator, (A,).
-    number = number[:, 0]
     valid = number > 0
     number = torch.where(valid, number, 1)
     if denominator == "negatives":
