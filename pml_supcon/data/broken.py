@@ -7,6 +7,7 @@ from pathlib import Path
 from pml_supcon._console import note
 from pml_supcon._files import write_atomic
 from pml_supcon.data.images import BrokenImageError
+from pml_supcon.data.label_kinds import classes_of
 from pml_supcon.data.load import OpenedData
 
 BROKEN = "broken_images.txt"
@@ -50,8 +51,13 @@ def replace_broken(opened: OpenedData, folder: Path, *, write: bool) -> OpenedDa
         write: Write the list and a note, on one of several processes.
 
     Raises:
-        ValueError: If all images of a class are broken.
+        ValueError: If all images of a class are broken, or the labels hold no classes.
     """
+    if classes_of(opened.train.labels) is None:
+        raise ValueError(
+            f"Expected no --broken_images replace with --labels {opened.source.labels_are}: it reads the next image of "
+            "the class, and these hold no classes"
+        )
     broken = opened.find_broken()
     messages = [message for part in broken for message in part.values()]
     if messages and write:

@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -70,6 +70,22 @@ def open_folder(root: Path, depth: int | None = None) -> Source:
         return Source(pool, None, names, parts=(f"{train.name}/", None), left_out=reader.left_out(others))
     tested, names = reader.read(test, names)
     return Source(pool, tested, names, parts=(f"{train.name}/", f"{test.name}/"), left_out=reader.left_out(others))
+
+
+def with_folder_levels(source: Source) -> Source:
+    """Return a data set of folders ``GROUP/CLASS`` with the levels of the folders as labels, ``(n, L)``."""
+    paths = [tuple(name.split("/")) for name in source.class_names]
+    # (C, L): the label of each class at each level; a label is a path from the top, in the order of first appearance
+    columns = []
+    for depth in range(1, len(paths[0]) + 1):
+        code = {path: index for index, path in enumerate(dict.fromkeys(path[:depth] for path in paths))}
+        columns.append(torch.tensor([code[path[:depth]] for path in paths]))
+    levels = torch.stack(columns, dim=1)
+    train, test = (
+        None if pool is None else Pool(pool.images, levels[pool.labels]) for pool in (source.train, source.test)
+    )
+    assert train is not None  # for the type checker
+    return replace(source, train=train, test=test, labels_are="hierarchy")
 
 
 def _parts(root: Path) -> tuple[Path | None, Path | None, list[str]]:

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
+from pml_supcon.data.label_kinds import LabelsAre, label_at
+
 GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _TURNED = (5, 6, 7, 8)  # the EXIF orientations with width and height exchanged
@@ -45,7 +47,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Pool:
-    """Images and their labels, an int64 tensor ``(n,)`` that needs no decoding."""
+    """Images and their labels, a tensor with one entry for each image (see ``ImageData``), which needs no decoding."""
 
     images: Images
     labels: Tensor
@@ -65,11 +67,12 @@ class Source:
     Attributes:
         train: The training images.
         test: The test images, or None if the data set has no test split.
-        class_names: The name of each label 0..C-1.
+        class_names: The name of each label 0..C-1; see ``ImageData``.
         symbols: True for digits or letters, which must not be mirrored.
         shuffled: True if the rows are in random order, so that the first n rows are a fair subset.
         parts: The places of the training images and of the test images, for the summary; None where there is one place.
         left_out: Descriptions of the files, folders or splits that were not read.
+        labels_are: The kind of the labels; see ``ImageData``.
     """
 
     train: Pool
@@ -79,6 +82,7 @@ class Source:
     shuffled: bool = False
     parts: tuple[str | None, str | None] = (None, None)
     left_out: tuple[str, ...] = ()
+    labels_are: LabelsAre = "classes"
 
 
 @dataclass(frozen=True)
@@ -304,8 +308,8 @@ def _has_16_bits(image: Image.Image) -> bool:
     return False
 
 
-class MemoryImages(Dataset[tuple[Tensor, int]]):
-    """A data set in memory: uint8 ``images`` ``(n, C, H, W)`` and int64 ``labels`` ``(n,)``; items are pairs."""
+class MemoryImages(Dataset[tuple[Tensor, int | Tensor]]):
+    """A data set in memory: uint8 ``images`` ``(n, C, H, W)`` and ``labels`` ``(n, ...)``; items are pairs."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -313,8 +317,8 @@ class MemoryImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        return self.images[index], label_at(self.labels, index)
 
     def fingerprint(self) -> str:
         """Return a digest of all pixels."""
@@ -327,8 +331,8 @@ class MemoryImages(Dataset[tuple[Tensor, int]]):
         return MemoryImages(self.images[indices], labels)
 
 
-class LazyImages(Dataset[tuple[Image.Image | Tensor, int]]):
-    """A data set of pairs (PIL image of mode "L" or "RGB", label), decoded when read; ``labels`` int64 ``(n,)``."""
+class LazyImages(Dataset[tuple[Image.Image | Tensor, int | Tensor]]):
+    """A data set of pairs (PIL image of mode "L" or "RGB", label), decoded when read; ``labels`` are ``(n, ...)``."""
 
     def __init__(self, images: Images, labels: Tensor, in_chans: int) -> None:
         self.labels = labels
@@ -337,8 +341,8 @@ class LazyImages(Dataset[tuple[Image.Image | Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, int]:
-        return read_image(self._images, index, self._in_chans), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, int | Tensor]:
+        return read_image(self._images, index, self._in_chans), label_at(self.labels, index)
 
     def fingerprint(self) -> str:
         """Return a digest that changes with the files or with the order of the images."""
@@ -357,13 +361,17 @@ class ImageData:
         train: Map-style pairs (image, label). The image is a uint8 tensor ``(C, H, W)``, or a PIL image decoded when
             read if the data set is large or has images of several sizes.
         test: The same for the test images.
-        class_names: The name of each label 0..C-1.
+        class_names: The name of each class 0..C-1, of each column of sets and soft labels, or of each class of the
+            finest level of a hierarchy; none for numbers.
         in_chans: 1 if every image is grey, else 3.
         image_size: The side of the square that transforms return.
         mean: The channel means of the training images, in [0, 1].
         std: The channel standard deviations of the training images, > 0.
         spec: The specification given to ``load_data``.
         family: The kind of augmentation: "digits" (small grey images or symbols, never mirrored) or "natural".
+        labels_are: The kind of the labels: "classes", int64 ``(n,)``; "sets", bool ``(n, C)``; "soft", shares of
+            classes, float32 ``(n, C)``; "hierarchy", int64 ``(n, L)`` from the coarsest level to the finest, with one
+            label above each; "numbers", float32 ``(n,)`` or ``(n, K)``.
     """
 
     train: MemoryImages | LazyImages
@@ -375,6 +383,7 @@ class ImageData:
     std: tuple[float, ...]
     spec: str
     family: Literal["digits", "natural"]
+    labels_are: LabelsAre = "classes"
 
     @property
     def num_classes(self) -> int:
@@ -383,10 +392,10 @@ class ImageData:
 
     @property
     def train_labels(self) -> Tensor:
-        """The labels of the training images, int64."""
+        """The labels of the training images."""
         return self.train.labels
 
     @property
     def test_labels(self) -> Tensor:
-        """The labels of the test images, int64."""
+        """The labels of the test images."""
         return self.test.labels

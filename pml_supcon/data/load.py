@@ -22,20 +22,21 @@ from pml_supcon.data.images import (
     raise_broken,
     shape_of,
 )
+from pml_supcon.data.label_kinds import WITH_CLASSES, LabelsAre, classes_of, describe_labels, has_new_classes
 from pml_supcon.data.sources import open_source
-from pml_supcon.data.splits import NewClasses, split_source, subset_of
+from pml_supcon.data.splits import NewClasses, number_of_classes, split_source, subset_of
 
 SMALL_IMAGE = 64  # grey images up to this side are taken for symbols
 LARGE_IMAGE = 224  # images are not enlarged beyond their own size, nor kept larger than this
 MEMORY_LIMIT = 512 * 2**20  # bytes of decoded images
 CHECK_LIMIT = 20_000  # data sets up to this size are decoded completely before the run
-_SHOWN = 10  # classes named in the summary
 STATISTICS_LIMIT = 2_000  # images for the mean and standard deviation
 
 
 def load_data(
     spec: str,
     *,
+    labels_are: LabelsAre = "classes",
     image_size: int | None = None,
     max_train: int | None = None,
     max_test: int | None = None,
@@ -56,16 +57,28 @@ def load_data(
 
     Each accepts ``?classes=0-4`` (names, numbers or ranges, joined by commas) to select classes.
 
-    A data set without a test split is split 70/30, stratified by class, identically in every run. Images of one size
-    that fit into 512 MiB are decoded once into a uint8 tensor; others are decoded when read. Data sets of up to 20,000
-    images are decoded completely before the run, so that a broken image raises an error early.
+    Labels other than classes are in columns of ``hf:`` data, also in a ``metadata.csv`` or ``metadata.jsonl`` with a
+    column ``file_name`` in a folder of images, or, for a hierarchy, in the folders of ``imagefolder:``:
+
+    - "sets": a column of lists, of names or of zeros and ones, or several columns ``?label=a,b,c`` of zeros and ones;
+    - "soft": a column of lists of shares, or several columns of numbers;
+    - "hierarchy": several columns, coarse to fine (``?label=coarse_label,fine_label``), or ``imagefolder:`` with
+      ``?depth=2``: the levels are GROUP and CLASS of PATH/GROUP/CLASS/*;
+    - "numbers": one column of numbers, or several. They are not standardised.
+
+    A data set without a test split is split 70/30, stratified by class where there are classes, identically in every
+    run. Images of one size that fit into 512 MiB are decoded once into a uint8 tensor; others are decoded when read.
+    Data sets of up to 20,000 images are decoded completely before the run, so that a broken image raises an error
+    early.
 
     Args:
         spec: The specification, see above.
+        labels_are: The kind of the labels; see ``ImageData``.
         image_size: The side of the square that transforms return. Default: the largest shorter side of the images, at
             most 224.
         max_train: The maximum number of training images, >= the number of classes. ``hf:`` data sets keep the first
-            rows if these cover all classes; all others a stratified subset, drawn with ``seed``.
+            rows if these cover all classes; all others a stratified subset, drawn with ``seed``; without classes,
+            a plain subset.
         max_test: The same for the test images.
         seed: The seed of the subsets.
 
@@ -82,7 +95,10 @@ def load_data(
         >>> len(data.train), len(data.test), data.train[0][0].shape, data.num_classes, data.family
         (1257, 540, torch.Size([1, 8, 8]), 10, 'digits')
     """
-    return open_data(spec, image_size=image_size, max_train=max_train, max_test=max_test, seed=seed).decode()
+    opened = open_data(
+        spec, labels_are=labels_are, image_size=image_size, max_train=max_train, max_test=max_test, seed=seed
+    )
+    return opened.decode()
 
 
 @dataclass(frozen=True)
@@ -98,33 +114,28 @@ class OpenedData:
     replaced: int = 0  # the number of broken images that others replace
 
     def summary(self) -> list[str]:
-        """Describe the data in three lines: classes with counts, parts, and everything that was left out."""
-        source, names = self.source, self.source.class_names
-        counts = self.train.labels.bincount(minlength=len(names)).tolist()
-        shown = ", ".join(
-            f"{printable(name)} {count}" for name, count in list(zip(names, counts, strict=True))[:_SHOWN]
-        )
-        if len(names) > _SHOWN:
-            shown += f", and {len(names) - _SHOWN} more; {min(counts)} to {max(counts)} images each"
+        """Describe the data in three lines: labels with counts, parts, and everything that was left out."""
+        source = self.source
+        labels = describe_labels(self.train.labels, source.labels_are, [printable(name) for name in source.class_names])
         train, test = (f" of {place}" if place else "" for place in source.parts)
         if source.test is None:
-            test = ", 30 % of each class"
-        if not torch.isin(self.test.labels, self.train.labels).any():
+            test = ", 30 % of each class" if source.labels_are in WITH_CLASSES else ", 30 % of the images"
+        if has_new_classes(self.train.labels, self.test.labels):
             test += ", all of classes that train lacks"
         left_out = list(source.left_out)
         for title, before, after in zip(("training", "test"), self.before, (self.train, self.test), strict=True):
             if len(after) < len(before):
                 left_out.append(f"{title} images beyond the subset ({len(before) - len(after)})")
         return [
-            f"data {printable(self.spec)}: {len(names)} classes ({shown})",
+            f"data {printable(self.spec)}: {labels}",
             f"train: {len(self.train)} images{train}; test: {len(self.test)} images{test}",
             f"left out: {', '.join(left_out) or 'nothing'}",
         ]
 
     def with_train_fraction(self, fraction: float, seed: int) -> "OpenedData":
-        """Return the data set with a stratified fraction of the training images, at least one of each class."""
+        """Return the data set with a fraction of the training images, stratified, at least one of each class."""
         most = round(fraction * len(self.train))
-        classes = len(self.train.labels.bincount().nonzero())
+        classes = number_of_classes(self.train.labels)
         if most < classes:
             raise ValueError(
                 f"Expected --train_fraction to leave an image of each of {classes} classes, but {fraction} of "
@@ -182,12 +193,14 @@ class OpenedData:
             std=std,
             spec=self.spec,
             family="digits" if symbols else "natural",
+            labels_are=self.source.labels_are,
         )
 
 
 def open_data(
     spec: str,
     *,
+    labels_are: LabelsAre = "classes",
     image_size: int | None = None,
     max_train: int | None = None,
     max_test: int | None = None,
@@ -202,7 +215,7 @@ def open_data(
     for name, value in (("image_size", image_size), ("max_train", max_train), ("max_test", max_test)):
         if value is not None and value < 1:
             raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}")
-    source = open_source(spec)
+    source = open_source(spec, labels_are)
     train, test = split_source(source, spec, new_classes=new_classes)
     before = train, test
     train = subset_of(train, max_train, "max_train", seed, first=source.shuffled)
@@ -232,10 +245,11 @@ def _shapes(pools: Sequence[Pool]) -> tuple[set[tuple[bool, tuple[int, int]]], l
 def _with_replaced(pool: Pool, broken: Collection[int], names: Sequence[str]) -> Pool:
     if not broken:
         return pool
-    indices = list(range(len(pool)))
+    indices, classes = list(range(len(pool))), classes_of(pool.labels)
+    assert classes is not None  # `replace_broken` checks this
     for index in broken:
-        label = int(pool.labels[index])
-        own = (pool.labels == label).nonzero()[:, 0].tolist()
+        label = int(classes[index])
+        own = (classes == label).nonzero()[:, 0].tolist()
         place = own.index(index)
         found = next((other for other in own[place:] + own[:place] if other not in broken), None)
         if found is None:

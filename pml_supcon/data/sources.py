@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pml_supcon._checks import did_you_mean
 from pml_supcon._files import check_file, kind_of
-from pml_supcon.data.folders import open_folder
+from pml_supcon.data.folders import open_folder, with_folder_levels
 from pml_supcon.data.images import Pool, Source, digest_of, printable
+from pml_supcon.data.label_columns import EXPECTED, choose_columns, read_labels
+from pml_supcon.data.label_kinds import LabelsAre
 from pml_supcon.data.splits import with_classes
 from pml_supcon.data.torchvision_source import open_torchvision
 
@@ -23,18 +25,22 @@ FORMS = "digits, torchvision:NAME, imagefolder:PATH, hf:PATH_OR_ID"
 _TEST_SPLITS = ("test", "validation")
 _DATA_FILES = (".parquet", ".arrow", ".tar", ".zip", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".h5", ".hdf5")
 _MOST_FOREIGN = 10_000  # entries of a folder before its first data file
-_LABEL_NAMES = ("label", "labels", "target", "fine_label")
 
 
-def open_source(spec: str) -> Source:
-    """Open a data set; see ``load_data`` for the forms of ``spec`` and the errors."""
+def open_source(spec: str, labels_are: LabelsAre = "classes") -> Source:
+    """Open a data set; see ``load_data`` for the forms of ``spec``, the kinds of labels and the errors."""
     form, query = _form_and_query(spec)
     parts = [part.partition("=") for part in query.split("&") if part]
     if not all(name and value for name, _, value in parts):
         raise ValueError(f"Expected `?NAME=VALUE`, joined by `&`, at the end of the data, but got {spec!r}")
     options = {name: value for name, _, value in parts}
     wanted = options.pop("classes", None)
-    source = _open_form(form, options, spec)
+    if wanted is not None and labels_are != "classes":
+        raise ValueError(
+            f"Expected no `?classes=` with --labels {labels_are}: it selects classes, but got {spec!r} (for labels of "
+            "other kinds select the rows before, with `datasets`)"
+        )
+    source = _open_form(form, options, spec, labels_are)
     return source if wanted is None else with_classes(source, wanted, spec)
 
 
@@ -54,18 +60,28 @@ def _as_path(place: str) -> Path:
     return Path(os.path.expanduser(place))
 
 
-def _open_form(form: str, options: dict[str, str], spec: str) -> Source:
+def _open_form(form: str, options: dict[str, str], spec: str, labels_are: LabelsAre) -> Source:
+    scheme, colon, place = form.partition(":")
+    if scheme == "hf" and place:
+        return _open_hub(place, options, labels_are)
+    if scheme == "imagefolder" and place and labels_are in ("classes", "hierarchy"):
+        return _open_folder(place, options, labels_are)
+    if labels_are != "classes":
+        others = " or `imagefolder:PATH?depth=2`" if labels_are == "hierarchy" else ""
+        raise ValueError(
+            f"Expected `hf:PATH_OR_ID`{others} with --labels {labels_are}, with {EXPECTED[labels_are]}, in Parquet or "
+            f"in a `metadata.csv` beside the images, but got {spec!r}"
+        )
     if form == "digits":
         _refuse_options("digits", options, ())
         return _open_digits()
-    scheme, colon, place = form.partition(":")
-    openers = {"torchvision": open_torchvision, "imagefolder": _open_folder, "hf": _open_hub}
-    if scheme not in openers or not colon:
-        hint = did_you_mean(scheme, ["digits", *openers])
+    schemes = ("torchvision", "imagefolder", "hf")
+    if scheme not in schemes or not colon:
+        hint = did_you_mean(scheme, ["digits", *schemes])
         raise ValueError(f"Expected the data to be one of {FORMS}, but got {spec!r}{hint}")
     if not place:
         raise ValueError(f"Expected a name or path after `{scheme}:` (the forms are {FORMS}), but got {spec!r}")
-    return openers[scheme](place, options)
+    return open_torchvision(place, options)
 
 
 @dataclass(frozen=True)
@@ -92,12 +108,19 @@ def _open_digits() -> Source:
     return Source(Pool(_ArrayImages(pixels), labels), None, tuple("0123456789"), symbols=True)
 
 
-def _open_folder(place: str, options: dict[str, str]) -> Source:
+def _open_folder(place: str, options: dict[str, str], labels_are: LabelsAre) -> Source:
     _refuse_options("imagefolder", options, ("depth",))
     depth = options.get("depth")
     if depth not in (None, "1", "2", "3"):
         raise ValueError(f"Expected `?depth=` to be 1, 2 or 3, the level of the class folders, but got {depth!r}")
-    return open_folder(_as_path(place), None if depth is None else int(depth))
+    if labels_are == "classes":
+        return open_folder(_as_path(place), None if depth is None else int(depth))
+    if depth not in ("2", "3"):
+        raise ValueError(
+            "Expected `?depth=2` or `?depth=3` with --labels hierarchy, whose levels are the folders GROUP/CLASS above "
+            f"the images, but got {depth or 'none'}"
+        )
+    return with_folder_levels(open_folder(_as_path(place), int(depth)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +146,7 @@ class _RowImages:
         return str(self.rows._fingerprint)  # of the files and of all operations on the rows
 
 
-def _open_hub(place: str, options: dict[str, str]) -> Source:
+def _open_hub(place: str, options: dict[str, str], labels_are: LabelsAre) -> Source:
     """Open a folder of Parquet files (or any other that ``datasets`` reads), or a data set of the hub."""
     import datasets  # imported here because it is slow and optional
 
@@ -149,27 +172,27 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
             )
     features = splits[first].features
     image = options.get("image") or _image_column(features, datasets)
-    label = options.get("label") or _label_column(features, datasets)
-    for column in (image, label):
+    columns = choose_columns(options.get("label"), features, labels_are)
+    for column in (image, *columns):
         if column not in features:
             raise ValueError(f"Expected a column {column!r} in {place!r}, but its columns are {', '.join(features)}")
+    if image in columns:
+        raise ValueError(f"Expected columns of labels after `?label=`, but {image} holds the images")
     tests = [chosen] if chosen else [name for name in _TEST_SPLITS if name in splits and name != first]
-    columns = {name: list(splits[name].select_columns([label])[:][label]) for name in (first, *tests)}
-    names, codes = _encode(columns, features[label], datasets)
+    names, found = read_labels({name: splits[name] for name in (first, *tests)}, columns, labels_are)
     # If the test split has no labels, as in a competition, use the validation split.
-    labelled = [name for name in tests if any(value >= 0 for value in codes[name])]
+    labelled = [name for name in tests if not bool(found[name].missing.all())]
     test = next(iter(labelled or tests), None)
     pools = {}
     for name in filter(None, (first, test)):
-        labels = codes[name]
-        unlabelled = sum(value < 0 for value in labels)
-        if unlabelled:
+        labels, missing = found[name]
+        if unlabelled := int(missing.sum()):
             raise ValueError(
                 f"Expected a label in every row of {place!r}, but {unlabelled} of {len(labels)} rows of {name} have "
                 f"none (`hf:...?test=SPLIT` names another split of {', '.join(splits)})"
             )
         rows = splits[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        pools[name] = Pool(_RowImages(rows, image, name), torch.tensor(labels, dtype=torch.long))
+        pools[name] = Pool(_RowImages(rows, image, name), labels)
     left_out = [
         f"the split {name} ({len(splits[name])} rows{'' if name in labelled or name not in tests else ', no labels'})"
         for name in splits
@@ -182,6 +205,7 @@ def _open_hub(place: str, options: dict[str, str]) -> Source:
         shuffled=True,
         parts=(f"the split {first}", f"the split {test}" if test else None),
         left_out=tuple(left_out),
+        labels_are=labels_are,
     )
 
 
@@ -225,21 +249,6 @@ def _is_home(folder: Path) -> bool:
         return False
 
 
-def _encode(columns: dict[str, list[Any]], feature: Any, datasets: Any) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """Return the class names and the labels 0..C-1 of each split, the training split first; -1 is no label."""
-    if isinstance(feature, datasets.ClassLabel):
-        coded = {name: [-1 if value is None else int(value) for value in column] for name, column in columns.items()}
-        return tuple(feature.names), coded
-    # -1 is a hidden label, unless training images have it
-    hidden = (None,) if -1 in next(iter(columns.values())) else (None, -1)
-    values = [value for column in columns.values() for value in column if value not in hidden]
-    if not all(isinstance(value, int | str) for value in values):
-        raise ValueError(f"Expected labels that are classes, integers or strings, but got a column of {feature}")
-    known = sorted(set(values))
-    code = {value: index for index, value in enumerate(known)}
-    return tuple(map(str, known)), {n: [code.get(value, -1) for value in column] for n, column in columns.items()}
-
-
 def _image_column(features: Any, datasets: Any) -> str:
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(found) != 1:
@@ -248,25 +257,6 @@ def _image_column(features: Any, datasets: Any) -> str:
             "(`hf:...?image=COLUMN` names one)"
         )
     return str(found[0])
-
-
-def _label_column(features: Any, datasets: Any) -> str:
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    kinds = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
-    numbers = [name for name, kind in kinds.items() if "int" in kind]
-    texts = [name for name in _LABEL_NAMES if kinds.get(name) in ("string", "large_string", "bool")]
-    for found in (classes, numbers, texts):
-        named = [name for name in _LABEL_NAMES if name in found]
-        if named or len(found) == 1:
-            return str((named or found)[0])
-        if found:
-            raise ValueError(
-                f"Expected one column of labels, but got {', '.join(found)} (`hf:...?label=COLUMN` names one)"
-            )
-    raise ValueError(
-        f"Expected a column of labels (ClassLabel or integers, or strings named {', '.join(_LABEL_NAMES)}), but the "
-        f"columns are {', '.join(features)} (`hf:...?label=COLUMN` names one)"
-    )
 
 
 def _refuse_options(scheme: str, options: dict[str, str], known: tuple[str, ...]) -> None:

@@ -10,25 +10,32 @@ from torch import Tensor
 
 from pml_supcon._strata import stratified_quotas
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages, Pool, Source
+from pml_supcon.data.label_kinds import classes_of
 
 SPLIT_SEED = 0  # seed of the 70/30 split: every run has the same test images
 TEST_SHARE = 0.3
+LEAST_TO_SPLIT = 4  # images, of which two are for the test
 NewClasses = Literal["none", "all", "some"]  # allowed test classes that train lacks
 
 
 def split_source(source: Source, spec: str, *, new_classes: NewClasses) -> tuple[Pool, Pool]:
-    """Return train and test; split train 70/30 if the source has no test split.
+    """Return train and test; split train 70/30 if the source has no test split, stratified where there are classes.
 
     Raises:
-        ValueError: If a split is empty, train has fewer than 2 classes or too few images to split, or test has a class
-            that ``new_classes`` does not allow, or a new class alone.
+        ValueError: If a split is empty, train has fewer than 2 classes or labels or too few images to split, or test
+            has a class that ``new_classes`` does not allow, or a new class alone.
     """
     if not len(source.train) or (source.test is not None and not len(source.test)):
         raise ValueError(f"Expected images in {spec!r}, but train or test has none")
-    if len(source.train.labels.bincount().nonzero()) < 2:
-        raise ValueError(f"Expected at least 2 classes in {spec!r}, but all images of train have one label")
+    labels = source.train.labels
+    if bool((labels == labels[0]).all()):
+        expected = "labels that differ" if classes_of(labels) is None else "at least 2 classes"
+        raise ValueError(f"Expected {expected} in {spec!r}, but all images of train have one label")
+    classes = classes_of(labels)
+    if classes is None:
+        return _split_unstratified(source, spec) if source.test is None else (source.train, source.test)
     if source.test is not None:
-        known, tested = set(source.train.labels.tolist()), set(source.test.labels.tolist())
+        known, tested = set(classes.tolist()), set(_classes(source.test).tolist())
         strange = sorted(tested - known)
         names = ", ".join(source.class_names[label] for label in strange)
         if len(tested) == 1 and strange and new_classes != "none":
@@ -41,40 +48,73 @@ def split_source(source: Source, spec: str, *, new_classes: NewClasses) -> tuple
                 f"Expected every test class of {spec!r} to be a training class{either}, but {names} are not"
             )
         return source.train, source.test
-    labels = source.train.labels
-    counts = labels.bincount()
-    classes = int((counts > 0).sum())
+    counts = classes.bincount()
+    number = int((counts > 0).sum())
     single = [source.class_names[label] for label in (counts == 1).nonzero().flatten().tolist()]
     if single:
         raise ValueError(
             f"Expected at least 2 images of every class of {spec!r}, to split it into train and test, but there is one "
             f"of {', '.join(single)}"
         )
-    if int(len(labels) * TEST_SHARE) < classes:
+    if int(len(labels) * TEST_SHARE) < number:
         raise ValueError(
-            f"Expected 30 % of the images of {spec!r} to cover its {classes} classes, but it has {len(labels)}"
+            f"Expected 30 % of the images of {spec!r} to cover its {number} classes, but it has {len(labels)}"
         )
     chosen = train_test_split(
-        range(len(labels)), test_size=TEST_SHARE, stratify=labels.numpy(), random_state=SPLIT_SEED
+        range(len(labels)), test_size=TEST_SHARE, stratify=classes.numpy(), random_state=SPLIT_SEED
     )
     train, test = (source.train.select(sorted(indices)) for indices in chosen)
     return train, test
 
 
+def _split_unstratified(source: Source, spec: str) -> tuple[Pool, Pool]:
+    if len(source.train) < LEAST_TO_SPLIT:
+        raise ValueError(
+            f"Expected at least {LEAST_TO_SPLIT} images in {spec!r}, to split it into train and test, but it has "
+            f"{len(source.train)}"
+        )
+    chosen = train_test_split(range(len(source.train)), test_size=TEST_SHARE, random_state=SPLIT_SEED)
+    train, test = (source.train.select(sorted(indices)) for indices in chosen)
+    return train, test
+
+
+def _classes(pool: Pool) -> Tensor:
+    classes = classes_of(pool.labels)
+    assert classes is not None  # for the type checker: train and test have one kind of labels
+    return classes
+
+
+def number_of_classes(labels: Tensor) -> int:
+    """Return the number of different classes in labels; 1 if they hold no classes."""
+    classes = classes_of(labels)
+    return 1 if classes is None else len(classes.unique())
+
+
 def subset_of(pool: Pool, most: int | None, name: str, seed: int, *, first: bool) -> Pool:
     """Return at most ``most`` images: the first ones if ``first`` and they cover all classes, else a stratified subset.
+
+    Without classes it is a plain subset.
 
     Raises:
         ValueError: If there are more classes than ``most``; the error names the argument.
     """
     if most is None or most >= len(pool):
         return pool
-    classes = len(pool.labels.bincount().nonzero())
-    if most < classes:
-        raise ValueError(f"Expected argument `{name}` to be at least the number of classes, {classes}, but got {most}")
-    if first and len(pool.labels[:most].bincount().nonzero()) == classes:
+    number = number_of_classes(pool.labels)
+    if most < number:
+        raise ValueError(f"Expected argument `{name}` to be at least the number of classes, {number}, but got {most}")
+    if first and number_of_classes(pool.labels[:most]) == number:
         return pool.select(range(most))
-    return pool.select(stratified_subset(pool.labels, most, seed))
+    return pool.select(subset_indices(pool.labels, most, seed))
+
+
+def subset_indices(labels: Tensor, count: int, seed: int) -> list[int]:
+    """Draw ``count`` indices, stratified by class if the labels hold classes, in ascending order."""
+    classes = classes_of(labels)
+    if classes is not None:
+        return stratified_subset(classes, count, seed)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:count].tolist())
 
 
 def stratified_subset(labels: Tensor, count: int, seed: int) -> list[int]:
@@ -110,7 +150,7 @@ class TrainingSplit:
     Attributes:
         train: The indices of the images to train on, int64, ascending.
         held_out: The indices of the held-out images; may be empty.
-        labels: The labels of ``train``, with label noise, int64.
+        labels: The labels of ``train``, with label noise.
         true_labels: The labels of ``train``, without noise.
         held_out_labels: The labels of ``held_out``, without noise.
     """
@@ -140,10 +180,13 @@ class TrainingSplit:
 def split_training_set(labels: Tensor, *, held_out: float, label_noise: float, seed: int) -> TrainingSplit:
     """Hold out a fraction of every class, and give a fraction of the other images a wrong label.
 
+    Without classes a plain fraction is held out.
+
     Args:
-        labels: The labels of all training images, int64 ``(n,)``.
+        labels: The labels of all training images.
         held_out: The fraction to hold out, in [0, 1).
-        label_noise: The fraction of the other images that get another class, drawn uniformly, in [0, 1].
+        label_noise: The fraction of the other images that get another class, drawn uniformly, in [0, 1]; above 0 for
+            classes only.
         seed: The seed of the noise.
 
     Raises:
@@ -160,15 +203,22 @@ def split_training_set(labels: Tensor, *, held_out: float, label_noise: float, s
 def _held_out(labels: Tensor, share: float) -> Tensor:
     if share == 0:
         return torch.empty(0, dtype=torch.long)
-    counts = labels.bincount()
-    classes, number = int((counts > 0).sum()), round(share * len(labels))
+    number, found = round(share * len(labels)), classes_of(labels)
+    if found is None:
+        if not 0 < number < len(labels):
+            raise ValueError(
+                f"Expected --held_out to leave an image on both sides, but {share} of {len(labels)} are {number}"
+            )
+        return torch.tensor(subset_indices(labels, number, HELD_OUT_SEED))
+    counts = found.bincount()
+    classes = int((counts > 0).sum())
     if number < classes or int(counts[counts > 0].min()) < 2:
         raise ValueError(
             f"Expected --held_out to leave an image of each of {classes} classes on both sides, but {share} of "
             f"{len(labels)} are {number} and the rarest class has {int(counts[counts > 0].min())}"
         )
-    apart = torch.tensor(stratified_subset(labels, number, HELD_OUT_SEED))
-    left = counts - labels[apart].bincount(minlength=len(counts))
+    apart = torch.tensor(stratified_subset(found, number, HELD_OUT_SEED))
+    left = counts - found[apart].bincount(minlength=len(counts))
     if bool((left[counts > 0] == 0).any()):
         raise ValueError(f"Expected --held_out to leave an image of each class to train on, but got {share}")
     return apart
