@@ -71,6 +71,12 @@ class Target:
         """Return the attributes without the handle."""
         return {name: value for name, value in vars(self).items() if name != "handle"}
 
+    def __repr__(self) -> str:
+        """Return the class and its plain attributes, the same on all processes."""
+        plain = (bool, int, float, str, tuple, type(None))
+        options = (f"{name}={value!r}" for name, value in vars(self).items() if isinstance(value, plain))
+        return f"{type(self).__name__}({', '.join(options)})"
+
     def weights(self, anchors: Tensor, rows: Tensor) -> Tensor:
         """Return ``w_ij >= 0`` for the labels of some anchors and of some rows, ``(len(anchors), len(rows))``.
 

@@ -68,9 +68,9 @@ def check_class_weights(reducer: BaseReducer, labels: Tensor | None) -> None:
         if labels is None:
             raise ValueError("Expected argument `labels` with a ClassWeightedReducer, but got None")
         if labels.ndim > 1 or labels.is_floating_point():
+            given = f"labels of shape {tuple(labels.shape)}" if labels.ndim > 1 else f"labels {labels.dtype}"
             raise ValueError(
-                "Expected class labels with a ClassWeightedReducer, which has a weight for each class, but got labels "
-                f"{tuple(labels.shape)} {labels.dtype}"
+                f"Expected class labels with a ClassWeightedReducer, which has a weight for each class, but got {given}"
             )
         if labels.is_meta or not labels.numel():
             continue
@@ -104,4 +104,6 @@ def loss_dict(terms: AnchorLosses, reducer: BaseReducer) -> dict[str, dict[str, 
     indices = terms.valid.nonzero()[:, 0]
     if len(indices) == 0:
         return reduced(0)
-    return {"loss": {"losses": terms.losses[indices], "indices": indices, "reduction_type": "element"}}
+    # the divisor is for DivisorReducer, which divides the sum by it
+    elements = {"losses": terms.losses[indices], "indices": indices, "divisor": len(indices)}
+    return {"loss": {**elements, "reduction_type": "element"}}

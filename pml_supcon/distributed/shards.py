@@ -48,7 +48,7 @@ class LossInputs(NamedTuple):
 
     @property
     def sample_labels(self) -> Tensor | None:
-        """``(B,)``: the labels of the first view."""
+        """``(B, ...)``: the labels of the first view."""
         return None if self.labels is None else self.labels[: self.samples]
 
     def by_sample(self) -> "LossInputs":
@@ -75,7 +75,7 @@ class LossInputs(NamedTuple):
 
         def rows(x: Tensor) -> Tensor:
             by_view = x.ndim > 1 and x.shape[1] == views
-            return flatten_views(x) if by_view else x.repeat(views, *[1] * (x.ndim - 1))
+            return flatten_views(x) if by_view else repeat_labels(x, views)
 
         return self._replace(
             embeddings=flatten_views(self.embeddings),

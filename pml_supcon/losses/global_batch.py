@@ -20,6 +20,7 @@ from pml_supcon.functional.supcon.global_batch.group import check_inputs
 from pml_supcon.losses.queue import QueueLoss
 from pml_supcon.losses.rank_n_contrast import RankNContrastLoss
 from pml_supcon.losses.supcon import BaseSupConLoss, SupConLossIn, SupConLossOut
+from pml_supcon.targets import Target
 
 OWN_LOSSES = (SupConLossOut, SupConLossIn)  # the exact classes: a subclass may compute anything
 
@@ -49,7 +50,8 @@ class GlobalBatchLoss(nn.Module):
     Shape:
         - embeddings: ``(N, D)`` or ``(B, V, D)`` of this process; losses of PML get ``(B, V, D)`` as view-major rows.
         - labels: ``(N,)`` or ``(B,)`` of this process, any integer dtype, any device, or None if the loss needs none;
-          numbers, or rows of them, for ``RankNContrastLoss``.
+          numbers, or rows of them, for ``RankNContrastLoss``; with a ``target`` of the loss ``(N, ...)`` or
+          ``(B, ...)`` as it says.
         - ref_emb: ``(M, D)`` of this process, the second tower of ``CrossModalLoss``.
         - the batch: samples of the first process, then of the second, and so on, view-major.
         - other tensors that the loss accepts by keyword, like ``anchors`` or ``keys``: one entry per row or sample.
@@ -57,7 +59,7 @@ class GlobalBatchLoss(nn.Module):
     Raises:
         ValueError: On every process, if the rows of one are invalid, or differ from the others in width, dtype, views
             or the options of the loss; the error names the rank and the value. Also for ``indices_tuple``, which lists
-            rows of one process: pass a ``miner``.
+            rows of one process: pass a ``miner``; and for a ``miner`` with a ``target`` of the loss.
         ConnectionError: If a collective fails; the error names the lost ranks.
 
     Warns:
@@ -101,6 +103,7 @@ class GlobalBatchLoss(nn.Module):
             raise ValueError(f"Expected no `miner` with {type(loss).__name__}, which takes no pairs")
         self.loss = loss
         self.miner = miner
+        target_of(loss, mined=miner is not None)  # raises if the two do not go together
         self.num_views = views_of_loss if num_views is None else num_views
         self.group = group
 
@@ -157,10 +160,10 @@ class GlobalBatchLoss(nn.Module):
 
     def _loss_over(self, rows: LossInputs, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
         """Return the loss of rows that all processes hold."""
-        if not any(ids is not None and ids.is_floating_point() for ids in (rows.labels, rows.ref_labels)):
-            labels, ref_labels = checks.int64_labels(
-                rows.labels, rows.ref_labels
-            )  # torch compares uint64 with no other dtype
+        given = [ids for ids in (rows.labels, rows.ref_labels) if ids is not None]
+        if target_of(self.loss) is None and not any(ids.is_floating_point() for ids in given):
+            # torch compares uint64 with no other dtype
+            labels, ref_labels = checks.int64_labels(rows.labels, rows.ref_labels)
             rows = rows._replace(labels=labels, ref_labels=ref_labels)
         if self.miner is not None:
             indices_tuple = self._mine(rows.view_major(), group)
@@ -205,12 +208,25 @@ def divided_among(loss: nn.Module, group: ProcessGroup | None) -> Iterator[None]
             part.group = None
 
 
+def target_of(loss: nn.Module, *, mined: bool = False) -> Target | None:
+    """Return the target of the SupCon losses inside a loss, or None; raise for one with a miner."""
+    targets = (part.target for part in loss.modules() if isinstance(part, BaseSupConLoss))
+    target = next((target for target in targets if target is not None), None)
+    if mined and target is not None:
+        raise ValueError(
+            f"Expected no `miner` with target={target!r}, whose weights its pairs would replace; the loss contrasts "
+            "all rows without it"
+        )
+    return target
+
+
 def check(own: LossInputs, loss: nn.Module, *, mined: bool) -> LossInputs:
     """Return the batch on this process with all labels on the device of the embeddings, or raise if it is invalid.
 
     A loss with labels of another kind, or with two towers, checks them itself (``check_shard``).
     """
-    own_check: Any = getattr(loss, "check_shard", partial(check_inputs, need_ref_labels=mined))
+    plain_check = partial(check_inputs, need_ref_labels=mined, target=target_of(loss, mined=mined))
+    own_check: Any = getattr(loss, "check_shard", plain_check)
     checked: LossInputs = own_check(own)
     embeddings, labels = own.embeddings, own.labels
     if mined:
@@ -229,13 +245,16 @@ def check(own: LossInputs, loss: nn.Module, *, mined: bool) -> LossInputs:
 
 
 def describe(module: nn.Module) -> str:
-    """Return the classes, plain options and saved state of a loss and of all modules inside it, as one string."""
+    """Return the classes, plain options, targets and saved state of a loss and of all modules in it, as one string."""
     plain = (bool, int, float, str, type(None))
     parts = []
     for part in module.modules():
         inits = [vars(kind)["__init__"] for kind in type(part).__mro__ if "__init__" in vars(kind)]
         names = dict.fromkeys(name for init in inits for name in signature(init).parameters)
-        options = {name: value for name in names if isinstance(value := getattr(part, name, part), plain)}
+        values = {name: getattr(part, name, part) for name in names}
+        options = {name: value for name, value in values.items() if isinstance(value, plain)}
+        # its own `repr` could have the address of an attribute
+        options |= {name: Target.__repr__(value) for name, value in values.items() if isinstance(value, Target)}
         if type(part).get_extra_state is not nn.Module.get_extra_state:
             options["state"] = str(part.get_extra_state().tolist())
         for name, buffer in part.named_buffers(recurse=False):

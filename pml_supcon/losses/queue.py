@@ -9,6 +9,7 @@ from pml_supcon._checks import check_int
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
 from pml_supcon.losses.supcon import BaseSupConLoss
+from pml_supcon.targets import Target
 
 
 class QueueLoss(nn.Module):
@@ -19,6 +20,7 @@ class QueueLoss(nn.Module):
     Anchors are the rows of the batch. Anchor ``i`` is contrasted with all these rows except row ``i``, its own
     embedding or key. After the loss, in training mode only, the rows of the batch (its keys, if given) replace the
     oldest rows of the queue. Without labels every sample is its own class, and all rows of the queue are negatives.
+    With a ``target`` of the loss the queue keeps the labels that the target describes, such as label sets.
 
     Args:
         loss: a ``SupConLossOut`` or ``SupConLossIn``, with its options except ``positives_cap``.
@@ -28,20 +30,23 @@ class QueueLoss(nn.Module):
 
     Shape:
         - embeddings: ``(B, V, D)``, or ``(N, D)``, view-major if ``SupConLossOut(num_views=V)`` is given.
-        - labels: ``(B,)`` or ``(N,)``, any integer dtype, on any device; None in all calls or in none.
+        - labels: ``(B,)`` or ``(N,)``, any integer dtype, on any device; None in all calls or in none. With a target of
+          the loss ``(B, ...)`` or ``(N, ...)`` as it says, of one dtype and number of columns in all calls.
         - anchors: bool mask of the rows or samples of the batch that are anchors, ``(N,)`` or ``(B,)``; default: all.
         - keys: the shape of the embeddings, a momentum encoder's output for the same views; they get no gradient.
 
     Raises:
         ValueError: If sizes, widths, dtypes or devices do not fit, if a batch is larger than the queue, if only some
-            calls have labels, or if the loss has a ``positives_cap``.
+            calls have labels, if labels do not fit the target or those in the queue, or if the loss has a
+            ``positives_cap``.
         TypeError: If the loss is another one, or an argument has the wrong type.
 
     Note:
         ``state_dict`` holds the whole queue: ``queue_embeddings`` ``(Q, D)``, ``queue_labels`` ``(Q,)`` int64 (-1:
-        without labels), and its position (``next_row``, ``num_filled``, ``labelled``). A run that loads it continues
-        exactly like an uninterrupted run. A step does not synchronise with the device. Under ``GlobalBatchLoss`` the
-        batch is the batch of all processes: they divide the work, and each keeps the same queue.
+        without labels; with a target ``(Q, ...)`` in the dtype of the labels), and its position (``next_row``,
+        ``num_filled``, ``labelled``). A run that loads it continues exactly like an uninterrupted run. A step does not
+        synchronise with the device. Under ``GlobalBatchLoss`` the batch is the batch of all processes: they divide the
+        work, and each keeps the same queue.
 
     Examples:
         >>> import torch
@@ -122,11 +127,12 @@ class QueueLoss(nn.Module):
         # the loss takes the rows, which it then need not order by view again, unless only their shape gives the views
         more = {} if anchors is None else {"anchors": anchors}
         by_sample = (self.loss.contrast_mode == "one" or bool(more)) and self.num_views is None
+        past_labels = self.queue_labels[: self.num_filled] if self.num_filled else row_labels[:0]
         loss: Tensor = self.loss(  # `cat` copies: writing to the queue afterwards does not change the graph
             embeddings if by_sample else own_rows,
             own_labels if by_sample else row_labels,
             ref_emb=torch.cat([rows, self.queue_embeddings[: self.num_filled]]),
-            ref_labels=torch.cat([row_labels, self.queue_labels[: self.num_filled]]),
+            ref_labels=torch.cat([row_labels, past_labels]),
             ref_starts_with_batch=True,
             **more,
         )
@@ -159,6 +165,8 @@ class QueueLoss(nn.Module):
 
     def _enqueue(self, rows: Tensor, labels: Tensor | None) -> None:
         """Replace the oldest rows by the rows of a batch, in order; wrap around at the end."""
+        if labels is not None and not self.num_filled:  # an empty queue takes any kind of labels
+            self.queue_labels = empty_like_rows(self.queue_labels, labels)
         number, before_end = len(rows), min(len(rows), self.queue_size - self.next_row)
         for part, start in ((slice(0, before_end), self.next_row), (slice(before_end, number), 0)):
             place = slice(start, start + part.stop - part.start)
@@ -169,7 +177,10 @@ class QueueLoss(nn.Module):
         self.labelled = labels is not None
 
     def _labels(self, embeddings: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the labels of the batch, int64; without labels every sample is its own class."""
+        """Return the labels of the batch, int64 without a target; without labels every sample is its own class."""
+        target = self.loss.target
+        if target is not None and labels is None:
+            raise ValueError(f"Expected `labels` with target={target!r}, but got None")
         if self.labelled is not None and self.labelled != (labels is not None):
             given, before = ("no labels", "labels") if self.labelled else ("labels", "no labels")
             raise ValueError(
@@ -177,7 +188,11 @@ class QueueLoss(nn.Module):
                 "labels and another without"
             )
         if labels is not None:
-            return checks.check_labels("labels", labels, len(embeddings), embeddings.device).long()
+            labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device, target).detach()
+            labels = labels if target is not None else labels.long()
+            if self.num_filled:
+                check_like_memory(labels, self.queue_labels, "queue")
+            return labels
         if embeddings.ndim == 3:
             return torch.arange(len(embeddings), device=embeddings.device)
         if self.num_views is None:
@@ -218,4 +233,37 @@ class QueueLoss(nn.Module):
                 f"use QueueLoss(..., dtype={saved.dtype})"
             )
             return
+        saved_labels = state_dict.get(f"{prefix}queue_labels")
+        if isinstance(saved_labels, Tensor):
+            self.queue_labels = memory_for_state(self.queue_labels, saved_labels, self.loss.target, errors[-1])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *errors)
+
+
+def empty_like_rows(memory: Tensor, labels: Tensor) -> Tensor:
+    """Return the memory of labels, or a new one of as many rows if the labels have other columns or another dtype."""
+    if memory.shape[1:] == labels.shape[1:] and memory.dtype == labels.dtype:
+        return memory
+    return labels.new_zeros(len(memory), *labels.shape[1:])
+
+
+def check_like_memory(labels: Tensor, memory: Tensor, name: str) -> None:
+    """Raise unless labels have the columns and the dtype of those in a queue or memory."""
+    if labels.shape[1:] != memory.shape[1:] or labels.dtype != memory.dtype:
+        expected = ", ".join(map(str, (len(labels), *memory.shape[1:])))
+        raise ValueError(
+            f"Expected `labels` like those in the {name}, ({expected}{',' * (memory.ndim == 1)}) {memory.dtype}, "
+            f"but got {tuple(labels.shape)} {labels.dtype}"
+        )
+
+
+def memory_for_state(memory: Tensor, saved: Tensor, target: Target | None, errors: list[str]) -> Tensor:
+    """Return a memory of labels that takes the saved ones as they are, for a target; add an error if it cannot."""
+    if target is None:
+        if saved.dtype != memory.dtype:  # torch would convert silently
+            errors.append(
+                f"Expected a state with class labels, {memory.dtype}, but got labels {tuple(saved.shape)} "
+                f"{saved.dtype}; give the loss its `target` first"
+            )
+        return memory
+    fits = saved.ndim > 0 and len(saved) == len(memory)
+    return torch.zeros_like(saved, device=memory.device) if fits else memory

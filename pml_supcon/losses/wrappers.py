@@ -10,7 +10,9 @@ from torch import Tensor
 from pml_supcon._checks import check_bool, check_int, check_type
 from pml_supcon._tensors import check_dense
 from pml_supcon.functional.supcon import checks
+from pml_supcon.losses.queue import check_like_memory, empty_like_rows, memory_for_state
 from pml_supcon.losses.supcon import BaseSupConLoss
+from pml_supcon.targets import Target
 
 # Keep references to PML's classes: a user may replace `pml.CrossBatchMemory` by ours, and `supported_losses` must still
 # find the original.
@@ -24,7 +26,8 @@ class CrossBatchMemory(pml.CrossBatchMemory):
     Arguments and calls are the same as for ``pytorch_metric_learning.losses.CrossBatchMemory``: embeddings ``(N, D)``,
     labels ``(N,)``. A batch first enters the memory, and is then contrasted with all rows of the memory, detached. With
     one of our losses and no miner, ``indices_tuple`` or ``enqueue_mask``, no list of all pairs is built as in PML. This
-    saves memory and gives the same value, and ``contrast_mode="one"`` works. ``positives_cap`` raises.
+    saves memory and gives the same value, and ``contrast_mode="one"`` works. ``positives_cap`` raises. With a loss with
+    a ``target`` the labels are ``(N, ...)`` as it says, and the memory keeps them in their dtype.
 
     Unlike in PML, ``state_dict`` holds the position in the memory, so that a loaded memory is used. States that PML
     saved load with ``strict=False``, as an empty memory. ``QueueLoss`` is the exact form of the same idea: gradients
@@ -32,7 +35,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
 
     Raises:
         ValueError: If a batch is larger than the memory or has another width, or an ``enqueue_mask`` is not ``(N,)``
-            bool.
+            bool; for a ``miner``, ``indices_tuple`` or ``enqueue_mask`` with a ``target``.
 
     Examples:
         >>> import torch
@@ -60,6 +63,7 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         check_int("memory_size", memory_size, low=1)
         check_type("miner", miner, (torch.nn.Module, type(None)), "a miner module or None")
         super().__init__(loss, embedding_size, memory_size, miner, **kwargs)
+        self._check_unlisted(miner=miner)
 
     @property
     def num_views(self) -> int | None:
@@ -93,8 +97,14 @@ class CrossBatchMemory(pml.CrossBatchMemory):
                 f"Expected `memory_size` to be at least the {entering} rows of a batch that enter the memory, "
                 f"but got {self.memory_size}"
             )
-        labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device)
-        labels = labels.to(torch.int64)  # PML's memory takes no other unsigned integers than uint8
+        target = self._check_unlisted(miner=self.miner, indices_tuple=indices_tuple, enqueue_mask=enqueue_mask)
+        labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device, target)
+        if target is None:
+            labels = labels.to(torch.int64)  # PML's memory takes no other unsigned integers than uint8
+        elif self._is_empty() and len(labels):
+            self.label_memory = empty_like_rows(self.label_memory, labels.detach())
+        elif not self._is_empty():
+            check_like_memory(labels, self.label_memory, "memory")
         if indices_tuple is not None:
             checks.check_pairs(indices_tuple, embeddings.device, len(embeddings), len(embeddings))
             if enqueue_mask is not None:
@@ -106,13 +116,13 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         self.reset_stats()
         # as in PML, the memory follows the embeddings
         self.embedding_memory = self.embedding_memory.to(embeddings.device, embeddings.dtype)
-        self.label_memory = self.label_memory.to(embeddings.device, torch.int64)
+        self.label_memory = self.label_memory.to(embeddings.device, labels.dtype)
         older = self._rows_that_stay(len(embeddings))
         loss = self.loss(
             embeddings,
             labels,
             ref_emb=torch.cat([embeddings.detach(), *(self.embedding_memory[part] for part in older)]),
-            ref_labels=torch.cat([labels, *(self.label_memory[part] for part in older)]),
+            ref_labels=torch.cat([labels, *(self.label_memory[part] for part in older if part.stop > part.start)]),
             ref_starts_with_batch=True,
         )
         self.add_to_memory(embeddings, labels, len(embeddings))
@@ -124,6 +134,22 @@ class CrossBatchMemory(pml.CrossBatchMemory):
             super().add_to_memory(embeddings, labels, batch_size)
         else:
             self.curr_batch_idx = torch.arange(0, device=labels.device)
+
+    def _is_empty(self) -> bool:
+        return self.queue_idx == 0 and not self.has_been_filled
+
+    def _check_unlisted(self, **given: Any) -> Target | None:
+        """Return the target of the loss, if it has one; raise if something that lists pairs is given beside it."""
+        target = getattr(self.loss, "target", None) if isinstance(self.loss, BaseSupConLoss) else None
+        names = [name for name, value in given.items() if value is not None]
+        if target is None or not names:
+            return target
+        hint = "the loss contrasts all rows of batch and memory without it"
+        if names == ["enqueue_mask"]:
+            hint = "`QueueLoss(loss, ...)(embeddings, labels, keys=...)` takes a momentum encoder's rows"
+        raise ValueError(
+            f"Expected no `{names[0]}` with target={target!r}, whose weights its pairs would replace; {hint}"
+        )
 
     def _rows_that_stay(self, number: int) -> list[slice]:
         """Return the filled rows of the memory that a batch of ``number`` rows does not replace."""
@@ -148,6 +174,10 @@ class CrossBatchMemory(pml.CrossBatchMemory):
         saved = state_dict.get(f"{prefix}embedding_memory")
         if isinstance(saved, Tensor):  # the dtype of the memory is the dtype of the first embeddings
             self.embedding_memory = self.embedding_memory.to(saved.dtype)
+        saved_labels = state_dict.get(f"{prefix}label_memory")
+        if isinstance(saved_labels, Tensor):
+            target = self._check_unlisted()
+            self.label_memory = memory_for_state(self.label_memory, saved_labels, target, args[-1])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
@@ -170,7 +200,8 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
 
     Raises:
         ValueError: If there are fewer than two views, or views of different shapes; for ``symmetric=False`` with a loss
-            of ours that has ``num_views``, which would describe the first view only.
+            of ours that has ``num_views``, which would describe the first view only; for a loss with a ``target``,
+            which describes labels.
 
     Examples:
         >>> import torch
@@ -187,6 +218,7 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
         check_supported(loss, self.supported_losses())
         check_bool("symmetric", symmetric)
         super().__init__(loss, symmetric=symmetric, **kwargs)
+        self._check_no_target()
         num_views = getattr(loss, "num_views", None) if isinstance(loss, BaseSupConLoss) else None
         if not symmetric and num_views not in (None, 1):
             raise ValueError(
@@ -196,6 +228,7 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor | None = None, *more_ref_emb: Tensor) -> Tensor:
         """Return the loss of V views ``(N, D)``, or of ``(B, V, D)``; the label of a sample is its number."""
+        self._check_no_target()
         views = views_of(embeddings, (ref_emb, *more_ref_emb) if ref_emb is not None or more_ref_emb else ())
         # unlike in PML, the labels are on the device of the embeddings
         labels = torch.arange(len(views[0]), device=views[0].device)
@@ -210,6 +243,14 @@ class SelfSupervisedLoss(pml.SelfSupervisedLoss):
             references, ref_labels = torch.cat(views[1:]), labels.repeat(len(views) - 1)
             loss = self.loss(anchors, labels, ref_emb=references, ref_labels=ref_labels)
         return loss
+
+    def _check_no_target(self) -> None:
+        target = getattr(self.loss, "target", None) if isinstance(self.loss, BaseSupConLoss) else None
+        if target is not None:
+            raise ValueError(
+                "Expected a loss without `target`, since each sample is its own class here, but got "
+                f"target={target!r}; with labels call the loss itself: `loss(embeddings, labels)` with (B, V, D) views"
+            )
 
     @staticmethod
     def supported_losses() -> list[str]:

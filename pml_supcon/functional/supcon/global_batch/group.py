@@ -19,6 +19,7 @@ from pml_supcon.functional.supcon.global_batch import own_rows, ring
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_batch
+from pml_supcon.targets import Target
 
 
 def group_supcon_loss(
@@ -133,13 +134,15 @@ def gathered_mask(mask: Tensor, views: int, samples: list[int], group: ProcessGr
     return flatten_views(collectives.all_gather_rows(split_views(mask, views), samples, group))
 
 
-def check_inputs(inputs: LossInputs, *, need_ref_labels: bool) -> LossInputs:
+def check_inputs(inputs: LossInputs, *, need_ref_labels: bool, target: Target | None = None) -> LossInputs:
     """Return the inputs of a loss with all labels on the device of the embeddings, or raise if a tensor is invalid."""
     embeddings, labels = inputs.embeddings, inputs.labels
     checks.check_embeddings("embeddings", embeddings)
     if labels is not None:
-        labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device)
-    ref_labels = checks.check_references(embeddings, inputs.ref_emb, inputs.ref_labels, need_labels=need_ref_labels)
+        labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device, target)
+    ref_labels = checks.check_references(
+        embeddings, inputs.ref_emb, inputs.ref_labels, need_labels=need_ref_labels, target=target
+    )
     return inputs._replace(labels=labels, ref_labels=ref_labels)
 
 
