@@ -74,7 +74,7 @@ class Target:
     def __repr__(self) -> str:
         """Return the class and its plain attributes, the same on all processes."""
         plain = (bool, int, float, str, tuple, type(None))
-        options = (f"{name}={value!r}" for name, value in vars(self).items() if isinstance(value, plain))
+        options = (f"{name}={value!r}" for name, value in Target.__getstate__(self).items() if isinstance(value, plain))
         return f"{type(self).__name__}({', '.join(options)})"
 
     def weights(self, anchors: Tensor, rows: Tensor) -> Tensor:

@@ -133,6 +133,10 @@ def pairs_of_loss(d: Draw) -> Any:
     return [torch.randint(number, (4,)) for _ in range(4)] if d.rng.random() < 0.2 else None
 
 
+def anchors_of_loss(d: Draw) -> Any:
+    return torch.rand(d.samples if d.stacked else d.samples * d.views) < 0.7 if d.rng.random() < 0.3 else None
+
+
 def probe(d: Draw) -> Any:
     rows = torch.randn(8, d.width)
     return fit_linear_probe(rows, torch.arange(8) % d.one_of(2, 3))
@@ -241,6 +245,8 @@ TABLE: Table = {
     "contrast_mode": lambda d: d.one_of("all", "all", "one"),
     "backend": lambda d: d.one_of("auto", "dense", "tiled", "reference"),
     "products": lambda d: d.one_of("float32", "float32", "float16"),
+    "class_balanced": lambda d: d.rng.random() < 0.2,
+    "anchors": anchors_of_loss,
     "positives_cap": lambda d: d.one_of(None, None, None, None, None, d.views, 0),
     "num_views": lambda d: d.one_of(None, d.views),
     "similarity": lambda d: None if d.rng.random() < 0.9 else lambda a, b: a @ b.T,
