@@ -21,11 +21,15 @@ from .few_shot import few_shot_metrics
 from .gallery import WorstQueries, worst_queries
 from .hard_mining import hard_mining_curve
 from .head_probe import majority_share, transformation_probe_metrics
+from .label_sets_probe import label_sets_probe_metrics
 from .learning_curves import learning_curve
+from .level_probe import level_probe_metrics
 from .linear_probe import fit_linear_probe, linear_probe_metrics, probe_logits, score_linear_probe
+from .number_probe import number_probe_metrics
 from .per_class import per_class_means
 from .probe_selection import choose_inverse_l2
 from .retrieval import retrieval_metrics, retrieval_scores
+from .shots import shot_accuracies
 from .temperature import fit_temperature
 
 __all__ = [  # noqa: RUF022 - flow order
@@ -46,6 +50,11 @@ __all__ = [  # noqa: RUF022 - flow order
     "linear_probe_metrics",
     "learning_curve",
     "few_shot_metrics",
+    # label sets, hierarchies, numbers, long tails
+    "label_sets_probe_metrics",
+    "level_probe_metrics",
+    "number_probe_metrics",
+    "shot_accuracies",
     # calibration
     "expected_calibration_error",
     "classwise_calibration_error",

@@ -59,20 +59,31 @@ def as_splits(
     train_features: Array, train_labels: Array, test_features: Array, test_labels: Array
 ) -> tuple[Floats, Labels, Floats, Labels]:
     """Check the rows to fit and the rows to score, of one width; return them on the CPU."""
+    train, test = as_feature_splits(train_features, test_features)
+    learnt = as_labels(train_labels, "train_labels", len(train))
+    return train, learnt, test, as_labels(test_labels, "test_labels", len(test))
+
+
+def as_feature_splits(train_features: Array, test_features: Array) -> tuple[Floats, Floats]:
+    """Check the features to fit and the features to score, of one width; return them on the CPU."""
     train = as_embeddings(train_features, "train_features")
     test = as_embeddings(test_features, "test_features")
     check_same_width(train, "train_features", test, "test_features")
-    learnt = as_labels(train_labels, "train_labels", len(train))
-    return train, learnt, test, as_labels(test_labels, "test_labels", len(test))
+    return train, test
+
+
+def check_squares(values: Floats, name: str = "features") -> None:
+    """Raise unless the squares of a column of ``(N, D)`` values have a finite sum, which scikit-learn needs."""
+    largest = float(np.abs(values).max())
+    if largest > math.sqrt(LARGEST / len(values)):  # infinite deviations would make all features 0
+        raise ValueError(f"Expected `{name}` whose squares have a finite sum, but got values of up to {largest:g}")
 
 
 def fit(features: Floats, labels: Labels, options: ProbeOptions) -> Pipeline:
     """Fit the probe of `fit_linear_probe`, with a number as ``inverse_l2``."""
     if (labels == labels[0]).all():
         raise ValueError(f"Expected a probe to be fitted on at least two labels, but got only {labels[0]}")
-    largest = float(np.abs(features).max())
-    if largest > math.sqrt(LARGEST / len(features)):  # scikit-learn's infinite deviations would make all features 0
-        raise ValueError(f"Expected `features` whose squares have a finite sum, but got values of up to {largest:g}")
+    check_squares(features)
     scaler = [("standardize", StandardScaler())] if options.standardize else []
     classifier = LogisticRegression(C=float(options.inverse_l2), max_iter=options.max_iter)
     probe = Pipeline([*scaler, ("classify", classifier)])

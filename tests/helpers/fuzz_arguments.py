@@ -114,6 +114,14 @@ def rich_labels(d: Draw, target: type | None, number: int) -> torch.Tensor:
     return d.ids(number)
 
 
+def rich_splits(target: type) -> "Table":
+    """Return labels of training rows and of test rows, as a kind of target expects them."""
+    return {
+        "train_labels": lambda d: d.array(rich_labels(d, target, 12)),
+        "test_labels": lambda d: d.array(rich_labels(d, target, d.samples)),
+    }
+
+
 def labels_of_target(d: Draw) -> torch.Tensor:
     labels = rich_labels(d, type(d.target) if d.target else None, d.samples)
     return labels if d.stacked else repeat_labels(labels, d.views)
@@ -223,6 +231,7 @@ TABLE: Table = {
     "clean_error": lambda d: d.rng.random() / 4,
     "baseline_clean_error": lambda d: d.rng.random() / 4,
     "probe": probe,
+    "predictions": lambda d: d.array(d.ids(d.samples)),
     "temperature": lambda d: d.one_of(0.05, 0.1, 0.5, 1, 2.0),
     "knn_temperature": lambda d: d.one_of(0.07, 1, math.inf),
     "margin": lambda d: d.one_of(0, 0.05, 1.0),
@@ -394,6 +403,9 @@ SPECIAL: dict[str, Table] = {
     "metrics.fit_linear_probe": OF_FIT,
     "metrics.choose_inverse_l2": OF_FIT,
     "metrics.fit_calibrated_probe": OF_FIT,
+    "metrics.label_sets_probe_metrics": rich_splits(targets.LabelSets),
+    "metrics.level_probe_metrics": rich_splits(targets.Hierarchy),
+    "metrics.number_probe_metrics": rich_splits(targets.Kernel),
     "metrics.hard_mining_curve": {"batch_size": lambda d: d.one_of(None, None, 2)},
     "testers.CorruptionTester": {"baseline": lambda d: None},
     "testers.HardMiningTester": {"batch_size": lambda d: 4},
@@ -415,6 +427,8 @@ MORE = {
     "miners.CappedPositivesMiner": ("distance", "collect_stats"),
     "metrics.linear_probe_metrics": PROBE,
     "metrics.calibrated_probe_metrics": PROBE,
+    "metrics.label_sets_probe_metrics": PROBE,
+    "metrics.level_probe_metrics": PROBE,
     "metrics.retrieval_metrics": (
         *("ref_includes_query", "recall_at", "knn_k", "knn_temperature", "at_r", "index", "chunk_size"),
     ),

@@ -156,6 +156,7 @@ RIGHT: dict[str, Check] = {
         for name in (
             *("expected_calibration_error", "classwise_calibration_error", "probe_scores", "majority_share"),
             *("score_linear_probe", "linear_probe_metrics", "transformation_probe_metrics", "corruption_errors"),
+            *("label_sets_probe_metrics", "level_probe_metrics", "shot_accuracies"),
         )
     },
     "search.index_recall": unit,
