@@ -50,6 +50,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
     positives_cap = _option("positives_cap")
     margin = _option("margin")
     class_balanced = _option("class_balanced")
+    ignore_label = _option("ignore_label")
     scale_by_temperature = _option("scale_by_temperature")
     backend = _option("backend")
     products = _option("products")
@@ -64,6 +65,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
         positives_cap: int | None = None,
         margin: float = 0.0,
         class_balanced: bool = False,
+        ignore_label: int | None = None,
         num_views: int | None = None,
         scale_by_temperature: bool = False,
         backend: str = "auto",
@@ -81,6 +83,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
             positives_cap=positives_cap,
             margin=margin,
             class_balanced=class_balanced,
+            ignore_label=ignore_label,
             scale_by_temperature=scale_by_temperature,
             backend=backend,
             products=products,
@@ -209,8 +212,11 @@ class SupConLossOut(BaseSupConLoss):
         contrast_mode: "all": every row is an anchor; "one": the rows of the first view are.
         positives_cap: the largest number of positives besides the other views of the anchor's own sample; a multiple
             of V.
-        margin: ``eps >= 0``, only with "one_positive": the positive counts as ``exp(s_ip - eps)`` in ``D_ip``.
+        margin: ``eps``, from 0 to 1000, only with "one_positive": the positive counts as ``exp(s_ip - eps)`` in its
+            denominator.
         class_balanced: each class counts once in ``D_i``, whatever its number of rows in the batch; only with "all".
+        ignore_label: a label that means "unlabelled": its rows are contrasted, and are positives of nothing but their
+            own views.
         num_views: V of ``(N, D)`` embeddings, view-major (``torch.cat`` of the views), for the options that need it.
         scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         backend: "auto", "dense" (closed form, small batches), "triton" (fused CUDA kernels), "tiled" (linear memory,

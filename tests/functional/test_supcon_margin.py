@@ -119,7 +119,7 @@ def test_errors():
     rows, labels = torch.randn(6, 3), torch.arange(6) // 2
     with pytest.raises(ValueError, match=r"`denominator='one_positive'` with margin=0.25, .* but got 'all'"):
         losses.SupConLossOut(margin=0.25)
-    with pytest.raises(ValueError, match=r"`margin` to be at least 0, but got -0.1"):
+    with pytest.raises(ValueError, match=r"`margin` to be between 0 and 1000, but got -0.1"):
         supcon_loss(rows, labels, margin=-0.1, denominator="one_positive")
     with pytest.raises(TypeError, match="`margin` to be a number, but got True"):
         supcon_loss(rows, labels, margin=True)

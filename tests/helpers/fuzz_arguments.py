@@ -257,6 +257,7 @@ TABLE: Table = {
     "class_balanced": lambda d: d.rng.random() < 0.2,
     "anchors": anchors_of_loss,
     "positives_cap": lambda d: d.one_of(None, None, None, None, None, d.views, 0),
+    "ignore_label": lambda d: d.one_of(None, None, None, None, 0, 1),
     "num_views": lambda d: d.one_of(None, d.views),
     "similarity": lambda d: None if d.rng.random() < 0.9 else lambda a, b: a @ b.T,
     "indices_tuple": pairs_of_loss,
@@ -324,6 +325,7 @@ TABLE: Table = {
 }
 CLASSIFIER = {"labels": lambda d: d.array(torch.randint(d.classes + 1, (d.samples,)))}
 OF_LOSS: Table = {"embeddings": rows_of_loss, "labels": labels_of_loss}
+OF_LOSS |= {"margin": lambda d: d.one_of(0.0, 0.0, 0.0, 0.0, 0, 1)}
 OF_TARGET: Table = OF_LOSS | {"labels": labels_of_target, "ref_labels": ref_labels_of_target}
 OF_TARGET |= {"target": lambda d: d.target}
 OF_MINER: Table = {"embeddings": lambda d: d.rows(d.samples, d.width), "labels": lambda d: d.ids(d.samples)}
@@ -332,6 +334,7 @@ OF_NETWORK: Table = {"x": lambda d: torch.randn(d.samples, d.width)}
 PROBE = ("inverse_l2", "max_iter", "standardize", "seed")
 LOSS_OPTIONS = ("distance", "reducer", "embedding_regularizer", "collect_stats")
 SUPCON = ("temperature", "summation", "denominator", "contrast_mode", "positives_cap")
+SUPCON += ("margin", "class_balanced", "ignore_label")
 SUPCON += ("scale_by_temperature", "normalize", "similarity", "backend", "products")
 
 NORMALIZATION: Table = {"normalization": lambda d: d.one_of("sum", "count")}

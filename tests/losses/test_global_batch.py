@@ -26,6 +26,13 @@ LOSSES = {
     "out": SupConLossOut,
     "in": SupConLossIn,
     "one_positive": lambda: SupConLossOut(denominator="one_positive"),
+    "unlabelled": lambda: SupConLossOut(ignore_label=2),
+    "unlabelled, cap, reference": lambda: SupConLossIn(
+        ignore_label=2, positives_cap=2, num_views=2, backend="reference"
+    ),
+    "unlabelled, first view, cap": lambda: SupConLossIn(
+        ignore_label=2, contrast_mode="one", positives_cap=2, num_views=2
+    ),
     "class balanced": lambda: SupConLossOut(class_balanced=True),
     "class balanced, first view, cap": lambda: SupConLossIn(
         class_balanced=True, contrast_mode="one", positives_cap=2, num_views=2
@@ -55,7 +62,7 @@ MASK = torch.arange(SAMPLES) % 3 != 1  # of the samples that are anchors
 ON_GPUS = ["in", "cap", "first view", "reference", "regularised", "pml triplet", "mined"]
 CASES = [
     *((name, "views", torch.float64) for name in [*LOSSES, "mined", "mined triplets"]),
-    *((name, "rows", torch.float64) for name in ("out", "cap", "pml triplet")),  # view-major (N, D)
+    *((name, "rows", torch.float64) for name in ("out", "cap", "unlabelled", "pml triplet")),  # view-major (N, D)
     *((name, "views", torch.float32) for name in ("in", "cap", "scaled, sharp", "reference", "pml triplet")),
 ]
 

@@ -34,6 +34,7 @@ def supcon_loss(
     positives_cap: int | None = None,
     margin: float = 0.0,
     class_balanced: bool = False,
+    ignore_label: int | None = None,
     scale_by_temperature: bool = False,
     normalize: bool = True,
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -76,11 +77,13 @@ def supcon_loss(
         positives_cap: the largest number of positive rows besides the other views of the anchor's own sample, a
             multiple of V. The first other samples of the class in batch order are kept. A dropped positive is in no
             denominator either.
-        margin: ``eps >= 0``, in the unit of ``s``, only with "one_positive": the positive counts as
+        margin: ``eps``, from 0 to 1000 in the unit of ``s``, only with "one_positive": the positive counts as
             ``exp(s_ip - eps)`` in ``D_ip`` (epsilon-SupInfoNCE). The loss is then at least ``-eps``. Not on "triton".
         class_balanced: divide each exponential in ``D_i`` by the number of contrasted rows of its class (for the
             anchor's class, of its kept positives): each class counts once (Balanced Contrastive Learning). Only with
             class labels and "all"; not on "triton".
+        ignore_label: a class label that means "unlabelled": such a row is contrasted, and is a positive of nothing but
+            the other views of its own sample, if the views are known. None: every label is a class, -1 too.
         scale_by_temperature: multiply the loss by ``temperature``, like the authors' code.
         normalize: divide rows by their L2 norm first.
         similarity: a function of ``(N, D)`` and ``(M, D)`` rows that returns ``(N, M)`` similarities. It replaces the
@@ -128,6 +131,7 @@ def supcon_loss(
         positives_cap=positives_cap,
         margin=margin,
         class_balanced=class_balanced,
+        ignore_label=ignore_label,
         scale_by_temperature=scale_by_temperature,
         normalize=normalize,
         similarity=similarity,

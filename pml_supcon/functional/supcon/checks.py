@@ -259,6 +259,8 @@ def check_options_fit(options: SupConOptions, num_views: int | None, *, has_refe
         )
     if options.class_balanced and has_pairs:
         raise ValueError("Expected no `indices_tuple` with `class_balanced`: listed pairs have no classes to count")
+    if options.ignore_label is not None and has_pairs:
+        raise ValueError("Expected no `indices_tuple` with `ignore_label`: listed pairs replace the labels")
     if one and has_pairs:
         raise ValueError(
             "Expected `contrast_mode` to be 'all' with `indices_tuple`, which names the anchors itself, but got 'one'"

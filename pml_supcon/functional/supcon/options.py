@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from pml_supcon._checks import INT64, check_bool, check_choice, check_number, check_temperature, shown
+from pml_supcon._checks import INT64, check_bool, check_choice, check_int, check_number, check_temperature, shown
 from pml_supcon.targets import Target, check_target
 
 Summation = Literal["out", "in"]
@@ -34,6 +34,7 @@ class SupConOptions:
     positives_cap: int | None = None
     margin: float = 0.0
     class_balanced: bool = False
+    ignore_label: int | None = None
     scale_by_temperature: bool = False
     normalize: bool = True
     similarity: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -58,7 +59,7 @@ class SupConOptions:
                 "Expected argument `positives_cap` to be None or a multiple >= 0 of the number of views, "
                 f"but got {shown(cap)}"
             )
-        if check_number("margin", self.margin, low=0) > 0 and self.denominator != "one_positive":
+        if check_number("margin", self.margin, low=0, high=1000) > 0 and self.denominator != "one_positive":
             raise ValueError(
                 f"Expected `denominator='one_positive'` with margin={shown(self.margin)}, which lowers the positive in "
                 f"its own denominator, but got {self.denominator!r}"
@@ -73,6 +74,13 @@ class SupConOptions:
                 "Expected no `target` with `class_balanced`, which counts the rows of a class, so that it needs class "
                 "labels"
             )
+        if self.ignore_label is not None:
+            check_int("ignore_label", self.ignore_label)
+            if self.target is not None:
+                raise ValueError(
+                    "Expected no `target` with `ignore_label`, which is a class label, but got "
+                    f"{type(self.target).__name__}"
+                )
         if self.products == "float16" and not self.normalize:
             raise ValueError(
                 "Expected `normalize=True` with `products='float16'`: its range is too small for rows of any length"

@@ -264,6 +264,10 @@ def build_problem(
     checks.check_options_fit(options, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
     if target is None:
         labels, ref_labels = checks.int64_labels(labels, ref_labels)
+        if options.ignore_label is not None and labels is not None and batch.labels is not None:
+            labels, ref_labels = separate_ignored(
+                labels, ref_labels, options.ignore_label, num_views, ref_starts_with_batch=ref_starts_with_batch
+            )
     else:
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
         labels, ref_labels = (None if each is None else target.prepare(each, dtype) for each in (labels, ref_labels))
@@ -315,6 +319,31 @@ def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, h
             "((B, V, D) embeddings, or `num_views`) need neither"
         )
     return torch.arange(num_rows // num_views, device=device).repeat(num_views)
+
+
+def separate_ignored(
+    labels: Tensor,
+    ref_labels: Tensor | None,
+    ignore_label: int,
+    num_views: int | None,
+    *,
+    ref_starts_with_batch: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Return labels ``(N,)`` and ``(M,)`` in which every sample with the ignored label is a class of its own.
+
+    Other labels stay equal or different. Rows are samples of their own if the views are unknown. Nothing waits for the
+    device.
+    """
+    views, number = num_views or 1, len(labels)
+    given = labels if ref_labels is None else torch.cat([labels, ref_labels])
+    # 1. the sample of each row, (N + M,): view-major rows of the batch, then references, N of which can be the batch
+    samples = torch.arange(number // views, device=labels.device).repeat(views)
+    further = torch.arange(number, len(given), device=labels.device)
+    samples = torch.cat([samples, samples, further[number:]] if ref_starts_with_batch else [samples, further])
+    # 2. a label as its place in the sorted labels, which is below N + M, and an ignored one as N + M + its sample
+    places = torch.searchsorted(given.sort().values, given)
+    classes = torch.where(given == ignore_label, len(given) + samples, places)
+    return classes[:number], None if ref_labels is None else classes[number:]
 
 
 def class_sizes(labels: Tensor) -> Tensor:

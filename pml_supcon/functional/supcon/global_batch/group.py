@@ -18,7 +18,7 @@ from pml_supcon.functional.supcon.backends import choose_backend
 from pml_supcon.functional.supcon.global_batch import own_rows, ring
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 from pml_supcon.functional.supcon.options import SupConOptions
-from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_batch
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_batch, separate_ignored
 from pml_supcon.targets import Target
 
 
@@ -121,6 +121,8 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
         class_ids = sizes.labels(inputs, group)
         if class_ids is None:  # every sample is its own class
             class_ids = torch.arange(sum(sizes.samples), device=inputs.embeddings.device)
+        elif options.ignore_label is not None:
+            class_ids, _ = separate_ignored(class_ids, None, options.ignore_label, None)
         if backend is triton:
             return own_rows.sharded_losses(problem, class_ids, sizes.samples, inputs.views, group).completed(problem)
         plan = ShardPlan.of(problem, class_ids, sizes.samples, inputs.views, group)  # the rows stay on their processes
