@@ -140,8 +140,8 @@ def plain_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative]
         divisor = divisor.clamp(min=torch.finfo(t.dtype).tiny)
     push, of_pushes = times_share(total.log2(), total, p, number, problem)
     losses = (push - pull) * LN_2
-    symmetric = problem.symmetric and (problem.target is None or problem.target.symmetric)
-    return torch.where(valid, losses, 0), valid, Derivative((e, pulls), (of_pushes, divisor), symmetric)
+    derivative = Derivative((e, pulls), (of_pushes, divisor), has_symmetric_pairs(problem))
+    return torch.where(valid, losses, 0), valid, derivative
 
 
 def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative]:
@@ -167,25 +167,34 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
         losses, w = one_positive(t, p, positives, negatives, number, problem)
         derivative = Derivative((w,), (torch.ones_like(losses),), symmetric=False)
     else:
-        shifted = needs_shift(problem)
+        shifted, labelled = needs_shift(problem), problem.cap is None and problem.pairs is None
         balance = log_class_sizes(problem, positives, number) if problem.class_balanced else None
         # 1. the part of the positives, (A,); a pair in neither list can have an infinite t
         if problem.summation == "out":
             pulls, of_pulls = p, number
-            pull = torch.linalg.vecdot(torch.where(positives, t, 0), p) / number
+            listed = shifted or problem.pairs is not None
+            pull = torch.linalg.vecdot(torch.where(positives, t, 0) if listed else t, p) / number
         else:
             pull, pulls, of_pulls = masked_exponentials(weighted(t, p, problem), positives, shifted=shifted)
             pull = pull.sub_(number.log2())
         # 2. log D_i, (A,)
-        mask = positives | negatives if problem.denominator == "all" else negatives
+        mask: Tensor | int | None = negatives
+        if problem.denominator == "all":
+            mask = problem.first_anchor if labelled else positives | negatives
         if balance is not None:  # the exponentials of a class over its size
             t.sub_(balance, alpha=1 / LN_2)
         push, pushes, of_pushes = masked_exponentials(t, mask, shifted=shifted)
         push, of_pushes = times_share(push, of_pushes, p, number, problem)
         # 3. losses, and W = exp(s) / D - the positives' part
         losses = push.sub_(pull).mul_(LN_2)
-        derivative = Derivative((pushes, pulls), (of_pushes, of_pulls), symmetric=False)
+        symmetric = labelled and not shifted and balance is None and has_symmetric_pairs(problem)
+        derivative = Derivative((pushes, pulls), (of_pushes, of_pulls), symmetric)
     return torch.where(valid, losses, 0), valid, derivative
+
+
+def has_symmetric_pairs(problem: Problem) -> bool:
+    """Return True if similarities and the weights that labels give to pairs are symmetric matrices."""
+    return problem.symmetric and (problem.target is None or problem.target.symmetric)
 
 
 def times_share(push: Tensor, of_pushes: Tensor, p: Tensor, number: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -240,14 +249,18 @@ def one_positive(
     return losses, e.mul_((miss.sum(dim=1) / others)[:, None]).sub_(miss)
 
 
-def masked_exponentials(t: Tensor, mask: Tensor, *, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
+def masked_exponentials(t: Tensor, mask: Tensor | int | None, *, shifted: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``log2 sum_j 2^t_ij``, ``(A,)``, and its derivative: a matrix ``(A, M)`` over a divisor ``(A,)``.
 
-    ``t`` ``(A, M)`` is overwritten. The sums are over the pairs of a mask ``(A, M)``; the derivative is 0 elsewhere. An
-    empty sum gives minus infinity and zeros. ``shifted`` is true if ``2^t`` could leave the range of the dtype.
+    ``t`` ``(A, M)`` is overwritten. The sums are over the pairs of a mask ``(A, M)``, over all pairs but a diagonal if
+    ``mask`` is its offset, or over all pairs if it is None; the derivative is 0 elsewhere. An empty sum gives minus
+    infinity and zeros. ``shifted`` is true if ``2^t`` could leave the range of the dtype.
     """
     # 2^(t - shift), with the largest t of a row as the shift, 0 for a row without pairs
-    t.masked_fill_(~mask, -torch.inf)
+    if isinstance(mask, Tensor):
+        t.masked_fill_(~mask, -torch.inf)
+    elif mask is not None:
+        t.diagonal(mask).fill_(-torch.inf)
     shift = None
     if shifted and t.shape[1]:
         shift = t.amax(dim=1)
