@@ -325,7 +325,9 @@ class Hierarchy(Target):
 
 @dataclass(frozen=True)
 class Kernel(Target):
-    """Numbers: rows whose numbers are near are positives, ``w_ij = exp(-|y_i - y_j|^2 / (2 sigma^2))``.
+    """Numbers: rows whose numbers are near are positives.
+
+        w_ij = exp( -|y_i - y_j|^2 / (2 sigma^2) )
 
     Every row is a positive of every anchor, so that only the denominator "all" has a meaning.
 

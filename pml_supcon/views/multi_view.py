@@ -142,7 +142,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         images: ``(N, C, H, W)``, of a dtype that the transform takes.
-        labels: ``(N,)`` integers.
+        labels: ``(N,)`` classes, or ``(N, ...)`` as the target of a loss takes them.
         transform: maps images ``(N, C, H, W)`` to float images, each with its own random parameters, as the result of
             ``augmentation`` does.
         num_views: ``V >= 1``.
@@ -168,9 +168,9 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         check_dense("images", images)
         check_dense("labels", labels)
         check_callable("transform", transform)
-        if images.ndim != 4 or labels.ndim != 1:
+        if images.ndim != 4 or labels.ndim == 0:
             raise ValueError(
-                "Expected arguments `images` and `labels` to have shapes (N, C, H, W) and (N,), but got "
+                "Expected arguments `images` and `labels` to have shapes (N, C, H, W) and (N, ...), but got "
                 f"{tuple(images.shape)} and {tuple(labels.shape)}"
             )
         if len(images) != len(labels):
@@ -188,7 +188,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         return views[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the views ``(B, V, C, H, W)`` and labels ``(B,)`` of a batch."""
+        """Return the views ``(B, V, C, H, W)`` and labels ``(B, ...)`` of a batch."""
         chosen = torch.as_tensor(indices, device="cpu")
         # (V * B, C, H, W), view-major: the transform draws parameters for each row.
         images = self.images[to_device(chosen, self.images.device)]

@@ -133,7 +133,17 @@ def test_the_loader_returns_the_chosen_images_and_labels(num_views, workers):
     assert (views.floor().unique(), label) == (7, 77)
 
 
+def test_labels_may_be_rows():
+    sets = torch.eye(10)[:, :4] > 0
+    data = MultiViewTensorDataset(IMAGES, sets, noisy)
+    _, labels = next(iter(DataLoader(data, batch_sampler=[[3, 1]], collate_fn=data.collate)))
+    assert torch.equal(labels, sets[[3, 1]])
+    assert torch.equal(data[1][1], sets[1])
+
+
 def test_bad_input_in_memory():
+    with pytest.raises(ValueError, match=r"shapes \(N, C, H, W\) and \(N, \.\.\.\), but got .* and \(\)"):
+        MultiViewTensorDataset(IMAGES, torch.tensor(3), noisy)
     with pytest.raises(ValueError, match="`labels` to hold one for each of 10 images, but got 9 labels"):
         MultiViewTensorDataset(IMAGES, LABELS[:9], noisy)
     with pytest.raises(ValueError, match="`num_views` to be at least 1, but got 0"):
