@@ -119,7 +119,8 @@ def binary_cross_entropy(
 
 def powerset(sets: Tensor) -> Tensor:
     """Return the class of each label set ``(N, C)``: equal sets are one class, ``(N,)``."""
-    return torch.unique(sets, dim=0, return_inverse=True)[1]
+    classes: Tensor = torch.unique(sets, dim=0, return_inverse=True)[1]
+    return classes
 
 
 def probe(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, seed: int) -> Scores:

@@ -25,6 +25,7 @@ from tables import publish
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pml_supcon.data.images import MemoryImages
 from pml_supcon.data.load import load_data
 from pml_supcon.losses import SupConLossOut
 from pml_supcon.models import ProjectionHead, create_encoder, feature_width
@@ -57,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> list[list[str]]:
     options = parser.parse_args(arguments)
     data = load_data(options.data)
     number, seeds, epochs = (250, 1, 1) if options.quick else (IMAGES, SEEDS, EPOCHS)
-    pixels = {
-        name: torch.stack([each[0] for each in part]) for name, part in (("train", data.train), ("test", data.test))
-    }
+    if not isinstance(data.train, MemoryImages) or not isinstance(data.test, MemoryImages):
+        raise ValueError(f"Expected images of one size that fit into memory, but {options.data} has others")
+    pixels = {"train": data.train.images, "test": data.test.images}
     kept = long_tail(data.train_labels, number)
-    moments = {"mean": data.mean, "std": data.std}
+    moments: dict[str, Any] = {"mean": data.mean, "std": data.std}
     rows = []
     for name, (of_loss, of_sampler) in METHODS.items():
         found = []
