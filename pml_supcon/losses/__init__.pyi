@@ -1,5 +1,6 @@
 from .cross_modal import CrossModalLoss
 from .global_batch import GlobalBatchLoss
+from .learnable_temperature import LearnableTemperature
 from .queue import QueueLoss
 from .rank_n_contrast import RankNContrastLoss
 from .supcon import SupConLossIn, SupConLossOut
@@ -8,6 +9,7 @@ from .wrappers import CrossBatchMemory, SelfSupervisedLoss
 __all__ = [  # noqa: RUF022 - by importance
     "SupConLossOut",
     "SupConLossIn",
+    "LearnableTemperature",
     "CrossModalLoss",
     "RankNContrastLoss",
     "GlobalBatchLoss",

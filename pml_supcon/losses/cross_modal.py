@@ -46,7 +46,7 @@ class CrossModalLoss(nn.Module):
     Source:
         Radford et al., *Learning Transferable Visual Models From Natural Language Supervision* (ICML 2021); Yang et
         al., *Unified Contrastive Learning in Image-Text-Label Space* (CVPR 2022), equations 2 to 4 (the temperature
-        here is the inverse of theirs, and not learnt).
+        here is the inverse of theirs; ``LearnableTemperature`` learns it as they do).
 
     Examples:
         >>> import torch

@@ -17,6 +17,7 @@ from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.global_batch.group import check_inputs
+from pml_supcon.losses.learnable_temperature import LearnableTemperature
 from pml_supcon.losses.queue import QueueLoss
 from pml_supcon.losses.rank_n_contrast import RankNContrastLoss
 from pml_supcon.losses.supcon import BaseSupConLoss, SupConLossIn, SupConLossOut
@@ -155,7 +156,8 @@ class GlobalBatchLoss(nn.Module):
             own = check(own, self.loss, mined=self.miner is not None)
         except Exception as local:  # the other processes must raise too
             error = local
-        sizes = agree_on_shards(own, {"loss": describe(self.loss)}, error, group)
+        same = {"loss": describe(self.loss)} | learnt_temperatures(self.loss)
+        sizes = agree_on_shards(own, same, error, group)
         return self._loss_over(sizes.gather(own, group), None, group)
 
     def _loss_over(self, rows: LossInputs, indices_tuple: Any, group: ProcessGroup | None) -> Tensor:
@@ -244,6 +246,15 @@ def check(own: LossInputs, loss: nn.Module, *, mined: bool) -> LossInputs:
     return checked
 
 
+def learnt_temperatures(module: nn.Module) -> dict[str, Tensor]:
+    """Return the logarithms of the learnt temperatures inside a loss, by name."""
+    return {
+        f"log of {name}": part.logarithm
+        for name, part in module.named_modules()
+        if isinstance(part, LearnableTemperature)
+    }
+
+
 def describe(module: nn.Module) -> str:
     """Return the classes, plain options, targets and saved state of a loss and of all modules in it, as one string."""
     plain = (bool, int, float, str, type(None))
@@ -251,6 +262,8 @@ def describe(module: nn.Module) -> str:
     for part in module.modules():
         inits = [vars(kind)["__init__"] for kind in type(part).__mro__ if "__init__" in vars(kind)]
         names = dict.fromkeys(name for init in inits for name in signature(init).parameters)
+        if isinstance(part, BaseSupConLoss) and part.learnt_temperature is not None:
+            names.pop("temperature")  # the host would wait for it; `learnt_temperatures` has it
         values = {name: getattr(part, name, part) for name in names}
         options = {name: value for name, value in values.items() if isinstance(value, plain)}
         # its own `repr` could have the address of an attribute

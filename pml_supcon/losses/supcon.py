@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from pml_supcon._checks import check_bool, check_int
@@ -15,8 +15,10 @@ from pml_supcon.distributed.shards import LossInputs
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.backends import solve, solve_mean
 from pml_supcon.functional.supcon.global_batch.group import divide_anchors, group_losses
-from pml_supcon.functional.supcon.options import SupConOptions, check_cap
+from pml_supcon.functional.supcon.options import TEMPERATURE, SupConOptions, check_cap
 from pml_supcon.functional.supcon.problem import CheckedBatch, build_problem, check_batch
+from pml_supcon.functional.supcon.temperature import BoundedTemperature
+from pml_supcon.losses.learnable_temperature import LearnableTemperature
 from pml_supcon.targets import Target
 
 
@@ -36,7 +38,8 @@ class BaseSupConLoss(BaseMetricLossFunction):
     """The common part of ``SupConLossOut`` and ``SupConLossIn``.
 
     Attributes:
-        options: The checked options.
+        options: The checked options; if the temperature is learnt, with the first one.
+        learnt_temperature: The temperature as a module, or None if it is fixed.
         num_views: V of ``(N, D)`` embeddings, or None.
         group: Processes that all call the loss with the same batch, and divide its work; None: no other process.
             ``GlobalBatchLoss`` sets it for the time of a call.
@@ -44,7 +47,6 @@ class BaseSupConLoss(BaseMetricLossFunction):
 
     summation: ClassVar[str]
     takes_views: ClassVar[bool] = True
-    temperature = _option("temperature")
     denominator = _option("denominator")
     contrast_mode = _option("contrast_mode")
     positives_cap = _option("positives_cap")
@@ -58,7 +60,7 @@ class BaseSupConLoss(BaseMetricLossFunction):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | LearnableTemperature = TEMPERATURE,
         *,
         denominator: str = "all",
         contrast_mode: str = "all",
@@ -75,8 +77,9 @@ class BaseSupConLoss(BaseMetricLossFunction):
     ) -> None:
         _pml.check_parts(kwargs)
         super().__init__(**kwargs)
+        learnt = temperature if isinstance(temperature, LearnableTemperature) else None
         self.options = SupConOptions(
-            temperature=temperature,
+            temperature=fixed(temperature) if learnt is None else learnt.initial,
             summation=self.summation,
             denominator=denominator,
             contrast_mode=contrast_mode,
@@ -92,8 +95,25 @@ class BaseSupConLoss(BaseMetricLossFunction):
         if num_views is not None:
             check_cap(positives_cap, check_int("num_views", num_views, low=1))
         self.num_views = num_views
+        self.learnt_temperature: LearnableTemperature | None = None
         self.group: ProcessGroup | None = None
         self.add_to_recordable_attributes(list_of_names=["temperature"], is_stat=False)
+        self.learnt_temperature = learnt  # after PML has read the number, for which the host waits
+
+    @property
+    def temperature(self) -> float:
+        """The temperature as a number; the host waits for the device of a learnt one."""
+        learnt = self.learnt_temperature
+        return self.options.temperature if learnt is None else learnt.number  # type: ignore[return-value]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "temperature":
+            super().__setattr__(name, value)
+        elif isinstance(value, LearnableTemperature):  # PyTorch would add a module beside the property
+            self.learnt_temperature = value
+        else:
+            self.options = replace(self.options, temperature=fixed(value))
+            self.learnt_temperature = None
 
     def forward(
         self,
@@ -183,15 +203,28 @@ class BaseSupConLoss(BaseMetricLossFunction):
         return not plain or self.collect_stats or self.embedding_regularizer is not None
 
     def _options_of_call(self) -> SupConOptions:
-        """Return the options with the distance as it is now."""
+        """Return the options with the distance and the learnt temperature as they are now."""
         normalize, similarity = _pml.similarity_of(self.distance)
-        if normalize and similarity is None:
-            return self.options
-        return replace(self.options, normalize=normalize, similarity=similarity)
+        now: dict[str, Any] = {}
+        if not normalize or similarity is not None:
+            now = {"normalize": normalize, "similarity": similarity}
+        if self.learnt_temperature is not None:
+            now["temperature"] = BoundedTemperature(self.learnt_temperature(), self.learnt_temperature.minimum)
+        return replace(self.options, **now) if now else self.options
 
     def get_default_distance(self) -> BaseDistance:
         """Return the cosine similarity, as in the paper."""
         return CosineSimilarity()
+
+
+def fixed(temperature: Any) -> float:
+    """Return a temperature that is no module; raise if it is a tensor, which the loss would not save or move."""
+    if isinstance(temperature, Tensor | nn.Module):
+        raise TypeError(
+            "Expected argument `temperature` to be a number or a `LearnableTemperature`, but got "
+            f"{type(temperature).__name__}"
+        )
+    return temperature  # type: ignore[no-any-return]
 
 
 class SupConLossOut(BaseSupConLoss):
@@ -207,7 +240,7 @@ class SupConLossOut(BaseSupConLoss):
     non-empty denominator, a scalar >= 0 for ``denominator="all"`` with class labels.
 
     Args:
-        temperature: ``tau > 0``.
+        temperature: ``tau > 0``, a number, or a ``LearnableTemperature``: then a parameter of the loss.
         denominator: the terms of ``D_ip``: "all" (the paper), "one_positive" or "negatives".
         contrast_mode: "all": every row is an anchor; "one": the rows of the first view are.
         positives_cap: the largest number of positives besides the other views of the anchor's own sample; a multiple

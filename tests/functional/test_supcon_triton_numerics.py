@@ -23,7 +23,9 @@ from helpers.supcon_batches import (
 
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon import reference, triton
+from pml_supcon.functional.supcon.backends import solve
 from pml_supcon.functional.supcon.problem import Problem
+from pml_supcon.functional.supcon.temperature import BoundedTemperature
 from pml_supcon.losses import SupConLossIn, SupConLossOut
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -150,6 +152,25 @@ def test_half_products(dtype, summation, denominator):
     assert_agrees(rows, labels, num_views=2, positives_cap=2, contrast_mode="one", temperature=0.01, scale=5, **options)
     references = {"ref_emb": unit_rows(37, 24, dtype), "ref_labels": torch.randint(0, 7, (37,))}
     assert_agrees(rows, labels, **references, **options)
+
+
+@pytest.mark.parametrize("products", ["float32", "float16"])
+@pytest.mark.parametrize("has_references", [False, True])
+def test_half_products_over_a_tensor_temperature(has_references, products):
+    """Compare losses, and the gradients of rows and temperature."""
+    rows, labels, refs = random_rows(40, 24), torch.randint(0, 5, (40,)), random_rows(37, 24)
+    options = {"ref_labels": torch.randint(0, 7, (37,))} if has_references else {}
+    found = []
+    for backend, dtype, device in (("reference", torch.float64, "cpu"), ("triton", torch.float32, DEVICE)):
+        leaves = [rows.to(device, dtype).requires_grad_(), torch.tensor(0.05, device=device, requires_grad=True)]
+        given = {name: part.to(device) for name, part in options.items()}
+        given |= {"ref_emb": refs.to(device, dtype)} if has_references else {}
+        given |= {"temperature": BoundedTemperature(leaves[1], 0.02), "backend": backend}
+        given["products"] = "auto" if backend == "reference" else products
+        losses = solve(problem_of(leaves[0], labels.to(device), **given)).losses
+        found.append([part.double().cpu() for part in (losses.detach(), *torch.autograd.grad(losses.mean(), leaves))])
+    for ours, right in zip(*reversed(found), strict=True):
+        assert (ours - right).abs().max() <= (0.005 if products == "float16" else 1e-5) * right.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -363,6 +363,11 @@ SPECIAL: dict[str, Table] = {
         "ref_labels": lambda d: None,
         "loss": lambda d: d.one_of(SupConLossOut(), SupConLossIn()),  # PML's distances have no bfloat16
     },
+    "losses.LearnableTemperature": {
+        "initial": lambda d: d.one_of(0.1, 0.5),
+        "minimum": lambda d: d.one_of(0.01, 0.1),
+        "maximum": lambda d: d.one_of(0.5, 1),
+    },
     "losses.GlobalBatchLoss": OF_LOSS
     | {"embeddings": lambda d: rows_of_loss(d).float(), "ref_emb": lambda d: None, "ref_labels": lambda d: None}
     | {

@@ -12,6 +12,7 @@ from pml_supcon.functional.supcon.global_batch import transfers
 from pml_supcon.losses import (
     CrossBatchMemory,
     GlobalBatchLoss,
+    LearnableTemperature,
     QueueLoss,
     RankNContrastLoss,
     SelfSupervisedLoss,
@@ -28,6 +29,8 @@ LOSSES = {
     "in, shifted": lambda: SupConLossIn(backend="tiled", denominator="one_positive", temperature=0.001),
     "rank n contrast": RankNContrastLoss,
     "queue": lambda: QueueLoss(SupConLossOut(backend="tiled"), 8, 64),
+    "learnt temperature": lambda: SupConLossOut(LearnableTemperature(), backend="tiled"),
+    "learnt temperature, queue": lambda: QueueLoss(SupConLossOut(LearnableTemperature(), backend="tiled"), 8, 64),
 }
 ALONE = {
     "memory": lambda: CrossBatchMemory(SupConLossOut(backend="tiled"), 8, 64),

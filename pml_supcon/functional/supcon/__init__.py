@@ -27,7 +27,7 @@ def supcon_loss(
     indices_tuple: Sequence[Tensor] | None = None,
     anchors: Tensor | None = None,
     num_views: int | None = None,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     summation: str = "out",
     denominator: str = "all",
     contrast_mode: str = "all",
@@ -67,7 +67,8 @@ def supcon_loss(
         anchors: bool mask of the anchors, ``(N,)``, or ``(B,)`` if the views are known; None: all rows. All rows are
             contrasted. The others have no loss, and are not valid.
         num_views: V of an ``(N, D)`` input; ``contrast_mode="one"``, ``positives_cap`` and missing labels need it.
-        temperature: ``tau > 0``, at least 1.2e-38.
+        temperature: ``tau > 0``, at least 1.2e-38: a number, or a floating-point tensor of one value on the device of
+            ``embeddings``, which then gets a gradient. Rows are divided by a tensor in float32, or float64.
         summation: "out" (the paper's recommendation) or "in".
         denominator: ``D_ip`` is the sum of ``exp(s_ia)`` over ``P(i)`` and ``N(i)`` for "all" (the paper), over ``p``
             and ``N(i)`` for "one_positive" (NT-Xent; SINCERE), over ``N(i)`` for "negatives" (the loss can then be
@@ -92,7 +93,9 @@ def supcon_loss(
         products: the precision of the products of rows. "float32": at least float32. "float16": normalised rows are
             rounded to float16 and multiplied in it, only on the backend "triton"; for float32 embeddings from a model
             that ran in 16 bits (Accelerate's mixed precision returns such). "auto": "float32", except on "triton" for
-            embeddings of 16 bits, which are multiplied in float16 if they are normalised and in their dtype if not.
+            embeddings of 16 bits, which are multiplied in float16 if they are normalised and in their dtype if not. A
+            tensor as ``temperature`` makes "auto" "float32" and "float16" an error, because the host does not have its
+            value; for normalised rows a ``losses.LearnableTemperature`` has a range, and counts as a number.
         target: None for class labels, or a target of ``pml_supcon.targets``, which says what labels are, and gives
             each positive a weight. Not with ``indices_tuple`` or ``positives_cap``; the backend "triton" has none.
 

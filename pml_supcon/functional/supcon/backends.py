@@ -32,7 +32,7 @@ def solve_mean(problem: Problem) -> Tensor:
     backend = choose_backend(problem)
     if backend is triton and problem.anchor_mask is None:
         mean = triton.mean_loss(problem)
-        return mean * problem.temperature if problem.options.scale_by_temperature else mean
+        return mean * problem.given_temperature if problem.options.scale_by_temperature else mean
     terms: AnchorLosses = backend.anchor_losses(problem)
     return terms.completed(problem).mean()
 

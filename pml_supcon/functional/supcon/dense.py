@@ -314,7 +314,7 @@ def unit_rows(rows: Tensor, problem: Problem) -> tuple[Tensor, Tensor | None]:
     """Return rows in the dtype of the losses, normalised if the options say so, and their lengths ``(N, 1)``."""
     if rows.dtype != problem.dtype:
         rows = rows.to(problem.dtype)
-    if not problem.options.normalize:
+    if not problem.normalize:
         return rows, None
     norms = lengths(rows)
     return rows / norms, norms

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from pml_supcon._checks import INT64, check_bool, check_choice, check_int, check_number, check_temperature, shown
+from pml_supcon.functional.supcon.temperature import BoundedTemperature, check_tensor
 from pml_supcon.targets import Target, check_target
 
 Summation = Literal["out", "in"]
@@ -16,6 +17,8 @@ ContrastMode = Literal["all", "one"]
 BackendName = Literal["dense", "triton", "tiled", "reference"]
 Backend = Literal["auto", BackendName]
 Products = Literal["auto", "float32", "float16"]
+
+TEMPERATURE = 0.1
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class SupConOptions:
         ValueError: If an option has a value that no batch can make valid.
     """
 
-    temperature: float = 0.1
+    temperature: float | Tensor | BoundedTemperature = TEMPERATURE
     summation: str = "out"
     denominator: str = "all"
     contrast_mode: str = "all"
@@ -43,7 +46,10 @@ class SupConOptions:
     target: Target | None = None
 
     def __post_init__(self) -> None:
-        check_temperature("temperature", self.temperature)
+        if isinstance(self.temperature, Tensor | BoundedTemperature):
+            check_tensor(self.temperature)
+        else:
+            check_temperature("temperature", self.temperature)
         check_choice("summation", self.summation, get_args(Summation))
         check_choice("denominator", self.denominator, get_args(Denominator))
         check_choice("contrast_mode", self.contrast_mode, get_args(ContrastMode))

@@ -13,6 +13,7 @@ from pml_supcon._checks import check_bool
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.options import SupConOptions
+from pml_supcon.functional.supcon.temperature import BoundedTemperature, TensorTemperature, tensor_temperature
 from pml_supcon.targets import Hierarchy, Target
 
 _NO_DIRECTION = 1e-12  # the largest norm of a row that counts as zero
@@ -34,7 +35,7 @@ class AnchorLosses(NamedTuple):
         if problem.anchor_mask is not None:
             losses, valid = torch.where(problem.anchor_mask, losses, 0), valid & problem.anchor_mask
         if problem.options.scale_by_temperature:
-            losses = losses * problem.temperature
+            losses = losses * problem.given_temperature
         return AnchorLosses(losses, valid)
 
 
@@ -68,8 +69,8 @@ class Problem:
     """The checked input of a backend.
 
     Attributes:
-        embeddings: ``(N, D)``, as given.
-        references: ``(M, D)`` contrasted rows, as given; None: the embeddings are contrasted with each other.
+        embeddings: ``(N, D)``, as given, but for a tensor temperature.
+        references: ``(M, D)`` contrasted rows, as the embeddings; None: the embeddings are contrasted with each other.
         start: the first embedding that is an anchor; None: all embeddings are anchors.
         anchor_labels: ``(A,)`` int64, or ``(A, ...)`` as a target prepared them; None with ``pairs``.
         row_labels: ``(M,)`` int64, or ``(M, ...)`` as a target prepared them; None with ``pairs``.
@@ -79,6 +80,8 @@ class Problem:
         options: the checked options.
         anchor_mask: ``(A,)`` bool: the rows that are anchors, among those that the fields above describe; None: all.
             Backends compute the losses of all, and ``AnchorLosses.completed`` leaves out the others.
+        tensor_temperature: the temperature if it is a tensor; embeddings and references are then normalised, if the
+            options say so, and divided by it, unless there is a ``similarity``.
     """
 
     embeddings: Tensor
@@ -91,17 +94,18 @@ class Problem:
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
     options: SupConOptions
     anchor_mask: Tensor | None = None
+    tensor_temperature: TensorTemperature | None = None
 
     def given_rows(self) -> tuple[Tensor, Tensor]:
         """Return the anchors ``(A, D)`` and the contrasted rows ``(M, D)``, the same tensor if ``symmetric``.
 
-        They are float32, or float64 for float64 embeddings, and not normalised.
+        They are float32, or float64 for float64 embeddings, and not normalised unless the attributes are.
         """
         return self._sides(lambda rows: rows)
 
     def prepared_rows(self) -> tuple[Tensor, Tensor]:
         """Return the anchors and the contrasted rows, normalised if the options say so; see ``given_rows``."""
-        return self._sides(unit_rows if self.options.normalize and self.similarity is None else lambda rows: rows)
+        return self._sides(unit_rows if self.normalize and self.similarity is None else lambda rows: rows)
 
     def _sides(self, prepare: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         rows = prepare((self.embeddings if self.references is None else self.references).to(self.dtype))
@@ -110,8 +114,9 @@ class Problem:
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """The dtype of the embeddings; a backend may compute its products in it."""
-        return self.embeddings.dtype
+        """The dtype of the embeddings as they were given; a backend may compute its products in it."""
+        tensor = self.tensor_temperature
+        return self.embeddings.dtype if tensor is None else tensor.input_dtype
 
     @property
     def device(self) -> torch.device:
@@ -137,8 +142,19 @@ class Problem:
 
     @property
     def temperature(self) -> float:
-        """The temperature as a Python float."""
-        return float(self.options.temperature)
+        """The temperature that a backend divides products by, a Python float: 1 for a tensor temperature."""
+        temperature = self.options.temperature
+        return 1.0 if isinstance(temperature, Tensor | BoundedTemperature) else float(temperature)
+
+    @property
+    def given_temperature(self) -> Tensor | float:
+        """The temperature of the options, as a float or as a tensor with a graph."""
+        return self.temperature if self.tensor_temperature is None else self.tensor_temperature.value
+
+    @property
+    def normalize(self) -> bool:
+        """True if a backend has to normalise the rows: the options say so, and they are not normalised already."""
+        return self.options.normalize and self.tensor_temperature is None
 
     @property
     def summation(self) -> str:
@@ -173,6 +189,8 @@ class Problem:
     @property
     def bound(self) -> float:
         """An upper bound of ``|s_ij|`` for any data: ``1 / temperature`` for unit rows, else infinity."""
+        if self.tensor_temperature is not None:
+            return self.tensor_temperature.bound
         return 1 / self.temperature if self.options.normalize and self.similarity is None else math.inf
 
     @property
@@ -283,6 +301,18 @@ def build_problem(
     cap = None
     if options.positives_cap is not None and labels is not None and num_views is not None:
         cap = rank_cap(labels, num_views, options.positives_cap // num_views, num_anchors)
+    tensor = None
+    if isinstance(options.temperature, Tensor | BoundedTemperature):
+        plain = options.similarity is None
+        tensor = tensor_temperature(
+            options.temperature, embeddings, unit=plain and options.normalize, products=options.products
+        )
+        if plain:
+            unit = unit_rows if options.normalize else lambda rows: rows
+            embeddings, ref_emb = tensor.divide(
+                unit(embeddings.to(tensor.value.dtype)),
+                None if ref_emb is None else unit(ref_emb.to(tensor.value.dtype)),
+            )
     return Problem(
         embeddings=embeddings,
         references=ref_emb,
@@ -294,6 +324,7 @@ def build_problem(
         pairs=pairs,
         options=options,
         anchor_mask=anchor_mask,
+        tensor_temperature=tensor,
     )
 
 

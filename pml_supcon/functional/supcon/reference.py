@@ -19,7 +19,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         similarity = problem.similarity or products
         s = similarity(*problem.prepared_rows())
         checks.check_similarities(s, (problem.num_anchors, problem.num_rows))
-        s = s / problem.temperature
+        s = s / (problem.temperature if problem.similarity is None else problem.given_temperature)
         weights, positives, negatives = pair_weights(problem)
         number = pair_numbers(problem, weights)
         return dense_losses(s, weights, number, positives, negatives, problem)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pml_supcon.functional.supcon.options import Backend, ContrastMode, Denominator, SupConOptions
+from pml_supcon.functional.supcon.options import TEMPERATURE, Backend, ContrastMode, Denominator, SupConOptions
 from pml_supcon.miners.capped_positives import Choice
 from pml_supcon.views.augmentations import Augmentation
 
@@ -45,7 +45,7 @@ class MethodSettings:
     """
 
     method: Method = "supcon_out"
-    temperature: float = SupConOptions.temperature
+    temperature: float = TEMPERATURE
     denominator: Denominator = "all"
     contrast_mode: ContrastMode = "all"
     positives_cap: int | None = SupConOptions.positives_cap

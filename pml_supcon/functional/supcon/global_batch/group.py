@@ -108,6 +108,7 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
         problem = problem_of(inputs, options)
         backend = choose_backend(problem, any_size=True)  # the shards of other processes can have other sizes
         same = {**vars(options), "backend taken": backend.__name__.rpartition(".")[2]}
+        same["temperature"] = problem.given_temperature
         same["similarity"] = None if options.similarity is None else "given"
     except Exception as local:
         error = local

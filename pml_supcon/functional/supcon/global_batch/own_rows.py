@@ -67,7 +67,7 @@ class _OwnRows(torch.autograd.Function):
         # 1. all rows (N, D), not normalised, gathered in the dtype that they came in; the own anchors' losses, validity
         # and statistics
         if not replicated:
-            rows = collectives.all_gather_rows(rows.to(problem.input_dtype), sizes, group).to(rows.dtype)
+            rows = collectives.all_gather_rows(rows.to(problem.embeddings.dtype), sizes, group).to(rows.dtype)
         with full_precision(rows.device):
             part = Part.of(problem, rows, own)
             losses, valid, statistics = part.losses()
