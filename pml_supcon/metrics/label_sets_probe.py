@@ -75,7 +75,8 @@ def label_sets_probe_metrics(
         checked = replace(checked, inverse_l2=_choose(train, learnt, checked))
     scores = _log_odds(train, learnt, test, checked)
     # Average precision ranks the rows of a label, (M,); it is undefined where no row, or every row, is a hit.
-    precisions = [average_precision_score(wanted[:, c], scores[:, c]) for c in np.flatnonzero(_vary(wanted))]
+    with finite_features():
+        precisions = [average_precision_score(wanted[:, c], scores[:, c]) for c in np.flatnonzero(_vary(wanted))]
     # Columns are scored alone, as scikit-learn reads a matrix of one column as two classes. NaN where F1 is 0 / 0.
     hits, truth = (scores > 0).astype(int), wanted.astype(int)
     f1 = [f1_score(truth[:, c], hits[:, c], zero_division=np.nan) for c in range(truth.shape[1])]

@@ -140,6 +140,11 @@ HALF = np.repeat([[0, 1], [1, 0]], 4, axis=0)
         ),
         ({"test_features": np.eye(8)[:, :3]}, ValueError, r"same width, but got shapes \(8, 8\) and \(8, 3\)"),
         ({"train_features": np.eye(8) * 1e200}, ValueError, r"`features` whose squares have a finite sum, .* 1e\+200$"),
+        (
+            {"test_features": np.full((8, 8), 1e308), "inverse_l2": 1e9, "standardize": False},
+            ValueError,
+            "`features` whose squares are finite, but scikit-learn found: Input contains infinity",
+        ),
         ({"inverse_l2": "best"}, ValueError, "`inverse_l2` to be a number or \"auto\", but got 'best'"),
         (
             {"train_labels": np.eye(8)[:, [2, 2]], "seed": 0},

@@ -30,7 +30,7 @@ def test_each_level_has_the_scores_of_its_own_probe():
 
 def test_a_level_of_one_label_predicts_it_and_unseen_labels_are_errors(caplog):
     train, learnt = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([[7, 5], [7, 5], [7, 9], [7, 9]])
-    test, wanted = np.array([[-3.0], [3.0], [3.0], [3.0]]), np.array([[7, 5], [7, 9], [8, 9], [7, 6]])
+    test, wanted = np.array([[3.0], [-3.0], [3.0], [3.0]]), np.array([[8, 9], [7, 5], [7, 9], [7, 6]])
     found = level_probe_metrics(train, learnt, test, wanted, inverse_l2=1.0)
     assert found == {"level1/top1": 0.75, "level1/top5": 0.75, "level2/top1": 0.75, "level2/top5": 0.75}
     assert [record.getMessage() for record in caplog.records] == [
