@@ -1,4 +1,4 @@
-"""Checks of tensors that need no values of them, and copies to a device; torch only."""
+"""Checks of tensors that need no values of them, and conversions to a device or dtype; torch only."""
 
 from typing import Any
 
@@ -34,3 +34,8 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
         pinned = x if torch.compiler.is_compiling() else x.pin_memory()  # `torch.compile` cannot trace it
         return pinned.to(device, non_blocking=True)
     return x.to(device)
+
+
+def widen_integers(labels: Tensor) -> Tensor:
+    """Return integers of any dtype, or bools, as int64, and floats as they are: torch compares uint64 with no other."""
+    return labels if labels.is_floating_point() else labels.to(torch.int64)

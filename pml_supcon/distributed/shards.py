@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pml_supcon._layouts import flatten_views, repeat_labels, split_views
+from pml_supcon._tensors import widen_integers
 from pml_supcon.distributed import collectives
 
 #: The calls of a group whose shards are compared: a sampler without its rank is wrong from the first batch on.
@@ -94,7 +95,7 @@ class ShardSizes(NamedTuple):
     def labels(self, own: LossInputs, group: ProcessGroup) -> Tensor | None:
         """Return the labels of all samples, ``(B, ...)``; integers as int64: equal ones of any dtypes stay equal."""
         labels = own.sample_labels
-        return None if labels is None else collectives.all_gather_rows(wide(labels), self.samples, group)
+        return None if labels is None else collectives.all_gather_rows(widen_integers(labels), self.samples, group)
 
     def gather(self, own: LossInputs, group: ProcessGroup) -> LossInputs:
         """Return the inputs of all processes, by rank; gradients return to the process that holds the rows."""
@@ -104,7 +105,7 @@ class ShardSizes(NamedTuple):
         if ref_emb is not None:
             ref_emb = collectives.gather_rows(ref_emb, self.references, group)
         if ref_labels is not None:
-            ref_labels = collectives.all_gather_rows(wide(ref_labels), self.references, group)
+            ref_labels = collectives.all_gather_rows(widen_integers(ref_labels), self.references, group)
         return LossInputs(
             embeddings=collectives.gather_rows(own.embeddings, self.samples, group),
             labels=labels,
@@ -185,15 +186,10 @@ def checksum(own: LossInputs) -> int | Tensor:
     varied = (rows != rows[0]).any()
     total = scrambled(rows + random_integers(rows)).sum()
     if own.labels is not None:
-        labels = wide(own.labels).flatten()
+        labels = widen_integers(own.labels).flatten()
         labels = labels.double().view(torch.int64) if labels.is_floating_point() else labels
         total = total + 3 * scrambled(labels + random_integers(labels)).sum()
     return total * varied
-
-
-def wide(labels: Tensor) -> Tensor:
-    """Return integers of any dtype as int64, and floating-point labels as they are."""
-    return labels if labels.is_floating_point() else labels.to(torch.int64)
 
 
 def random_integers(like: Tensor) -> Tensor:
@@ -238,7 +234,11 @@ def shard_properties(own: LossInputs) -> dict[str, Any]:
         "number of views": own.embeddings.shape[1] if own.embeddings.ndim == 3 else own.num_views,
         "labels given": own.labels is not None,
         "ref_labels given": own.ref_labels is not None,
-        **{name: f"rows {tuple(x.shape[1:])} {wide(x[:0]).dtype}" for name, x in labels.items() if x is not None},
+        **{
+            name: f"rows {tuple(x.shape[1:])} {widen_integers(x[:0]).dtype}"
+            for name, x in labels.items()
+            if x is not None
+        },
         "requires a gradient": needs_gradient(own.embeddings),
         **{
             name: f"rows {tuple(x.shape[1:])} {x.dtype}{' with a gradient' if needs_gradient(x) else ''}"

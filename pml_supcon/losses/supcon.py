@@ -11,8 +11,8 @@ from torch.distributed import ProcessGroup
 
 from pml_supcon._checks import check_bool, check_int
 from pml_supcon._pml import losses as _pml
+from pml_supcon._tensors import widen_integers
 from pml_supcon.distributed.shards import LossInputs
-from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.backends import solve, solve_mean
 from pml_supcon.functional.supcon.global_batch.group import divide_anchors, group_losses
 from pml_supcon.functional.supcon.options import TEMPERATURE, SupConOptions, check_cap
@@ -144,9 +144,9 @@ class BaseSupConLoss(BaseMetricLossFunction):
             more["ref_starts_with_batch"] = True
         loss_dict = self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels, num_views, **more)
         self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
-        wide = None if labels is None else checks.wide(labels)
-        _pml.check_class_weights(self.reducer, wide)
-        loss: Tensor = self.reducer(loss_dict, embeddings, wide)
+        labels = None if labels is None else widen_integers(labels)
+        _pml.check_class_weights(self.reducer, labels)
+        loss: Tensor = self.reducer(loss_dict, embeddings, labels)
         return loss
 
     def compute_loss(

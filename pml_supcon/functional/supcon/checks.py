@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pml_supcon._checks import check_type
 from pml_supcon._layouts import flatten_views
-from pml_supcon._tensors import check_dense, to_device
+from pml_supcon._tensors import check_dense, to_device, widen_integers
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 from pml_supcon.targets import Target, check_target_labels
 
@@ -160,18 +160,13 @@ def check_batch_in_references(labels: Tensor | None, ref_labels: Tensor | None, 
             f"but it has {len(ref_labels)} rows"
         )
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        differ = (wide(labels) != wide(ref_labels[:number])).nonzero()
+        differ = (widen_integers(labels) != widen_integers(ref_labels[:number])).nonzero()
         if len(differ):
             row = int(differ[0][0])
             raise ValueError(
                 "Expected `ref_labels` to start with the labels of the batch (`ref_starts_with_batch`), but row "
                 f"{row} has {ref_labels[row].tolist()} there and {labels[row].tolist()} in the batch"
             )
-
-
-def wide(labels: Tensor) -> Tensor:
-    """Return integers as int64, and floats as they are: torch compares uint64 with no other dtype."""
-    return labels if labels.is_floating_point() else labels.to(torch.int64)
 
 
 def rows_of_mask(name: str, mask: Tensor, number: int, num_views: int | None, device: torch.device) -> Tensor:
