@@ -2,6 +2,7 @@
 
 A loss without a target has class labels: rows of one class are positives of each other, with weight 1. A target gives
 each pair a weight ``w_ij >= 0``: row ``j`` is a positive of anchor ``i`` where it is above 0, and a negative elsewhere.
+Weights up to 1e-30 count as 0.
 
     out:  l_i = -1/W_i * sum_{p in P(i)} w_ip log( exp(s_ip) / D_ip )
     in:   l_i = -log( 1/W_i * sum_{p in P(i)} w_ip exp(s_ip) / D_ip )
@@ -34,7 +35,9 @@ _HANDLES = itertools.count(secrets.randbits(62))
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LARGEST_SHARE = 1e12  # sums of products of two stay far inside float32
+#: A pair with this weight or less is no positive.
+NO_WEIGHT = 1e-30
+_LEAST_SHARE, _LARGEST_SHARE = 1e-12, 1e12  # products of two stay far above `NO_WEIGHT`, and sums inside float32
 
 
 class Target:
@@ -191,7 +194,8 @@ class SoftLabels(Target):
         normalization: "sum" or "count"; see ``pml_supcon.targets``.
 
     Shape:
-        - labels: ``(N, C)``, or ``(B, C)`` for ``(B, V, D)`` embeddings: floats in [0, 1e12], no row of zeros.
+        - labels: ``(N, C)``, or ``(B, C)`` for ``(B, V, D)`` embeddings: floats in [0, 1e12], one of each row at least
+          1e-12.
 
     Raises:
         ValueError: If an argument is invalid; in a loss, if labels are (values are checked on the CPU).
@@ -217,7 +221,7 @@ class SoftLabels(Target):
         return anchors @ rows.T
 
     def check(self, name: str, labels: Tensor) -> None:
-        """Raise unless labels are floats ``(number, C)``, finite, not negative, and no row is zero."""
+        """Raise unless labels are floats ``(number, C)``, finite, not negative, and no row is zero or nearly so."""
         if labels.dtype not in _FLOATS:
             raise TypeError(
                 f"Expected argument `{name}` to be floating point with SoftLabels, but got {labels.dtype}; "
@@ -232,11 +236,13 @@ class SoftLabels(Target):
                 f"Expected argument `{name}` to hold finite shares in [0, 1e12] with SoftLabels, but got values from "
                 f"{labels.min().item():g} to {labels.max().item():g}"
             )
-        empty = (labels.amax(dim=1) == 0).nonzero()
+        largest = labels.amax(dim=1)
+        empty = (largest < _LEAST_SHARE).nonzero()
         if len(empty):
+            row = int(empty[0])
             raise ValueError(
-                f"Expected argument `{name}` to have a share above 0 in every row with SoftLabels, but row "
-                f"{int(empty[0])} is zero: it would be no row's positive"
+                f"Expected argument `{name}` to have a share >= {_LEAST_SHARE:g} in every row with SoftLabels, "
+                f"but the largest of row {row} is {largest[row].item():g}: it would be no row's positive"
             )
 
     def prepare(self, labels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -58,16 +58,18 @@ def test_the_reference_is_differentiable_twice(kind, summation, denominator):
 
 
 PAIRS = tuple(map(torch.tensor, ([0], [1], [0], [2])))
+REFERENCES = {"ref_emb": random_rows(3, 2), "ref_labels": torch.tensor([0, 1, 0])}
 
 
-@pytest.mark.parametrize("given", [{}, {"indices_tuple": PAIRS}], ids=["labels", "pairs"])
-def test_the_tiled_backend_raises_for_a_second_derivative(given, monkeypatch):
+@pytest.mark.parametrize("given", [{}, {"indices_tuple": PAIRS}, REFERENCES], ids=["labels", "pairs", "references"])
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_a_second_derivative_raises(backend, given, monkeypatch):
     monkeypatch.setattr(listed, "DENSE_SHARE", float("inf"))
     rows = random_rows(4, 2).requires_grad_()
-    loss = supcon_loss(rows, LABELS["mixed"], backend="tiled", **given).mean()
-    (gradient,) = torch.autograd.grad(loss, rows, create_graph=True)  # as in a gradient penalty
+    loss = supcon_loss(rows, LABELS["mixed"], backend=backend, **given).mean()
+    (gradient,) = torch.autograd.grad(loss, rows, create_graph=True)
     with pytest.raises(RuntimeError, match=r"second derivative needs backend='reference'"):
-        gradient.square().sum().backward()
+        (loss + gradient.square().sum()).backward()  # a gradient penalty: its derivative must not be 0
 
 
 @pytest.mark.parametrize("given", [{}, {"indices_tuple": PAIRS}], ids=["labels", "pairs"])

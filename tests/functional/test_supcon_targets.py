@@ -227,6 +227,22 @@ def test_gradients(backend, summation, denominator, name):
     assert torch.autograd.gradcheck(values, rows)
 
 
+@pytest.mark.parametrize(
+    ("target", "labels"),
+    [
+        (SoftLabels(), (90.5 * torch.eye(4)).softmax(1)),  # of a teacher that is sure: other shares are 5e-40
+        (Kernel(1.0), torch.tensor([0, 13.5, 27, 40.5])),  # exp(-91) = 3e-40
+    ],
+)
+@pytest.mark.parametrize("summation", ["out", "in"])
+def test_weights_that_float32_can_hold_but_not_invert_are_0(backend, target, labels, summation):
+    rows = torch.randn(4, 3, requires_grad=True)
+    terms = supcon_loss(rows, labels, target=target, summation=summation, backend=backend)
+    terms.losses.sum().backward()
+    assert not terms.valid.any()
+    assert torch.equal(rows.grad, torch.zeros_like(rows))
+
+
 def test_a_hierarchy_is_the_sum_of_the_means_of_its_levels(backend):
     """Row 4 has a positive at the coarse level only, so that the levels have means over different anchors."""
     rows, options = random_rows(6, 3), {"temperature": 0.3, "backend": backend}
@@ -272,7 +288,8 @@ WRONG = [
      r"`ref_labels` to have shape \(2, 2\), with the columns"),
     (SoftLabels(), SHARES * torch.nan, {}, ValueError, "finite shares"),
     (SoftLabels(), SHARES * torch.inf, {}, ValueError, "finite shares"),
-    (SoftLabels(), SETS.double(), {}, ValueError, "but row 3 is zero"),
+    (SoftLabels(), SETS.double(), {}, ValueError, "share >= 1e-12 in every row .*, but the largest of row 3 is 0: it"),
+    (SoftLabels(), SHARES * 1e-20, {}, ValueError, "but the largest of row 0 is 1e-20"),
     (Hierarchy([1, 1]), SETS, {}, ValueError, r"shape \(4, 2\) with 2 `level_weights`, but got \(4, 3\)"),
     (Hierarchy([1, 1]), SHARES[:, :2], {}, TypeError, "hold integers with Hierarchy, but got torch.float64"),
     (Hierarchy([1, 1]), torch.tensor([[0, 5], [1, 5], [0, 1], [0, 2]]), {}, ValueError,

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pml_supcon._checks import check_type
 from pml_supcon._layouts import flatten_views
 from pml_supcon._tensors import check_dense, to_device, widen_integers
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
-from pml_supcon.targets import Target, check_target_labels
+from pml_supcon.targets import NO_WEIGHT, Target, check_target_labels
 
 EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (
@@ -265,6 +266,9 @@ def check_options_fit(options: SupConOptions, num_views: int | None, *, has_refe
 def block_weights(target: Target, anchors: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the weights that a target gives to a block of pairs, in a dtype and in memory of its own.
 
+    A weight of ``NO_WEIGHT`` or less becomes 0: an anchor whose weights are all so small would divide by a sum whose
+    inverse is infinite in float32.
+
     Raises:
         TypeError: If they are no tensor.
         ValueError: If they are not ``(len(anchors), len(rows))``, or on the CPU negative or not finite.
@@ -272,7 +276,7 @@ def block_weights(target: Target, anchors: Tensor, rows: Tensor, dtype: torch.dt
     with torch.no_grad():
         weights = target.weights(anchors, rows)
     if not target.checks_weights:
-        return weights.to(dtype)
+        return F.threshold_(weights.to(dtype), NO_WEIGHT, 0)
     name, shape = type(target).__name__, (len(anchors), len(rows))
     if not isinstance(weights, Tensor) or weights.shape != shape:
         given = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
@@ -283,7 +287,7 @@ def block_weights(target: Target, anchors: Tensor, rows: Tensor, dtype: torch.dt
             raise ValueError(
                 f"Expected {name}.weights to return finite weights >= 0, but got values from {low:g} to {high:g}"
             )
-    return weights.to(dtype, copy=True)
+    return F.threshold_(weights.to(dtype, copy=True), NO_WEIGHT, 0)
 
 
 def check_similarities(s: Tensor, shape: tuple[int, int]) -> None:

@@ -66,17 +66,21 @@ class _Losses(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
         if upstream is None:
             return None, None, None
-        arguments = upstream, ctx.problem, ctx.needs_input_grad[:2], ctx.symmetric, *ctx.saved_tensors
-        # grad mode is on for `create_graph=True`
-        gradients = _Gradients.apply(*arguments) if torch.is_grad_enabled() else gradients_of(*arguments)
-        return *gradients, None
+        problem = ctx.problem
+        arguments = upstream, problem, ctx.needs_input_grad[:2], ctx.symmetric, *ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return *gradients_of(*arguments), None
+        # `create_graph=True`: the gradients depend on the inputs of the loss, also where these are not read again
+        return *_Gradients.apply(problem.embeddings, problem.references, *arguments), None
 
 
 class _Gradients(torch.autograd.Function):
     """The gradients as a separate function, so that their derivative raises an error instead of being 0."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, Tensor | None]:
+    def forward(
+        ctx: Any, embeddings: Tensor, references: Tensor | None, *arguments: Any
+    ) -> tuple[Tensor | None, Tensor | None]:
         return gradients_of(*arguments)
 
     @staticmethod
