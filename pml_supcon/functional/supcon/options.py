@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from pml_supcon._checks import INT64, check_bool, check_choice, check_int, check_number, check_temperature, shown
-from pml_supcon.functional.supcon.temperature import BoundedTemperature, check_tensor
+from pml_supcon.functional.supcon.temperature import TENSORS, BoundedTemperature, check_tensor
 from pml_supcon.targets import Target, check_target
 
 Summation = Literal["out", "in"]
@@ -46,7 +46,7 @@ class SupConOptions:
     target: Target | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, Tensor | BoundedTemperature):
+        if isinstance(self.temperature, TENSORS):
             check_tensor(self.temperature)
         else:
             check_temperature("temperature", self.temperature)

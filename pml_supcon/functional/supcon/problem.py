@@ -13,7 +13,7 @@ from pml_supcon._checks import check_bool
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.options import SupConOptions
-from pml_supcon.functional.supcon.temperature import BoundedTemperature, TensorTemperature, tensor_temperature
+from pml_supcon.functional.supcon.temperature import TENSORS, TensorTemperature, tensor_temperature
 from pml_supcon.targets import Hierarchy, Target
 
 _NO_DIRECTION = 1e-12  # the largest norm of a row that counts as zero
@@ -144,7 +144,7 @@ class Problem:
     def temperature(self) -> float:
         """The temperature that a backend divides products by, a Python float: 1 for a tensor temperature."""
         temperature = self.options.temperature
-        return 1.0 if isinstance(temperature, Tensor | BoundedTemperature) else float(temperature)
+        return 1.0 if isinstance(temperature, TENSORS) else float(temperature)
 
     @property
     def given_temperature(self) -> Tensor | float:
@@ -302,7 +302,7 @@ def build_problem(
     if options.positives_cap is not None and labels is not None and num_views is not None:
         cap = rank_cap(labels, num_views, options.positives_cap // num_views, num_anchors)
     tensor = None
-    if isinstance(options.temperature, Tensor | BoundedTemperature):
+    if isinstance(options.temperature, TENSORS):
         plain = options.similarity is None
         tensor = tensor_temperature(
             options.temperature, embeddings, unit=plain and options.normalize, products=options.products

@@ -24,6 +24,10 @@ class BoundedTemperature(NamedTuple):
     minimum: float
 
 
+#: The types of a temperature that is a tensor; the compiler of PyTorch 2.7 cannot trace ``isinstance(x, A | B)``.
+TENSORS = (Tensor, BoundedTemperature)
+
+
 class TensorTemperature(NamedTuple):
     """The temperature of a problem if it is a tensor.
 
