@@ -127,6 +127,10 @@ CASES = {
     "losses.SupConLossIn": (losses.SupConLossIn, of_rows),
     "losses.CrossModalLoss": (lambda: losses.CrossModalLoss(out()), of_views),
     "losses.RankNContrastLoss": (losses.RankNContrastLoss, of_rows),
+    "losses.LearnableTemperature": (
+        lambda: losses.LearnableTemperature(0.2),
+        lambda temperature: out(temperature=temperature)(ROWS, LABELS).detach(),
+    ),
     "losses.GlobalBatchLoss": (lambda: losses.GlobalBatchLoss(out(), miner=BatchHardMiner()), of_rows),
     "losses.QueueLoss": (lambda: losses.QueueLoss(out(), 8, 40), of_keys),
     "losses.CrossBatchMemory": (lambda: losses.CrossBatchMemory(out(), 8, 40), of_rows),

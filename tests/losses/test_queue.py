@@ -15,7 +15,7 @@ from pytorch_metric_learning import losses as pml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pml_supcon import losses
+from pml_supcon import losses, targets
 from pml_supcon.functional import supcon_loss
 
 LOSSES = {"out": losses.SupConLossOut, "in": losses.SupConLossIn}
@@ -243,6 +243,11 @@ GLOBAL = {
         lambda: new_queue("in", num_views=V, denominator="one_positive"),
         lambda x, y, keys: ((rows_of(x), y.repeat(V)), {"keys": rows_of(keys)}),
     ),
+    "shares": (
+        lambda: new_queue("in", target=targets.SoftLabels()),
+        lambda x, y, keys: ((x, nn.functional.one_hot(y, 3) + 0.3 * x.detach()[:, 0, :3].sigmoid()), {"keys": keys}),
+    ),
+    "numbers": (lambda: new_memory(target=targets.Kernel(0.7)), lambda x, y, _: ((x, y.double() / 2), {})),
     "label-free": (new_queue, lambda x, _, keys: ((x,), {"keys": keys})),
     "memory": (new_memory, lambda x, y, _: ((x, y), {})),
     "memory, first view": (
