@@ -14,12 +14,12 @@ from pml_supcon._layouts import flatten_views, split_views
 from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks, tiled, triton
-from pml_supcon.functional.supcon.backends import choose_backend
+from pml_supcon.functional.supcon.backends import choose_backend, sum_of_levels
 from pml_supcon.functional.supcon.global_batch import own_rows, ring
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_batch, separate_ignored
-from pml_supcon.targets import Target
+from pml_supcon.targets import Hierarchy, Target
 
 
 def group_supcon_loss(
@@ -45,11 +45,12 @@ def group_supcon_loss(
 
     Args:
         embeddings: the shard of this process, ``(B, V, D)`` or ``(N, D)``; the numbers of rows may differ, or be 0.
-        labels: the labels of the shard, ``(B,)`` or ``(N,)``; None on all processes: every sample is its own class.
+        labels: the labels of the shard, ``(B, ...)`` or ``(N, ...)``; None on all processes: every sample is its own
+            class.
         group: the processes. All of them must call the function, and its backward pass.
         replicated: all processes hold the same whole batch, and divide only the work.
         ref_emb: the contrasted rows of this process, ``(M, D)``.
-        ref_labels: their labels, ``(M,)``.
+        ref_labels: their labels, ``(M, ...)``.
         ref_starts_with_batch: see ``supcon_loss``; only with ``replicated``.
         indices_tuple: see ``supcon_loss``; only with ``replicated``, and every process then computes all pairs.
         anchors: bool mask of the anchors of the shard, ``(N,)`` or ``(B,)``; see ``supcon_loss``.
@@ -72,9 +73,10 @@ def group_supcon_loss(
     """
     check_type("group", group, ProcessGroup, "a ProcessGroup")
     if check_bool("replicated", replicated):
+        checked = SupConOptions(**options)
         problem = build_problem(
-            check_batch(embeddings, labels, num_views),
-            SupConOptions(**options),
+            check_batch(embeddings, labels, num_views, checked.target),
+            checked,
             ref_emb=ref_emb,
             ref_labels=ref_labels,
             ref_starts_with_batch=ref_starts_with_batch,
@@ -104,12 +106,17 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
     error: Exception | None = None
     same: dict[str, Any] = {}
     try:
-        inputs = check_inputs(inputs, need_ref_labels=True)  # labels are gathered on the device of the embeddings
+        inputs = check_inputs(
+            inputs, need_ref_labels=True, target=options.target
+        )  # labels are gathered on the device of the embeddings
         problem = problem_of(inputs, options)
-        backend = choose_backend(problem, any_size=True)  # the shards of other processes can have other sizes
+        # the shards of other processes can have other sizes; the levels of a hierarchy have one backend
+        backend = choose_backend(levels_of(problem)[0][1], any_size=True)
         same = {**vars(options), "backend taken": backend.__name__.rpartition(".")[2]}
         same["temperature"] = problem.given_temperature
         same["similarity"] = None if options.similarity is None else "given"
+        if options.target is not None:  # its own `repr` could have the address of an attribute
+            same["target"] = Target.__repr__(options.target)
     except Exception as local:
         error = local
     sizes = agree_on_shards(inputs, same, error, group)
@@ -119,15 +126,24 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
         problem = replace(problem, anchor_mask=gathered_mask(problem.anchor_mask, views, sizes.samples, group))
 
     if inputs.ref_emb is None and (backend is tiled or (backend is triton and problem.symmetric)):
-        class_ids = sizes.labels(inputs, group)
-        if class_ids is None:  # every sample is its own class
-            class_ids = torch.arange(sum(sizes.samples), device=inputs.embeddings.device)
+        labels = sizes.labels(inputs, group)
+        if labels is None:  # every sample is its own class
+            labels = torch.arange(sum(sizes.samples), device=inputs.embeddings.device)
         elif options.ignore_label is not None:
-            class_ids, _ = separate_ignored(class_ids, None, options.ignore_label, None)
-        if backend is triton:
-            return own_rows.sharded_losses(problem, class_ids, sizes.samples, inputs.views, group).completed(problem)
-        plan = ShardPlan.of(problem, class_ids, sizes.samples, inputs.views, group)  # the rows stay on their processes
-        return ring.anchor_losses(problem, plan).completed(problem)
+            labels, _ = separate_ignored(labels, None, options.ignore_label, None)
+
+        def sharded(problem: Problem, labels: Tensor) -> AnchorLosses:
+            if backend is triton:
+                return own_rows.sharded_losses(problem, labels, sizes.samples, inputs.views, group).completed(problem)
+            plan = ShardPlan.of(problem, labels, sizes.samples, inputs.views, group)  # rows stay on their processes
+            return ring.anchor_losses(problem, plan).completed(problem)
+
+        if not isinstance(options.target, Hierarchy):
+            return sharded(problem, labels)
+        options.target.check("labels", labels)  # they may be nested on each process, but not together
+        ids = [ids for _, ids in options.target.levels(labels)]
+        levels = zip(levels_of(problem), ids, strict=True)
+        return sum_of_levels([(weight, sharded(level, ids)) for (weight, level), ids in levels])
     whole = problem_of(sizes.gather(inputs._replace(more={}), group), options)
     return divide_anchors(replace(whole, anchor_mask=problem.anchor_mask), group)
 
@@ -135,6 +151,11 @@ def group_losses(inputs: LossInputs, options: SupConOptions, group: ProcessGroup
 def gathered_mask(mask: Tensor, views: int, samples: list[int], group: ProcessGroup) -> Tensor:
     """Return the mask of the anchors of all processes, ``(views * B,)``, from the mask of this one; both view-major."""
     return flatten_views(collectives.all_gather_rows(split_views(mask, views), samples, group))
+
+
+def levels_of(problem: Problem) -> list[tuple[float, Problem]]:
+    """Return the weights and problems of the levels of a hierarchy, or the problem itself with the weight 1."""
+    return problem.levels(problem.target) if isinstance(problem.target, Hierarchy) else [(1.0, problem)]
 
 
 def check_inputs(inputs: LossInputs, *, need_ref_labels: bool, target: Target | None = None) -> LossInputs:
@@ -151,7 +172,7 @@ def check_inputs(inputs: LossInputs, *, need_ref_labels: bool, target: Target | 
 
 def problem_of(inputs: LossInputs, options: SupConOptions) -> Problem:
     """Return the inputs of a loss and its options as a checked problem."""
-    batch = check_batch(inputs.embeddings, inputs.labels, inputs.num_views)
+    batch = check_batch(inputs.embeddings, inputs.labels, inputs.num_views, options.target)
     anchors = inputs.more.get("anchors")
     return build_problem(batch, options, ref_emb=inputs.ref_emb, ref_labels=inputs.ref_labels, anchors=anchors)
 
@@ -162,6 +183,8 @@ def divide_anchors(problem: Problem, group: ProcessGroup) -> AnchorLosses:
     The gradient of the rows is, on each process, its part of the gradient of the sum of the results of all processes.
     Listed pairs are not divided: every process computes all.
     """
+    if isinstance(problem.target, Hierarchy):
+        return sum_of_levels([(weight, divide_anchors(level, group)) for weight, level in levels_of(problem)])
     backend = choose_backend(problem)
     if problem.pairs is not None:
         terms: AnchorLosses = backend.anchor_losses(problem)

@@ -11,6 +11,7 @@ are on all processes. The blocks rotate three times:
    returns to process q.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -24,8 +25,10 @@ from pml_supcon.functional.supcon.execution import full_precision, map_in_thread
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan, Tiles
 from pml_supcon.functional.supcon.global_batch.transfers import P2PTransfer, return_gradient, rotate_blocks
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+from pml_supcon.functional.supcon.tiled.layout import Layout
 from pml_supcon.functional.supcon.tiled.passes import TilePasses, upstream_scale
-from pml_supcon.functional.supcon.tiled.statistics import Statistics
+from pml_supcon.functional.supcon.tiled.statistics import AnchorSums
+from pml_supcon.functional.supcon.tiled.weighted_passes import WeightedPasses
 
 
 def anchor_losses(problem: Problem, plan: ShardPlan) -> AnchorLosses:
@@ -65,41 +68,44 @@ class _Ring(torch.autograd.Function):
         with full_precision(anchors.device):
             upstream = collectives.all_reduce(torch.where(valid, upstream, 0), plan.group)
             scale = upstream_scale(upstream)
-            statistics = Statistics(table, plan.formula)
+            statistics = plan.statistics(table, plan.formula)
             of_anchors, of_rows = gradients(plan, anchors, rows, statistics, upstream / scale)
             of_anchors *= scale
         return of_anchors, None if plan.layout.symmetric else of_rows.mul_(scale), None
 
 
-def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> Statistics:
+def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> AnchorSums:
     """Return the sums over positives and negatives of every anchor of the batch: rotations 1 and 2."""
     layout, device = plan.layout, anchors.device
-    log_neg = torch.full_like(layout.anchor_labels, -torch.inf, dtype=anchors.dtype)
-    # 1. log_neg (A,): each block adds its negatives, on the log scale; then the sum over processes.
-    for peer, block in rotate_blocks(plan, rows):
-        passes = passes_of(plan, anchors, peer, block)
-        parts = map_in_threads(passes.log_negatives, plan.tiles(peer), device)
-        log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
-    log_neg = collectives.all_logsumexp(log_neg, plan.group)
+    log_neg = anchors.new_full((len(layout.anchor_labels),), -torch.inf)
+    # 1. log_neg (A,): each block adds its negatives, on the log scale; then the sum over processes. Weighted pairs need
+    # it for "one_positive" only.
+    if isinstance(layout, Layout) or plan.formula.denominator == "one_positive":
+        for peer, block in rotate_blocks(plan, rows):
+            passes = passes_of(plan, anchors, peer, block)
+            parts = map_in_threads(passes.log_negatives, plan.tiles(peer), device)
+            log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
+        log_neg = collectives.all_logsumexp(log_neg, plan.group)
     # 2. The sums over positives. "one_positive" needs the complete log_neg: hence a second rotation.
-    start = Statistics.of(log_neg, plan.formula)
+    start = plan.statistics.of(log_neg, plan.formula)
     statistics = start.copy()
     for peer, block in rotate_blocks(plan, rows):
         passes = passes_of(plan, anchors, peer, block)
+        positives: Callable[[Any], AnchorSums] = partial(passes.positives, start)
         boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, inside in plan.tiles(peer) for box in inside]
-        statistics = Statistics.merged([statistics, *map_in_threads(partial(passes.positives, start), boxes, device)])
+        statistics = AnchorSums.merged([statistics, *map_in_threads(positives, boxes, device)])
     return statistics.reduced(plan.group)
 
 
 def gradients(
-    plan: ShardPlan, anchors: Tensor, rows: Tensor, statistics: Statistics, upstream: Tensor
+    plan: ShardPlan, anchors: Tensor, rows: Tensor, statistics: AnchorSums, upstream: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of this process's anchors and rows, the same tensor with symmetry: rotation 3."""
     symmetric = plan.layout.symmetric
     of_anchors = torch.zeros_like(anchors)
     of_rows = of_anchors if symmetric else torch.zeros_like(rows)
 
-    def contributions(peer: int, block: Tensor, passes: TilePasses, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    def contributions(peer: int, block: Tensor, passes: Any, tiles: Tiles) -> tuple[Tensor, Tensor]:
         """Return the contributions of some tiles to the gradients of the anchors and of a peer's rows."""
         of_anchors = torch.zeros_like(anchors)
         of_block = of_anchors if symmetric and peer == plan.rank else torch.zeros_like(block)
@@ -127,16 +133,12 @@ def gradients(
     return of_anchors, of_rows
 
 
-def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> TilePasses:
+def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> Any:
     """Return the passes over this process's anchors and the rows of a peer."""
-    mine = plan.anchor_blocks[plan.rank]
-    return TilePasses(
-        anchors=BlockView(mine, anchors),
-        rows=BlockView(plan.row_blocks[peer], block),
-        layout=plan.layout,
-        dtype=anchors.dtype,
-        shifted=plan.shifted,
-    )
+    mine, theirs = BlockView(plan.anchor_blocks[plan.rank], anchors), BlockView(plan.row_blocks[peer], block)
+    if isinstance(plan.layout, Layout):
+        return TilePasses(mine, theirs, plan.layout, anchors.dtype, plan.shifted)
+    return WeightedPasses(mine, theirs, plan.layout, anchors.dtype, plan.shifted, plan.formula.denominator)
 
 
 @dataclass(frozen=True)

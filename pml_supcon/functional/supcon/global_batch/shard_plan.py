@@ -11,7 +11,9 @@ from torch.distributed import ProcessGroup
 from pml_supcon.functional.supcon.execution import needs_shift
 from pml_supcon.functional.supcon.problem import Cap, Problem, class_sizes, rank_cap
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
-from pml_supcon.functional.supcon.tiled.statistics import Formula
+from pml_supcon.functional.supcon.tiled.statistics import AnchorSums, Formula, Statistics
+from pml_supcon.functional.supcon.tiled.weighted_layout import WeightedLayout
+from pml_supcon.functional.supcon.tiled.weighted_statistics import WeightedStatistics
 
 Tiles = list[tuple[Tile, list[Tile]]]
 
@@ -20,7 +22,8 @@ Tiles = list[tuple[Tile, list[Tile]]]
 class ShardPlan:
     """The assignment of rows and tiles to processes; each process computes the same plan.
 
-    Places in the layout go process by process, and by label within each.
+    Places in the layout go process by process, and by label within each; with the weights of a target in the order of
+    the rows.
 
     Attributes:
         layout: of the whole batch.
@@ -34,7 +37,7 @@ class ShardPlan:
         formula: like ``shifted``, from the options of the problem.
     """
 
-    layout: Layout
+    layout: Layout | WeightedLayout
     anchor_blocks: list[slice]
     row_blocks: list[slice]
     anchor_order: Tensor
@@ -49,33 +52,27 @@ class ShardPlan:
     def of(problem: Problem, labels: Tensor, samples: list[int], views: int, group: ProcessGroup) -> "ShardPlan":
         """Return the plan of a batch.
 
-        ``problem`` holds the rows of this process only, ``labels`` ``(B,)`` the labels of all processes by rank, and
+        ``problem`` holds the rows of this process only, ``labels`` ``(B, ...)`` those of all processes by rank, and
         ``samples`` the number of samples of each process, with ``views`` rows each.
         """
         rank = dist.get_rank(group)
         anchor_views = views if problem.symmetric else 1
-        # 1. for each process: the order that sorts its view-major rows by label, and their positions v * B + b in
-        # the batch
-        rows = [order_of(labels, block, views) for block in blocks(samples)]
-        anchors = [order_of(labels, block, anchor_views) for block in blocks(samples)]
+        # 1. for each process: the order of its view-major rows, by label unless any pair can have a weight, and their
+        # positions v * B + b in the batch
+        order = order_of if problem.target is None else given_order
+        rows = [order(labels, block, views) for block in blocks(samples)]
+        anchors = [order(labels, block, anchor_views) for block in blocks(samples)]
         row_places, anchor_places = (torch.cat([places for _, places in side]) for side in (rows, anchors))
-        # 2. ranks of the whole batch, then in layout order
-        cap, positives_cap = None, problem.options.positives_cap
-        if positives_cap is not None:
-            cap = rank_cap(labels.repeat(views), views, positives_cap // views, len(labels) * anchor_views)
-        layout = Layout(
-            anchor_labels=labels.repeat(anchor_views)[anchor_places],
-            row_labels=labels.repeat(views)[row_places],
-            anchor_ids=anchor_places,
-            row_ids=row_places,
-            cap=cap and Cap(cap.anchor_rank[anchor_places], cap.anchor_limit[anchor_places], cap.row_rank[row_places]),
-            row_sizes=class_sizes(labels.repeat(views))[row_places] if problem.class_balanced else None,
-            symmetric=problem.symmetric,
-        )
+        anchor_blocks, row_blocks = (blocks([number * v for number in samples]) for v in (anchor_views, views))
+        if problem.target is not None:
+            own_rows = tuple((anchors, rows.start) for anchors, rows in zip(anchor_blocks, row_blocks, strict=True))
+            layout: Layout | WeightedLayout = weighted_layout(problem, labels, anchor_places, row_places, own_rows)
+        else:
+            layout = sorted_layout(problem, labels, anchor_places, row_places, views)
         return ShardPlan(
             layout=layout,
-            anchor_blocks=blocks([number * anchor_views for number in samples]),
-            row_blocks=blocks([number * views for number in samples]),
+            anchor_blocks=anchor_blocks,
+            row_blocks=row_blocks,
             anchor_order=anchors[rank][0],
             row_order=rows[rank][0],
             anchor_places=anchor_places,
@@ -84,6 +81,11 @@ class ShardPlan:
             formula=Formula.of(problem),
             shifted=needs_shift(problem),
         )
+
+    @property
+    def statistics(self) -> type[AnchorSums]:
+        """The class of the sums per anchor."""
+        return Statistics if isinstance(self.layout, Layout) else WeightedStatistics
 
     @property
     def peers(self) -> list[int]:
@@ -112,12 +114,52 @@ def blocks(numbers: list[int]) -> list[slice]:
     return [slice(stop - number, stop) for number, stop in zip(numbers, accumulate(numbers), strict=True)]
 
 
+def sorted_layout(problem: Problem, labels: Tensor, anchor_places: Tensor, row_places: Tensor, views: int) -> Layout:
+    """Return the layout of the whole batch for class labels ``(B,)``, from the positions of anchors and rows in it."""
+    row_labels, cap, positives_cap = labels.repeat(views), None, problem.options.positives_cap
+    # the anchors are the rows, or their first view: the first positions of the batch
+    if positives_cap is not None:  # ranks of the whole batch, then in layout order
+        cap = rank_cap(row_labels, views, positives_cap // views, len(anchor_places))
+        cap = Cap(cap.anchor_rank[anchor_places], cap.anchor_limit[anchor_places], cap.row_rank[row_places])
+    return Layout(
+        anchor_labels=row_labels[anchor_places],
+        row_labels=row_labels[row_places],
+        anchor_ids=anchor_places,
+        row_ids=row_places,
+        cap=cap,
+        row_sizes=class_sizes(row_labels)[row_places] if problem.class_balanced else None,
+        symmetric=problem.symmetric,
+    )
+
+
+def weighted_layout(
+    problem: Problem,
+    labels: Tensor,
+    anchor_places: Tensor,
+    row_places: Tensor,
+    own_rows: tuple[tuple[slice, int], ...],
+) -> WeightedLayout:
+    """Return the layout of the whole batch for labels ``(B, ...)`` of a target."""
+    assert problem.target is not None  # for the type checker
+    # (B, ...), then of rows: the rows of a sample have its labels
+    labels = problem.target.prepare(labels, problem.dtype)
+    row_labels = labels[row_places % max(1, len(labels))]
+    anchor_labels = row_labels if problem.symmetric else labels[anchor_places]
+    return WeightedLayout(anchor_labels, row_labels, own_rows, problem.target, problem.symmetric)
+
+
 def order_of(labels: Tensor, block: slice, views: int) -> tuple[Tensor, Tensor]:
     """Return the order that sorts a process's view-major rows by label, and their positions in the whole batch."""
     # (views * b,) positions of the process's rows; the order by label
     places = places_of(block, views, len(labels), labels.device)
     order = torch.argsort(labels[block].repeat(views), stable=True)
     return order, places[order]
+
+
+def given_order(labels: Tensor, block: slice, views: int) -> tuple[Tensor, Tensor]:
+    """Return the order of a process's view-major rows as they are, and their positions in the whole batch."""
+    places = places_of(block, views, len(labels), labels.device)
+    return torch.arange(len(places), device=labels.device), places
 
 
 def places_of(block: slice, views: int, number: int, device: torch.device) -> Tensor:
