@@ -276,7 +276,7 @@ def block_weights(target: Target, anchors: Tensor, rows: Tensor, dtype: torch.dt
     with torch.no_grad():
         weights = target.weights(anchors, rows)
     if not target.checks_weights:
-        return F.threshold_(weights.to(dtype), NO_WEIGHT, 0)
+        return F.threshold(weights.to(dtype), NO_WEIGHT, 0, inplace=True)
     name, shape = type(target).__name__, (len(anchors), len(rows))
     if not isinstance(weights, Tensor) or weights.shape != shape:
         given = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
@@ -287,7 +287,7 @@ def block_weights(target: Target, anchors: Tensor, rows: Tensor, dtype: torch.dt
             raise ValueError(
                 f"Expected {name}.weights to return finite weights >= 0, but got values from {low:g} to {high:g}"
             )
-    return F.threshold_(weights.to(dtype, copy=True), NO_WEIGHT, 0)
+    return F.threshold(weights.to(dtype, copy=True), NO_WEIGHT, 0, inplace=True)
 
 
 def check_similarities(s: Tensor, shape: tuple[int, int]) -> None:
