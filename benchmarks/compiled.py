@@ -233,9 +233,7 @@ def compiled(gpu: int, dtype: str, width: int, *, every: bool = False, **options
     """
     rows = torch.randn(ROWS, width).to(getattr(torch, dtype)).requires_grad_()
     batch = check_batch(rows, torch.arange(ROWS // 2).repeat(2) // 4, None)
-    problem = build_problem(
-        batch, SupConOptions(**options), ref_emb=None, ref_labels=None, ref_starts_with_batch=False, indices_tuple=None
-    )
+    problem = build_problem(batch, SupConOptions(**options))
     with compile_only(gpu, every=every) as launches:
         loss = backend.mean_loss(problem)
         forward = len(launches)

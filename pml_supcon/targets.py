@@ -376,7 +376,7 @@ class Kernel(Target):
         return distances.square_().neg_().exp_()
 
     def check(self, name: str, labels: Tensor) -> None:
-        """Raise unless labels are numbers ``(number,)`` or ``(number, K)``, and finite."""
+        """Raise unless labels are numbers ``(number,)`` or ``(number, K)``, finite, and finite over ``sigma``."""
         if labels.dtype not in (*_INTEGERS, *_FLOATS):
             raise TypeError(f"Expected argument `{name}` to hold numbers with Kernel, but got {labels.dtype}")
         if labels.ndim not in (1, 2) or 0 in labels.shape[1:]:
@@ -384,8 +384,13 @@ class Kernel(Target):
                 f"Expected argument `{name}` to have shape ({len(labels)},) or ({len(labels)}, K) with Kernel, "
                 f"but got {tuple(labels.shape)}"
             )
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(labels.isfinite().all()):
-            raise ValueError(f"Expected argument `{name}` to be finite with Kernel, but got NaN or infinity")
+        if labels.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if not bool(self.prepare(labels, torch.float32).isfinite().all()):
+            raise ValueError(
+                f"Expected argument `{name}` to be finite with Kernel, also divided by sigma={self.sigma:g}, "
+                "but got NaN or infinity"
+            )
 
     def prepare(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the numbers over ``sigma sqrt(2)``, ``(N, K)``; integers and float64 stay exact until subtracted."""
@@ -425,8 +430,10 @@ def target_of(handle: int) -> Target:
 
 
 def check_target(target: object) -> None:
-    """Raise unless the value is None or a target."""
-    if target is not None and not isinstance(target, Target):
+    """Raise unless the value is None or a target with a known normalization."""
+    if isinstance(target, Target):
+        check_choice("normalization", target.normalization, get_args(Normalization))  # of a user's own subclass
+    elif target is not None:
         hint = f"; did you mean {target.__name__}()?" if isinstance(target, type) and issubclass(target, Target) else ""
         raise TypeError(f"Expected argument `target` to be None or a target of `pml_supcon.targets`, "
                         f"but got {shown(target)}{hint}")  # fmt: skip

@@ -110,7 +110,8 @@ def _as_array(labels: Labels, *, sets: bool) -> npt.NDArray[Any]:
         except (TypeError, ValueError, OverflowError) as error:  # ragged, or no numbers
             raise TypeError(f"Expected argument `labels` to be {expected}, but got {shown(labels)}") from error
     if array.size and array.dtype.kind not in kinds:
-        raise TypeError(f"Expected argument `labels` to be {expected}, but got dtype {array.dtype}")
+        hint = "; bool rows are labels_are='sets'" if array.dtype == bool and array.ndim == 2 else ""
+        raise TypeError(f"Expected argument `labels` to be {expected}, but got dtype {array.dtype}{hint}")
     return array
 
 

@@ -44,6 +44,12 @@ SPEC_TABLE = [
 ]
 
 
+class Averaged(Target):
+    """A user's own target with a normalization that does not exist."""
+
+    normalization = "mean"
+
+
 class Signed(Target):
     """A user's own target: not symmetric, with zeros."""
 
@@ -271,7 +277,7 @@ def test_class_labels_with_a_target_of_classes():
 
 WRONG = [
     (None, torch.rand(4, 3), {}, TypeError, "hold integers, but got torch.float32; .*SoftLabels"),
-    (None, torch.rand(4), {}, TypeError, ".targets.SoftLabels. or .Kernel. takes others"),
+    (None, torch.rand(4), {}, TypeError, ".targets.SoftLabels. or .Kernel. takes floating point"),
     (None, SETS, {}, ValueError, r"shape \(4,\), one label for each embedding, but got \(4, 3\); .*LabelSets"),
     (None, SETS == 1, {}, TypeError, "torch.bool; .*LabelSets"),
     (LabelSets(), SETS[:, 0], {}, ValueError, r"shape \(4, C\), one column for each label, but got \(4,\)"),
@@ -295,6 +301,8 @@ WRONG = [
     (Hierarchy([1, 1]), torch.tensor([[0, 5], [1, 5], [0, 1], [0, 2]]), {}, ValueError,
      "each label in column 1 of `labels` to have one parent, but label 5 has 0 and 1"),
     (Kernel(1.0), torch.tensor([0.0, 1.0, torch.nan, 2.0]), {}, ValueError, "finite with Kernel"),
+    (Kernel(1e-300), torch.tensor([0, 1e10]).repeat(2), {}, ValueError, "also divided by sigma=1e-300"),
+    (Averaged(), SETS, {}, ValueError, r"`normalization` to be one of \['sum', 'count'\], but got 'mean'"),
     (Kernel(1.0), torch.ones(4) > 0, {}, TypeError, "hold numbers with Kernel, but got torch.bool"),
     (Kernel(1.0), torch.rand(4, 2, 2), {}, ValueError, r"shape \(4,\) or \(4, K\) with Kernel"),
     (Kernel(1.0), torch.rand(4), {"denominator": "negatives"}, ValueError, "every row is a positive of every anchor"),

@@ -45,7 +45,7 @@ def test_digests_differ_in_shape_and_content():
         (torch.zeros(3, 2) + 0j, "sets", TypeError, "`labels` to be bool, or 0 and 1, but got torch.complex64"),
         (torch.zeros(3, 2), "hierarchy", TypeError, "`labels` to be integers, but got torch.float32"),
         (np.full((3, 2), "a"), "sets", TypeError, "`labels` to be bool, or 0 and 1, but got dtype <U1"),
-        (SETS, "hierarchy", TypeError, "`labels` to be integers, but got dtype bool"),
+        (SETS, "hierarchy", TypeError, "`labels` to be integers, but got dtype bool; bool rows are labels_are='sets'"),
         ([[0, 5], [1, 5]], "hierarchy", ValueError, "column 1 of `labels` to have one parent, but label 5 has 0 and 1"),
     ],
 )

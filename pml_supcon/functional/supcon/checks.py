@@ -55,10 +55,13 @@ def _check_classes(name: str, labels: Tensor, number: int) -> None:
     """Raise unless the labels are ``number`` integers."""
     check_dense(name, labels, values=False)
     if labels.dtype not in LABEL_DTYPES:
-        hint = "`targets.SoftLabels` or `Kernel`" if labels.is_floating_point() else "`targets.LabelSets`"
+        hint = (
+            "`targets.SoftLabels` or `Kernel` takes floating point"
+            if labels.is_floating_point()
+            else "`targets.LabelSets` takes bool (N, C)"
+        )
         raise TypeError(
-            f"Expected argument `{name}` to hold integers, but got {labels.dtype}; a loss with the target {hint} takes "
-            "others"
+            f"Expected argument `{name}` to hold integers, but got {labels.dtype}; a loss with the target {hint}"
         )
     if labels.ndim == 2 and len(labels) == number:
         raise ValueError(
