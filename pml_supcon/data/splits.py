@@ -166,6 +166,11 @@ class TrainingSplit:
         """The number of wrong labels."""
         return int((self.labels != self.true_labels).sum())
 
+    @property
+    def levels(self) -> int:
+        """The number of levels of a hierarchy; 1 for classes."""
+        return self.labels.shape[1] if self.labels.ndim == 2 else 1
+
     def training_images(self, data: ImageData) -> MemoryImages | LazyImages:
         """Return the images to train on, with noisy labels."""
         if not len(self.held_out) and not self.wrong:

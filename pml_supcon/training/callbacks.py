@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from pml_supcon.data.label_kinds import classes_of
 from pml_supcon.training.monitoring import History, Row
 from pml_supcon.training.run import RunContext, computed, images_of
 from pml_supcon.training.scoring import knn_accuracy
@@ -67,9 +68,10 @@ class CheckpointCallback:
             self.context.run.checkpoints.write(step, checkpoint)
 
     def epoch_metrics(self, stage: Stage, epoch: int) -> Row:
-        """Return the k-NN accuracy of held-out images every ``knn_every`` epochs and after the last one."""
+        """Return the k-NN accuracy of held-out images, of classes, every ``knn_every`` epochs and after the last one."""
         due = epoch % self.settings.knn_every == 0 or epoch == stage.plan.epochs
-        held_out = stage.number == 1 and len(self.context.held_out) > 0
+        has_classes = classes_of(self.context.split.held_out_labels) is not None
+        held_out = stage.number == 1 and len(self.context.held_out) > 0 and has_classes
         return knn_accuracy(self.context, stage.scored().encoder) if due and held_out else {}
 
 

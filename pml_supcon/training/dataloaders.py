@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 from pml_supcon.samplers import MultiViewBatchSampler
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.views import MultiViewDataset, MultiViewTensorDataset, SeededDataset, augmentation
+from pml_supcon.views import BatchMix, MultiViewDataset, MultiViewTensorDataset, SeededDataset, augmentation
 
 
 def build_sampler(
@@ -29,9 +29,24 @@ def build_sampler(
 
 
 def build_stage1_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
-    """Build the batch sampler of stage 1."""
+    """Build the batch sampler of stage 1; soft labels and numbers are shuffled."""
     options = {"max_per_class": settings.max_per_class, "samples_per_class": settings.samples_per_class}
+    options |= {"draw": settings.draw, "beta": settings.draw_beta}
+    if settings.labels in ("soft", "numbers"):
+        labels = torch.zeros(len(labels), dtype=torch.long)
+    else:
+        options["labels_are"] = settings.labels
     return build_sampler(labels, settings.batch_size, accelerator, seed=settings.seed, **options)
+
+
+def build_batch_mix(settings: TrainSettings, num_classes: int) -> BatchMix | None:
+    """Build the mixup or CutMix of the settings, or return None."""
+    alphas = {"mixup": settings.mixup, "cutmix": settings.cutmix}
+    given = [name for name, alpha in alphas.items() if alpha is not None]
+    if not given:
+        return None
+    kind: Any = given[0] if len(given) == 1 else "both"
+    return BatchMix(kind, alpha=alphas[given[0]] or 0.0, num_classes=num_classes)
 
 
 def check_batch_sizes(settings: TrainSettings, accelerator: Accelerator) -> None:
@@ -52,10 +67,11 @@ def build_loader(
     augment: str,
     num_views: int,
     *,
+    batch_mix: BatchMix | None = None,
     workers: int = 0,
     data_on_device: Literal["auto"] | bool = "auto",
 ) -> DataLoader[Any]:
-    """Build the loader of this process's views ``(B, V, C, H, W)`` and labels ``(B,)``.
+    """Build the loader of this process's views ``(B, V, C, H, W)`` and labels ``(B, ...)``, mixed by ``batch_mix``.
 
     The batches do not depend on the number of workers.
 
@@ -79,7 +95,7 @@ def build_loader(
         views = MultiViewDataset(images, transform, num_views)
     workers = 0 if on_device else workers
     return DataLoader(
-        SeededDataset(views, home),
+        SeededDataset(views, home, batch_transform=batch_mix),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=SeededDataset.collate,

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pml_supcon.data.label_kinds import classes_of
 from pml_supcon.training.callbacks import Callback
 from pml_supcon.training.monitoring import EpochTimer, History, Row, StepLogger, alignment_and_uniformity
 from pml_supcon.training.signals import SignalHandler, Stopped
@@ -18,8 +19,8 @@ def take_step(
 ) -> Tensor:
     """Take the optimizer step that follows ``step`` steps of the run.
 
-    ``views`` ``(B, V, C, H, W)`` and ``labels`` ``(B,)`` are the batch of this process. The logger keeps loss, gradient
-    norm and learning rate on the device. Returns the outputs of the network, ``(B, V, D)``, detached.
+    ``views`` ``(B, V, C, H, W)`` and ``labels`` ``(B, ...)`` are the batch of this process. The logger keeps loss,
+    gradient norm and learning rate on the device. Returns the outputs of the network, ``(B, V, D)``, detached.
     """
     # 1. The learning rate of this step.
     stage.schedule.step_update(step - stage.first_step)
@@ -110,8 +111,12 @@ def run_stage(
 
 
 def batch_metrics(stage: Stage, outputs: Tensor, labels: Tensor) -> Row:
-    """Return alignment and uniformity of the epoch's last batch, and the miner's statistics of the epoch."""
-    metrics: Row = alignment_and_uniformity(stage.criterion.embeddings(outputs), labels.to(outputs.device))
+    """Return alignment and uniformity of the epoch's last batch, and the miner's statistics of the epoch.
+
+    Labels without classes, as of mixed images, have no alignment.
+    """
+    classes = classes_of(labels.to(outputs.device))
+    metrics: Row = alignment_and_uniformity(stage.criterion.embeddings(outputs), classes)
     miner = stage.criterion.miner
     if miner is not None:
         metrics |= {f"miner/{name}": value for name, value in miner.report().items()}

@@ -12,6 +12,7 @@ from pml_supcon import losses
 from pml_supcon.losses import GlobalBatchLoss
 from pml_supcon.miners import CappedPositivesMiner, MeasuredMiner, OnlineHardExampleMiner
 from pml_supcon.models import ProjectionHead
+from pml_supcon.targets import Hierarchy, Kernel, LabelSets, SoftLabels, Target
 from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.config.settings import SUPCON
 from pml_supcon.views import flatten_views, split_views
@@ -79,7 +80,7 @@ def part_of(top: nn.Module, kind: type[Part]) -> Part | None:
 
 
 class Criterion(nn.Module):
-    """The loss of a batch: outputs ``(B, V, D)``, labels ``(B,)`` and a momentum encoder's keys, over all processes.
+    """The loss of a batch over all processes: outputs ``(B, V, D)``, labels ``(B, ...)`` and a momentum encoder's keys.
 
     Attributes:
         miner: The miner with its statistics, or None.
@@ -153,21 +154,44 @@ class Joint(Criterion):
         return outputs[..., : self.head_dim]
 
 
-def build_criterion(settings: TrainSettings) -> Criterion:
-    """Build the loss of the settings."""
+def build_criterion(settings: TrainSettings, levels: int = 1) -> Criterion:
+    """Build the loss of the settings; ``levels`` is the number of levels of a hierarchy of labels."""
     if not settings.contrastive:
         return Classification(settings.label_smoothing)
-    contrastive = Contrastive(build_loss(settings), build_miner(settings), labelled=settings.method != "simclr")
+    contrastive = Contrastive(build_loss(settings, levels), build_miner(settings), labelled=settings.method != "simclr")
     if not settings.has_classifier:
         return contrastive
     return Joint(contrastive, Classification(settings.label_smoothing), settings)
 
 
-def build_loss(settings: TrainSettings) -> Any:
+def build_target(settings: TrainSettings, levels: int = 1) -> Target | None:
+    """Build the target of the loss for the labels of the settings; None for classes, and for a loss without labels.
+
+    Raises:
+        ValueError: If there is not one level weight for each of the ``levels`` of a hierarchy.
+    """
+    if settings.method == "simclr":
+        return None
+    if settings.mixed or settings.labels == "soft":
+        return SoftLabels()
+    if settings.labels == "sets":
+        return LabelSets(settings.target_similarity)
+    if settings.labels == "numbers":
+        assert settings.sigma is not None  # `check_labels`
+        return Kernel(settings.sigma)
+    if settings.labels == "classes":
+        return None
+    weights = settings.level_weights or [1 / levels] * levels
+    if len(weights) != levels:
+        raise ValueError(f"Expected --level_weights for each of {levels} levels, but got {weights}")
+    return Hierarchy(weights)
+
+
+def build_loss(settings: TrainSettings, levels: int = 1) -> Any:
     """Build the loss of pairs or triplets: ours, or PML's for the other methods of the paper.
 
     Raises:
-        ValueError: If the method has none.
+        ValueError: If the method has none, or level weights do not fit the levels of a hierarchy.
     """
     if settings.method == "npairs":
         return NPairsLoss()
@@ -186,6 +210,8 @@ def build_loss(settings: TrainSettings) -> Any:
         denominator=settings.denominator,
         contrast_mode=settings.contrast_mode,
         positives_cap=settings.positives_cap,
+        class_balanced=settings.class_balanced,
+        target=build_target(settings, levels),
         num_views=settings.views,
         scale_by_temperature=settings.scale_by_temperature,
         backend=settings.backend,

@@ -193,14 +193,19 @@ def uniformity(embeddings: Tensor) -> Tensor:
     return potentials[others].logsumexp(0) - others.sum().log()
 
 
-def alignment_and_uniformity(embeddings: Tensor | None, labels: Tensor) -> dict[str, float]:
-    """Return alignment and uniformity of at most ``ROWS`` embeddings of ``(B, V, D)``, labels ``(B,)``; omit NaN."""
+def alignment_and_uniformity(embeddings: Tensor | None, labels: Tensor | None) -> dict[str, float]:
+    """Return alignment and uniformity of at most ``ROWS`` embeddings of ``(B, V, D)``, labels ``(B,)``; omit NaN.
+
+    Without labels, return the uniformity alone.
+    """
     if embeddings is None:
         return {}
     samples = max(1, ROWS // embeddings.shape[1])
     rows = embeddings.detach()[:samples].flatten(0, 1)
-    names = labels[:samples].repeat_interleave(embeddings.shape[1])
-    metrics = {"alignment": float(alignment(rows, names)), "uniformity": float(uniformity(rows))}
+    metrics = {}
+    if labels is not None:
+        metrics["alignment"] = float(alignment(rows, labels[:samples].repeat_interleave(embeddings.shape[1])))
+    metrics["uniformity"] = float(uniformity(rows))
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 

@@ -30,13 +30,18 @@ def draw_loss_curve(losses: Sequence[float], steps_per_epoch: int, path: Path) -
 
 
 def draw_embedding_map(embeddings: Tensor, labels: Tensor, class_names: Sequence[str], path: Path, seed: int) -> None:
-    """Draw a t-SNE map of embeddings ``(N, D)``, coloured by class; PCA if there are too few rows for t-SNE."""
+    """Draw a t-SNE map of embeddings ``(N, D)``; PCA if there are too few rows for t-SNE.
+
+    Points are coloured by class, ``labels`` int64 ``(N,)``, or on a scale of numbers, float ``(N,)``.
+    """
     method = "tsne" if len(embeddings) >= MIN_ROWS else "pca"
     result = embedding_map(embeddings, methods=[method], seed=seed)
     flat, shown = result.coordinates[method], labels[torch.from_numpy(result.rows)]
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
-    named = len(class_names) <= 20
+    named = 0 < len(class_names) <= 20
+    if labels.is_floating_point():
+        figure.colorbar(axes.scatter(flat[:, 0], flat[:, 1], s=12, c=shown.numpy()), ax=axes)
     colours = matplotlib.colormaps["tab10" if len(class_names) <= 10 else "nipy_spectral"]
     for index in range(len(class_names)):
         chosen = (shown == index).numpy()

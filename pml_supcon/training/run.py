@@ -16,6 +16,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
 from pml_supcon._console import say
 from pml_supcon._extras import require_faiss
@@ -54,6 +55,7 @@ from pml_supcon.training.digests import (
     write_record,
 )
 from pml_supcon.training.lock import FolderLock
+from pml_supcon.training.methods import build_target
 from pml_supcon.training.optimization import check_optimizer, try_optimizer
 from pml_supcon.training.processes import on_main
 
@@ -344,6 +346,7 @@ def open_labels(settings: TrainSettings) -> OpenedData:
     """Open the data set of the settings without decoding images; not a collective."""
     opened = open_data(
         settings.data,
+        labels_are=settings.labels,
         image_size=settings.image_size,
         max_train=settings.max_train,
         max_test=settings.max_test,
@@ -364,11 +367,27 @@ def _print_once(text: str) -> None:
     say(text)
 
 
+def check_targets(settings: TrainSettings, split: TrainingSplit, scored: Tensor) -> None:
+    """Raise ValueError for labels that the loss or the final scores cannot use; ``scored`` are those of the scores."""
+    build_target(settings, split.levels)
+    if settings.mixed and not bool((split.labels != 0).flatten(1).any(1).all() if split.labels.ndim > 1 else True):
+        raise ValueError(
+            "Expected a label in the set of every training image with --mixup or --cutmix, because a mix of two empty "
+            "sets is no row's positive, but some are empty"
+        )
+    if settings.labels in ("sets", "numbers"):
+        for part, labels in (("training", split.labels), (settings.scored, scored)):
+            varies = (labels != labels[0]).reshape(len(labels), -1).any(0)
+            if not bool(varies.all() if settings.labels == "numbers" else varies.any()):
+                raise ValueError(f"Expected the {part} images to have {settings.labels} that differ, but all are equal")
+
+
 def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:
     """Read the data and build the context; raise for invalid data, splits or batches."""
     opened = open_images(settings, accelerator, run.path)
     fractions = {"held_out": settings.held_out, "label_noise": settings.label_noise}
     split = split_training_set(opened.train.labels, **fractions, seed=settings.seed)
+    check_targets(settings, split, split.held_out_labels if settings.scored == "held_out" else opened.test.labels)
     sampler = build_stage1_sampler(settings, split.labels, accelerator)  # its checks come before the slow decoding
     data: Any = opened.decode()
     images, held_out = split.training_images(data), split.held_out_images(data)

@@ -18,7 +18,7 @@ from pml_supcon.models import ChunkedEncoder, MomentumEncoder, create_encoder, f
 from pml_supcon.samplers import MultiViewBatchSampler
 from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.config.settings import DEFAULT_ENCODER, OptimizationSettings
-from pml_supcon.training.dataloaders import build_loader, build_sampler
+from pml_supcon.training.dataloaders import build_batch_mix, build_loader, build_sampler
 from pml_supcon.training.methods import Classification, Criterion, EncoderWithTop, build_criterion, build_top
 from pml_supcon.training.optimization import build_optimizer, build_schedule
 from pml_supcon.training.run import RunContext
@@ -91,13 +91,22 @@ def build_stage1(context: RunContext) -> Stage:
     key_encoder = None if settings.momentum is None else MomentumEncoder(network, settings.momentum).to(device)
     if settings.compile:
         model.compile()
-    criterion = build_criterion(settings).to(device)  # a queue is a buffer on the device of the embeddings
+    criterion = build_criterion(settings, context.split.levels).to(
+        device
+    )  # a queue is a buffer on the device of the embeddings
     plan, sampler = settings.stage1(), context.sampler
     optimizer = build_optimizer(plan, model)
     schedule = build_schedule(plan, optimizer, len(sampler))
     prepared, optimizer = context.accelerator.prepare(network, optimizer)
     loader = build_loader(
-        context.data, context.images, sampler, device, settings.augment, settings.views, **_loading(settings)
+        context.data,
+        context.images,
+        sampler,
+        device,
+        settings.augment,
+        settings.views,
+        batch_mix=build_batch_mix(settings, context.data.num_classes),
+        **_loading(settings),
     )
     stage = Stage(1, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema)
     set_seed(settings.seed, device_specific=True)  # each process draws its own dropout masks

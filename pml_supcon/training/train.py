@@ -135,7 +135,7 @@ def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: Hi
         save_tensors(folder / CLASSIFIER, weights)
     losses, per_epoch = history.losses(1), stage1.steps_per_epoch
     metrics: dict[str, Any] = {
-        **score(embedded, context.split.labels, classifier, settings.seed),
+        **score(embedded, context.split.labels, classifier, settings.seed, settings.labels),
         "train/final_loss": mean(losses[-per_epoch:]),
         "train/steps": stage.last_step,
         "train/images": len(context.split.train),

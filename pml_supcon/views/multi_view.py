@@ -9,8 +9,8 @@ The parts compose, from the inside to the outside:
 - ``SeededDataset(...)`` around either seeds torch's generator with the seed of the batch: the views of a batch are the
   same for any number of workers.
 
-Each returns views ``(B, V, C, H, W)`` and labels ``(B,)``; ``flatten_views`` returns the rows ``(V * B, C, H, W)`` for
-an encoder.
+Each returns views ``(B, V, C, H, W)`` and labels ``(B, ...)``; ``flatten_views`` returns the rows ``(V * B, C, H, W)``
+for an encoder.
 """
 
 from collections.abc import Callable, Iterator, Sequence

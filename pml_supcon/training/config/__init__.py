@@ -33,6 +33,11 @@ class TrainSettings(RunSettings, Stage2Settings, Stage1Settings, ModelSettings, 
             object.__setattr__(self, "encoder_args", DEFAULT_ENCODER_ARGS | self.encoder_args)
         check(self)
 
+    @property
+    def mixed(self) -> bool:
+        """True if the images of a batch are mixed, so that labels are shares of classes."""
+        return self.mixup is not None or self.cutmix is not None
+
     def stage1(self) -> OptimizationSettings:
         """Return the optimisation of stage 1."""
         return self._plan("", self.batch_size)

@@ -3,6 +3,7 @@
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
+from pml_supcon.training.config import label_checks
 from pml_supcon.training.config.settings import CLASSIFIER, MARGIN, MINED, SUPCON
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 ONLY_WITH_METHOD = {
     **dict.fromkeys(("temperature", "denominator", "contrast_mode", "positives_cap", "backend"), SUPCON),
     **dict.fromkeys(("scale_by_temperature", "queue_size", "momentum"), SUPCON),
+    **label_checks.ONLY_WITH_METHOD,
     "margin": MARGIN,
     "triplets_per_anchor": ("triplet",),
     "label_smoothing": CLASSIFIER,
@@ -21,6 +23,7 @@ ONLY_WITH_METHOD = {
 }
 #: Settings that require another setting, with its allowed values (None: any).
 ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
+    **label_checks.ONLY_WITH,
     "momentum": ("queue_size", None),
     **dict.fromkeys(("knn_every", "scored"), ("held_out", None)),
     "miner_share": ("miner", ("ohem",)),
@@ -41,6 +44,7 @@ NEVER_TOGETHER = (
     ("max_per_class", "samples_per_class", "they are two ways to fill a batch"),
     ("max_train", "train_fraction", "both say how many images there are"),
     ("pretrained", "encoder_weights", "the encoder starts from one of them"),
+    *label_checks.NEVER_TOGETHER,
 )
 #: Lowest allowed values.
 LEAST = {
@@ -50,10 +54,11 @@ LEAST = {
     **dict.fromkeys(("workers", "seed", "weight_decay", "warmup_epochs", "supcon_weight", "classifier_weight"), 0),
     **dict.fromkeys(("stage2_weight_decay", "stage2_warmup_epochs"), 0),
 }
-ABOVE_ZERO = ("learning_rate", "stage2_learning_rate", "temperature", "margin", "clip_gradient_norm")
+ABOVE_ZERO = ("learning_rate", "stage2_learning_rate", "temperature", "margin", "clip_gradient_norm", "sigma")
 FRACTIONS = {
     **dict.fromkeys(("train_fraction", "miner_share", "decay_rate", "stage2_decay_rate"), "(0, 1]"),
     "label_noise": "[0, 1]",
+    "draw_beta": "(0, 1)",
     **dict.fromkeys(("held_out", "label_smoothing", "stage2_label_smoothing", "momentum", "ema"), "[0, 1)"),
 }
 
@@ -68,6 +73,7 @@ def check(settings: "TrainSettings") -> None:
     _check_ranges(settings)
     given = {field.name for field in fields(settings) if getattr(settings, field.name) != default_of(field)}
     _check_together(settings, given)
+    label_checks.check_labels(settings, given)
     _check_stage2(settings, given)
     _check_rows(settings)
     if settings.supcon_weight == settings.classifier_weight == 0:

@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pml_supcon.data.label_kinds import LabelsAre
 from pml_supcon.functional.supcon.options import TEMPERATURE, Backend, ContrastMode, Denominator, SupConOptions
 from pml_supcon.miners.capped_positives import Choice
+from pml_supcon.samplers.weighted_planner import Draw
+from pml_supcon.targets import SetSimilarity
 from pml_supcon.views.augmentations import Augmentation
 
 Method = Literal["supcon_out", "supcon_in", "simclr", "npairs", "triplet", "max_margin", "cross_entropy", "joint"]
@@ -27,7 +30,11 @@ class MethodSettings:
         denominator: the denominator of the supcon losses.
         contrast_mode: which views are anchors in the supcon losses.
         positives_cap: maximum number of positives of an anchor besides its own other views, in the supcon losses.
+        class_balanced: each class counts once in the denominator of the supcon losses, for long-tailed classes.
         scale_by_temperature: multiply the supcon loss by tau.
+        target_similarity: similarity of two sets, with `labels` sets; see `targets.LabelSets`.
+        level_weights: weight of each level of a hierarchy, coarse to fine; default: 1 over the number of levels.
+        sigma: with `labels` numbers, the distance of two labels, in their unit, at which a weight is 0.61; required.
         backend: implementation of the supcon losses.
         queue_size: number of past rows to contrast with, at least a batch; default: none.
         momentum: fill the queue with a momentum encoder of this decay; default: with the trained encoder.
@@ -49,7 +56,11 @@ class MethodSettings:
     denominator: Denominator = "all"
     contrast_mode: ContrastMode = "all"
     positives_cap: int | None = SupConOptions.positives_cap
+    class_balanced: bool = SupConOptions.class_balanced
     scale_by_temperature: bool = SupConOptions.scale_by_temperature
+    target_similarity: SetSimilarity = "jaccard"
+    level_weights: list[float] = field(default_factory=list)
+    sigma: float | None = None
     backend: Backend = "auto"
     queue_size: int | None = None
     momentum: float | None = None
@@ -85,6 +96,8 @@ class DataSettings:
 
     Attributes:
         data: `digits`, `torchvision:NAME`, `imagefolder:PATH` or `hf:PATH_OR_ID`.
+        labels: the labels of an image: `classes`, `sets` of labels, `soft` shares of classes, a `hierarchy`, or
+            `numbers`; see `load_data`.
         image_size: side in pixels; default: the largest shorter side of the images, at most 224.
         max_train: maximum number of training images.
         max_test: maximum number of test images.
@@ -94,10 +107,14 @@ class DataSettings:
         held_out: fraction of the training images held out, for k-NN accuracy during training.
         scored: images for the final scores: `test`, or `held_out`, which keeps the test split untouched during tuning.
         augment: augmentation of the views; auto: `digits` for small symbols, else `simclr`.
+        mixup: mix the images of each batch by mixup with this alpha; labels become shares of classes.
+        cutmix: the same by CutMix; with both, each batch draws one.
         views: number of views of each image in a batch.
         batch_size: images in the global batch, over all processes, each in `views` views.
         max_per_class: maximum number of images of one class in a batch.
         samples_per_class: exact number of images of each class in a batch, instead.
+        draw: probability of an image in a batch: `uniform`, or larger for rare classes.
+        draw_beta: beta of `effective_number`, in (0, 1): 0.9 to 0.9999 in the paper.
         broken_images: an image that cannot be read: `raise` ends the run and lists all of them; `replace` decodes all
             images first, and reads the next one of the class in place of each.
         workers: number of loader processes; does not affect the batches.
@@ -105,6 +122,7 @@ class DataSettings:
     """
 
     data: str = "digits"
+    labels: LabelsAre = "classes"
     image_size: int | None = None
     max_train: int | None = None
     max_test: int | None = None
@@ -113,10 +131,14 @@ class DataSettings:
     held_out: float = 0.0
     scored: Literal["test", "held_out"] = "test"
     augment: Augment = "auto"
+    mixup: float | None = None
+    cutmix: float | None = None
     views: int = 2
     batch_size: int = 256
     max_per_class: int | None = None
     samples_per_class: int | None = None
+    draw: Draw = "uniform"
+    draw_beta: float | None = None
     broken_images: Literal["raise", "replace"] = "raise"
     workers: int = 0
     data_on_device: Literal["auto"] | bool = "auto"
