@@ -143,6 +143,13 @@ class OpenedData:
             )
         return replace(self, train=subset_of(self.train, most, "train_fraction", seed, first=False))
 
+    def at_finest_level(self) -> "OpenedData":
+        """Return the data set with the finest level of a hierarchy as its classes; any other as it is."""
+        if self.source.labels_are != "hierarchy":
+            return self
+        train, test = (replace(pool, labels=pool.labels[:, -1]) for pool in (self.train, self.test))
+        return replace(self, source=replace(self.source, labels_are="classes"), train=train, test=test)
+
     def find_broken(self) -> tuple[dict[int, str], dict[int, str]]:
         """Decode every image once; return the errors of the broken ones of train and of test, by their indices."""
         shapes, _ = _shapes([self.train, self.test])

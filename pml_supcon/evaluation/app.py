@@ -69,12 +69,15 @@ def build_context(
     with accelerator.main_process_first():  # one process downloads
         opened = open_labels(first, settings, loaded.image_size)
         print_data_summary(opened)
+        levels, opened = opened.source.labels_are == "hierarchy", opened.at_finest_level()
         if settings.broken_images == "replace":
             opened = replace_broken(opened, output, write=accelerator.is_main_process)
         data = opened.decode()
     loaded.to(accelerator.device)
     cache = FeatureCache(settings.cache or folder_of(loaded) / "features") if settings.use_cache else None
     context = EvaluationContext(loaded, loaded.adapt_data(data), settings, accelerator, cache)
+    if levels:
+        context.note("The labels are a hierarchy: all sections score the classes of its finest level.")
     if opened.replaced:
         context.note(f"{opened.replaced} broken images: the next image of the class is read in place of each.")
     return context
@@ -89,6 +92,7 @@ def open_labels(first: LoadedEncoder, settings: EvaluateSettings, image_size: in
         raise ValueError(f"Expected --data, because {first.name} is not a run with data of its own, but got none")
     return open_data(
         spec,
+        labels_are=settings.labels or own.get("labels", "classes"),
         image_size=settings.image_size or image_size,
         max_train=settings.max_train or own.get("max_train"),
         max_test=settings.max_test or own.get("max_test"),
@@ -116,6 +120,7 @@ def evaluate(context: EvaluationContext) -> Evaluation | None:
         data=DataSummary(
             spec=data.spec,
             classes=list(data.class_names),
+            labels=data.labels_are,
             train=len(data.train),
             test=len(data.test),
             image_size=data.image_size,

@@ -37,7 +37,7 @@ class LoadedEncoder:
         image_size: The side of its images in pixels, or None if it takes any.
         mean: The mean of the channels, for normalisation.
         std: The standard deviation of the channels.
-        run: The settings of its run (`RUN_DATA`, ``method``), or an empty dict.
+        run: The settings of its run (`RUN_DATA`, ``labels``, ``method``), or an empty dict.
         digest: A digest of its weights and its layout.
     """
 
@@ -148,7 +148,8 @@ def _settings_of(config: Path) -> dict[str, Any]:
     """Read the data and the method of a run from its `config.yaml`."""
     try:
         read = read_yaml(config)
-        return {name: read[name] for name in (*RUN_DATA, "method")}
+        # runs of earlier versions have classes, and no setting for them
+        return {name: read[name] for name in (*RUN_DATA, "method")} | {"labels": read.get("labels", "classes")}
     except (ValueError, KeyError) as error:
         raise ValueError(f"Expected {config} to be the settings of a run, but it is not: {error}") from error
 

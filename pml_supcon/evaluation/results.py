@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pml_supcon.data.label_kinds import LabelsAre
 from pml_supcon.evaluation.sections import Sections
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -14,7 +15,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """The data of an evaluation: its name, its classes, the numbers of images, and their size in pixels."""
+    """The data of an evaluation: its name, its classes, the numbers of images, their size in pixels, the labels."""
 
     spec: str
     classes: list[str]
@@ -22,6 +23,7 @@ class DataSummary:
     test: int
     image_size: int
     in_chans: int
+    labels: LabelsAre = "classes"
 
 
 @dataclass(frozen=True, kw_only=True)

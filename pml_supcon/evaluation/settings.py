@@ -10,6 +10,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 from pml_supcon._checks import did_you_mean
 from pml_supcon.corruptions import CORRUPTIONS
 from pml_supcon.corruptions.corruption import SEVERITIES
+from pml_supcon.data.label_kinds import LabelsAre
 from pml_supcon.metrics.calibration import BINS
 from pml_supcon.metrics.embedding_maps import MAX_ROWS, MapMethod
 from pml_supcon.metrics.few_shot import DRAWS, SHOTS
@@ -34,6 +35,7 @@ class InputSettings:
     Attributes:
         encoder: the folder of a run, a folder of `save_encoder` or of timm, or the name of a pretrained timm model.
         data: the data, as for `train.py`; default: the data of the run.
+        labels: the labels of the data, as for `train.py`; default: those of the run, `classes` for other data.
         image_size: side in pixels; default: the size of the encoder's input.
         max_train: use at most this many training images.
         max_test: use at most this many test images.
@@ -51,6 +53,7 @@ class InputSettings:
 
     encoder: str = ""
     data: str | None = None
+    labels: LabelsAre | None = None
     image_size: int | None = None
     max_train: int | None = None
     max_test: int | None = None

@@ -68,7 +68,7 @@ class CheckpointCallback:
             self.context.run.checkpoints.write(step, checkpoint)
 
     def epoch_metrics(self, stage: Stage, epoch: int) -> Row:
-        """Return the k-NN accuracy of held-out images, of classes, every ``knn_every`` epochs and after the last one."""
+        """Return the k-NN accuracy of held-out images with classes every ``knn_every`` epochs and after the last."""
         due = epoch % self.settings.knn_every == 0 or epoch == stage.plan.epochs
         has_classes = classes_of(self.context.split.held_out_labels) is not None
         held_out = stage.number == 1 and len(self.context.held_out) > 0 and has_classes

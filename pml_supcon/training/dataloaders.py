@@ -30,7 +30,7 @@ def build_sampler(
 
 def build_stage1_sampler(settings: TrainSettings, labels: Tensor, accelerator: Accelerator) -> MultiViewBatchSampler:
     """Build the batch sampler of stage 1; soft labels and numbers are shuffled."""
-    options = {"max_per_class": settings.max_per_class, "samples_per_class": settings.samples_per_class}
+    options: dict[str, Any] = {"max_per_class": settings.max_per_class, "samples_per_class": settings.samples_per_class}
     options |= {"draw": settings.draw, "beta": settings.draw_beta}
     if settings.labels in ("soft", "numbers"):
         labels = torch.zeros(len(labels), dtype=torch.long)

@@ -181,7 +181,11 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} is not the configuration of a run: {error}") from error
         here = computed(self.settings)
-        check_settings(self.path, {name: saved.get(name) for name in here}, here)
+        if lacking := sorted(here.keys() - saved.keys()):
+            raise CheckpointError(
+                f"{file} is not the configuration of a run of this version: it lacks {', '.join(lacking)}"
+            )
+        check_settings(self.path, {name: saved[name] for name in here}, here)
 
 
 def plain(settings: TrainSettings) -> dict[str, Any]:

@@ -202,6 +202,8 @@ def knn_accuracy(context: RunContext, encoder: nn.Module) -> dict[str, float]:
     if references is None or queries is None:
         return {}
     wanted, known = classes_of(queries.labels), classes_of(references.labels)
+    assert wanted is not None  # the callback checks that there are classes
+    assert known is not None
     found = retrieval_scores(queries.rows, wanted, references.rows, known, at_r=False)
     return {"knn_accuracy": float(found["knn_accuracy"].mean())}
 

@@ -25,6 +25,7 @@ STAGE2 = {"stage2_optimizer": "sgd"}
 # contradictions
 
 SUPCON = {"supcon_out", "supcon_in", "simclr", "joint"}
+TARGETED = {"supcon_out", "supcon_in"}
 MINED = {"supcon_out", "supcon_in", "joint", "npairs", "triplet", "max_margin"}
 #: Settings of some methods only: a value, and the methods.
 ONLY_WITH_METHOD = {
@@ -44,7 +45,15 @@ ONLY_WITH_METHOD = {
     "miner": ("batch_hard", MINED),
     **dict.fromkeys(("head_layers", "head_width", "head_dim"), (3, MINED | {"simclr"})),
     "head_batch_norm": (True, MINED | {"simclr"}),
+    "class_balanced": (True, {*TARGETED, "joint"}),
+    **dict.fromkeys(("mixup", "cutmix"), (0.4, TARGETED)),
+    "target_similarity": ("any", TARGETED),
+    "level_weights": ([1.0, 2.0], TARGETED),
+    "sigma": (2.0, TARGETED),
 }
+#: Settings that these require.
+REQUIRED = {"momentum": {"queue_size": 512}, "target_similarity": {"labels": "sets"}}
+REQUIRED |= {"level_weights": {"labels": "hierarchy"}, "sigma": {"labels": "numbers"}}
 
 
 @pytest.mark.parametrize("name", ONLY_WITH_METHOD)
@@ -52,11 +61,12 @@ def test_settings_of_some_methods_only(name):
     value, methods = ONLY_WITH_METHOD[name]
     for method in get_args(Method):
         if method in methods:
-            options = {"queue_size": 512} if name == "momentum" else {}
+            options = REQUIRED.get(name, {})
             assert getattr(TrainSettings(method=method, **{name: value}, **options), name) == value
         else:
             with pytest.raises(
-                ValueError, match=rf"Expected no --{name} with {method}: it belongs to .*, but got {value}$"
+                ValueError,
+                match=rf"Expected no --{name} with {method}: it belongs to .*, but got {re.escape(str(value))}$",
             ):
                 TrainSettings(method=method, **{name: value})
 
@@ -97,6 +107,45 @@ CONTRADICTIONS = {
     "--positives-cap 3": "--positives_cap to be a multiple >= 0 of the number of views, 2, but got 3",
     "--positives-cap -2": "--positives_cap to be a multiple >= 0 of the number of views, 2, but got -2",
     "--batch-size 30 --views 3 --queue-size 89": "at least a batch, 30 images in 3 views = 90 rows, but got 89",
+    # labels other than classes
+    "--labels sets --method triplet": "--method supcon_out, supcon_in, simclr with --labels sets, but got triplet",
+    "--labels soft --method joint": "simclr with --labels soft, but got joint",
+    "--labels numbers": "--sigma with --labels numbers: the distance, in the unit of the labels",
+    "--labels sets --sigma 1": "--labels numbers with --sigma, but got sets",
+    "--labels numbers --sigma 1 --denominator negatives": "--denominator all with --labels numbers",
+    "--labels sets --label_noise 0.1": "--labels classes with --label_noise, but got sets",
+    "--labels soft --positives_cap 4": "--labels classes with --positives_cap, but got soft",
+    "--labels hierarchy --miner batch_hard": "--labels classes with --miner, but got hierarchy",
+    "--labels sets --stage2_optimizer sgd": "--labels classes with --stage2_optimizer, but got sets",
+    "--labels sets --class_balanced": "--labels classes with --class_balanced, but got sets",
+    "--class_balanced --denominator negatives": "--denominator all with --class_balanced",
+    "--labels soft --max_per_class 3": "--labels classes or sets or hierarchy with --max_per_class, but got soft",
+    "--labels soft --samples_per_class 2": "--labels classes or sets or hierarchy with --samples_per_class",
+    "--labels soft --draw class_balanced": "--labels classes or sets or hierarchy with --draw, but got soft",
+    "--labels sets --broken_images replace": "--labels classes or hierarchy with --broken_images, but got sets",
+    "--labels sets --held_out 0.1 --knn_every 1": "--labels classes or hierarchy with --knn_every, but got sets",
+    "--target_similarity any": "--labels sets with --target_similarity, but got classes",
+    "--level_weights [1,1]": "--labels hierarchy with --level_weights, but got classes",
+    "--labels hierarchy --level_weights [0,0]": "numbers >= 0, one of them above 0, but got [0.0, 0.0]",
+    "--draw effective_number": "--draw_beta, in (0, 1), with --draw effective_number, but got none",
+    "--draw_beta 0.9": "--draw effective_number with --draw_beta, but got uniform",
+    "--labels set": "did you mean 'sets'",
+    # mixed images
+    "--labels hierarchy --mixup 1": "--labels classes or sets or soft with --mixup, but got hierarchy",
+    "--labels hierarchy --cutmix 1": "--labels classes or sets or soft with --cutmix, but got hierarchy",
+    "--mixup 0": "--mixup to be in [0.01, 1000], but got 0",
+    "--mixup 1 --cutmix 0.5": "one alpha for --mixup and --cutmix together",
+    "--mixup 1 --method simclr": "no --mixup with simclr",
+    **{
+        f"--{mix} 1 {flags}": f"no --{mix} with --{flags.split()[-2].removeprefix('--')}"
+        for mix in ("mixup", "cutmix")
+        for flags in (
+            "--positives_cap 2",
+            "--class_balanced true",
+            "--miner ohem",
+            "--labels sets --target_similarity any",
+        )
+    },
     # contradictions that only the libraries detect
     "--optimizer larz": "--optimizer to be one of timm's optimizers, but got 'larz'; did you mean",
     "--stage2-optimizer sdg": "--stage2_optimizer to be one of timm's optimizers",
@@ -160,9 +209,11 @@ LOWEST = {  # the lowest allowed value, and the settings that it requires
     "stage2_batch_size": (1, STAGE2),
 }
 POSITIVE = {"learning_rate": {}, "stage2_learning_rate": STAGE2, "temperature": {}, "margin": {"method": "triplet"}}
+POSITIVE["sigma"] = {"labels": "numbers"}
 RANGES = {
     "miner_share": ("(0, 1]", {"miner": "ohem"}),
     "label_noise": ("[0, 1]", {}),
+    "draw_beta": ("(0, 1)", {"draw": "effective_number"}),
     "momentum": ("[0, 1)", {"queue_size": 512}),
     "stage2_decay_rate": ("(0, 1]", {**STAGE2, "stage2_schedule": "steps", "stage2_decay_epochs": [1]}),
 }
@@ -338,8 +389,8 @@ def test_another_encoder_drops_the_arguments_of_the_files_encoder():
 
 def test_the_defaults_of_the_loss_are_those_of_the_options():
     ours, options = ({field.name: field.default for field in fields(kind)} for kind in (MethodSettings, SupConOptions))
-    shared = ours.keys() & options.keys()
-    assert len(shared) == 6
+    shared = (ours.keys() & options.keys()) - {"margin"}  # of `triplet` and `max_margin`
+    assert len(shared) == 7
     assert {name: ours[name] for name in shared} == {name: options[name] for name in shared}
 
 

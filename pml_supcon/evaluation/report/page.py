@@ -130,7 +130,7 @@ def _maps(evaluations: Sequence[Evaluation]) -> tuple[list[Any], list[Any]]:
             maps.append(None)
             continue
         owner = f" of {LETTERS[place]}" if len(evaluations) == 2 else ""
-        drawn = build_map(f"map-{place}", section, each.data.classes, owner)
+        drawn = build_map(f"map-{place}", section, section.names or each.data.classes, owner)
         chosen = [each.pictures["test"][row] for row in section.indices]
         atlas = encode_atlas(chosen, MAP_SIDE, MAP_BYTES // len(evaluations))
         if atlas not in atlases:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
-
 from pml_supcon._extras import require_imagecorruptions
 from pml_supcon.data.images import BrokenImageError
+from pml_supcon.data.label_kinds import WITH_CLASSES, has_new_classes
 from pml_supcon.evaluation.context import EvaluationContext, FeaturesError
 from pml_supcon.evaluation.sections.calibration import CalibrationSection, calibration
 from pml_supcon.evaluation.sections.corruption import CorruptionSection, baseline_of, corruption
@@ -22,6 +21,8 @@ from pml_supcon.evaluation.sections.transfer import TransferResult, transfer
 
 #: The sections that fit a classifier to the classes of the training images.
 CLASSIFIERS = frozenset({"linear_probe", "calibration", "corruption", "projection_head"})
+#: The sections for labels that hold no classes.
+ANY_LABELS = frozenset({"linear_probe", "map", "transfer"})
 #: The sections of pictures. The evaluation continues if one of them fails.
 PICTURES = frozenset({"gallery", "map"})
 
@@ -49,6 +50,8 @@ class Sections:
         content = {name: section for name, section in asdict(self).items() if section is not None}
         if self.linear_probe is not None and self.linear_probe.augmented is None:
             del content["linear_probe"]["augmented"]
+        if self.map is not None and self.map.names is None:
+            del content["map"]["names"]
         return content
 
 
@@ -61,13 +64,25 @@ def choose_sections(context: EvaluationContext) -> list[str]:
     """Return the names of the sections that the settings ask for, by default of all that apply, in their order.
 
     Raises:
-        ValueError: If the settings ask for a classifier and train and test share no class, or for a baseline of the
-            corruptions that is unsuitable.
+        ValueError: If the settings ask for a section that needs classes and the labels hold none, for a classifier and
+            train and test share no class, or for a baseline of the corruptions that is unsuitable.
         ImportError: If the settings ask for corruptions and their package is not installed.
     """
     requested: set[str] = set(context.settings.sections)
     left_out: set[str] = set() if context.settings.transfer else {"transfer"}
-    if not torch.isin(context.labels("test"), context.labels("train")).any():
+    kind = context.data.labels_are
+    if kind not in WITH_CLASSES:
+        needing = [name for name in SECTIONS if name not in ANY_LABELS]
+        unfit = [name for name in needing if name in requested]
+        flags = ["--sections " + ",".join(unfit)] if unfit else []
+        if flags := flags or (["--probe_optimizer"] if context.settings.probe_optimizer is not None else []):
+            raise ValueError(
+                f"Expected images with classes for {flags[0]}, but the labels are {kind}: "
+                f"{', '.join(sorted(ANY_LABELS))} apply"
+            )
+        left_out |= set(needing)
+        context.note(f"The labels are {kind}: sections that need classes are left out ({', '.join(needing)}).")
+    elif has_new_classes(context.labels("train"), context.labels("test")):
         left_out |= CLASSIFIERS
         if requested & CLASSIFIERS:
             raise ValueError(
@@ -76,7 +91,7 @@ def choose_sections(context: EvaluationContext) -> list[str]:
             )
     if "corruption" in requested - left_out:
         require_imagecorruptions()
-    elif not requested:
+    elif not requested and "corruption" not in left_out:
         try:
             require_imagecorruptions()
         except ImportError as error:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pml_supcon.data.splits import stratified_subset
@@ -14,7 +15,7 @@ from pml_supcon.metrics.learning_curves import learning_curve
 from pml_supcon.metrics.linear_probe import fit_linear_probe, probe_logits, score_linear_probe
 from pml_supcon.metrics.logistic import INVERSE_L2
 from pml_supcon.metrics.probe_selection import choose_inverse_l2
-from pml_supcon.training.scoring import classifier_metrics
+from pml_supcon.training.scoring import PROBES, Embedded, classifier_metrics
 
 #: For raw features and 256 images a batch, by optimizer. LARS scales its learning rate down by about 1,000.
 PROBE_LEARNING_RATES = {"lars": 10.0, "sgd": 1.0}
@@ -45,8 +46,9 @@ class LinearProbeSection:
     """The results of the section "linear_probe".
 
     Attributes:
-        metrics: The accuracies ``top1`` and ``top5`` with all labels.
-        inverse_l2: The inverse of the L2 penalty.
+        metrics: The accuracies ``top1`` and ``top5`` with all labels; for labels other than classes, the scores that
+            ``train.py`` records, without the fields below.
+        inverse_l2: The inverse of the L2 penalty; None for labels other than classes, whose probes choose their own.
         tried: The held-out accuracy by ``inverse_l2``; empty if the settings give the penalty.
         per_class: The top-1 accuracy by class.
         learning_curve: The accuracies with a share of the labels.
@@ -55,7 +57,7 @@ class LinearProbeSection:
     """
 
     metrics: dict[str, float]
-    inverse_l2: float
+    inverse_l2: float | None
     tried: dict[str, float]
     per_class: dict[str, float | None]
     learning_curve: list[CurvePoint]
@@ -73,6 +75,8 @@ def linear_probe(context: EvaluationContext) -> LinearProbeSection | None:
     Returns:
         The section; None on all processes but the main one.
     """
+    if context.data.labels_are != "classes":
+        return _probe_of_labels(context)
     settings = context.settings
     train, test = context.features("train"), context.features("test")
     test_labels = context.labels("test")
@@ -106,6 +110,21 @@ def linear_probe(context: EvaluationContext) -> LinearProbeSection | None:
         ],
         few_shot=_few_shot(context, *rows),
         augmented=augmented,
+    )
+
+
+def _probe_of_labels(context: EvaluationContext) -> LinearProbeSection | None:
+    """Score a linear probe of sets, soft labels or numbers."""
+    features = context.features("train"), context.features("test")
+    if not context.is_main:
+        return None
+    train = Embedded(features[0], F.normalize(features[0]), context.labels("train"))
+    test = Embedded(features[1], F.normalize(features[1]), context.labels("test"))
+    with warnings_as_notes(context, "Linear probe"):
+        metrics = PROBES[context.data.labels_are](train, test, train.labels, context.settings.seed)
+    chosen = metrics.pop("inverse_l2", None)
+    return LinearProbeSection(
+        metrics=metrics, inverse_l2=chosen, tried={}, per_class={}, learning_curve=[], few_shot=[]
     )
 
 

@@ -60,8 +60,8 @@ def check_labels(settings: "TrainSettings", given: set[str]) -> None:
             )
         if settings.denominator != "all":
             raise ValueError(
-                "Expected --denominator all with --labels numbers, for which every image is a positive of every anchor, but "
-                f"got {settings.denominator}"
+                "Expected --denominator all with --labels numbers: every image is a positive of every anchor, but got "
+                f"{settings.denominator}"
             )
     if settings.class_balanced and settings.denominator != "all":
         raise ValueError(
