@@ -26,7 +26,7 @@ class StandInContext:
     def __init__(self, train, test, embed, *, head=None, settings, data=None, is_main=True, **others):
         self.splits, self.embed, self.head = {"train": train, "test": test}, embed, head
         self.settings = SimpleNamespace(**settings) if isinstance(settings, dict) else settings
-        self.data = SimpleNamespace(**data) if isinstance(data, dict) else data
+        self.data = SimpleNamespace(**{"labels_are": "classes", **data}) if isinstance(data, dict) else data
         self.is_main, self.has_head, self.asked, self.notes = is_main, head is not None, [], []
         vars(self).update(others)
 

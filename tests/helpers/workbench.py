@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from helpers.label_data import write_csv, write_nested
 from helpers.walk_images import save_images
 from pml_supcon.models import create_encoder, save_encoder
 
@@ -41,6 +42,13 @@ class Workbench:
             copy(CHECKOUT / name, self.home / name)
         for place in ("my/images", "my/other", "imagenet/train", "imagenet/val"):
             save_images(self.home / place, per_class=20, sides=(32, 32))
+        ages = {
+            "age": range(80),
+            "glasses": [row % 2 for row in range(80)],
+            "smiling": [row % 3 // 2 for row in range(80)],
+        }
+        write_csv(self.home / "my" / "faces", **ages)
+        write_nested(self.home / "my" / "animals", {"bird/owl": 20, "bird/duck": 20, "fish/cod": 20})
         encoder = create_encoder("resnet10t", in_chans=3, image_size=32, channels=(8, 8, 16, 16))
         save_encoder(encoder, self.home / "my" / "encoder")
         while not (self.commands / "socket").exists():
