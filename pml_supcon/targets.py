@@ -2,7 +2,7 @@
 
 A loss without a target has class labels: rows of one class are positives of each other, with weight 1. A target gives
 each pair a weight ``w_ij >= 0``: row ``j`` is a positive of anchor ``i`` where it is above 0, and a negative elsewhere.
-Weights up to 1e-30 count as 0.
+Weights up to 1e-20 count as 0.
 
     out:  l_i = -1/W_i * sum_{p in P(i)} w_ip log( exp(s_ip) / D_ip )
     in:   l_i = -log( 1/W_i * sum_{p in P(i)} w_ip exp(s_ip) / D_ip )
@@ -36,8 +36,8 @@ _HANDLES = itertools.count(secrets.randbits(62))
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: A pair with this weight or less is no positive.
-NO_WEIGHT = 1e-30
-_LEAST_SHARE, _LARGEST_SHARE = 1e-12, 1e12  # products of two stay far above `NO_WEIGHT`, and sums inside float32
+NO_WEIGHT = 1e-20
+_LEAST_SHARE, _LARGEST_SHARE = 1e-9, 1e12  # products of two stay far above `NO_WEIGHT`, and sums inside float32
 
 
 class Target:
@@ -195,7 +195,7 @@ class SoftLabels(Target):
 
     Shape:
         - labels: ``(N, C)``, or ``(B, C)`` for ``(B, V, D)`` embeddings: floats in [0, 1e12], one of each row at least
-          1e-12.
+          1e-9.
 
     Raises:
         ValueError: If an argument is invalid; in a loss, if labels are (values are checked on the CPU).

@@ -249,6 +249,18 @@ def test_weights_that_float32_can_hold_but_not_invert_are_0(backend, target, lab
     assert torch.equal(rows.grad, torch.zeros_like(rows))
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.02, 1 / 59])
+@pytest.mark.parametrize("summation", ["out", "in"])
+def test_a_small_weight_of_the_only_positive(backend, temperature, summation):
+    """The last row has weights of 3e-18 only, and `w exp(s)` down to `3e-18 exp(-59)`, which float32 cannot hold."""
+    labels = torch.tensor([0, 0.1, 9])
+    options = {"target": Kernel(1.0), "summation": summation, "temperature": temperature}
+    rows = torch.tensor([[1, 0], [1, 0.1], [-1, 0.05]])
+    losses, gradient = loss_and_gradient(rows, labels, backend=backend, **options)
+    expected = loss_and_gradient(rows.double(), labels.double(), backend="reference", **options)
+    torch.testing.assert_close((losses.double(), gradient.double()), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_a_hierarchy_is_the_sum_of_the_means_of_its_levels(backend):
     """Row 4 has a positive at the coarse level only, so that the levels have means over different anchors."""
     rows, options = random_rows(6, 3), {"temperature": 0.3, "backend": backend}
@@ -294,7 +306,7 @@ WRONG = [
      r"`ref_labels` to have shape \(2, 2\), with the columns"),
     (SoftLabels(), SHARES * torch.nan, {}, ValueError, "finite shares"),
     (SoftLabels(), SHARES * torch.inf, {}, ValueError, "finite shares"),
-    (SoftLabels(), SETS.double(), {}, ValueError, "share >= 1e-12 in every row .*, but the largest of row 3 is 0: it"),
+    (SoftLabels(), SETS.double(), {}, ValueError, "share >= 1e-09 in every row .*, but the largest of row 3 is 0: it"),
     (SoftLabels(), SHARES * 1e-20, {}, ValueError, "but the largest of row 0 is 1e-20"),
     (Hierarchy([1, 1]), SETS, {}, ValueError, r"shape \(4, 2\) with 2 `level_weights`, but got \(4, 3\)"),
     (Hierarchy([1, 1]), SHARES[:, :2], {}, TypeError, "hold integers with Hierarchy, but got torch.float64"),

@@ -5,6 +5,7 @@ operations: if a core is busy with something else (a data loader's worker), ever
 thread processes whole tiles with single-threaded operations, and the threads synchronise once.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +18,23 @@ import torch
 from torch import Tensor
 
 from pml_supcon.functional.supcon.problem import Problem
+from pml_supcon.targets import NO_WEIGHT
 
 #: Up to this `|s|` the values `exp(s)` and their sums stay well inside float32 and float64 without a shift.
 SAFE_EXPONENT = {torch.float32: 60.0, torch.float64: 500.0}
+#: The weights of a target are at least ``exp(-WEIGHT_EXPONENT)``, or 0.
+WEIGHT_EXPONENT = -math.log(NO_WEIGHT)
 #: The devices with autocast, for the compiler.
 _AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu", "hpu", "xla")))
 
 
 def needs_shift(problem: Problem) -> bool:
-    """Return True if ``exp(s)`` could leave the range of the dtype, so that sums need logarithms; True if unknown."""
-    return not problem.bound <= SAFE_EXPONENT[problem.dtype]
+    """Return True if ``exp(s)`` could leave the range of the dtype, so that sums need logarithms; True if unknown.
+
+    L_in with a target sums ``w exp(s)``, with weights that can be small.
+    """
+    weighted = problem.target is not None and problem.summation == "in"
+    return not problem.bound + weighted * WEIGHT_EXPONENT <= SAFE_EXPONENT[problem.dtype]
 
 
 def scale_by_sqrt_temperature(rows: Tensor, temperature: float) -> Tensor:
