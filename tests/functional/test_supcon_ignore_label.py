@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 
 from pml_supcon import losses
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon.problem import separate_ignored
+from pml_supcon.functional.supcon.classes import separate_ignored
 from pml_supcon.functional.supcon.tiled import layout
 from pml_supcon.targets import LabelSets
 

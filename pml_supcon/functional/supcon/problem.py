@@ -12,6 +12,7 @@ from torch.autograd.forward_ad import unpack_dual
 from pml_supcon._checks import check_bool
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.classes import Cap, own_classes, rank_cap, separate_ignored
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.temperature import TENSORS, TensorTemperature, tensor_temperature
 from pml_supcon.targets import Hierarchy, Target
@@ -45,23 +46,6 @@ class CheckedBatch(NamedTuple):
     rows: Tensor
     labels: Tensor | None
     num_views: int | None
-
-
-class Cap(NamedTuple):
-    """The ranks that cap the positives.
-
-    ``rank`` counts the samples of a class in batch order. If ``k`` samples are kept, anchor ``i`` keeps the samples of
-    rank below ``limit_i = k + [rank_i < k]``, and the other views of its own sample.
-    """
-
-    anchor_rank: Tensor
-    anchor_limit: Tensor
-    row_rank: Tensor
-
-    def keeps(self, anchors: slice | Tensor, rows: slice | Tensor) -> Tensor:
-        """Return the kept pairs, ``(len(anchors), len(rows))`` bool, given that their labels are equal."""
-        rank = self.row_rank[rows]
-        return (rank < self.anchor_limit[anchors, None]) | (rank == self.anchor_rank[anchors, None])
 
 
 @dataclass(frozen=True)
@@ -280,15 +264,15 @@ def build_problem(
         num_contrasted = num_rows if ref_emb is None else ref_emb.shape[0]
         pairs = checks.check_pairs(indices_tuple, embeddings.device, num_rows, num_contrasted)
     checks.check_options_fit(options, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
-    if target is None:
+    if target is not None:
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        labels, ref_labels = (None if each is None else target.prepare(each, dtype) for each in (labels, ref_labels))
+    else:
         labels, ref_labels = checks.int64_labels(labels, ref_labels)
         if options.ignore_label is not None and labels is not None and batch.labels is not None:
             labels, ref_labels = separate_ignored(
                 labels, ref_labels, options.ignore_label, num_views, ref_starts_with_batch=ref_starts_with_batch
             )
-    else:
-        dtype = torch.promote_types(embeddings.dtype, torch.float32)
-        labels, ref_labels = (None if each is None else target.prepare(each, dtype) for each in (labels, ref_labels))
 
     num_anchors, start = num_rows, None
     if options.contrast_mode == "one" and num_views != 1:
@@ -301,18 +285,7 @@ def build_problem(
     cap = None
     if options.positives_cap is not None and labels is not None and num_views is not None:
         cap = rank_cap(labels, num_views, options.positives_cap // num_views, num_anchors)
-    tensor = None
-    if isinstance(options.temperature, TENSORS):
-        plain = options.similarity is None
-        tensor = tensor_temperature(
-            options.temperature, embeddings, unit=plain and options.normalize, products=options.products
-        )
-        if plain:
-            unit = unit_rows if options.normalize else lambda rows: rows
-            embeddings, ref_emb = tensor.divide(
-                unit(embeddings.to(tensor.value.dtype)),
-                None if ref_emb is None else unit(ref_emb.to(tensor.value.dtype)),
-            )
+    embeddings, ref_emb, tensor = divided_rows(embeddings, ref_emb, options)
     return Problem(
         embeddings=embeddings,
         references=ref_emb,
@@ -328,6 +301,29 @@ def build_problem(
     )
 
 
+def divided_rows(
+    embeddings: Tensor, ref_emb: Tensor | None, options: SupConOptions
+) -> tuple[Tensor, Tensor | None, TensorTemperature | None]:
+    """Return rows whose products are similarities over a tensor temperature, and this temperature.
+
+    Rows are as given, and the temperature is None, if it is a number. A similarity function is divided later.
+    """
+    if not isinstance(options.temperature, TENSORS):
+        return embeddings, ref_emb, None
+    plain = options.similarity is None
+    tensor = tensor_temperature(
+        options.temperature, embeddings, unit=plain and options.normalize, products=options.products
+    )
+    if not plain:
+        return embeddings, ref_emb, tensor
+    unit = unit_rows if options.normalize else lambda rows: rows
+    rows, references = tensor.divide(
+        unit(embeddings.to(tensor.value.dtype)),
+        None if ref_emb is None else unit(ref_emb.to(tensor.value.dtype)),
+    )
+    return rows, references, tensor
+
+
 def unit_rows(rows: Tensor) -> Tensor:
     """Return ``rows / |rows|``; a row of norm 1e-12 or less has no direction: it becomes 0, and so does its gradient.
 
@@ -340,60 +336,3 @@ def lengths(rows: Tensor) -> Tensor:
     """Return the L2 norms of rows, ``(N, 1)``; infinity for a row without a direction."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return torch.threshold(norms, _NO_DIRECTION, torch.inf)
-
-
-def own_classes(num_rows: int, num_views: int | None, device: torch.device, *, has_references: bool) -> Tensor:
-    """Return labels that make every sample its own class, for batches without labels."""
-    if num_views is None or has_references:
-        raise ValueError(
-            "Expected `labels` or `indices_tuple`: only rows contrasted with themselves whose views are known "
-            "((B, V, D) embeddings, or `num_views`) need neither"
-        )
-    return torch.arange(num_rows // num_views, device=device).repeat(num_views)
-
-
-def separate_ignored(
-    labels: Tensor,
-    ref_labels: Tensor | None,
-    ignore_label: int,
-    num_views: int | None,
-    *,
-    ref_starts_with_batch: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Return labels ``(N,)`` and ``(M,)`` in which every sample with the ignored label is a class of its own.
-
-    Other labels stay equal or different. Rows are samples of their own if the views are unknown. Nothing waits for the
-    device.
-    """
-    views, number = num_views or 1, len(labels)
-    given = labels if ref_labels is None else torch.cat([labels, ref_labels])
-    # 1. the sample of each row, (N + M,): view-major rows of the batch, then references, N of which can be the batch
-    samples = torch.arange(number // views, device=labels.device).repeat(views)
-    further = torch.arange(number, len(given), device=labels.device)
-    samples = torch.cat([samples, samples, further[number:]] if ref_starts_with_batch else [samples, further])
-    # 2. a label as its place in the sorted labels, which is below N + M, and an ignored one as N + M + its sample
-    places = torch.searchsorted(given.sort().values, given)
-    classes = torch.where(given == ignore_label, len(given) + samples, places)
-    return classes[:number], None if ref_labels is None else classes[number:]
-
-
-def class_sizes(labels: Tensor) -> Tensor:
-    """Return the number of rows with the label of each row, ``(M,)`` int64, from labels ``(M,)``."""
-    ordered = labels.sort().values
-    sizes: Tensor = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
-    return sizes
-
-
-def rank_cap(labels: Tensor, num_views: int, keep: int, num_anchors: int) -> Cap:
-    """Return the ranks by which every anchor keeps ``keep`` other samples of its class."""
-    # 1. labels (B,) of the samples, sorted stably: equal labels keep the batch order
-    samples = labels[: labels.shape[0] // num_views].to(torch.int64)  # uint64 keeps equality
-    order = torch.argsort(samples, stable=True)
-    ordered = samples[order]
-    # 2. rank (B,): position in the sorted order - start of the class
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=labels.device) - torch.searchsorted(ordered, ordered)
-    rank = rank.repeat(num_views)
-    # 3. limit_i = keep + [rank_i < keep]: an anchor among the kept samples is itself one of them
-    limit = keep + (rank < keep).long()
-    return Cap(anchor_rank=rank[:num_anchors], anchor_limit=limit[:num_anchors], row_rank=rank)

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from pml_supcon.functional.supcon import checks
+from pml_supcon.functional.supcon.classes import class_sizes
 from pml_supcon.functional.supcon.execution import full_precision, products
-from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, class_sizes
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
 
 def refusal(problem: Problem) -> str | None:

@@ -15,10 +15,11 @@ from pml_supcon.distributed import collectives
 from pml_supcon.distributed.shards import LossInputs, agree_on_shards
 from pml_supcon.functional.supcon import checks, tiled, triton
 from pml_supcon.functional.supcon.backends import choose_backend, sum_of_levels
+from pml_supcon.functional.supcon.classes import separate_ignored
 from pml_supcon.functional.supcon.global_batch import own_rows, ring
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan
 from pml_supcon.functional.supcon.options import SupConOptions
-from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_batch, separate_ignored
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, build_problem, check_batch
 from pml_supcon.targets import Hierarchy, Target
 
 

@@ -19,9 +19,10 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup, get_rank
 
 from pml_supcon.distributed import collectives
+from pml_supcon.functional.supcon.classes import Cap, rank_cap
 from pml_supcon.functional.supcon.execution import full_precision
 from pml_supcon.functional.supcon.global_batch.shard_plan import blocks, places_of
-from pml_supcon.functional.supcon.problem import AnchorLosses, Cap, Problem, rank_cap
+from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
 
 
 def sharded_losses(

@@ -8,8 +8,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pml_supcon.functional.supcon.classes import Cap, class_sizes, rank_cap
 from pml_supcon.functional.supcon.execution import needs_shift
-from pml_supcon.functional.supcon.problem import Cap, Problem, class_sizes, rank_cap
+from pml_supcon.functional.supcon.problem import Problem
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
 from pml_supcon.functional.supcon.tiled.statistics import AnchorSums, Formula, Statistics
 from pml_supcon.functional.supcon.tiled.weighted_layout import WeightedLayout

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pml_supcon.functional.supcon.problem import Cap, Problem, class_sizes
+from pml_supcon.functional.supcon.classes import Cap, class_sizes
+from pml_supcon.functional.supcon.problem import Problem
 
 TILE = 512  # edge of a tile on the CPU: 1 MB in float32, about the cache of a core
 DEVICE_TILE = 4096  # edge on other devices, where each operation costs a launch

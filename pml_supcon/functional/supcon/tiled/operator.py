@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pml_supcon.functional.supcon.classes import Cap
 from pml_supcon.functional.supcon.custom_ops import define_operator
 from pml_supcon.functional.supcon.execution import map_in_threads
-from pml_supcon.functional.supcon.problem import Cap
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
 from pml_supcon.functional.supcon.tiled.passes import TilePasses, upstream_scale
 from pml_supcon.functional.supcon.tiled.statistics import AnchorSums, Formula, Statistics
