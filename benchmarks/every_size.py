@@ -24,10 +24,13 @@ from targets import (
     KERNELS,
     L_IN,
     L_OUT,
+    LARGE,
     OURS,
     PML,
+    SMALL,
     STORED,
     Sizes,
+    crossover_table,
     sizes_table,
     stored_table,
     targets,
@@ -36,7 +39,7 @@ from targets import (
 
 from pml_supcon.functional import supcon_loss
 
-QUICK = Sizes(compared=(16, 256), tiled=256, large=(512,), wide=256, stored=(32,), first=(64,))
+QUICK = Sizes(compared=(16, 256), crossed=(256,), tiled=256, large=(512,), wide=256, stored=(32,), first=(64,))
 HOST_ROWS = 64
 FRESH_PROCESSES = 3
 
@@ -52,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
     if run.device == "cpu":
         made += first_calls(run, sizes)
         made += host(run)
-    print(sizes_table(made, sizes), targets_table(targets(made, sizes)), stored_table(made, sizes), sep="\n\n")
+    tables = sizes_table(made, sizes), targets_table(targets(made, sizes)), crossover_table(made, sizes)
+    print(*tables, stored_table(made, sizes), sep="\n\n")
     return made
 
 
@@ -66,6 +70,7 @@ def with_peers(run: Run, sizes: Sizes) -> list[Record]:
         entries = [Entry(name, case, memory=tiled) for name in (OURS, PML, DENSE)]
         entries += [Entry(OURS, run.case(N, quick_N=N, option=option), memory=False) for option in options]
         entries += [Entry(name, case, memory=False) for name in run.floors if tiled]
+        entries += [Entry(name, case, memory=False) for name in (SMALL, LARGE) if N in sizes.crossed]
         made += run.measure(entries, seconds=30 if last else 8, most=1000)
     return made
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from providers import MEMORY_ROWS
 from records import RESULTS, Record, last_run, latest, read
 from tables import exponent, floor_seconds, markdown, measurements, megabytes, seconds, shown
-from targets import OURS, SHORT, Sizes, sizes_table, stored_table, targets, targets_table
+from targets import OURS, SHORT, Sizes, crossover_table, sizes_table, stored_table, targets, targets_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PLACES = {"cpu": "On the CPU", "cuda": "On a GPU"}
@@ -136,8 +136,19 @@ def every_size_part(run: list[Record]) -> str:
         f"Beside a memory of {MEMORY_ROWS:,} past rows (`queue`: `QueueLoss`, `memory`: `CrossBatchMemory`; PML's is "
         "`CrossBatchMemory(SupConLoss)`), and with a miner's pairs, without the time of mining:"
     )
-    return f"Float32, D = 128 unless a row has another. {kept}\n\n{by_size}\n\n{others}\n\n{stored}\n\n" + stored_table(
-        run, sizes
+    crossed = (
+        'On the CPU "auto" takes `dense` for up to 2^20 pairs, 1,024 rows contrasted with each other, then `tiled`:'
+    )
+    return "\n\n".join(
+        [
+            f"Float32, D = 128 unless a row has another. {kept}",
+            by_size,
+            others,
+            crossed,
+            crossover_table(run, sizes),
+            stored,
+            stored_table(run, sizes),
+        ]
     )
 
 

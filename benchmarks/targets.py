@@ -9,6 +9,7 @@ from tables import exponent, find, floor_seconds, markdown, megabytes, milliseco
 
 MET, SHORT = "pass", "**falls short**"
 OURS, KERNELS, PML, DENSE = "pml_supcon/auto", "pml_supcon/triton", "pml", "dense/eager"
+SMALL, LARGE = "pml_supcon/dense", "pml_supcon/tiled"  # the backends that "auto" takes on the CPU, by size
 L_OUT, L_IN, CAP = "L_out", "L_in", "cap 4"
 STORED = (*PAST_ROWS, *MINERS)
 
@@ -23,6 +24,7 @@ class Sizes(NamedTuple):
     """The numbers of rows; `wide` is a width of embeddings."""
 
     compared: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    crossed: tuple[int, ...] = (256, 512, 1024, 2048)  # where both backends of the CPU are measured
     tiled: int = 2048  # from here on memory and the floor are measured too
     large: tuple[int, ...] = (16384, 32768, 65536)
     wide: int = 2048
@@ -82,6 +84,15 @@ def sizes_table(records: Sequence[Record], sizes: Sizes) -> str:
         cells += [shown(ratio(dense, out)), f"{dense_least}", at_least(ratio(dense, out), dense_least)]
         rows.append(cells)
     return markdown(header, rows, text_columns=0)
+
+
+def crossover_table(records: Sequence[Record], sizes: Sizes) -> str:
+    """Return the times of the two backends among which "auto" chooses on the CPU, around the size where they cross."""
+    rows = []
+    for N in sizes.crossed:
+        times = [seconds(records, name, N=N, D=128, option=L_OUT) for name in (SMALL, LARGE)]
+        rows.append([f"{N:,}", *map(milliseconds, times), shown(ratio(times[1], times[0]))])
+    return markdown(["N", "`dense`, ms", "`tiled`, ms", "`tiled` / `dense`"], rows, text_columns=0)
 
 
 def stored_table(records: Sequence[Record], sizes: Sizes) -> str:
