@@ -1,40 +1,17 @@
 """Labels from the columns of a Hugging Face data set: classes, sets, soft labels, hierarchies and numbers."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pml_supcon.data.label_kinds import LabelsAre
+from pml_supcon.data.label_values import EXPECTED, Column, SplitLabels, element_of, encode, listing, read_matrix
 
 _LABEL_NAMES = ("label", "labels", "target", "fine_label")
 #: The largest rounding error of numbers in float32, as a share of their standard deviation.
 _ROUNDING = 1e-3
-#: The columns that each kind of labels needs, for errors.
-EXPECTED = {
-    "classes": "a column of labels (ClassLabel, integers or strings)",
-    "sets": "a column of lists (of names, or of zeros and ones), or several columns of zeros and ones",
-    "soft": "a column of lists of shares, or several columns of numbers",
-    "hierarchy": "several columns of classes, from coarse to fine",
-    "numbers": "a column of numbers, or several",
-}
-
-
-class SplitLabels(NamedTuple):
-    """The labels of the rows of a split, ``(n, ...)``; True in ``missing`` ``(n,)`` where a row has no label."""
-
-    labels: Tensor
-    missing: Tensor
-
-
-class _Column(NamedTuple):
-    """A column: its name, the type of its values, and the values of each split, the training split first."""
-
-    name: str
-    feature: Any
-    values: dict[str, list[Any]]
 
 
 def choose_columns(named: str | None, features: Mapping[str, Any], labels_are: LabelsAre) -> list[str]:
@@ -53,8 +30,8 @@ def choose_columns(named: str | None, features: Mapping[str, Any], labels_are: L
             f"{', '.join(features)}"
         )
     fits: Callable[[Any], bool] = {
-        "sets": lambda feature: _element(feature) is not None,
-        "soft": lambda feature: _element(feature) is not None and _is_number(_element(feature)),
+        "sets": lambda feature: element_of(feature) is not None,
+        "soft": lambda feature: element_of(feature) is not None and _is_number(element_of(feature)),
         "numbers": _is_number,
     }[labels_are]
     found = [name for name, feature in features.items() if fits(feature)]
@@ -82,7 +59,7 @@ def read_labels(
     """
     features = next(iter(splits.values())).features
     read = [
-        _Column(
+        Column(
             name, features[name], {split: list(rows.select_columns([name])[:][name]) for split, rows in splits.items()}
         )
         for name in columns
@@ -96,15 +73,15 @@ def read_labels(
     return readers[labels_are](read)
 
 
-def _classes(columns: Sequence[_Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
+def _classes(columns: Sequence[Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
     """Return the class names and the labels 0..C-1 of the only column, the training split first."""
-    names, codes = _encode(columns[0])
+    names, codes = encode(columns[0])
     labels = {split: torch.tensor(each, dtype=torch.long) for split, each in codes.items()}
     return names, {split: SplitLabels(each, each < 0) for split, each in labels.items()}
 
 
-def _sets(columns: Sequence[_Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
-    element = _element(columns[0].feature)
+def _sets(columns: Sequence[Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
+    element = element_of(columns[0].feature)
     if len(columns) == 1 and element is not None and not _is_multi_hot(columns[0], element):
         return _listed_sets(columns[0], element)
     if len(columns) == 1 and element is None:
@@ -112,17 +89,17 @@ def _sets(columns: Sequence[_Column]) -> tuple[tuple[str, ...], dict[str, SplitL
             f"Expected {EXPECTED['sets']} with --labels sets, but {columns[0].name} is one column of "
             f"{_type_name(columns[0].feature)} (`metadata.jsonl` and Parquet hold lists)"
         )
-    names, labels = _matrix(columns, "sets")
+    names, labels = read_matrix(columns, "sets")
     for split, (values, _) in labels.items():
         if bool(((values != 0) & (values != 1)).any()):
             raise ValueError(
-                f"Expected zeros and ones in {_listing(columns)} with --labels sets, but {split} has other values; "
+                f"Expected zeros and ones in {listing(columns)} with --labels sets, but {split} has other values; "
                 "--labels soft takes shares"
             )
     return names, {split: SplitLabels(values.bool(), missing) for split, (values, missing) in labels.items()}
 
 
-def _listed_sets(column: _Column, element: Any) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
+def _listed_sets(column: Column, element: Any) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
     """Return the sets of a column of lists of names, ids or ClassLabel."""
     values = {value for rows in column.values.values() for row in rows for value in row or ()}
     if not all(isinstance(value, int | str) for value in values):
@@ -149,51 +126,51 @@ def _listed_sets(column: _Column, element: Any) -> tuple[tuple[str, ...], dict[s
     return names, found
 
 
-def _soft(columns: Sequence[_Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
-    names, labels = _matrix(columns, "soft")
+def _soft(columns: Sequence[Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
+    names, labels = read_matrix(columns, "soft")
     if len(names) < 2:
         raise ValueError(f"Expected {EXPECTED['soft']} with --labels soft, but {columns[0].name} has one share a row")
     found = {}
     for split, (values, missing) in labels.items():
         if bool((values < 0).any()):
             raise ValueError(
-                f"Expected shares >= 0 in {_listing(columns)} with --labels soft, but {split} has {values.min():g}"
+                f"Expected shares >= 0 in {listing(columns)} with --labels soft, but {split} has {values.min():g}"
             )
         shares = values.float()
         if bool((~missing & (shares.amax(1) == 0)).any()):
             row = int((~missing & (shares.amax(1) == 0)).nonzero()[0])
             raise ValueError(
-                f"Expected a share above 0 in every row of {_listing(columns)} with --labels soft, but row {row} of "
+                f"Expected a share above 0 in every row of {listing(columns)} with --labels soft, but row {row} of "
                 f"{split} has none"
             )
         found[split] = SplitLabels(shares, missing)
     return names, found
 
 
-def _numbers(columns: Sequence[_Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
-    _, labels = _matrix(columns, "numbers")
+def _numbers(columns: Sequence[Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
+    _, labels = read_matrix(columns, "numbers")
     found = {}
     for split, (values, missing) in labels.items():
         there = values[~missing]
         rounding = (there - there.float().double()).abs().amax(0) if len(there) else there.new_zeros(())
         if bool((rounding > _ROUNDING * there.std(0, correction=0)).any()):
             raise ValueError(
-                f"Expected numbers in {_listing(columns)} that float32 tells apart, but those of {split} are large and "
+                f"Expected numbers in {listing(columns)} that float32 tells apart, but those of {split} are large and "
                 "near to each other: subtract their mean first"
             )
-        single = len(columns) == 1 and _element(columns[0].feature) is None
+        single = len(columns) == 1 and element_of(columns[0].feature) is None
         found[split] = SplitLabels(values.float()[:, 0] if single else values.float(), missing)
     return (), found
 
 
-def _hierarchy(columns: Sequence[_Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
+def _hierarchy(columns: Sequence[Column]) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
     """Return the levels: a label of a level is a path from the coarsest level, so that its id has one branch."""
     if len(columns) < 2:
         raise ValueError(
             f"Expected `hf:...?label=COARSE,FINE` with --labels hierarchy, {EXPECTED['hierarchy']}, but got "
             f"{columns[0].name} alone"
         )
-    coded = [_encode(column) for column in columns]
+    coded = [encode(column) for column in columns]
     paths = {split: list(zip(*(codes[split] for _, codes in coded), strict=True)) for split in columns[0].values}
     names: tuple[str, ...] = ()
     levels: dict[str, list[Tensor]] = {split: [] for split in paths}
@@ -207,68 +184,12 @@ def _hierarchy(columns: Sequence[_Column]) -> tuple[tuple[str, ...], dict[str, S
     return names, {split: SplitLabels(torch.stack(each, dim=1), missing[split]) for split, each in levels.items()}
 
 
-def _matrix(columns: Sequence[_Column], labels_are: LabelsAre) -> tuple[tuple[str, ...], dict[str, SplitLabels]]:
-    """Return the finite numbers of columns, or of one column of lists, float64 ``(n, C)``, and the name of each."""
-    expected, listed = f"{EXPECTED[labels_are]} with --labels {labels_are}", _element(columns[0].feature) is not None
-    if len(columns) > 1 and any(_element(column.feature) is not None for column in columns):
-        raise ValueError(f"Expected {expected}, but got several columns, of which some hold lists: {_listing(columns)}")
-    rows: dict[str, list[Sequence[float] | None]] = {}
-    for split, first in columns[0].values.items():
-        read = first if listed else zip(*(each.values[split] for each in columns), strict=True)
-        rows[split] = [None if row is None or None in row else row for row in read]
-    there = [row for each in rows.values() for row in each if row is not None]
-    kinds = {bool, int, float} if labels_are == "sets" else {int, float}
-    wrong = [value for row in there for value in row if type(value) not in kinds or not math.isfinite(value)]
-    if wrong:
-        raise ValueError(f"Expected {expected}, all finite, but {_listing(columns)} has the value {wrong[0]!r}")
-    widths = sorted({len(row) for row in there})
-    if len(widths) != 1 or widths[0] == 0:
-        raise ValueError(
-            f"Expected lists of one length in {_listing(columns)} with --labels {labels_are}, but got {widths}"
-        )
-    names = tuple(map(str, range(widths[0]))) if listed else tuple(column.name for column in columns)
-    return names, {
-        split: SplitLabels(
-            torch.tensor([[0.0] * widths[0] if row is None else row for row in each], dtype=torch.float64),
-            torch.tensor([row is None for row in each]),
-        )
-        for split, each in rows.items()
-    }
-
-
-def _encode(column: _Column) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """Return the class names and the labels 0..C-1 of each split, the training split first; -1 is no label."""
-    if hasattr(column.feature, "names"):  # ClassLabel
-        coded = {
-            split: [-1 if value is None else int(value) for value in values] for split, values in column.values.items()
-        }
-        return tuple(column.feature.names), coded
-    # -1 is a hidden label, unless training images have it
-    hidden = (None,) if -1 in next(iter(column.values.values())) else (None, -1)
-    values = [value for each in column.values.values() for value in each if value not in hidden]
-    if not all(isinstance(value, int | str) for value in values):
-        raise ValueError(
-            f"Expected labels that are classes, integers or strings, but got a column of {column.feature} (--labels "
-            "says what labels are: classes, sets, soft, hierarchy or numbers)"
-        )
-    known = sorted(set(values))
-    code = {value: index for index, value in enumerate(known)}
-    return tuple(map(str, known)), {n: [code.get(value, -1) for value in each] for n, each in column.values.items()}
-
-
-def _element(feature: Any) -> Any:
-    """Return the type of the values of a column of lists, or None for another column."""
-    if isinstance(feature, list):  # as older data sets describe lists
-        return feature[0]
-    return getattr(feature, "feature", None)
-
-
 def _is_number(feature: Any) -> bool:
     kind = str(getattr(feature, "dtype", ""))
     return ("int" in kind or "float" in kind) and not hasattr(feature, "names")
 
 
-def _is_multi_hot(column: _Column, element: Any) -> bool:
+def _is_multi_hot(column: Column, element: Any) -> bool:
     """Return True for lists of one length above 1 that hold zeros and ones alone: as ids, all would be equal."""
     if hasattr(element, "names"):
         return False
@@ -278,10 +199,6 @@ def _is_multi_hot(column: _Column, element: Any) -> bool:
 
 def _type_name(feature: Any) -> str:
     return str(getattr(feature, "dtype", None) or feature)
-
-
-def _listing(columns: Sequence[_Column]) -> str:
-    return ", ".join(column.name for column in columns)
 
 
 def _label_column(features: Mapping[str, Any]) -> str:

@@ -16,8 +16,9 @@ from pml_supcon._checks import did_you_mean
 from pml_supcon._files import check_file, kind_of
 from pml_supcon.data.folders import open_folder, with_folder_levels
 from pml_supcon.data.images import Pool, Source, digest_of, printable
-from pml_supcon.data.label_columns import EXPECTED, choose_columns, read_labels
+from pml_supcon.data.label_columns import choose_columns, read_labels
 from pml_supcon.data.label_kinds import LabelsAre
+from pml_supcon.data.label_values import EXPECTED
 from pml_supcon.data.splits import with_classes
 from pml_supcon.data.torchvision_source import open_torchvision
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pml_supcon.data.label_kinds import classes_of
@@ -34,6 +34,7 @@ def take_step(
     loss = stage.criterion(outputs, labels, keys)
     # 3. Backward, clipping, update.
     accelerator.backward(loss)
+    average_gradients(stage.criterion, accelerator)
     norm = clip_gradients(stage, accelerator)
     stage.optimizer.step()
     stage.optimizer.zero_grad()
@@ -46,10 +47,18 @@ def take_step(
     return outputs.detach()
 
 
+def average_gradients(criterion: nn.Module, accelerator: Accelerator) -> None:
+    """Average the gradients of the loss's own parameters over processes, as data parallelism does for the network."""
+    for parameter in criterion.parameters():
+        if parameter.grad is not None and accelerator.num_processes > 1:
+            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+
+
 def clip_gradients(stage: Stage, accelerator: Accelerator) -> Tensor:
     """Clip the gradients if the plan has a limit; return their total norm before clipping."""
     accelerator.unscale_gradients(stage.optimizer)
-    parameters = [parameter for parameter in stage.model.parameters() if parameter.grad is not None]
+    trained = (*stage.model.parameters(), *stage.criterion.parameters())
+    parameters = [parameter for parameter in trained if parameter.grad is not None]
     limit = stage.plan.clip_gradient_norm
     if limit is not None:
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -111,12 +120,14 @@ def run_stage(
 
 
 def batch_metrics(stage: Stage, outputs: Tensor, labels: Tensor) -> Row:
-    """Return alignment and uniformity of the epoch's last batch, and the miner's statistics of the epoch.
+    """Return alignment and uniformity of the epoch's last batch, a learnt temperature, and the miner's statistics.
 
     Labels without classes, as of mixed images, have no alignment.
     """
     classes = classes_of(labels.to(outputs.device))
     metrics: Row = alignment_and_uniformity(stage.criterion.embeddings(outputs), classes)
+    if (temperature := stage.criterion.temperature()) is not None:
+        metrics["temperature"] = temperature
     miner = stage.criterion.miner
     if miner is not None:
         metrics |= {f"miner/{name}": value for name, value in miner.report().items()}

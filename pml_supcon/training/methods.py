@@ -14,7 +14,7 @@ from pml_supcon.miners import CappedPositivesMiner, MeasuredMiner, OnlineHardExa
 from pml_supcon.models import ProjectionHead
 from pml_supcon.targets import Hierarchy, Kernel, LabelSets, SoftLabels, Target
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.config.settings import SUPCON
+from pml_supcon.training.config.settings import LEARNT_RANGE, SUPCON
 from pml_supcon.views import flatten_views, split_views
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -84,6 +84,8 @@ class Criterion(nn.Module):
 
     Attributes:
         miner: The miner with its statistics, or None.
+
+    Its parameters, a learnt temperature, are trained too; data parallelism does not average their gradients.
     """
 
     def __init__(self) -> None:
@@ -93,6 +95,11 @@ class Criterion(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         raise NotImplementedError
+
+    def temperature(self) -> float | None:
+        """Return the learnt temperature, or None; the host waits for its device."""
+        learnt = [part for part in self.modules() if isinstance(part, losses.LearnableTemperature)]
+        return learnt[0].number if learnt else None
 
     def embeddings(self, outputs: Tensor) -> Tensor | None:
         """Return the embeddings in the outputs ``(B, V, D)``, or None."""
@@ -205,8 +212,9 @@ def build_loss(settings: TrainSettings, levels: int = 1) -> Any:
     if settings.method not in SUPCON:
         raise ValueError(f"Expected argument `method` to have a loss in `build_loss`, but got {settings.method!r}")
     kind = losses.SupConLossIn if settings.method == "supcon_in" else losses.SupConLossOut
+    learnt = losses.LearnableTemperature(settings.temperature, *LEARNT_RANGE) if settings.learn_temperature else None
     loss = kind(
-        settings.temperature,
+        settings.temperature if learnt is None else learnt,
         denominator=settings.denominator,
         contrast_mode=settings.contrast_mode,
         positives_cap=settings.positives_cap,

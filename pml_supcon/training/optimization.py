@@ -1,5 +1,6 @@
 """The optimizer and learning rate schedule of a stage, from timm."""
 
+import itertools
 from typing import Any
 
 import timm.optim
@@ -22,10 +23,11 @@ def check_optimizer(name: str, flag: str) -> None:
         raise ValueError(f"Expected --{flag} to be one of timm's optimizers, but got {name!r}{hint}")
 
 
-def build_optimizer(plan: OptimizationSettings, model: nn.Module) -> torch.optim.Optimizer:
-    """Build a timm optimizer over the trainable parameters, without weight decay on biases and norms.
+def build_optimizer(plan: OptimizationSettings, *modules: nn.Module) -> torch.optim.Optimizer:
+    """Build a timm optimizer over the trainable parameters of modules, without weight decay on biases and norms.
 
-    LARS scales the step by the norm of each weight, except for biases and norms, for any weight decay.
+    A single number, such as a learnt temperature, has no weight decay in any case. LARS scales the step by the norm of
+    each weight, except for biases and norms, for any weight decay.
 
     Raises:
         ValueError: If the optimizer does not accept its arguments.
@@ -34,8 +36,8 @@ def build_optimizer(plan: OptimizationSettings, model: nn.Module) -> torch.optim
     for decayed in (True, False):
         chosen = [
             parameter
-            for parameter in model.parameters()
-            if parameter.requires_grad and (plan.decay_all or parameter.ndim > 1) == decayed
+            for parameter in itertools.chain.from_iterable(module.parameters() for module in modules)
+            if parameter.requires_grad and (parameter.ndim > (0 if plan.decay_all else 1)) == decayed
         ]
         adapt = {"always_adapt": decayed} if plan.optimizer.removeprefix("n") in ("lars", "larc") else {}
         if chosen:

@@ -95,7 +95,7 @@ def build_stage1(context: RunContext) -> Stage:
         device
     )  # a queue is a buffer on the device of the embeddings
     plan, sampler = settings.stage1(), context.sampler
-    optimizer = build_optimizer(plan, model)
+    optimizer = build_optimizer(plan, model, criterion)
     schedule = build_schedule(plan, optimizer, len(sampler))
     prepared, optimizer = context.accelerator.prepare(network, optimizer)
     loader = build_loader(

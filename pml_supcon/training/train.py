@@ -163,6 +163,6 @@ def last_epoch_metrics(history: History) -> dict[str, float]:
     """Return the metrics of the last epoch of stage 1, by their names in the record."""
     row = history.last_epoch(1)
     names = {"images_per_second": "train/images_per_second", "data_wait": "train/data_wait"}
-    names |= {name: f"train/{name}" for name in ("alignment", "uniformity", "knn_accuracy")}
+    names |= {name: f"train/{name}" for name in ("alignment", "uniformity", "knn_accuracy", "temperature")}
     names |= {name: name for name in row if name.startswith("miner/")}
     return {title: row[name] for name, title in names.items() if name in row}

@@ -30,6 +30,7 @@ MINED = {"supcon_out", "supcon_in", "joint", "npairs", "triplet", "max_margin"}
 #: Settings of some methods only: a value, and the methods.
 ONLY_WITH_METHOD = {
     "temperature": (0.2, SUPCON),
+    "learn_temperature": (True, SUPCON),
     "denominator": ("negatives", SUPCON),
     "contrast_mode": ("one", SUPCON),
     "positives_cap": (2, SUPCON),
@@ -107,6 +108,7 @@ CONTRADICTIONS = {
     "--positives-cap 3": "--positives_cap to be a multiple >= 0 of the number of views, 2, but got 3",
     "--positives-cap -2": "--positives_cap to be a multiple >= 0 of the number of views, 2, but got -2",
     "--batch-size 30 --views 3 --queue-size 89": "at least a batch, 30 images in 3 views = 90 rows, but got 89",
+    "--learn_temperature --temperature 2": "--temperature to be in [0.01, 1] with --learn_temperature",
     # labels other than classes
     "--labels sets --method triplet": "--method supcon_out, supcon_in, simclr with --labels sets, but got triplet",
     "--labels soft --method joint": "simclr with --labels soft, but got joint",

@@ -4,14 +4,15 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from pml_supcon.training.config import label_checks
-from pml_supcon.training.config.settings import CLASSIFIER, MARGIN, MINED, SUPCON
+from pml_supcon.training.config.settings import CLASSIFIER, LEARNT_RANGE, MARGIN, MINED, SUPCON
 
 if TYPE_CHECKING:
     from pml_supcon.training.config import TrainSettings
 
 #: Settings of some methods only.
 ONLY_WITH_METHOD = {
-    **dict.fromkeys(("temperature", "denominator", "contrast_mode", "positives_cap", "backend"), SUPCON),
+    **dict.fromkeys(("temperature", "learn_temperature", "denominator", "contrast_mode"), SUPCON),
+    **dict.fromkeys(("positives_cap", "backend"), SUPCON),
     **dict.fromkeys(("scale_by_temperature", "queue_size", "momentum"), SUPCON),
     **label_checks.ONLY_WITH_METHOD,
     "margin": MARGIN,
@@ -76,6 +77,12 @@ def check(settings: "TrainSettings") -> None:
     label_checks.check_labels(settings, given)
     _check_stage2(settings, given)
     _check_rows(settings)
+    low, high = LEARNT_RANGE
+    if settings.learn_temperature and not low <= settings.temperature <= high:
+        raise ValueError(
+            f"Expected --temperature to be in [{low:g}, {high:g}] with --learn_temperature, the range of a learnt one, "
+            f"but got {settings.temperature}"
+        )
     if settings.supcon_weight == settings.classifier_weight == 0:
         raise ValueError("Expected --supcon_weight or --classifier_weight to be > 0, but got 0 for both")
     if settings.resume and settings.output is None:

@@ -14,6 +14,7 @@ from pml_supcon.views.augmentations import Augmentation
 Method = Literal["supcon_out", "supcon_in", "simclr", "npairs", "triplet", "max_margin", "cross_entropy", "joint"]
 Miner = Literal["batch_hard", "semi_hard", "distance_weighted", "ohem", "capped_positives"]
 
+LEARNT_RANGE = 0.01, 1.0  # of a learnt temperature
 SUPCON = ("supcon_out", "supcon_in", "simclr", "joint")  # methods with a loss of ours
 MARGIN = ("triplet", "max_margin")
 CLASSIFIER = ("cross_entropy", "joint")  # methods of one stage
@@ -27,6 +28,7 @@ class MethodSettings:
     Attributes:
         method: the loss; `simclr` ignores labels, `joint` adds cross entropy on a classifier to supcon_out on the head.
         temperature: temperature tau of the supcon losses.
+        learn_temperature: train the temperature with the model, from this value on; it stays in [0.01, 1].
         denominator: the denominator of the supcon losses.
         contrast_mode: which views are anchors in the supcon losses.
         positives_cap: maximum number of positives of an anchor besides its own other views, in the supcon losses.
@@ -53,6 +55,7 @@ class MethodSettings:
 
     method: Method = "supcon_out"
     temperature: float = TEMPERATURE
+    learn_temperature: bool = False
     denominator: Denominator = "all"
     contrast_mode: ContrastMode = "all"
     positives_cap: int | None = SupConOptions.positives_cap
