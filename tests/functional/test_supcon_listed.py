@@ -1,12 +1,15 @@
 """Listed pairs without the matrix: gradients, numerics and memory; the oracle test is in `test_supcon`."""
 
+import itertools
+
 import pytest
 import torch
-from helpers.supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, random_rows
+from helpers.supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, problem_of, random_rows
 from pytorch_metric_learning import miners
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import tiled
+from pml_supcon.functional.supcon import checks, dense, tiled
+from pml_supcon.functional.supcon.backends import choose_backend
 from pml_supcon.functional.supcon.tiled import listed
 
 
@@ -84,3 +87,53 @@ def test_short_lists_need_no_matrix(monkeypatch):
     every = torch.arange(600).repeat_interleave(600), torch.arange(600).repeat(600)
     with pytest.raises(AssertionError, match="dense matrix"):
         supcon_loss(rows, indices_tuple=(*every, *every), backend="tiled")
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.3])
+@pytest.mark.parametrize("summation", ["out", "in"])
+def test_a_matrix_without_the_anchors_that_have_no_positive_changes_nothing(monkeypatch, summation, temperature):
+    monkeypatch.setattr(dense, "COMPACT_PAIRS", 0)
+    refs, mask = random_rows(9, 4).requires_grad_(), torch.arange(12) != 7
+    for positives, given in itertools.product((0, 1, 5, 6), ({}, {"ref_emb": refs}, {"anchors": mask})):
+        rows, others = random_rows(12, 4).requires_grad_(), 9 if "ref_emb" in given else 12
+        a1, p, a2, n = random_pairs(40, 12, others)
+        pairs, upstream = (a1[:positives], p[:positives], a2, n), torch.randn(12, dtype=rows.dtype)
+        ways = []
+        for backend in ("dense", "reference"):
+            losses, valid = supcon_loss(
+                rows, indices_tuple=pairs, temperature=temperature, summation=summation, backend=backend, **given
+            )
+            inputs = [rows, refs] if "ref_emb" in given else [rows]
+            ways.append((losses, valid, *torch.autograd.grad((losses * upstream).sum(), inputs)))
+        torch.testing.assert_close(ways[0], ways[1], rtol=1e-9, atol=1e-10)
+    assert (dense.kept_anchors(problem_of(rows, None, indices_tuple=pairs, temperature=0.3)) == pairs[0].unique()).all()
+
+
+def test_auto_reads_short_lists_pair_by_pair_and_long_ones_in_the_matrix():
+    rows, few = torch.randn(512, 8), torch.arange(20)
+    a = torch.arange(512).repeat_interleave(4)
+    n = (a + torch.arange(4).repeat(512) + 1) % 512
+    for pairs, backend in (
+        ((a[::4], n[::4], a[::4], n[1::4]), tiled),  # two pairs of each anchor
+        ((a, n, a, n), dense),  # eight of each
+        ((few, few + 1, a, n), dense),  # few anchors with a positive
+    ):
+        assert choose_backend(problem_of(rows, None, indices_tuple=pairs)) is backend
+
+
+@pytest.mark.parametrize("short", [0, 2**14])
+@pytest.mark.parametrize("wrong", range(4))
+@pytest.mark.parametrize("value", [-1, 6, 9])
+def test_row_numbers_out_of_range_are_an_error_for_short_and_long_lists(monkeypatch, short, wrong, value):
+    monkeypatch.setattr(checks, "SHORT_LISTS", short)
+    pairs = [torch.tensor([0, 1, 5]) for _ in range(4)]
+    pairs[wrong][1] = value
+    rows, refs = random_rows(6, 3), random_rows(9, 3)
+    name = ("anchors", "positives", "anchors", "negatives")[wrong]
+    with pytest.raises(IndexError, match=rf"{name} in .* to be row numbers in \[0, 6\), but got {min(value, 0)} to"):
+        supcon_loss(rows, indices_tuple=pairs)
+    if name != "anchors" and value == 6:  # a row of the references
+        assert supcon_loss(rows, ref_emb=refs, indices_tuple=pairs).valid.any()
+    else:
+        with pytest.raises(IndexError, match=rf"{name} in .* to be row numbers in"):
+            supcon_loss(rows, ref_emb=refs, indices_tuple=pairs)

@@ -17,6 +17,7 @@ LABEL_DTYPES = (
     *(torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
 )
+SHORT_LISTS = 2**14  # row numbers of a miner, up to which a copy takes less time than one more operation
 
 
 def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 3)) -> None:
@@ -217,23 +218,41 @@ def check_pairs(
             given = f"{tuple(indices.shape)} {indices.dtype}" if isinstance(indices, Tensor) else type(indices)
             raise TypeError(f"Expected `indices_tuple` to hold one-dimensional int64 tensors, but got {given}")
         check_dense("indices_tuple", indices)
-    a1, p, *negatives = (indices.to(torch.int64) for indices in indices_tuple)
+    a1, p, *negatives = (x if x.dtype == torch.int64 else x.long() for x in indices_tuple)
     a2, n = negatives if len(negatives) == 2 else (a1, *negatives)  # triplets: one anchor for both
     if len(a1) != len(p) or len(a2) != len(n):
         raise ValueError(
             f"Expected as many anchors as partners in `indices_tuple`, but got {len(a1)} and {len(p)} for positives, "
             f"{len(a2)} and {len(n)} for negatives"
         )
-    anchors, rows = num_anchors, num_rows
-    parts = (("anchors", a1, anchors), ("positives", p, rows), ("anchors", a2, anchors), ("negatives", n, rows))
-    for name, indices, number in parts:
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < number:
-            raise IndexError(
-                f"Expected the {name} in `indices_tuple` to be row numbers in [0, {number}), "
-                f"but got {int(indices.min())} to {int(indices.max())}"
-            )
+    parts = [("anchors", a1, num_anchors), ("positives", p, num_rows), ("negatives", n, num_rows)]
+    if a2 is not a1:
+        parts.append(("anchors", a2, num_anchors))
+    # short lists together, in fewer operations; the lists one by one name the wrong one, and know their own bounds
+    if not fit_together([indices for _, indices, _ in parts], min(num_anchors, num_rows)):
+        for name, indices, number in parts:
+            check_range(name, indices, number)
     a1, p, a2, n = (x if x.device == device else to_device(x, device) for x in (a1, p, a2, n))
     return a1, p, a2, n
+
+
+def fit_together(lists: list[Tensor], number: int) -> bool:
+    """Return True if the row numbers of short lists are all in ``[0, number)``; False also for long lists."""
+    size = sum(len(indices) for indices in lists)
+    if size == 0 or size > SHORT_LISTS or any(indices.device != lists[0].device for indices in lists):
+        return size == 0
+    low, high = torch.cat(lists).aminmax()
+    return int(low) >= 0 and int(high) < number
+
+
+def check_range(name: str, indices: Tensor, number: int) -> None:
+    """Raise unless row numbers of `indices_tuple` are in ``[0, number)``."""
+    if len(indices):
+        low, high = map(int, indices.aminmax())
+        if low < 0 or high >= number:
+            raise IndexError(
+                f"Expected the {name} in `indices_tuple` to be row numbers in [0, {number}), but got {low} to {high}"
+            )
 
 
 def check_options_fit(options: SupConOptions, num_views: int | None, *, has_references: bool, has_pairs: bool) -> None:

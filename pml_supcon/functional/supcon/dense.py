@@ -21,6 +21,12 @@ LN_2 = math.log(2)
 
 #: The largest number of pairs ``A * M`` for which "auto" prefers this backend; measured, see `docs/benchmarks.md`.
 PREFERRED_PAIRS = 2**20
+#: The largest number of rows for which adding the transposed ``G^T`` takes less time than one more product; measured.
+TRANSPOSED_ROWS = 768
+#: The least number of pairs from which on the matrix has no rows for anchors without a listed positive; measured.
+COMPACT_PAIRS = 2**15
+#: From so many entries of the matrix on, fewer listed pairs than this share of them are faster without it; measured.
+SPARSE_PAIRS, SPARSE_SHARE = 2**17, 1 / 64
 
 
 def refusal(problem: Problem) -> str | None:
@@ -34,7 +40,14 @@ def refusal(problem: Problem) -> str | None:
 
 def is_preferred(problem: Problem) -> bool:
     """Return True if the matrix is so small that this backend is the fastest: on the CPU, by measurement."""
-    return problem.device.type == "cpu" and problem.num_anchors * problem.num_rows <= PREFERRED_PAIRS
+    if problem.device.type != "cpu":
+        return False
+    if problem.pairs is None:
+        return problem.num_anchors * problem.num_rows <= PREFERRED_PAIRS
+    a1, _, a2, _ = problem.pairs
+    entries = (len(a1) if has_few_anchors(problem) else problem.num_anchors) * problem.num_rows
+    sparse = entries >= SPARSE_PAIRS and len(a1) + len(a2) < SPARSE_SHARE * entries
+    return entries <= PREFERRED_PAIRS and not sparse
 
 
 def anchor_losses(problem: Problem) -> AnchorLosses:
@@ -53,13 +66,17 @@ class _Losses(torch.autograd.Function):
             z, norms = unit_rows(embeddings, problem)
             rows, row_norms = (z, None) if references is None else unit_rows(references, problem)
             # 2. t_ij = s_ij / ln 2 = z_i . z_j / (tau ln 2), (A, M): exp(s_ij) = 2^t_ij, and 2^t is cheaper
-            t = (anchors_of(z, problem) * (1 / (problem.temperature * LN_2))) @ rows.T
+            kept, plain = kept_anchors(problem), is_plain(problem)
+            t = (anchors_of(z, problem, kept) * (1 / (problem.temperature * LN_2))) @ rows.T
             # 3. l_i, (A,), and W_ij = d l_i / d s_ij, (A, M)
-            losses, valid, derivative = (plain_form if is_plain(problem) else closed_form)(t, problem)
-        ctx.mark_non_differentiable(valid)
+            losses, valid, derivative = plain_form(t, problem, kept) if plain else closed_form(t, problem)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(valid, z, norms, rows, row_norms, *derivative.matrices, *derivative.divisors)
+        ctx.save_for_backward(valid, kept, z, norms, rows, row_norms, *derivative.matrices, *derivative.divisors)
         ctx.problem, ctx.symmetric = problem, derivative.symmetric
+        if kept is not None:
+            losses = losses.new_zeros(problem.num_anchors).index_copy_(0, kept, losses)
+            valid = valid.new_zeros(problem.num_anchors).index_copy_(0, kept, valid)
+        ctx.mark_non_differentiable(valid)
         return losses, valid
 
     @staticmethod
@@ -112,29 +129,52 @@ class Derivative(NamedTuple):
 
 
 def is_plain(problem: Problem) -> bool:
-    """Return True if the denominator is the plain sum over all rows but the anchor, and ``exp(s)`` needs no shift."""
-    all_rows = problem.denominator == "all" and problem.pairs is None and problem.cap is None
-    return all_rows and not problem.class_balanced and problem.num_rows > 1 and not needs_shift(problem)
+    """Return True if the denominator is a plain sum of ``exp(s)``, without a shift, over all others or listed pairs."""
+    all_rows = problem.denominator == "all" and problem.cap is None and not problem.class_balanced
+    return all_rows and problem.num_rows > 1 and not needs_shift(problem)
 
 
-def plain_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative]:
+def has_few_anchors(problem: Problem) -> bool:
+    """Return True if at most half of the anchors have a listed positive, and the matrix can leave out the others."""
+    if problem.pairs is None or problem.num_anchors * problem.num_rows < COMPACT_PAIRS:
+        return False
+    return 2 * len(problem.pairs[0]) <= problem.num_anchors and is_plain(problem)
+
+
+def kept_anchors(problem: Problem) -> Tensor | None:
+    """Return the row numbers of the anchors with a listed positive, sorted, if few have one; None: all are kept.
+
+    The others have no loss, so the matrix needs no rows for them.
+    """
+    return torch.unique(problem.pairs[0]) if problem.pairs is not None and has_few_anchors(problem) else None
+
+
+def plain_form(t: Tensor, problem: Problem, kept: Tensor | None) -> tuple[Tensor, Tensor, Derivative]:
     """Return what ``closed_form`` returns, for the defaults (``is_plain``), in fewer operations.
 
+    With ``kept`` ``(A',)``, ``t`` ``(A', M)`` and the results are of these anchors only.
+
     The number of operations determines the time of a small batch. An operation that nothing else in a training step
-    uses costs most: its code is not in the caches of the processor.
+    uses costs most: its code is not in the caches of the processor. Of a large batch, products with 0 and 1 take a
+    third of the time of masks.
     """
-    # 1. p_ij, (A, M), and n_i, (A,)
-    p = label_weights(problem)
+    # 1. p_ij, (A, M), and n_i, (A,); for listed pairs 1 for those in the denominator, (A, M)
+    p, contrasted = (label_weights(problem), None) if problem.pairs is None else listed_weights(problem, kept)
     number = pair_numbers(problem, p)
     valid = number > 0
     number = torch.where(valid, number, 1)
     # 2. for L_out the mean of t_ij with the weights p_ij, (A,)
     pull = (t * p).sum(dim=1) / number if problem.summation == "out" else None
-    # 3. exp(s_ij), (A, M), 0 for the anchor itself, and D_i, (A,), above 0 as there are other rows
-    if problem.first_anchor is not None:
-        t.diagonal(problem.first_anchor).fill_(-torch.inf)
-    e = t.exp2_()
-    total = e.sum(dim=1)
+    # 3. exp(s_ij), (A, M), 0 for the anchor itself, and D_i, (A,), above 0 as there are other rows; of listed pairs an
+    # anchor can have none
+    if contrasted is not None:
+        e = t.exp2_().mul_(contrasted)
+        total = e.sum(dim=1).clamp(min=torch.finfo(t.dtype).tiny)
+    else:
+        if problem.first_anchor is not None:
+            t.diagonal(problem.first_anchor).fill_(-torch.inf)
+        e = t.exp2_()
+        total = e.sum(dim=1)
     # 4. for L_in the log of the mean of exp(s_ij) with the weights p_ij, (A,); l_i = log D_i - this part, (A,)
     pulls, divisor = p, number
     if pull is None:
@@ -198,7 +238,29 @@ def closed_form(t: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Derivative
 
 def has_symmetric_pairs(problem: Problem) -> bool:
     """Return True if similarities and the weights that labels give to pairs are symmetric matrices."""
-    return problem.symmetric and (problem.target is None or problem.target.symmetric)
+    return problem.symmetric and problem.pairs is None and (problem.target is None or problem.target.symmetric)
+
+
+def listed_weights(problem: Problem, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return 1 for the listed positives, and 1 for all listed pairs, 0 elsewhere: two matrices ``(A, M)``.
+
+    With ``kept`` ``(A',)`` they are ``(A', M)``.
+    """
+    assert problem.pairs is not None  # for the type checker: the caller has checked it
+    a1, p, a2, n = problem.pairs
+    size, num_rows = problem.num_anchors, problem.num_rows
+    if kept is not None:
+        # the row of each kept anchor, in order; one more row takes the pairs of all others, and is cut off
+        size = len(kept) + 1
+        places = torch.full((problem.num_anchors,), len(kept), device=problem.device)
+        places[kept] = torch.arange(len(kept), device=problem.device)
+        a1, a2 = places[a1], places[a2]
+    # pair (i, j) is entry i M + j of the flat matrix; a pair listed twice, or in both lists, counts once
+    positives = torch.zeros(size, num_rows, dtype=problem.dtype, device=problem.device)
+    positives.view(-1).index_fill_(0, torch.add(p, a1, alpha=num_rows), 1)
+    pairs = positives.clone()
+    pairs.view(-1).index_fill_(0, torch.add(n, a2, alpha=num_rows), 1)
+    return (positives, pairs) if kept is None else (positives[:-1], pairs[:-1])
 
 
 def times_share(push: Tensor, of_pushes: Tensor, p: Tensor, number: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -283,6 +345,7 @@ def gradients_of(
     requested: tuple[bool, bool],
     symmetric: bool,
     valid: Tensor,
+    kept: Tensor | None,
     z: Tensor,
     norms: Tensor | None,
     rows: Tensor,
@@ -294,20 +357,25 @@ def gradients_of(
         # 1. G_ij = u_i W_ij / tau, (A, M), with symmetric matrices plus u_j W_ji / tau
         number = len(matrices_and_divisors) // 2
         derivative = Derivative(matrices_and_divisors[:number], matrices_and_divisors[number:], symmetric)
+        if kept is not None:
+            upstream = upstream[kept]
         g = derivative.times(torch.where(valid, upstream, 0) / problem.temperature)
         # 2. d L / d z: G z_rows for the anchors, G^T z_anchors for the contrasted rows
         of_rows: Tensor | None = None
         if symmetric:
             of_z = g @ z
-        elif problem.symmetric:
-            of_z = torch.addmm(g @ z, g.T, z)
+        elif problem.symmetric and kept is None:
+            of_z = (g + g.T) @ z if len(z) <= TRANSPOSED_ROWS else torch.addmm(g @ z, g.T, z)
         else:
             of_z = torch.zeros_like(z)
-            anchors_of(of_z, problem).copy_(g @ rows)
+            if kept is None:
+                anchors_of(of_z, problem).copy_(g @ rows)
+            else:
+                of_z.index_copy_(0, kept, g @ rows)
             if problem.references is None:
-                of_z.addmm_(g.T, anchors_of(z, problem))
+                of_z.addmm_(g.T, anchors_of(z, problem, kept))
             elif requested[1]:
-                of_rows = g.T @ anchors_of(z, problem)
+                of_rows = g.T @ anchors_of(z, problem, kept)
         # 3. d L / d x = (d L / d z - z (z . d L / d z)) / |x|
         dtype = problem.embeddings.dtype
         of_embeddings = through_norms(of_z, z, norms).to(dtype) if requested[0] else None
@@ -332,6 +400,8 @@ def through_norms(gradient: Tensor, z: Tensor, norms: Tensor | None) -> Tensor:
     return gradient.sub_(z * along).div_(norms)
 
 
-def anchors_of(rows: Tensor, problem: Problem) -> Tensor:
-    """Return the rows of the embeddings that are anchors, a view."""
+def anchors_of(rows: Tensor, problem: Problem, kept: Tensor | None = None) -> Tensor:
+    """Return the rows of the embeddings that are anchors, a view; with ``kept`` a copy of these rows."""
+    if kept is not None:
+        return rows.index_select(0, kept)
     return rows if problem.start is None else rows[problem.start : problem.start + problem.num_anchors]

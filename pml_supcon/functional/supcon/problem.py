@@ -264,7 +264,9 @@ def build_problem(
         num_contrasted = num_rows if ref_emb is None else ref_emb.shape[0]
         pairs = checks.check_pairs(indices_tuple, embeddings.device, num_rows, num_contrasted)
     checks.check_options_fit(options, num_views, has_references=ref_emb is not None, has_pairs=pairs is not None)
-    if target is not None:
+    if pairs is not None:  # they replace the labels
+        labels, ref_labels = None, None
+    elif target is not None:
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
         labels, ref_labels = (None if each is None else target.prepare(each, dtype) for each in (labels, ref_labels))
     else:
@@ -290,8 +292,8 @@ def build_problem(
         embeddings=embeddings,
         references=ref_emb,
         start=start,
-        anchor_labels=anchor_labels if pairs is None else None,
-        row_labels=None if pairs is not None else labels if ref_emb is None else ref_labels,
+        anchor_labels=anchor_labels,
+        row_labels=labels if ref_emb is None else ref_labels,
         first_anchor=0 if ref_emb is None or ref_starts_with_batch else None,
         cap=cap,
         pairs=pairs,

@@ -30,7 +30,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
     # each pair once (triplets repeat pairs), as sorted keys `a * M + j`; one in both lists counts once in a denominator
     positives, negatives = (torch.unique(a * num_rows + j) for a, j in (problem.pairs[:2], problem.pairs[2:]))
     a1, p, a2, n = positives // num_rows, positives % num_rows, negatives // num_rows, negatives % num_rows
-    both = torch.isin(positives, negatives, assume_unique=True)
+    both = in_sorted(positives, negatives)
     with full_precision(problem.device):
         # s of the listed pairs, (positive pairs,) and (negative pairs,)
         anchors, rows = problem.prepared_rows()
@@ -59,6 +59,13 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         return AnchorLosses(torch.where(valid, losses, 0), valid)
 
 
+def in_sorted(x: Tensor, values: Tensor) -> Tensor:
+    """Return True for each entry of ``x`` that is one of the sorted ``values``, ``(len(x),)`` bool."""
+    if not len(values):
+        return torch.zeros_like(x, dtype=torch.bool)
+    return values[torch.searchsorted(values, x).clamp_(max=len(values) - 1)] == x
+
+
 def segment_logsumexp(x: Tensor, segment: Tensor, size: int) -> Tensor:
     """Return ``log sum exp(x)`` of each of ``size`` segments, ``(size,)``; minus infinity for an empty one."""
     # (size,): the largest x of each segment, a constant for the gradient; 0 for an empty segment
@@ -83,7 +90,7 @@ class _PairDots(torch.autograd.Function):
         dots = anchors.new_empty(len(i))
         for start in range(0, len(i), CHUNK):
             part = slice(start, start + CHUNK)
-            torch.sum(anchors[i[part]] * rows[j[part]], dim=1, out=dots[part])
+            torch.sum(anchors.index_select(0, i[part]).mul_(rows.index_select(0, j[part])), dim=1, out=dots[part])
         return dots
 
     @staticmethod
@@ -111,9 +118,9 @@ class _PairDotsGradient(torch.autograd.Function):
             # of the dot product of pair k: d/d anchor_i = u_k row_j and d/d row_j = u_k anchor_i, (CHUNK, D)
             weight = upstream[part, None]
             if grad_anchors is not None:
-                grad_anchors.index_add_(0, i[part], weight * rows[j[part]])
+                grad_anchors.index_add_(0, i[part], rows.index_select(0, j[part]).mul_(weight))
             if grad_rows is not None:
-                grad_rows.index_add_(0, j[part], weight * anchors[i[part]])
+                grad_rows.index_add_(0, j[part], anchors.index_select(0, i[part]).mul_(weight))
         return grad_anchors, grad_rows
 
     @staticmethod
