@@ -135,6 +135,15 @@ def test_a_queue_keeps_sets_and_a_killed_run_resumes_exactly(data, tmp_path):
     assert_same(results_of(tmp_path / "whole"), results_of(tmp_path / "killed"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*RUNS, "mixed"])
+def test_two_processes_train_on_labels_of_a_kind(kind, data, tmp_path):
+    (columns, *flags), _, _ = RUNS.get(kind, (["full", "--mixup", "1"], None, None))
+    labels = "sets" if kind == "mixed" else kind
+    arguments = [*QUICK, "--data", f"{data}?label={columns}", "--labels", labels, *flags, "--output", tmp_path / "run"]
+    assert Run(arguments, processes=2).wait() == [0, 0]
+
+
 # scores
 
 
