@@ -14,6 +14,7 @@ CASES = {
     "labels not on the host": ({"hidden": True}, [2048, 4096]),
     "references": ({"references": True, "denominator": "negatives"}, [2048, 4096]),
     "label sets": ({"sets": 8}, [2048, 8192]),
+    "soft labels": ({"sets": 8, "soft": True}, [2048, 8192]),
     "label sets in logarithms": ({"sets": 8, "temperature": 0.01, "denominator": "one_positive"}, [3072, 6144]),
     "listed pairs": ({"listed": 4}, [2048, 8192]),
 }
@@ -24,12 +25,12 @@ from pathlib import Path
 import torch
 from pml_supcon.functional import supcon_loss
 from pml_supcon.functional.supcon.tiled import layout
-from pml_supcon.targets import LabelSets
+from pml_supcon.targets import LabelSets, SoftLabels
 
 def resident(what):
     return 1024 * int(re.search(what + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-def peak(number, width, classes=20, references=False, listed=0, sets=0, hidden=False, **options):
+def peak(number, width, classes=20, references=False, listed=0, sets=0, soft=False, hidden=False, **options):
     layout.on_host, layout.DEVICE_TILE = lambda labels: not hidden, layout.TILE
     rows = torch.randn(number, width, requires_grad=True)
     labels = torch.randint(0, classes, (number // 2,)).repeat(2)
@@ -38,6 +39,8 @@ def peak(number, width, classes=20, references=False, listed=0, sets=0, hidden=F
         given |= {"ref_emb": torch.randn(number, width, requires_grad=True), "ref_labels": labels.flip(0)}
     if sets:
         given = {"labels": torch.rand(number, sets) < 0.3, "target": LabelSets()}
+    if soft:
+        given = {"labels": torch.rand(number, sets), "target": SoftLabels()}
     if listed:
         given = {"indices_tuple": tuple(torch.randint(0, number, (listed * number,)) for _ in range(4))}
     Path("/proc/self/clear_refs").write_text("5")

@@ -25,9 +25,11 @@ from pml_supcon.functional.supcon.execution import full_precision, map_in_thread
 from pml_supcon.functional.supcon.global_batch.shard_plan import ShardPlan, Tiles
 from pml_supcon.functional.supcon.global_batch.transfers import P2PTransfer, return_gradient, rotate_blocks
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem
+from pml_supcon.functional.supcon.tiled.bilinear import Bilinear
 from pml_supcon.functional.supcon.tiled.layout import Layout
 from pml_supcon.functional.supcon.tiled.passes import TilePasses, upstream_scale
 from pml_supcon.functional.supcon.tiled.statistics import AnchorSums
+from pml_supcon.functional.supcon.tiled.weighted_layout import WeightedLayout
 from pml_supcon.functional.supcon.tiled.weighted_passes import WeightedPasses
 
 
@@ -77,12 +79,13 @@ class _Ring(torch.autograd.Function):
 def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> AnchorSums:
     """Return the sums over positives and negatives of every anchor of the batch: rotations 1 and 2."""
     layout, device = plan.layout, anchors.device
+    bilinear = bilinear_of(plan, anchors, rows)
     log_neg = anchors.new_full((len(layout.anchor_labels),), -torch.inf)
     # 1. log_neg (A,): each block adds its negatives, on the log scale; then the sum over processes. Weighted pairs need
     # it for "one_positive" only.
     if isinstance(layout, Layout) or plan.formula.denominator == "one_positive":
         for peer, block in rotate_blocks(plan, rows):
-            passes = passes_of(plan, anchors, peer, block)
+            passes = passes_of(plan, anchors, peer, block, bilinear)
             parts = map_in_threads(passes.log_negatives, plan.tiles(peer), device)
             log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
         log_neg = collectives.all_logsumexp(log_neg, plan.group)
@@ -90,10 +93,12 @@ def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> AnchorSums:
     start = plan.statistics.of(log_neg, plan.formula)
     statistics = start.copy()
     for peer, block in rotate_blocks(plan, rows):
-        passes = passes_of(plan, anchors, peer, block)
+        passes = passes_of(plan, anchors, peer, block, bilinear)
         positives: Callable[[Any], AnchorSums] = partial(passes.positives, start)
         boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, inside in plan.tiles(peer) for box in inside]
         statistics = AnchorSums.merged([statistics, *map_in_threads(positives, boxes, device)])
+    if bilinear is not None:
+        bilinear.add_to(statistics, plan.anchor_blocks[plan.rank])
     return statistics.reduced(plan.group)
 
 
@@ -104,6 +109,7 @@ def gradients(
     symmetric = plan.layout.symmetric
     of_anchors = torch.zeros_like(anchors)
     of_rows = of_anchors if symmetric else torch.zeros_like(rows)
+    bilinear = bilinear_of(plan, anchors, rows)
 
     def contributions(peer: int, block: Tensor, passes: Any, tiles: Tiles) -> tuple[Tensor, Tensor]:
         """Return the contributions of some tiles to the gradients of the anchors and of a peer's rows."""
@@ -120,7 +126,7 @@ def gradients(
         if in_flight is not None:  # one transfer at a time: the next starts after this one
             of_rows += in_flight.wait()
             in_flight = None
-        work = partial(contributions, peer, block, passes_of(plan, anchors, peer, block))
+        work = partial(contributions, peer, block, passes_of(plan, anchors, peer, block, bilinear))
         parts = map_in_threads(work, plan.tiles(peer), anchors.device)
         of_anchors += reduce(Tensor.add_, [part for part, _ in parts])
         if peer != plan.rank:
@@ -130,15 +136,27 @@ def gradients(
         del parts
     if in_flight is not None:
         of_rows += in_flight.wait()
+    if bilinear is not None:
+        bilinear.subtract_gradients(upstream[plan.anchor_blocks[plan.rank]], of_anchors, of_rows)
     return of_anchors, of_rows
 
 
-def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor) -> Any:
+def bilinear_of(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> Bilinear | None:
+    """Return the part of the loss of soft labels that needs no tiles, of this process's anchors and rows, or None."""
+    if plan.shifted or not isinstance(plan.layout, WeightedLayout):
+        return None
+    mine = plan.anchor_blocks[plan.rank], plan.row_blocks[plan.rank]
+    reduce = partial(collectives.all_reduce, group=plan.group)
+    return Bilinear.of(plan.layout, plan.formula, anchors, rows, mine, reduce)
+
+
+def passes_of(plan: ShardPlan, anchors: Tensor, peer: int, block: Tensor, bilinear: Bilinear | None) -> Any:
     """Return the passes over this process's anchors and the rows of a peer."""
     mine, theirs = BlockView(plan.anchor_blocks[plan.rank], anchors), BlockView(plan.row_blocks[peer], block)
     if isinstance(plan.layout, Layout):
         return TilePasses(mine, theirs, plan.layout, anchors.dtype, plan.shifted)
-    return WeightedPasses(mine, theirs, plan.layout, anchors.dtype, plan.shifted, plan.formula.denominator)
+    denominator, weighted = plan.formula.denominator, bilinear is None
+    return WeightedPasses(mine, theirs, plan.layout, anchors.dtype, plan.shifted, denominator, weighted)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ per anchor; the backward pass computes the tiles again.
 - ``statistics``: the sums per anchor, and the losses and gradients that follow from them;
 - ``weighted_layout``, ``weighted_passes``, ``weighted_statistics``: the same for the weights of a target, over unsorted
   tiles, of which each can hold positives;
+- ``bilinear``: the positives of soft labels, without tiles;
 - ``listed``: the loss of listed pairs, without tiles.
 """
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from pml_supcon.functional.supcon.classes import Cap
 from pml_supcon.functional.supcon.custom_ops import define_operator
 from pml_supcon.functional.supcon.execution import map_in_threads
+from pml_supcon.functional.supcon.tiled.bilinear import Bilinear
 from pml_supcon.functional.supcon.tiled.layout import Layout, Tile
 from pml_supcon.functional.supcon.tiled.passes import TilePasses, upstream_scale
 from pml_supcon.functional.supcon.tiled.statistics import AnchorSums, Formula, Statistics
@@ -22,13 +23,13 @@ from pml_supcon.functional.supcon.tiled.weighted_passes import WeightedPasses
 from pml_supcon.functional.supcon.tiled.weighted_statistics import WeightedStatistics
 from pml_supcon.targets import Target, target_of
 
-#: The passes, the class of their statistics, and the formula of the losses.
-Parts = tuple[Any, type[AnchorSums], Formula]
+#: The passes, the class of their statistics, the formula of the losses, and the part that needs no tiles.
+Parts = tuple[Any, type[AnchorSums], Formula, Bilinear | None]
 
 
 def forward(parts_of: Callable[..., Parts], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return losses ``(A,)``, their validity ``(A,)`` and the table of the statistics of the anchors."""
-    passes, kind, formula = parts_of(*arguments)
+    passes, kind, formula, bilinear = parts_of(*arguments)
     layout, device = passes.layout, arguments[0].device
     tiles = list(layout.tiles())
     # 1. log of the sum over N(i) of exp(s_in), (A,), over all tiles; each thread returns a partial sum
@@ -37,6 +38,8 @@ def forward(parts_of: Callable[..., Parts], *arguments: Any) -> tuple[Tensor, Te
     start = kind.of(log_neg, formula)
     boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, tile_boxes in tiles for box in tile_boxes]
     statistics = kind.merged(map_in_threads(partial(passes.positives, start), boxes, device))
+    if bilinear is not None:
+        bilinear.add_to(statistics)
     # 3. equation 2 or 3 from the sums
     losses, valid = statistics.losses()
     return losses, valid, statistics.table
@@ -58,7 +61,7 @@ def gradient(
     ``(A,)``, which is 0 for invalid anchors. A gradient that is not requested is empty; the gradient of rows is also
     empty if they are the anchors.
     """
-    passes, kind, formula = parts_of(anchors, rows, *rest)
+    passes, kind, formula, bilinear = parts_of(anchors, rows, *rest)
     statistics = kind(table, formula)
     # divide by the largest upstream gradient, lest tiny ones underflow in the product with exp(-log_neg)
     scale = upstream_scale(upstream)
@@ -75,9 +78,11 @@ def gradient(
     # add the threads' buffers and undo the scale
     parts = map_in_threads(gradients, list(passes.layout.tiles()), anchors.device)
     of_anchors, of_rows = (
-        anchors.new_empty(0) if first is None else reduce(Tensor.add_, others, first).mul_(scale)
-        for first, *others in zip(*parts, strict=True)
+        None if first is None else reduce(Tensor.add_, others, first) for first, *others in zip(*parts, strict=True)
     )
+    if bilinear is not None:
+        bilinear.subtract_gradients(upstream, of_anchors, of_anchors if rows is None else of_rows)
+    of_anchors, of_rows = (anchors.new_empty(0) if part is None else part.mul_(scale) for part in (of_anchors, of_rows))
     return of_anchors, of_rows
 
 
@@ -110,7 +115,7 @@ def passes_of(
         cap = Cap(anchor_rank, anchor_limit, row_rank)
     layout = Layout(anchor_labels, row_labels, anchor_ids, row_ids, cap, row_sizes, symmetric=rows is None)
     passes = TilePasses(anchors, anchors if rows is None else rows, layout, anchors.dtype, shifted)
-    return passes, Statistics, Formula(summation, denominator, margin, class_balanced, counts)
+    return passes, Statistics, Formula(summation, denominator, margin, class_balanced, counts), None
 
 
 def weighted_passes_of(
@@ -135,8 +140,11 @@ def weighted_passes_of(
     target = target if isinstance(target, Target) else target_of(target)
     own_rows = () if first_anchor is None else ((slice(0, len(anchors)), first_anchor),)
     layout = WeightedLayout(anchor_labels, row_labels, own_rows, target, symmetric=rows is None)
-    passes = WeightedPasses(anchors, anchors if rows is None else rows, layout, anchors.dtype, shifted, denominator)
-    return passes, WeightedStatistics, Formula(summation, denominator, margin, class_balanced, counts)
+    formula = Formula(summation, denominator, margin, class_balanced, counts)
+    both = anchors, anchors if rows is None else rows
+    bilinear = None if shifted else Bilinear.of(layout, formula, *both)
+    passes = WeightedPasses(*both, layout, anchors.dtype, shifted, denominator, weighted=bilinear is None)
+    return passes, WeightedStatistics, formula, bilinear
 
 
 #: The losses of class labels, with their derivative.

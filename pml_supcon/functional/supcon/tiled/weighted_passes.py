@@ -31,6 +31,7 @@ class WeightedPasses(NamedTuple):
     dtype: torch.dtype
     shifted: bool  # compute with logarithms, because `exp(s)` could overflow
     denominator: str
+    weighted: bool  # False: only sums over the denominator "all", and their gradient, without a shift
 
     @property
     def in_logarithms(self) -> bool:
@@ -76,6 +77,9 @@ class WeightedPasses(NamedTuple):
             # sum over the columns for the anchors; off the diagonal of a symmetric problem also over the rows of the
             # tile, for the anchors of its columns
             for part, dim in ((a, 1), (r, 0))[: 1 + twice]:
+                if not self.weighted:
+                    sums[2][part] += e.sum(dim=dim)
+                    continue
                 if dim == 1 or not layout.target.symmetric:
                     w = layout.weights(a, r, x) if dim == 1 else layout.weights(r, a, x).T
                     product = torch.mul(w, x if out else e, out=matrix_in(buffers[2], *x.shape))
@@ -128,8 +132,11 @@ class WeightedPasses(NamedTuple):
         # e = exp(s), 0 for an anchor with its own row, and the weights
         e = exponents(self.anchors[a], self.rows[r], buffers[0]).exp2_()
         layout.fill_own(e, a, r, 0)
-        w = layout.weights(a, r, e)
         shape = e.shape
+        if not self.weighted:
+            push = matrix_in(buffers[1], *shape)
+            return torch.add(f[a, None], f[r], out=push).mul_(e) if both else torch.mul(e, f[a, None], out=push)
+        w = layout.weights(a, r, e)
         if both and layout.target.symmetric:
             # F_ij = f_i + f_j, and the pull w_ij (g_i + g_j)
             push = torch.add(f[a, None], f[r], out=matrix_in(buffers[1], *shape))

@@ -1,0 +1,140 @@
+"""The part of the positives of L_out for soft labels, without weights in the tiles.
+
+``w_ij = <y_i, y_j>`` is bilinear: with ``S = sum_j y_j`` ``(C,)`` and ``M = sum_j y_j r_j^T`` ``(C, D)`` over the rows
+``r_j``, of which ``r_o`` with the labels ``y_i`` is the anchor's own,
+
+    W_i = sum_j w_ij = y_i . S - |y_i|^2,        sum_j w_ij s_ij = z_i . (y_i M - |y_i|^2 r_o)
+
+The tiles then compute ``log D_i`` alone, for the denominator "all".
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from pml_supcon.functional.supcon.tiled.statistics import AnchorSums, Formula
+from pml_supcon.functional.supcon.tiled.weighted_layout import WeightedLayout
+from pml_supcon.targets import SoftLabels
+
+CHUNK = 1024  # rows that are converted to float64 at once
+
+#: The smallest ``W_i`` over ``y_i . S``, by the dtype of the losses. Below it float64 loses digits to the own row's
+#: ``|y_i|^2``, and the tiles compute the weights.
+LEAST_SHARE = {torch.float32: 1e-7, torch.float64: 1e-2}
+LEAST_TOTAL = 1e-20  # far above the weights that count as 0
+
+
+class Bilinear(NamedTuple):
+    """The anchors and rows of this process, and the sums over the rows of all processes, in float64."""
+
+    anchors: Tensor  # (A, D); the products of anchors and rows are the similarities
+    rows: Tensor  # (M, D)
+    anchor_labels: Tensor  # (A, C)
+    row_labels: Tensor  # (M, C)
+    own: slice | None  # the rows that are the anchors themselves
+    total: Tensor  # (A,) W_i
+    reduce: Callable[[Tensor], Tensor]  # the sum over all processes
+
+    @classmethod
+    def of(
+        cls,
+        layout: WeightedLayout,
+        formula: Formula,
+        anchors: Tensor,
+        rows: Tensor,
+        places: tuple[slice, slice] = (slice(None), slice(None)),
+        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> Self | None:
+        """Return the part of the anchors and rows at two slices of a layout, or None where tiles have to compute it.
+
+        The labels of the whole layout decide, so that all processes return the same.
+        """
+        if (
+            type(layout.target) is not SoftLabels
+            or (formula.summation, formula.denominator, formula.counts) != ("out", "all", False)
+            or anchors.device.type != "cpu"  # the host reads a value, and waits for no device
+        ):
+            return None
+        total = totals(layout, anchors.dtype)
+        if total is None:
+            return None
+        (a, r), own = places, None
+        for part, first_row in layout.own_rows:
+            if len(anchors) and part.start == (a.start or 0):  # the slice of anchors, whose rows are here too
+                own = slice(first_row - (r.start or 0), first_row - (r.start or 0) + len(anchors))
+        return cls(anchors, rows, layout.anchor_labels[a], layout.row_labels[r], own, total[a], reduce)
+
+    def add_to(self, statistics: AnchorSums, places: slice = slice(None)) -> None:
+        """Add ``W_i`` and ``sum_j w_ij s_ij`` of these anchors to the sums at their places."""
+        total, linear = statistics.sums[0][places], statistics.sums[2][places]
+        total += self.total
+        M = self.reduce(class_sums(self.row_labels, self.rows))
+        for part, y, z in chunks(self.anchor_labels, self.anchors):
+            linear[part] -= torch.linalg.vecdot(z, self._pulls(part, y, M))
+
+    def _pulls(self, part: slice, y: Tensor, M: Tensor) -> Tensor:
+        """Return ``sum_j w_ij r_j`` ``(len(part), D)``."""
+        pulls = y @ M
+        return pulls if self.own is None else pulls.sub_(self._own_weights(y) * self.rows[self.own][part])
+
+    def _own_weights(self, y: Tensor) -> Tensor:
+        return y.square().sum(dim=1, keepdim=True)
+
+    def subtract_gradients(self, upstream: Tensor, of_anchors: Tensor | None, of_rows: Tensor | None) -> None:
+        """Subtract ``d / dz`` of ``sum_i v_i sum_j w_ij s_ij`` with ``v_i = u_i / W_i``, from buffers if requested.
+
+        With ``M_v = sum_i v_i y_i z_i^T``, ``(C, D)``: ``v_i (y_i M - |y_i|^2 r_o)`` for an anchor, ``y_j M_v`` for a
+        row, less ``v_i |y_i|^2 z_i`` for an anchor's own row.
+        """
+        v = torch.where(self.total > 0, upstream / self.total, 0)[:, None]
+        if of_anchors is not None:
+            M = self.reduce(class_sums(self.row_labels, self.rows))
+            for part, y, _ in chunks(self.anchor_labels, self.anchors):
+                of_anchors[part] -= v[part] * self._pulls(part, y, M)
+        if of_rows is not None:
+            M = self.reduce(class_sums(self.anchor_labels, self.anchors, v))
+            for part, y, _ in chunks(self.row_labels, self.rows):
+                of_rows[part] -= y @ M
+            if self.own is not None:
+                of_own = of_rows[self.own]
+                for part, y, z in chunks(self.anchor_labels, self.anchors):
+                    of_own[part] += v[part] * self._own_weights(y) * z
+
+
+def totals(layout: WeightedLayout, dtype: torch.dtype) -> Tensor | None:
+    """Return ``W_i`` of all anchors, ``(A,)`` float64, or None if float64 cannot give one of them accurately."""
+    y, has_own = layout.anchor_labels, bool(layout.own_rows)
+    # S (C,), and the number of rows with a share of each class, which is exact
+    S = torch.zeros(y.shape[1], dtype=torch.float64)
+    number = torch.zeros_like(S)
+    for _, rows, _ in chunks(layout.row_labels, layout.row_labels):
+        S += rows.sum(dim=0)
+        number += (rows > 0).sum(dim=0)
+    total = y.new_empty(len(y), dtype=torch.float64)
+    for part, rows, _ in chunks(y, y):
+        others = S - rows if has_own else S
+        total[part] = (rows * others).sum(dim=1)
+        sharers = ((rows > 0) * (number - 1 if has_own else number)).sum(dim=1)
+        # an anchor whose classes no other row has is invalid, exactly
+        total[part][sharers == 0] = 0
+        least = (rows @ S).mul_(LEAST_SHARE[dtype]).clamp_(min=LEAST_TOTAL)
+        if bool(((total[part] < least) & (sharers > 0)).any()):
+            return None
+    return total
+
+
+def class_sums(labels: Tensor, rows: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Return ``sum_j f_j y_j r_j^T``, ``(C, D)`` float64."""
+    sums = rows.new_zeros(labels.shape[1], rows.shape[1], dtype=torch.float64)
+    for part, y, r in chunks(labels, rows):
+        sums.addmm_(y.T, r if factors is None else r * factors[part])
+    return sums
+
+
+def chunks(labels: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield slices with their labels and rows in float64."""
+    for start in range(0, len(labels), CHUNK):
+        part = slice(start, start + CHUNK)
+        yield part, labels[part].double(), rows[part].double()
