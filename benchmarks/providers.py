@@ -14,6 +14,7 @@ from pytorch_metric_learning import miners
 from torch import Tensor
 
 from pml_supcon import losses
+from pml_supcon.targets import LabelSets, SoftLabels
 
 TEMPERATURE = 0.1
 LABEL_FREE = "no labels"
@@ -30,6 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "temperature 0.01": {"temperature": 0.01},
     "ref_emb": {},
     LABEL_FREE: {"num_views": 2},
+    "soft labels": {"target": SoftLabels()},
+    "label sets": {"target": LabelSets()},
 }
 
 #: The miners, from the shortest list of pairs to the longest.
@@ -65,6 +68,13 @@ class Case:
         embeddings = torch.randn(len(labels), self.D, generator=generator)
         return embeddings.to(self.device, getattr(torch, self.dtype)), labels.to(self.device)
 
+    def label_rows(self) -> Tensor:
+        """Return rows of labels `(N, classes)`: shares of all classes, or sets of the class and 2% of the others."""
+        _, labels = self.rows()
+        own = F.one_hot(labels, self.classes)
+        draw = torch.rand(own.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+        return (draw + 9 * own) / 10 if self.option == "soft labels" else (draw < 0.02) | (own == 1)
+
 
 class Step(NamedTuple):
     """A training step in two halves; where `backward` is None, `forward` does the whole work."""
@@ -96,6 +106,8 @@ def ours(case: Case, backend: str) -> Step:
     embeddings.requires_grad_()
     if case.option == LABEL_FREE:
         return of_loss(partial(loss, embeddings), [embeddings])
+    if case.option in ("soft labels", "label sets"):
+        return of_loss(partial(loss, embeddings, case.label_rows()), [embeddings])
     if case.option in PAST_ROWS:
         return with_past_rows(case, PAST_ROWS[case.option](loss, case.D, MEMORY_ROWS))
     if case.option == "ref_emb":  # like a memory of past embeddings: without a gradient
