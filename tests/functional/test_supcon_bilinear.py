@@ -5,21 +5,22 @@ import torch
 from helpers.supcon_batches import loss_and_gradient, random_rows
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon.tiled import layout
+from pml_supcon.functional.supcon.tiled import bilinear, layout
 from pml_supcon.functional.supcon.tiled.bilinear import Bilinear
 from pml_supcon.targets import SoftLabels
 
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Return a list to which each pass adds True if it takes the bilinear form, and use small tiles."""
+    """Return a list to which each pass adds True if it takes the bilinear form, and use small tiles and chunks."""
     found, of = [], Bilinear.of
     monkeypatch.setattr(layout, "TILE", 5)
+    monkeypatch.setattr(bilinear, "CHUNK", 5)
 
     def spy(*arguments, **more):
-        bilinear = of(*arguments, **more)
-        found.append(bilinear is not None)
-        return bilinear
+        part = of(*arguments, **more)
+        found.append(part is not None)
+        return part
 
     monkeypatch.setattr(Bilinear, "of", spy)
     return found
@@ -73,11 +74,11 @@ def test_an_anchor_that_shares_with_itself_alone_is_invalid(taken, dtype):
     assert all(taken)
 
 
-@pytest.mark.parametrize("share", [1e-3, 1e-8, 1e-12, 1e-20, 1e-25])
+@pytest.mark.parametrize("share", [1e-3, 2e-6, 2e-9])
 def test_an_anchor_with_a_tiny_total_is_accurate(taken, share):
-    """From 1e-16 on float64 sums would lose the others' shares beside the anchor's own."""
+    """Beside the anchor's own share float64 keeps few digits of the smallest others, and float32 none."""
     labels = torch.rand(20, 6)
-    labels[:, 5] = share * torch.rand(20)
+    labels[:, 5] = share * (0.5 + 0.5 * torch.rand(20))
     labels[7] = torch.tensor([0, 0, 0, 0, 0, 0.9])
     rows = random_rows(20, 4, dtype=torch.float32)
     losses, gradient = loss_and_gradient(rows, labels, target=SoftLabels(), backend="tiled")
@@ -85,4 +86,4 @@ def test_an_anchor_with_a_tiny_total_is_accurate(taken, share):
     assert right[7] > 0
     torch.testing.assert_close(losses.double(), right, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient.double(), right_gradient, rtol=1e-5, atol=1e-6)
-    assert set(taken) == {share > 1e-5}
+    assert set(taken) == {share > 1e-8}

@@ -23,7 +23,7 @@ CHUNK = 1024  # rows that are converted to float64 at once
 #: The smallest ``W_i`` over ``y_i . S``, by the dtype of the losses. Below it float64 loses digits to the own row's
 #: ``|y_i|^2``, and the tiles compute the weights.
 LEAST_SHARE = {torch.float32: 1e-7, torch.float64: 1e-2}
-LEAST_TOTAL = 1e-20  # far above the weights that count as 0
+LEAST_TOTAL = 1e-8  # far above the sum of the weights that are so small that the tiles take them for 0
 
 
 class Bilinear(NamedTuple):
@@ -96,11 +96,14 @@ class Bilinear(NamedTuple):
         if of_rows is not None:
             M = self.reduce(class_sums(self.anchor_labels, self.anchors, v))
             for part, y, _ in chunks(self.row_labels, self.rows):
-                of_rows[part] -= y @ M
-            if self.own is not None:
-                of_own = of_rows[self.own]
-                for part, y, z in chunks(self.anchor_labels, self.anchors):
-                    of_own[part] += v[part] * self._own_weights(y) * z
+                pulls = y @ M
+                if self.own is not None:  # in float64, before the difference of large numbers is rounded
+                    first, last = max(part.start, self.own.start), min(part.stop, self.own.stop)
+                    if first < last:
+                        rows = slice(first - part.start, last - part.start)
+                        anchors = slice(first - self.own.start, last - self.own.start)
+                        pulls[rows] -= v[anchors] * self._own_weights(y[rows]) * self.anchors[anchors]
+                of_rows[part] -= pulls
 
 
 def totals(layout: WeightedLayout, dtype: torch.dtype) -> Tensor | None:
