@@ -107,6 +107,13 @@ def _listed_sets(column: Column, element: Any) -> tuple[tuple[str, ...], dict[st
             f"Expected lists of names, of integers or of zeros and ones in {column.name} with --labels sets, but got "
             f"lists of {_type_name(element)}; --labels soft takes shares"
         )
+    lists = [row for rows in column.values.values() for row in rows if row is not None]
+    if not hasattr(element, "names") and values <= {0, 1} and any(len(set(row)) < len(row) for row in lists):
+        lengths = sorted({len(row) for row in lists})
+        raise ValueError(
+            f"Expected lists of one length of zeros and ones, or lists of ids without repeats, in {column.name} with "
+            f"--labels sets, but got lengths {lengths}"
+        )
     if hasattr(element, "names"):  # ClassLabel
         if not values <= set(range(len(element.names))):
             raise ValueError(f"Expected labels of {', '.join(element.names)} in {column.name}, but got {min(values)}")

@@ -383,7 +383,15 @@ def check_targets(settings: TrainSettings, split: TrainingSplit, scored: Tensor)
         for part, labels in (("training", split.labels), (settings.scored, scored)):
             varies = (labels != labels[0]).reshape(len(labels), -1).any(0)
             if not bool(varies.all() if settings.labels == "numbers" else varies.any()):
-                raise ValueError(f"Expected the {part} images to have {settings.labels} that differ, but all are equal")
+                equal = "those of a column" if settings.labels == "numbers" and bool(varies.any()) else "all"
+                raise ValueError(
+                    f"Expected the {part} images to have {settings.labels} that differ, but {equal} are equal"
+                )
+    if settings.labels == "soft" and len(split.labels.argmax(1).unique()) == 1:
+        raise ValueError(
+            "Expected training images of at least two classes with the largest share, which the linear probe predicts, "
+            "but one class has the largest share of all images"
+        )
 
 
 def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:

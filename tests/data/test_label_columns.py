@@ -151,6 +151,7 @@ BAD = {
         "nowhere": "Expected a column 'nowhere'",
         "image": "columns of labels after `\\?label=`, but image holds the images",
         "tags,flag": "several columns, of which some hold lists: tags, flag",
+        "uneven": "lists of one length of zeros and ones, or lists of ids .* in uneven .* got lengths \\[2, 3\\]",
         "tags&classes=0-1": "no `\\?classes=` with --labels sets",
     },
     "soft": {
@@ -176,6 +177,7 @@ def columns(tmp_path, datasets):  # noqa: F811
     rows = {"tags": [["a"], ["b"]], "text": ["x", "y"], "shares": [[0.5, 0.2], [1.0, 0.0]], "flag": [0, 1]}
     rows |= {"other": [0.0, 0.5], "age": [30, 4], "below": [-1.0, 1.0], "ragged": [[1.0, 2.0], [1.0]]}
     rows |= {"yes": [True, False], "infinite": [1.0, float("inf")], "late": [1.7e9, 1.7e9 + 1]}
+    rows |= {"uneven": [[1, 0, 1], [0, 1]]}
     return write_parquet(datasets, tmp_path / "set", train={name: values * 3 for name, values in rows.items()})
 
 

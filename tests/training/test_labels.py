@@ -186,6 +186,24 @@ def test_labels_that_the_data_do_not_have(data, tmp_path, capsys):
     assert "`hf:PATH_OR_ID` with --labels sets" in refused([*output, "--labels", "sets"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("kind", "column", "message"),
+    [
+        (
+            "numbers",
+            "age,same --sigma 1",
+            "training images to have numbers that differ, but those of a column are equal",
+        ),
+        ("soft", "one", "at least two classes with the largest share"),
+    ],
+)
+def test_labels_that_no_probe_can_be_fitted_on(kind, column, message, tmp_path, datasets, capsys):  # noqa: F811
+    columns = {"age": [1.0, 2.0] * 10, "same": [3.0] * 20, "one": [[0.6, 0.4], [0.9, 0.1]] * 10}
+    named, *flags = column.split()
+    spec = write_parquet(datasets, tmp_path / "set", train=columns) + f"?label={named}"
+    assert message in refused([*QUICK, "--data", spec, "--labels", kind, *flags, "--output", tmp_path / "run"], capsys)
+
+
 def test_numbers_that_are_all_equal_in_test(tmp_path, datasets, capsys):  # noqa: F811
     spec = write_parquet(datasets, tmp_path / "set", train={"age": [1.0, 2.0] * 10}, test={"age": [3.0] * 4})
     line = refused([*QUICK, "--data", spec, "--labels", "numbers", "--sigma", 1, "--output", tmp_path / "run"], capsys)
