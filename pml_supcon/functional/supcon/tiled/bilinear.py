@@ -8,17 +8,21 @@
 The tiles then compute ``log D_i`` alone, for the denominator "all".
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from pml_supcon.functional.supcon.execution import map_in_threads
 from pml_supcon.functional.supcon.tiled.statistics import AnchorSums, Formula
 from pml_supcon.functional.supcon.tiled.weighted_layout import WeightedLayout
 from pml_supcon.targets import SoftLabels
 
-CHUNK = 1024  # rows that are converted to float64 at once
+Result = TypeVar("Result")
+
+CHUNK = 512  # rows that are converted to float64 at once
 
 #: The smallest ``W_i`` over ``y_i . S``, by the dtype of the losses. Below it float64 loses digits to the own row's
 #: ``|y_i|^2``, and the tiles compute the weights.
@@ -35,7 +39,7 @@ class Bilinear(NamedTuple):
     row_labels: Tensor  # (M, C)
     own: slice | None  # the rows that are the anchors themselves
     total: Tensor  # (A,) W_i
-    reduce: Callable[[Tensor], Tensor]  # the sum over all processes
+    all_reduce: Callable[[Tensor], Tensor]  # the sum over all processes
 
     @classmethod
     def of(
@@ -45,7 +49,7 @@ class Bilinear(NamedTuple):
         anchors: Tensor,
         rows: Tensor,
         places: tuple[slice, slice] = (slice(None), slice(None)),
-        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        all_reduce: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> Self | None:
         """Return the part of the anchors and rows at two slices of a layout, or None where tiles have to compute it.
 
@@ -64,15 +68,20 @@ class Bilinear(NamedTuple):
         for part, first_row in layout.own_rows:
             if len(anchors) and part.start == (a.start or 0):  # the slice of anchors, whose rows are here too
                 own = slice(first_row - (r.start or 0), first_row - (r.start or 0) + len(anchors))
-        return cls(anchors, rows, layout.anchor_labels[a], layout.row_labels[r], own, total[a], reduce)
+        return cls(anchors, rows, layout.anchor_labels[a], layout.row_labels[r], own, total[a], all_reduce)
 
     def add_to(self, statistics: AnchorSums, places: slice = slice(None)) -> None:
         """Add ``W_i`` and ``sum_j w_ij s_ij`` of these anchors to the sums at their places."""
         total, linear = statistics.sums[0][places], statistics.sums[2][places]
         total += self.total
-        M = self.reduce(class_sums(self.row_labels, self.rows))
-        for part, y, z in chunks(self.anchor_labels, self.anchors):
-            linear[part] -= torch.linalg.vecdot(z, self._pulls(part, y, M))
+        M = self.all_reduce(class_sums(self.row_labels, self.rows))
+
+        def add(parts: Sequence[slice]) -> None:
+            for part in parts:
+                z, y = self.anchors[part].double(), self.anchor_labels[part].double()
+                linear[part] -= torch.linalg.vecdot(z, self._pulls(part, y, M))
+
+        in_chunks(add, len(self.anchors))
 
     def _pulls(self, part: slice, y: Tensor, M: Tensor) -> Tensor:
         """Return ``sum_j w_ij r_j`` ``(len(part), D)``."""
@@ -90,54 +99,78 @@ class Bilinear(NamedTuple):
         """
         v = torch.where(self.total > 0, upstream / self.total, 0)[:, None]
         if of_anchors is not None:
-            M = self.reduce(class_sums(self.row_labels, self.rows))
-            for part, y, _ in chunks(self.anchor_labels, self.anchors):
-                of_anchors[part] -= v[part] * self._pulls(part, y, M)
+            M = self.all_reduce(class_sums(self.row_labels, self.rows))
+
+            def subtract_from_anchors(parts: Sequence[slice]) -> None:
+                for part in parts:
+                    of_anchors[part] -= v[part] * self._pulls(part, self.anchor_labels[part].double(), M)
+
+            in_chunks(subtract_from_anchors, len(self.anchors))
         if of_rows is not None:
-            M = self.reduce(class_sums(self.anchor_labels, self.anchors, v))
-            for part, y, _ in chunks(self.row_labels, self.rows):
-                pulls = y @ M
-                if self.own is not None:  # in float64, before the difference of large numbers is rounded
-                    first, last = max(part.start, self.own.start), min(part.stop, self.own.stop)
-                    if first < last:
-                        rows = slice(first - part.start, last - part.start)
-                        anchors = slice(first - self.own.start, last - self.own.start)
-                        pulls[rows] -= v[anchors] * self._own_weights(y[rows]) * self.anchors[anchors]
-                of_rows[part] -= pulls
+            M_v = self.all_reduce(class_sums(self.anchor_labels, self.anchors, v))
+
+            def subtract_from_rows(parts: Sequence[slice]) -> None:
+                for part in parts:
+                    of_rows[part] -= self._pulls_of_rows(part, self.row_labels[part].double(), M_v, v)
+
+            in_chunks(subtract_from_rows, len(self.rows))
+
+    def _pulls_of_rows(self, part: slice, y: Tensor, M_v: Tensor, v: Tensor) -> Tensor:
+        """Return ``sum_i v_i w_ij z_i`` ``(len(part), D)``; large numbers cancel before float32 rounds them."""
+        pulls = y @ M_v
+        if self.own is not None:
+            first, last = max(part.start, self.own.start), min(part.stop, self.own.stop)
+            if first < last:
+                rows = slice(first - part.start, last - part.start)
+                anchors = slice(first - self.own.start, last - self.own.start)
+                pulls[rows] -= v[anchors] * self._own_weights(y[rows]) * self.anchors[anchors]
+        return pulls
 
 
 def totals(layout: WeightedLayout, dtype: torch.dtype) -> Tensor | None:
     """Return ``W_i`` of all anchors, ``(A,)`` float64, or None if float64 cannot give one of them accurately."""
     y, has_own = layout.anchor_labels, bool(layout.own_rows)
-    # S (C,), and the number of rows with a share of each class, which is exact
-    S = torch.zeros(y.shape[1], dtype=torch.float64)
-    number = torch.zeros_like(S)
-    for _, rows, _ in chunks(layout.row_labels, layout.row_labels):
-        S += rows.sum(dim=0)
-        number += (rows > 0).sum(dim=0)
+
+    # S, and the number of rows with a share of each class, which is exact: (2, C)
+    def sum_rows(parts: Sequence[slice]) -> Tensor:
+        sums = torch.zeros(2, y.shape[1], dtype=torch.float64)
+        for part in parts:
+            rows = layout.row_labels[part].double()
+            sums += torch.stack([rows.sum(dim=0), (rows > 0).sum(dim=0)])
+        return sums
+
+    S, number = reduce(Tensor.add_, in_chunks(sum_rows, len(layout.row_labels)))
     total = y.new_empty(len(y), dtype=torch.float64)
-    for part, rows, _ in chunks(y, y):
-        others = S - rows if has_own else S
-        total[part] = (rows * others).sum(dim=1)
-        sharers = ((rows > 0) * (number - 1 if has_own else number)).sum(dim=1)
-        # an anchor whose classes no other row has is invalid, exactly
-        total[part][sharers == 0] = 0
-        least = (rows @ S).mul_(LEAST_SHARE[dtype]).clamp_(min=LEAST_TOTAL)
-        if bool(((total[part] < least) & (sharers > 0)).any()):
-            return None
-    return total
+
+    def sum_weights(parts: Sequence[slice]) -> bool:
+        accurate = True
+        for part in parts:
+            rows = y[part].double()
+            total[part] = (rows * (S - rows if has_own else S)).sum(dim=1)
+            sharers = (rows > 0).double() @ (number - 1 if has_own else number)
+            # an anchor whose classes no other row has is invalid, exactly
+            total[part][sharers == 0] = 0
+            least = (rows @ S).mul_(LEAST_SHARE[dtype]).clamp_(min=LEAST_TOTAL)
+            accurate = accurate and not bool(((total[part] < least) & (sharers > 0)).any())
+        return accurate
+
+    return total if all(in_chunks(sum_weights, len(y))) else None
 
 
 def class_sums(labels: Tensor, rows: Tensor, factors: Tensor | None = None) -> Tensor:
     """Return ``sum_j f_j y_j r_j^T``, ``(C, D)`` float64."""
-    sums = rows.new_zeros(labels.shape[1], rows.shape[1], dtype=torch.float64)
-    for part, y, r in chunks(labels, rows):
-        sums.addmm_(y.T, r if factors is None else r * factors[part])
-    return sums
+
+    def add(parts: Sequence[slice]) -> Tensor:
+        sums = rows.new_zeros(labels.shape[1], rows.shape[1], dtype=torch.float64)
+        for part in parts:
+            r = rows[part].double()
+            sums.addmm_(labels[part].double().T, r if factors is None else r * factors[part])
+        return sums
+
+    return reduce(Tensor.add_, in_chunks(add, len(rows)))
 
 
-def chunks(labels: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield slices with their labels and rows in float64."""
-    for start in range(0, len(labels), CHUNK):
-        part = slice(start, start + CHUNK)
-        yield part, labels[part].double(), rows[part].double()
+def in_chunks(work: Callable[[Sequence[slice]], Result], number: int) -> list[Result]:
+    """Return the results of ``work`` for slices of a number of rows, divided over threads in a fixed order."""
+    parts = [slice(start, min(start + CHUNK, number)) for start in range(0, number, CHUNK)]
+    return map_in_threads(work, parts, torch.device("cpu"))
