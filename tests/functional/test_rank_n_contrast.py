@@ -187,6 +187,7 @@ def test_a_second_derivative_is_refused():
         gradient.sum().backward()
 
 
+@pytest.mark.slow
 def test_under_the_compiler():
     z, y = rows(6).requires_grad_(), numbers(6)
 
@@ -270,6 +271,7 @@ print(json.dumps([peak(number) for number in json.loads(sys.argv[1])]))
 """
 
 
+@pytest.mark.slow
 def test_memory_is_linear_in_the_rows():
     """One float32 matrix of all pairs would take 38 MB at 3,072 rows."""
     small, large = measured(PROBE, json.dumps([1024, 3072]))

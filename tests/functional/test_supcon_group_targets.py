@@ -100,7 +100,7 @@ def work(rank, sizes):
     return results
 
 
-@pytest.mark.parametrize("processes", SHARDS)
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_equals_one_process(processes, tmp_path):
     sizes = SHARDS[processes]
     results = run_processes(work, processes, tmp_path, sizes)

@@ -125,6 +125,7 @@ def test_a_run_without_labels_has_no_target(data, tmp_path):
     assert "linear_probe/r2" in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_queue_keeps_sets_and_a_killed_run_resumes_exactly(data, tmp_path):
     arguments = [*QUICK, "--data", f"{data}?label=tags", "--labels", "sets", "--epochs", "3", "--pictures", "false"]
     arguments += ["--queue-size", "80", "--momentum", "0.9", "--max_per_class", "15"]
