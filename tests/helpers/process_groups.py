@@ -1,5 +1,6 @@
 """Real processes on this machine, in a gloo group."""
 
+import gc
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -30,4 +31,5 @@ def _process(rank: int, number: int, folder: str, work: Callable[..., Any], argu
         torch.save(work(rank, *arguments), f"{folder}/{rank}.pt")
         dist.barrier()
     finally:
+        gc.collect()  # a caught error and its frames are a cycle that holds the group: its threads abort a late exit
         dist.destroy_process_group()
