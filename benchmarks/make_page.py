@@ -137,7 +137,7 @@ def every_size_part(run: list[Record]) -> str:
         "`CrossBatchMemory(SupConLoss)`), and with a miner's pairs, without the time of mining:"
     )
     crossed = (
-        'On the CPU "auto" takes `dense` for up to 2^20 pairs, 1,024 rows contrasted with each other, then `tiled`:'
+        'On the CPU "auto" takes `dense` for up to 2^22 pairs, 2,048 rows contrasted with each other, then `tiled`:'
     )
     return "\n\n".join(
         [

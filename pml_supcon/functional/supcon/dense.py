@@ -20,7 +20,7 @@ from pml_supcon.functional.supcon.reference import label_weights, log_class_size
 LN_2 = math.log(2)
 
 #: The largest number of pairs ``A * M`` for which "auto" prefers this backend; measured, see `docs/benchmarks.md`.
-PREFERRED_PAIRS = 2**20
+PREFERRED_PAIRS = 2**22
 #: The largest number of rows for which adding the transposed ``G^T`` takes less time than one more product; measured.
 TRANSPOSED_ROWS = 768
 #: The least number of pairs from which on the matrix has no rows for anchors without a listed positive; measured.
