@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Record]:
 
 
 def ceilings(made: Sequence[Record], option: str, quick: bool) -> list[Target]:
-    """Return the targets of labels in rows: time and memory over those of class labels, memory of a large batch."""
+    """Return the targets of soft labels and label sets: time and memory over class labels, memory of a large batch."""
     sizes = (256, 512) if quick else (SIZE, LARGE)
     slower, larger = (
         ratio(*(measure(made, "pml_supcon/auto", N=sizes[0], option=each) for each in (option, "L_out")))

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from pml_supcon._checks import check_type
 
@@ -39,3 +40,10 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 def widen_integers(labels: Tensor) -> Tensor:
     """Return integers of any dtype, or bools, as int64, and floats as they are: torch compares uint64 with no other."""
     return labels if labels.is_floating_point() else labels.to(torch.int64)
+
+
+def traced(x: Tensor) -> bool:
+    """Return True if operations are traced (``torch.compile``, ``torch.export``, ``make_fx``, fake tensors)."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or type(x) not in (Tensor, Parameter)

@@ -91,9 +91,8 @@ def build_stage1(context: RunContext) -> Stage:
     key_encoder = None if settings.momentum is None else MomentumEncoder(network, settings.momentum).to(device)
     if settings.compile:
         model.compile()
-    criterion = build_criterion(settings, context.split.levels).to(
-        device
-    )  # a queue is a buffer on the device of the embeddings
+    criterion = build_criterion(settings, context.split.levels)
+    criterion.to(device)  # a queue is a buffer on the device of the embeddings
     plan, sampler = settings.stage1(), context.sampler
     optimizer = build_optimizer(plan, model, criterion)
     schedule = build_schedule(plan, optimizer, len(sampler))

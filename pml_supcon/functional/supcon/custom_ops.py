@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from pml_supcon._tensors import traced
 from pml_supcon.functional.supcon.execution import full_precision
 from pml_supcon.targets import Target
 
@@ -148,10 +148,3 @@ def in_full_precision(function: Callable[..., Result]) -> Callable[..., Result]:
             return function(first, *others)
 
     return run
-
-
-def traced(rows: Tensor) -> bool:
-    """Return True if operations are traced (``torch.compile``, ``torch.export``, ``make_fx``, fake tensors)."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._len_torch_dispatch_stack() > 0 or type(rows) not in (Tensor, Parameter)

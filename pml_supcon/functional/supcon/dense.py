@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pml_supcon.functional.supcon.custom_ops import traced
+from pml_supcon._tensors import traced
 from pml_supcon.functional.supcon.execution import full_precision, needs_shift
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, lengths
 from pml_supcon.functional.supcon.reference import label_weights, log_class_sizes, pair_numbers, pair_weights
@@ -155,8 +155,8 @@ def plain_form(t: Tensor, problem: Problem, kept: Tensor | None) -> tuple[Tensor
     With ``kept`` ``(A',)``, ``t`` ``(A', M)`` and the results are of these anchors only.
 
     The number of operations determines the time of a small batch. An operation that nothing else in a training step
-    uses costs most: its code is not in the caches of the processor. Of a large batch, products with 0 and 1 take a
-    third of the time of masks.
+    uses costs most: its code is not in the caches of the processor. Of a large batch, products with 0 and 1 take
+    less time than masks.
     """
     # 1. p_ij, (A, M), and n_i, (A,); for listed pairs 1 for those in the denominator, (A, M)
     p, contrasted = (label_weights(problem), None) if problem.pairs is None else listed_weights(problem, kept)

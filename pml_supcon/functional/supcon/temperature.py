@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from pml_supcon._checks import check_temperature, shown
-from pml_supcon._tensors import check_dense
+from pml_supcon._tensors import check_dense, traced
 
 #: The largest `|s|` up to which rows over the temperature, and their products, are well inside float16.
 FLOAT16_BOUND = 2.0**15
@@ -93,8 +92,7 @@ def tensor_temperature(
 
 def number_of(value: Tensor) -> float | None:
     """Return the value of a tensor on the CPU; None if a device would have to wait, or an operation is traced."""
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    if traced or value.device.type != "cpu" or type(value) not in (Tensor, Parameter):
+    if traced(value) or value.device.type != "cpu":
         return None
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         return None

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Self, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +40,21 @@ class AnchorSums(ABC):
     table: Tensor
     formula: Formula
     log_neg: Tensor  # log of the sum over N(i) of exp(s)
+    log_pos: Tensor  # of a sum over P(i)
+    log_share: Tensor  # of a sum over P(i)
+    height: ClassVar[int]  # the number of rows
 
     @abstractmethod
     def __init__(self, table: Tensor, formula: Formula) -> None: ...
 
     @classmethod
-    @abstractmethod
     def of(cls, log_neg: Tensor, formula: Formula) -> Self:
         """Return the sums with no positive added yet, from the sums over negatives, ``log_neg`` ``(A,)``."""
+        sums = cls(log_neg.new_zeros(cls.height, len(log_neg)), formula)
+        sums.log_neg.copy_(log_neg)
+        for logarithm in (sums.log_pos, sums.log_share):
+            logarithm.fill_(-torch.inf)
+        return sums
 
     @property
     @abstractmethod
@@ -104,6 +111,8 @@ class Statistics(AnchorSums):
     ``negative_share``.
     """
 
+    height = 5
+
     def __init__(self, table: Tensor, formula: Formula) -> None:
         # (5, A): the sums below as one tensor, saved for the backward pass
         self.table, self.formula = table, formula
@@ -113,15 +122,6 @@ class Statistics(AnchorSums):
         self.log_pos: Tensor = table[2]  # log of the sum over P(i) of exp(x); x is s, or log q for "one_positive"
         self.linear: Tensor = table[3]  # minus the sum over P(i) of x, for L_out
         self.log_share: Tensor = table[4]
-
-    @classmethod
-    def of(cls, log_neg: Tensor, formula: Formula) -> Self:
-        """Return the statistics from the sums over negatives, ``log_neg`` ``(A,)``, with no positive added yet."""
-        statistics = cls(log_neg.new_zeros(5, len(log_neg)), formula)
-        statistics.log_neg.copy_(log_neg)
-        for logarithm in (statistics.log_pos, statistics.log_share):
-            logarithm.fill_(-torch.inf)
-        return statistics
 
     @property
     def sums(self) -> list[Tensor]:

@@ -1,7 +1,5 @@
 """Sums per anchor for the weights of a target, from which the losses and their gradients follow."""
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,8 +12,11 @@ class WeightedStatistics(AnchorSums):
     """The sums over the pairs of each anchor with the weights ``w_ij`` of a target, ``(A,)`` each.
 
     ``x_ip`` is ``s_ip``, or for "one_positive" ``log q_p``, as in ``Statistics``. ``log_share`` is then the log of
-    the sum of ``w_ip (1 - q_p)`` (L_out) or of ``w_ip q_p (1 - q_p)`` (L_in).
+    the sum of ``w_ip (1 - q_p)`` (L_out) or of ``w_ip q_p (1 - q_p)`` (L_in). Before pairs are added, ``log_neg`` is
+    minus infinity except for "one_positive".
     """
+
+    height = 6
 
     def __init__(self, table: Tensor, formula: Formula) -> None:
         # (6, A): the sums below as one tensor, saved for the backward pass
@@ -27,15 +28,6 @@ class WeightedStatistics(AnchorSums):
         self.log_neg: Tensor = table[3]  # log of the sum of exp(s) over N(i), for "all" over all other rows
         self.log_pos: Tensor = table[4]  # log of the sum of w_ip exp(x_ip), for L_in
         self.log_share: Tensor = table[5]
-
-    @classmethod
-    def of(cls, log_neg: Tensor, formula: Formula) -> Self:
-        """Return the sums with no pair added yet; ``log_neg`` ``(A,)`` is minus infinity except for "one_positive"."""
-        statistics = cls(log_neg.new_zeros(6, len(log_neg)), formula)
-        statistics.log_neg.copy_(log_neg)
-        for logarithm in (statistics.log_pos, statistics.log_share):
-            logarithm.fill_(-torch.inf)
-        return statistics
 
     @property
     def sums(self) -> list[Tensor]:
