@@ -1,8 +1,8 @@
 """A small network on rows of features: the training that `label_sets.py` and `numbers_as_labels.py` share.
 
 Stage 1 trains an encoder with a contrastive loss over two views of each row. In a view, a third of the features have
-the values of other, random rows (SCARF: Bahri et al., ICLR 2022). After training the projection head is dropped, and the
-encoder is frozen.
+the values of other, random rows (SCARF: Bahri et al., ICLR 2022). After training the projection head is dropped, and
+the encoder is frozen.
 """
 
 from collections.abc import Callable
