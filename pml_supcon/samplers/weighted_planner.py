@@ -1,6 +1,6 @@
 """The plan of one epoch whose classes are drawn by weights: class-balanced, or by the effective number of samples."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ def check_draw(draw: Draw, beta: float | None) -> float | None:
         TypeError: If ``beta`` is not a number.
         ValueError: If ``draw`` is unknown, or ``beta`` is out of range, lacks or does not belong there.
     """
-    check_choice("draw", draw, ("uniform", "class_balanced", "effective_number"))
+    check_choice("draw", draw, get_args(Draw))
     if draw == "effective_number":
         if beta is None:
             raise ValueError("Expected argument `beta` to be in (0, 1) with draw='effective_number', but got None")
