@@ -20,12 +20,14 @@ from helpers.supcon_batches import (
 )
 
 from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import upper_triangle
 from pml_supcon.functional.supcon.tiled import layout, listed
 
 
-@pytest.fixture(params=[*BACKENDS, "tiled in tiles of 3"])
+@pytest.fixture(params=[*BACKENDS, "dense in strips of 3", "tiled in tiles of 3"])
 def backend(request, monkeypatch):
-    if request.param == "tiled in tiles of 3":
+    if request.param.endswith("of 3"):
+        monkeypatch.setattr(upper_triangle, "STRIP", 3)
         monkeypatch.setattr(layout, "TILE", 3)
     return request.param.split()[0]
 

@@ -13,7 +13,7 @@ from helpers.supcon_batches import (
 )
 
 from pml_supcon.functional import supcon_loss
-from pml_supcon.functional.supcon import dense, tiled
+from pml_supcon.functional.supcon import dense, tiled, upper_triangle
 from pml_supcon.functional.supcon.backends import choose_backend
 from pml_supcon.functional.supcon.options import SupConOptions
 from pml_supcon.functional.supcon.problem import build_problem, check_batch
@@ -41,6 +41,7 @@ def hidden_labels(request, monkeypatch):
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_odd_shapes_and_tile_borders(monkeypatch, summation, denominator, number, tile):
     monkeypatch.setattr(layout, "TILE", tile)
+    monkeypatch.setattr(upper_triangle, "STRIP", tile)
     given = {"summation": summation, "denominator": denominator}
     for kind, labels in label_kinds(number).items():
         for width in (1, 3, 128) if kind == "mixed" or number == 1 else (3,):
@@ -54,6 +55,7 @@ def test_odd_shapes_and_tile_borders(monkeypatch, summation, denominator, number
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_tile_borders_with_samples_and_references(monkeypatch, summation, denominator, tile):
     monkeypatch.setattr(layout, "TILE", tile)
+    monkeypatch.setattr(upper_triangle, "STRIP", tile)
     given = {"summation": summation, "denominator": denominator}
     samples = torch.randint(0, 5, (35,))
     rows, refs, ref_labels = random_rows(70, 6), random_rows(41, 6), torch.randint(3, 8, (41,))

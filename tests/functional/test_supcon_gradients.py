@@ -9,6 +9,7 @@ from helpers.supcon_batches import BACKENDS, OPTION_NAMES, OPTIONS, assert_gradi
 from torch.autograd import gradcheck, gradgradcheck
 
 from pml_supcon.functional import supcon_loss
+from pml_supcon.functional.supcon import upper_triangle
 from pml_supcon.functional.supcon.tiled import layout, listed
 
 LABELS = {"mixed": torch.tensor([0, 0, 1, 2]), "one class": torch.tensor([3, 3, 3, 3])}
@@ -23,6 +24,7 @@ def losses_of(labels, **options):
 @pytest.mark.parametrize(OPTION_NAMES, OPTIONS)
 def test_finite_differences(monkeypatch, backend, summation, denominator, contrast_mode):
     monkeypatch.setattr(layout, "TILE", 3)
+    monkeypatch.setattr(upper_triangle, "STRIP", 3)
     given = {"num_views": 2, "summation": summation, "denominator": denominator, "contrast_mode": contrast_mode}
     for samples, cap, normalize in (([0, 0, 1], None, True), ([5, 5, 5], 2, True), ([0, 1, 0], None, False)):
         rows = random_rows(6, 2).requires_grad_()

@@ -1,7 +1,8 @@
 """The ``dense`` backend: losses and gradient in closed form over the whole ``(A, M)`` matrix, for small batches.
 
 The forward pass writes the losses and their derivatives ``W_ij = d l_i / d s_ij`` side by side, normalisation included;
-the backward pass is two products. ``reference`` computes the same with autograd, in more operations, and ``tiled`` in
+the backward pass is two products. Half of the matrix is enough where it is symmetric and large (``upper_triangle``).
+``reference`` computes the same with autograd, in more operations, and ``tiled`` in
 linear memory, with bookkeeping that only large batches repay.
 """
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_supcon._tensors import traced
+from pml_supcon.functional.supcon import upper_triangle
 from pml_supcon.functional.supcon.execution import full_precision, needs_shift
 from pml_supcon.functional.supcon.problem import AnchorLosses, Problem, lengths
 from pml_supcon.functional.supcon.reference import label_weights, log_class_sizes, pair_numbers, pair_weights
@@ -65,14 +67,19 @@ class _Losses(torch.autograd.Function):
             # 1. z = x / |x|, (N, D), and |x|, (N, 1); the same of the references, (M, D)
             z, norms = unit_rows(embeddings, problem)
             rows, row_norms = (z, None) if references is None else unit_rows(references, problem)
-            # 2. t_ij = s_ij / ln 2 = z_i . z_j / (tau ln 2), (A, M): exp(s_ij) = 2^t_ij, and 2^t is cheaper
-            kept, plain = kept_anchors(problem), is_plain(problem)
-            t = (anchors_of(z, problem, kept) * (1 / (problem.temperature * LN_2))) @ rows.T
-            # 3. l_i, (A,), and W_ij = d l_i / d s_ij, (A, M)
-            losses, valid, derivative = plain_form(t, problem, kept) if plain else closed_form(t, problem)
+            kept, ctx.half, ctx.symmetric = kept_anchors(problem), needs_half(problem), True
+            if ctx.half:
+                losses, valid, saved = upper_triangle.losses_of(z, problem)
+            else:
+                # 2. t_ij = s_ij / ln 2 = z_i . z_j / (tau ln 2), (A, M): exp(s_ij) = 2^t_ij, and 2^t is cheaper
+                t = (anchors_of(z, problem, kept) * (1 / (problem.temperature * LN_2))) @ rows.T
+                # 3. l_i, (A,), and W_ij = d l_i / d s_ij, (A, M)
+                form = plain_form(t, problem, kept) if is_plain(problem) else closed_form(t, problem)
+                losses, valid, derivative = form
+                saved, ctx.symmetric = (*derivative.matrices, *derivative.divisors), derivative.symmetric
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(valid, kept, z, norms, rows, row_norms, *derivative.matrices, *derivative.divisors)
-        ctx.problem, ctx.symmetric = problem, derivative.symmetric
+        ctx.save_for_backward(valid, kept, z, norms, rows, row_norms, *saved)
+        ctx.problem = problem
         if kept is not None:
             losses = losses.new_zeros(problem.num_anchors).index_copy_(0, kept, losses)
             valid = valid.new_zeros(problem.num_anchors).index_copy_(0, kept, valid)
@@ -84,7 +91,7 @@ class _Losses(torch.autograd.Function):
         if upstream is None:
             return None, None, None
         problem = ctx.problem
-        arguments = upstream, problem, ctx.needs_input_grad[:2], ctx.symmetric, *ctx.saved_tensors
+        arguments = upstream, problem, ctx.needs_input_grad[:2], ctx.half, ctx.symmetric, *ctx.saved_tensors
         if not torch.is_grad_enabled():
             return *gradients_of(*arguments), None
         # `create_graph=True`: the gradients depend on the inputs of the loss, also where these are not read again
@@ -132,6 +139,12 @@ def is_plain(problem: Problem) -> bool:
     """Return True if the denominator is a plain sum of ``exp(s)``, without a shift, over all others or listed pairs."""
     all_rows = problem.denominator == "all" and problem.cap is None and not problem.class_balanced
     return all_rows and problem.num_rows > 1 and not needs_shift(problem)
+
+
+def needs_half(problem: Problem) -> bool:
+    """Return True if half of the matrix is enough, and the batch is so large that this is faster."""
+    large = problem.device.type == "cpu" and problem.num_rows > upper_triangle.STRIP
+    return large and is_plain(problem) and has_symmetric_pairs(problem) and problem.target is None
 
 
 def has_few_anchors(problem: Problem) -> bool:
@@ -343,6 +356,7 @@ def gradients_of(
     upstream: Tensor,
     problem: Problem,
     requested: tuple[bool, bool],
+    half: bool,
     symmetric: bool,
     valid: Tensor,
     kept: Tensor | None,
@@ -350,19 +364,22 @@ def gradients_of(
     norms: Tensor | None,
     rows: Tensor,
     row_norms: Tensor | None,
-    *matrices_and_divisors: Tensor,
+    *saved: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of the embeddings ``(N, D)`` and of the references ``(M, D)``, None if not requested."""
     with full_precision(problem.device):
         # 1. G_ij = u_i W_ij / tau, (A, M), with symmetric matrices plus u_j W_ji / tau
-        number = len(matrices_and_divisors) // 2
-        derivative = Derivative(matrices_and_divisors[:number], matrices_and_divisors[number:], symmetric)
         if kept is not None:
             upstream = upstream[kept]
-        g = derivative.times(torch.where(valid, upstream, 0) / problem.temperature)
+        upstream = torch.where(valid, upstream, 0) / problem.temperature
+        if not half:
+            number = len(saved) // 2
+            g = Derivative(saved[:number], saved[number:], symmetric).times(upstream)
         # 2. d L / d z: G z_rows for the anchors, G^T z_anchors for the contrasted rows
         of_rows: Tensor | None = None
-        if symmetric:
+        if half:
+            of_z = upper_triangle.gradient_of(upstream, z, problem, *saved)
+        elif symmetric:
             of_z = g @ z
         elif problem.symmetric and kept is None:
             of_z = (g + g.T) @ z if len(z) <= TRANSPOSED_ROWS else torch.addmm(g @ z, g.T, z)

@@ -87,7 +87,7 @@ def sums(plan: ShardPlan, anchors: Tensor, rows: Tensor) -> AnchorSums:
         for peer, block in rotate_blocks(plan, rows):
             passes = passes_of(plan, anchors, peer, block, bilinear)
             parts = map_in_threads(passes.log_negatives, plan.tiles(peer), device)
-            log_neg = torch.logaddexp(log_neg, torch.stack(parts).logsumexp(dim=0))
+            log_neg = reduce(torch.logaddexp, parts, log_neg)
         log_neg = collectives.all_logsumexp(log_neg, plan.group)
     # 2. The sums over positives. "one_positive" needs the complete log_neg: hence a second rotation.
     start = plan.statistics.of(log_neg, plan.formula)

@@ -33,7 +33,7 @@ def forward(parts_of: Callable[..., Parts], *arguments: Any) -> tuple[Tensor, Te
     layout, device = passes.layout, arguments[0].device
     tiles = list(layout.tiles())
     # 1. log of the sum over N(i) of exp(s_in), (A,), over all tiles; each thread returns a partial sum
-    log_neg = torch.stack(map_in_threads(passes.log_negatives, tiles, device)).logsumexp(dim=0)
+    log_neg = reduce(torch.logaddexp, map_in_threads(passes.log_negatives, tiles, device))
     # 2. sums over P(i), over the boxes of tiles that can hold positives; off the diagonal a box serves both sides
     start = kind.of(log_neg, formula)
     boxes = [(box, layout.symmetric and tile[0] != tile[1]) for tile, tile_boxes in tiles for box in tile_boxes]
