@@ -152,7 +152,8 @@ def counted(step: Step) -> dict[str, float]:
     total = 0
     for event in profiled.events():
         if event.name in ("aten::mm", "aten::addmm", "aten::addmm_"):
-            left, right = [shape for shape in event.input_shapes if len(shape) == 2][-2:]
+            first = 0 if event.name == "aten::mm" else 1  # `addmm` adds its first matrix to the product of the others
+            left, right = event.input_shapes[first : first + 2]
             total += left[0] * left[1] * right[1]
     return {"products": total}
 
