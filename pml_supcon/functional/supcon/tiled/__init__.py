@@ -67,7 +67,7 @@ def anchor_losses(problem: Problem) -> AnchorLosses:
         needs_shift(problem),
     )
     # back to the caller's order
-    back = torch.empty_like(anchor_order).scatter_(0, anchor_order, torch.arange(len(losses), device=losses.device))
+    back = torch.empty_like(anchor_order).scatter_(0, anchor_order, torch.arange(losses.shape[0], device=losses.device))
     return AnchorLosses(losses[back], valid[back])
 
 
