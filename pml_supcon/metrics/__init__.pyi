@@ -8,6 +8,14 @@ from .calibration import (
     reliability_diagram,
 )
 from .clustering import clustering_metrics
+from .continual import (
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    class_il_accuracies,
+    forgetting,
+    task_il_accuracies,
+)
 from .corruption import (
     corruption_errors,
     corruption_metrics,
@@ -55,6 +63,13 @@ __all__ = [  # noqa: RUF022 - flow order
     "level_probe_metrics",
     "number_probe_metrics",
     "shot_accuracies",
+    # continual learning
+    "class_il_accuracies",
+    "task_il_accuracies",
+    "average_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "average_incremental_accuracy",
     # calibration
     "expected_calibration_error",
     "classwise_calibration_error",

@@ -232,6 +232,7 @@ TABLE: Table = {
     "baseline_clean_error": lambda d: d.rng.random() / 4,
     "probe": probe,
     "predictions": lambda d: d.array(d.ids(d.samples)),
+    "matrix": lambda d: d.array(torch.rand(d.samples, d.samples)),
     "temperature": lambda d: d.one_of(0.05, 0.1, 0.5, 1, 2.0),
     "knn_temperature": lambda d: d.one_of(0.07, 1, math.inf),
     "margin": lambda d: d.one_of(0, 0.05, 1.0),
@@ -408,6 +409,13 @@ SPECIAL: dict[str, Table] = {
     "models.MomentumEncoder": OF_NETWORK,
     "models.check_encoder_name": {"name": lambda d: d.one_of("resnet18", "resnet18.a1_in1k", "vit_tiny_patch16_224")},
     "metrics.per_class_means": {"scores": lambda d: {"precision_at_1": d.array(torch.rand(d.samples))}},
+    **{
+        f"metrics.{name}": {
+            "scores": lambda d: d.array(torch.randn(d.samples, d.classes + 1)),
+            "tasks": lambda d: [[label] for label in range(min(d.classes, d.samples))],
+        }
+        for name in ("class_il_accuracies", "task_il_accuracies")
+    },
     "metrics.fit_linear_probe": OF_FIT,
     "metrics.choose_inverse_l2": OF_FIT,
     "metrics.fit_calibrated_probe": OF_FIT,

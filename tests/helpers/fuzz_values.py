@@ -157,6 +157,7 @@ RIGHT: dict[str, Check] = {
             *("expected_calibration_error", "classwise_calibration_error", "probe_scores", "majority_share"),
             *("score_linear_probe", "linear_probe_metrics", "transformation_probe_metrics", "corruption_errors"),
             *("label_sets_probe_metrics", "level_probe_metrics", "shot_accuracies"),
+            *("class_il_accuracies", "task_il_accuracies", "average_accuracy", "average_incremental_accuracy"),
         )
     },
     "search.index_recall": unit,

@@ -1,5 +1,6 @@
-"""The report of an evaluation: one HTML file without dependencies, for phones and desks, light or dark."""
+"""The reports, one HTML file each without dependencies, for phones and desks, light or dark."""
 
+from pml_supcon.evaluation.report.continual import write_continual_report
 from pml_supcon.evaluation.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_continual_report", "write_report"]

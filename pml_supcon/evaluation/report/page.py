@@ -6,13 +6,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pml_supcon._files import write_atomic
 from pml_supcon.evaluation.report import figures, tables
 from pml_supcon.evaluation.report.map import build_map
 from pml_supcon.evaluation.report.pictures import encode_atlas, encode_each
+from pml_supcon.evaluation.report.template import write_page
 from pml_supcon.evaluation.results import Evaluation
 from pml_supcon.evaluation.sections import Sections
 
@@ -38,15 +37,8 @@ def write_report(path: Path, evaluations: Sequence[Evaluation]) -> list[str]:
     """
     if len(evaluations) not in (1, 2):
         raise ValueError(f"Expected argument `evaluations` to hold one or two, but got {len(evaluations)}")
-    folder = Path(__file__).parent
-    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, **blocks)
-    environment.filters |= {"number": tables.format_number, "named": tables.named}
-    # style sheet and script are part of this package: they are not escaped
-    assets = {name: Markup((folder / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     content = page_content(evaluations)
-    page = environment.get_template("page.html.j2").render(**assets, **content)
-    write_atomic(path, page.encode(errors="backslashreplace"))  # a path may have bytes that are not UTF-8
+    write_page(path, "page.html.j2", content)
     missing: list[str] = content["figures"].missing
     return missing
 
