@@ -18,6 +18,7 @@ from pml_supcon.targets import LabelSets, SoftLabels
 
 TEMPERATURE = 0.1
 LABEL_FREE = "no labels"
+DISTILLATION = "relation distillation"
 MEMORY_ROWS = 1024  # of `QueueLoss` and `CrossBatchMemory`: the default of pytorch-metric-learning
 
 #: The variants of the loss as options of our losses; the other libraries have only the first.
@@ -33,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     LABEL_FREE: {"num_views": 2},
     "soft labels": {"target": SoftLabels()},
     "label sets": {"target": LabelSets()},
+    DISTILLATION: {},
 }
 
 #: The miners, from the shortest list of pairs to the longest.
@@ -106,6 +108,9 @@ def ours(case: Case, backend: str) -> Step:
     embeddings.requires_grad_()
     if case.option == LABEL_FREE:
         return of_loss(partial(loss, embeddings), [embeddings])
+    if case.option == DISTILLATION:
+        loss = losses.RelationDistillation()
+        return of_loss(partial(loss, embeddings, case.rows(seed=1)[0]), [embeddings])
     if case.option in ("soft labels", "label sets"):
         return of_loss(partial(loss, embeddings, case.label_rows()), [embeddings])
     if case.option in PAST_ROWS:

@@ -127,6 +127,7 @@ CASES = {
     "losses.SupConLossIn": (losses.SupConLossIn, of_rows),
     "losses.CrossModalLoss": (lambda: losses.CrossModalLoss(out()), of_views),
     "losses.RankNContrastLoss": (losses.RankNContrastLoss, of_rows),
+    "losses.RelationDistillation": (losses.RelationDistillation, lambda loss: loss(ROWS, ROWS.flip(0))),
     "losses.LearnableTemperature": (
         lambda: losses.LearnableTemperature(0.2),
         lambda temperature: out(temperature=temperature)(ROWS, LABELS).detach(),

@@ -22,6 +22,7 @@ CALLS = {
         "supcon_loss": lambda x: functional.supcon_loss(x, LABELS),
         "SupConLossOut": lambda x: losses.SupConLossOut()(x, LABELS),
         "RankNContrastLoss": lambda x: losses.RankNContrastLoss()(x, LABELS),
+        "RelationDistillation": lambda x: losses.RelationDistillation()(x, ROWS),
         "QueueLoss": lambda x: losses.QueueLoss(losses.SupConLossIn(), 4, 8)(x, LABELS),
         "GlobalBatchLoss": lambda x: losses.GlobalBatchLoss(losses.SupConLossOut())(x, LABELS),
         "OnlineHardExampleMiner": lambda x: miners.OnlineHardExampleMiner()(x, LABELS),
@@ -38,6 +39,7 @@ CALLS = {
         "majority_share": metrics.majority_share,
         "fit_linear_probe": lambda x: metrics.fit_linear_probe(ROWS, x),
     },
+    "past_embeddings": {"RelationDistillation": lambda x: losses.RelationDistillation()(ROWS, x)},
     "query": {
         "retrieval_metrics": lambda x: metrics.retrieval_metrics(x, LABELS, ROWS, LABELS),
         "index_recall": lambda x: search.index_recall(x, ROWS, index="exact", k=(1,)),

@@ -68,7 +68,9 @@ def check_class_weights(reducer: BaseReducer, labels: Tensor | None) -> None:
         if not isinstance(part, ClassWeightedReducer) or torch.compiler.is_compiling():
             continue
         if labels is None:
-            raise ValueError("Expected argument `labels` with a ClassWeightedReducer, but got None")
+            raise ValueError(
+                "Expected `labels`, or a `reducer` without weights of classes, but got a ClassWeightedReducer alone"
+            )
         if labels.ndim > 1 or labels.is_floating_point():
             given = f"labels of shape {tuple(labels.shape)}" if labels.ndim > 1 else f"labels {labels.dtype}"
             raise ValueError(

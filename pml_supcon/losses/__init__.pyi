@@ -3,6 +3,7 @@ from .global_batch import GlobalBatchLoss
 from .learnable_temperature import LearnableTemperature
 from .queue import QueueLoss
 from .rank_n_contrast import RankNContrastLoss
+from .relation_distillation import RelationDistillation
 from .supcon import SupConLossIn, SupConLossOut
 from .wrappers import CrossBatchMemory, SelfSupervisedLoss
 
@@ -12,6 +13,7 @@ __all__ = [  # noqa: RUF022 - by importance
     "LearnableTemperature",
     "CrossModalLoss",
     "RankNContrastLoss",
+    "RelationDistillation",
     "GlobalBatchLoss",
     "QueueLoss",
     "CrossBatchMemory",

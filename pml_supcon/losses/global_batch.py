@@ -20,10 +20,13 @@ from pml_supcon.functional.supcon.global_batch.group import check_inputs
 from pml_supcon.losses.learnable_temperature import LearnableTemperature
 from pml_supcon.losses.queue import QueueLoss
 from pml_supcon.losses.rank_n_contrast import RankNContrastLoss
+from pml_supcon.losses.relation_distillation import RelationDistillation
 from pml_supcon.losses.supcon import BaseSupConLoss, SupConLossIn, SupConLossOut
 from pml_supcon.targets import Target
 
 OWN_LOSSES = (SupConLossOut, SupConLossIn)  # the exact classes: a subclass may compute anything
+#: The losses whose work the processes of their `group` divide.
+DIVISIBLE = (BaseSupConLoss, RankNContrastLoss, RelationDistillation)
 
 
 class GlobalBatchLoss(nn.Module):
@@ -39,8 +42,8 @@ class GlobalBatchLoss(nn.Module):
     ``SupConLossOut`` and ``SupConLossIn`` divide their pairs over the processes. With the "tiled" backend a process
     receives the rows of the others one block at a time: it does ``1/W`` of the work, in memory proportional to its own
     rows. With other backends, and inside ``QueueLoss``, ``CrossModalLoss`` and other wrappers, these losses gather all
-    rows and compute ``1/W`` of the anchors, as ``RankNContrastLoss`` does. Losses of pytorch-metric-learning are
-    computed on every process from all rows.
+    rows and compute ``1/W`` of the anchors, as ``RankNContrastLoss`` does, or of the pairs, as
+    ``RelationDistillation`` does. Losses of pytorch-metric-learning are computed on every process from all rows.
 
     Args:
         loss: a loss with the call of PML's losses: ``loss(embeddings, labels, ...)``.
@@ -55,7 +58,8 @@ class GlobalBatchLoss(nn.Module):
           ``(B, ...)`` as it says.
         - ref_emb: ``(M, D)`` of this process, the second tower of ``CrossModalLoss``.
         - the batch: samples of the first process, then of the second, and so on, view-major.
-        - other tensors that the loss accepts by keyword, like ``anchors`` or ``keys``: one entry per row or sample.
+        - other tensors that the loss accepts by keyword, like ``anchors``, ``keys`` or ``past_embeddings``: one entry
+          per row or sample.
 
     Raises:
         ValueError: On every process, if the rows of one are invalid, or differ from the others in width, dtype, views
@@ -200,7 +204,7 @@ def divided_among(loss: nn.Module, group: ProcessGroup | None) -> Iterator[None]
 
     It is reset afterwards: the same loss called alone, in an evaluation for example, must not wait for other processes.
     """
-    divisible = [part for part in loss.modules() if isinstance(part, BaseSupConLoss | RankNContrastLoss)]
+    divisible = [part for part in loss.modules() if isinstance(part, DIVISIBLE)]
     for part in divisible:
         part.group = group
     try:

@@ -338,6 +338,12 @@ SUPCON = ("temperature", "summation", "denominator", "contrast_mode", "positives
 SUPCON += ("margin", "class_balanced", "ignore_label")
 SUPCON += ("scale_by_temperature", "normalize", "similarity", "backend", "products")
 
+OF_DISTILLATION: Table = {
+    "embeddings": rows_of_loss,
+    "past_embeddings": rows_of_loss,
+    "past_temperature": lambda d: d.one_of(0.01, 0.2, 1),
+    "backend": lambda d: d.one_of("tiled", "reference"),
+}
 NORMALIZATION: Table = {"normalization": lambda d: d.one_of("sum", "count")}
 #: Other arguments of some functions, and the names that their `**options` take.
 SPECIAL: dict[str, Table] = {
@@ -357,6 +363,8 @@ SPECIAL: dict[str, Table] = {
     "losses.SupConLossIn": OF_TARGET,
     "functional.rank_n_contrast_loss": OF_LOSS | {"labels": numbers_of_loss},
     "losses.RankNContrastLoss": OF_LOSS | {"labels": numbers_of_loss},
+    "functional.relation_distillation_loss": OF_DISTILLATION,
+    "losses.RelationDistillation": OF_DISTILLATION,
     "losses.CrossModalLoss": {
         "embeddings": lambda d: d.rows(d.samples, d.width),
         "ref_emb": lambda d: d.rows(d.samples, d.width),
@@ -438,6 +446,7 @@ MORE = {
     "losses.SupConLossOut": LOSS_OPTIONS,
     "losses.SupConLossIn": LOSS_OPTIONS,
     "losses.RankNContrastLoss": LOSS_OPTIONS,
+    "losses.RelationDistillation": LOSS_OPTIONS,
     "losses.CrossBatchMemory": ("miner",),
     "miners.OnlineHardExampleMiner": ("distance", "collect_stats"),
     "miners.CappedPositivesMiner": ("distance", "collect_stats"),

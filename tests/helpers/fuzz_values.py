@@ -91,6 +91,12 @@ def of_rank_loss(value: Any, given: dict[str, Any]) -> str | None:
     return None
 
 
+def of_distillation(value: Any, given: dict[str, Any]) -> str | None:
+    """Check as `of_rank_loss` does; rows that are not normalised, or infinite past rows, may give infinity."""
+    bounded = bool(given["past_embeddings"].isfinite().all()) and given.get("normalize", True)
+    return of_rank_loss(value, given | {"similarity": None if bounded else "past rows that are not finite"})
+
+
 def of_scalar_loss(value: Any, given: dict[str, Any]) -> str | None:
     if isinstance(given.get("reducer"), reducers.DoNothingReducer) and isinstance(value, dict):
         return None
@@ -137,8 +143,9 @@ RIGHT: dict[str, Check] = {
     "functional.group_supcon_loss": of_loss,
     **{f"losses.{name}": of_scalar_loss for name in ("SupConLossOut", "SupConLossIn", "GlobalBatchLoss", "QueueLoss")},
     **{f"losses.{name}": of_scalar_loss for name in ("CrossBatchMemory", "SelfSupervisedLoss")},
-    **{f"losses.{name}": of_scalar_loss for name in ("CrossModalLoss", "RankNContrastLoss")},
+    **{f"losses.{name}": of_scalar_loss for name in ("CrossModalLoss", "RankNContrastLoss", "RelationDistillation")},
     "functional.rank_n_contrast_loss": of_rank_loss,
+    "functional.relation_distillation_loss": of_distillation,
     **{f"miners.{name}": of_miner for name in ("OnlineHardExampleMiner", "CappedPositivesMiner", "MeasuredMiner")},
     **{f"views.{name}": of_changed for name in ("Grey", "Rotation", "Sobel", "GaussianNoise")},
     **{f"targets.{name}": finite for name in ("LabelSets", "SoftLabels", "Hierarchy", "Kernel")},
