@@ -1,18 +1,14 @@
 """A queue of past embeddings as further contrasted rows for our losses (MoCo: He et al., CVPR 2020)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from pml_supcon._checks import check_int
 from pml_supcon._layouts import view_major_rows
 from pml_supcon.functional.supcon import checks
-from pml_supcon.losses.supcon import BaseSupConLoss
-from pml_supcon.targets import Target
+from pml_supcon.losses.row_queue import RowQueue, check_like_memory
 
 
-class QueueLoss(nn.Module):
+class QueueLoss(RowQueue):
     r"""``SupConLossOut`` or ``SupConLossIn`` over a batch and a queue of the batches before it, exact.
 
         contrasted rows = the batch (or a momentum encoder's keys of it), then the rows of the queue
@@ -58,36 +54,17 @@ class QueueLoss(nn.Module):
         48
     """
 
-    takes_views = True
-    queue_embeddings: Tensor
-    queue_labels: Tensor
+    hint = "; `CrossBatchMemory` accepts losses of pytorch-metric-learning"
 
     def __init__(
         self, loss: nn.Module, embedding_size: int, queue_size: int, *, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__()
-        if not isinstance(loss, BaseSupConLoss):
-            raise TypeError(
-                f"Expected argument `loss` to be a SupConLossOut or SupConLossIn, but got {type(loss).__name__}; "
-                "`CrossBatchMemory` accepts losses of pytorch-metric-learning"
-            )
-        if loss.positives_cap is not None:
+        super().__init__(loss, embedding_size, queue_size, dtype)
+        if self.loss.positives_cap is not None:
             raise ValueError(
                 "Expected a loss without `positives_cap`, which counts in the batch order of samples and not in a "
-                f"queue, but got positives_cap={loss.positives_cap}"
+                f"queue, but got positives_cap={self.loss.positives_cap}"
             )
-        check_int("embedding_size", embedding_size, low=1)
-        check_int("queue_size", queue_size, low=1)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"Expected argument `dtype` to be a floating-point torch.dtype, but got {dtype!r}")
-        self.loss = loss
-        self.embedding_size = embedding_size
-        self.queue_size = queue_size
-        self.register_buffer("queue_embeddings", torch.zeros(queue_size, embedding_size, dtype=dtype))
-        self.register_buffer("queue_labels", torch.full((queue_size,), -1))
-        self.next_row = 0
-        self.num_filled = 0
-        self.labelled: bool | None = None  # None: the queue is empty
 
     @property
     def num_views(self) -> int | None:
@@ -119,11 +96,7 @@ class QueueLoss(nn.Module):
         rows = own_rows
         if keys is not None:
             rows, _, _ = view_major_rows(keys.detach().to(self.queue_embeddings.dtype), None, self.num_views)
-        if self.training and len(rows) > self.queue_size:
-            raise ValueError(
-                f"Expected `queue_size` to be at least the {len(rows)} rows of a batch, all of which enter the queue, "
-                f"but got {self.queue_size}"
-            )
+        self._check_room(len(rows))
         # the loss takes the rows, which it then need not order by view again, unless only their shape gives the views
         more = {} if anchors is None else {"anchors": anchors}
         by_sample = (self.loss.contrast_mode == "one" or bool(more)) and self.num_views is None
@@ -140,53 +113,12 @@ class QueueLoss(nn.Module):
             self._enqueue(rows.detach(), None if labels is None else row_labels)
         return loss
 
-    def get_extra_state(self) -> Tensor:
-        """Return the position of the queue, as a tensor: some formats of checkpoints hold only tensors."""
-        labelled = -1 if self.labelled is None else int(self.labelled)
-        return torch.tensor([self.next_row, self.num_filled, labelled], device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore the position of the queue."""
-        next_row, num_filled, labelled = state.tolist()
-        if not 0 <= next_row < self.queue_size or not 0 <= num_filled <= self.queue_size:
-            raise ValueError(
-                f"Expected the state of a queue of {self.queue_size} rows, but got {num_filled} filled rows "
-                f"and next row {next_row}"
-            )
-        self.next_row, self.num_filled = next_row, num_filled
-        self.labelled = None if labelled < 0 else bool(labelled)
-
-    def extra_repr(self) -> str:
-        """Return the sizes and the position of the queue, for ``repr``."""
-        return (
-            f"embedding_size={self.embedding_size}, queue_size={self.queue_size}, "
-            f"dtype={self.queue_embeddings.dtype}, num_filled={self.num_filled}, next_row={self.next_row}"
-        )
-
-    def _enqueue(self, rows: Tensor, labels: Tensor | None) -> None:
-        """Replace the oldest rows by the rows of a batch, in order; wrap around at the end."""
-        if labels is not None and not self.num_filled:  # an empty queue takes any kind of labels
-            self.queue_labels = empty_like_rows(self.queue_labels, labels)
-        number, before_end = len(rows), min(len(rows), self.queue_size - self.next_row)
-        for part, start in ((slice(0, before_end), self.next_row), (slice(before_end, number), 0)):
-            place = slice(start, start + part.stop - part.start)
-            self.queue_embeddings[place] = rows[part]
-            self.queue_labels[place] = -1 if labels is None else labels[part]
-        self.next_row = (self.next_row + number) % self.queue_size
-        self.num_filled = min(self.num_filled + number, self.queue_size)
-        self.labelled = labels is not None
-
     def _labels(self, embeddings: Tensor, labels: Tensor | None) -> Tensor:
         """Return the labels of the batch, int64 without a target; without labels every sample is its own class."""
         target = self.loss.target
         if target is not None and labels is None:
             raise ValueError(f"Expected `labels` with target={target!r}, but got None")
-        if self.labelled is not None and self.labelled != (labels is not None):
-            given, before = ("no labels", "labels") if self.labelled else ("labels", "no labels")
-            raise ValueError(
-                f"Expected {before} as in the calls that filled the queue, but got {given}; use one `QueueLoss` with "
-                "labels and another without"
-            )
+        self._check_labelled(labels)
         if labels is not None:
             labels = checks.check_labels("labels", labels, len(embeddings), embeddings.device, target).detach()
             labels = labels if target is not None else labels.long()
@@ -201,69 +133,3 @@ class QueueLoss(nn.Module):
             )
         view_major_rows(embeddings, None, self.num_views)  # raises unless the rows are a whole number of samples
         return torch.arange(len(embeddings) // self.num_views, device=embeddings.device).repeat(self.num_views)
-
-    def _check_rows(self, name: str, rows: Tensor) -> None:
-        """Raise if the rows do not fit the queue in width, device or dtype."""
-        checks.check_embeddings(name, rows)
-        dtype, device = self.queue_embeddings.dtype, self.queue_embeddings.device
-        if rows.shape[-1] != self.embedding_size:
-            raise ValueError(
-                f"Expected argument `{name}` to have the width embedding_size={self.embedding_size}, "
-                f"but got {tuple(rows.shape)}"
-            )
-        if rows.device != device:
-            raise ValueError(
-                f"Expected argument `{name}` to be on the device of the queue, {device}, but got {rows.device}; "
-                "`QueueLoss.to` moves the queue"
-            )
-        needed = torch.promote_types(rows.dtype, dtype)
-        if needed != dtype:
-            raise ValueError(
-                f"Expected argument `{name}` in a dtype that the queue's {dtype} holds exactly, "
-                f"but got {rows.dtype}; use QueueLoss(..., dtype={needed})"
-            )
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *errors: list[str]
-    ) -> None:
-        saved, dtype = state_dict.get(f"{prefix}queue_embeddings"), self.queue_embeddings.dtype
-        if isinstance(saved, Tensor) and torch.promote_types(saved.dtype, dtype) != dtype:
-            errors[-1].append(  # torch would round silently
-                f"Expected the state of a queue that {dtype} holds exactly, but got {saved.dtype}; "
-                f"use QueueLoss(..., dtype={saved.dtype})"
-            )
-            return
-        saved_labels = state_dict.get(f"{prefix}queue_labels")
-        if isinstance(saved_labels, Tensor):
-            self.queue_labels = memory_for_state(self.queue_labels, saved_labels, self.loss.target, errors[-1])
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *errors)
-
-
-def empty_like_rows(memory: Tensor, labels: Tensor) -> Tensor:
-    """Return the memory of labels, or a new one of as many rows if the labels have other columns or another dtype."""
-    if memory.shape[1:] == labels.shape[1:] and memory.dtype == labels.dtype:
-        return memory
-    return labels.new_zeros(len(memory), *labels.shape[1:])
-
-
-def check_like_memory(labels: Tensor, memory: Tensor, name: str) -> None:
-    """Raise unless labels have the columns and the dtype of those in a queue or memory."""
-    if labels.shape[1:] != memory.shape[1:] or labels.dtype != memory.dtype:
-        expected = ", ".join(map(str, (len(labels), *memory.shape[1:])))
-        raise ValueError(
-            f"Expected `labels` like those in the {name}, ({expected}{',' * (memory.ndim == 1)}) {memory.dtype}, "
-            f"but got {tuple(labels.shape)} {labels.dtype}"
-        )
-
-
-def memory_for_state(memory: Tensor, saved: Tensor, target: Target | None, errors: list[str]) -> Tensor:
-    """Return a memory of labels that takes the saved ones as they are, for a target; add an error if it cannot."""
-    if target is None:
-        if saved.dtype != memory.dtype:  # torch would convert silently
-            errors.append(
-                f"Expected a state with class labels, {memory.dtype}, but got labels {tuple(saved.shape)} "
-                f"{saved.dtype}; give the loss its `target` first"
-            )
-        return memory
-    fits = saved.ndim > 0 and len(saved) == len(memory)
-    return torch.zeros_like(saved, device=memory.device) if fits else memory

@@ -10,7 +10,7 @@ from torch import Tensor
 from pml_supcon._checks import check_bool, check_int, check_type
 from pml_supcon._tensors import check_dense
 from pml_supcon.functional.supcon import checks
-from pml_supcon.losses.queue import check_like_memory, empty_like_rows, memory_for_state
+from pml_supcon.losses.row_queue import check_like_memory, empty_like_rows, memory_for_state
 from pml_supcon.losses.supcon import BaseSupConLoss
 from pml_supcon.targets import Target
 
