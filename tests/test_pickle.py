@@ -47,6 +47,11 @@ def of_views(thing):
     return thing(ROWS, ROWS.flip(1))
 
 
+def of_two_views(thing):
+    views = torch.stack([ROWS, ROWS.flip(1)], dim=1)
+    return thing(views.flip(0), LABELS, projections=views)
+
+
 def of_images(thing):
     torch.manual_seed(0)
     return thing(IMAGES)
@@ -109,6 +114,7 @@ CASES = {
         first_item,
     ),
     "models.ProjectionHead": (lambda: models.ProjectionHead(8, 3), lambda head: head(ROWS)),
+    "models.PredictionHead": (lambda: models.PredictionHead(8, hidden_features=16), lambda head: head(ROWS)),
     "models.ChunkedEncoder": (lambda: models.ChunkedEncoder(NET, 5), lambda encoder: encoder(ROWS)),
     "models.MomentumEncoder": (lambda: models.MomentumEncoder(NET), lambda encoder: encoder(ROWS)),
     "targets.LabelSets": (lambda: targets.LabelSets("any"), of_target(ROWS > 0.1)),
@@ -134,6 +140,7 @@ CASES = {
     ),
     "losses.GlobalBatchLoss": (lambda: losses.GlobalBatchLoss(out(), miner=BatchHardMiner()), of_rows),
     "losses.QueueLoss": (lambda: losses.QueueLoss(out(), 8, 40), of_keys),
+    "losses.NearestNeighbourLoss": (lambda: losses.NearestNeighbourLoss(out(), 8, 40), of_two_views),
     "losses.CrossBatchMemory": (lambda: losses.CrossBatchMemory(out(), 8, 40), of_rows),
     "losses.SelfSupervisedLoss": (lambda: losses.SelfSupervisedLoss(out()), of_views),
     "metrics.WorstQueries": (

@@ -8,6 +8,13 @@ from pml_supcon import functional, losses, metrics, miners, samplers, search, vi
 from pml_supcon._tensors import check_dense
 
 ROWS, LABELS = torch.eye(4), torch.tensor([0, 0, 1, 1])
+VIEWS = ROWS[:, None].repeat(1, 2, 1)
+
+
+def neighbours_loss():
+    return losses.NearestNeighbourLoss(losses.SupConLossOut(), 4, 8)
+
+
 BAD = {
     "sparse": lambda x: x.to_sparse(),
     "csr": lambda x: x.float().reshape(len(x), -1).to_sparse_csr(),
@@ -30,6 +37,8 @@ CALLS = {
         "clustering_metrics": lambda x: metrics.clustering_metrics(x, LABELS),
         "hard_mining_curve": lambda x: metrics.hard_mining_curve(x, LABELS),
     },
+    "predictions": {"NearestNeighbourLoss": lambda x: neighbours_loss()(x, projections=VIEWS)},
+    "projections": {"NearestNeighbourLoss": lambda x: neighbours_loss()(VIEWS, projections=x)},
     "labels": {
         "supcon_loss": lambda x: functional.supcon_loss(ROWS, x),
         "RankNContrastLoss": lambda x: losses.RankNContrastLoss()(ROWS, x),

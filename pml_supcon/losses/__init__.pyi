@@ -1,6 +1,7 @@
 from .cross_modal import CrossModalLoss
 from .global_batch import GlobalBatchLoss
 from .learnable_temperature import LearnableTemperature
+from .nearest_neighbour import NearestNeighbourLoss
 from .queue import QueueLoss
 from .rank_n_contrast import RankNContrastLoss
 from .relation_distillation import RelationDistillation
@@ -16,6 +17,7 @@ __all__ = [  # noqa: RUF022 - by importance
     "RelationDistillation",
     "GlobalBatchLoss",
     "QueueLoss",
+    "NearestNeighbourLoss",
     "CrossBatchMemory",
     "SelfSupervisedLoss",
 ]

@@ -1,4 +1,4 @@
-"""Projection heads on disk: one safetensors file with the head's layout in its metadata."""
+"""Projection and prediction heads on disk: one safetensors file with the head's layout in its metadata."""
 
 import json
 import os
@@ -11,16 +11,18 @@ from torch import nn
 
 from pml_supcon._checks import check_type
 from pml_supcon._files import save_tensors
-from pml_supcon.models.heads import ProjectionHead
+from pml_supcon.models.heads import PredictionHead, ProjectionHead
 
-_LAYOUT, _SUFFIX = "projection_head", ".safetensors"
+_SUFFIX = ".safetensors"
+#: The name of the layout in the metadata, which tells the class.
+_PROJECTION, _PREDICTION = "projection_head", "prediction_head"
 
 
 def save_head(head: ProjectionHead, file: str | Path) -> Path:
-    """Write a projection head; an interrupted save leaves no half-written file.
+    """Write a projection or prediction head; an interrupted save leaves no half-written file.
 
     Args:
-        head: any ``ProjectionHead``, on any device and of any dtypes, which are kept.
+        head: any ``ProjectionHead`` or ``PredictionHead``, on any device and of any dtypes, which are kept.
         file: the path, with the suffix ``.safetensors``; its folder is created if missing.
 
     Returns:
@@ -49,7 +51,8 @@ def save_head(head: ProjectionHead, file: str | Path) -> Path:
     }
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in head.state_dict().items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(target, weights, {"format": "pt", _LAYOUT: json.dumps(layout)})
+    name = _PREDICTION if isinstance(head, PredictionHead) else _PROJECTION
+    save_tensors(target, weights, {"format": "pt", name: json.dumps(layout)})
     return target
 
 
@@ -60,7 +63,8 @@ def load_head(file: str | Path) -> ProjectionHead:
         file: the path, with the suffix ``.safetensors``.
 
     Returns:
-        The head. Only the file's tensors take memory, whatever the metadata says; no random number is drawn.
+        The head, of the saved class. Only the file's tensors take memory, whatever the metadata says; no random number
+        is drawn.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -72,7 +76,9 @@ def load_head(file: str | Path) -> ProjectionHead:
     try:
         with safe_open(path, "pt") as opened:
             weights = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no mapping
-            head = _build_on_meta((opened.metadata() or {})[_LAYOUT], most_layers=len(weights))
+            metadata = opened.metadata() or {}
+            kind = _PREDICTION if _PREDICTION in metadata else _PROJECTION
+            head = _build_on_meta(kind, metadata[kind], most_layers=len(weights))
         wanted = head.state_dict()
         head.load_state_dict(weights, assign=True)  # raises where names or shapes differ
         for name, value in weights.items():
@@ -83,7 +89,7 @@ def load_head(file: str | Path) -> ProjectionHead:
     return head
 
 
-def _build_on_meta(metadata: str, *, most_layers: int) -> ProjectionHead:
+def _build_on_meta(kind: str, metadata: str, *, most_layers: int) -> ProjectionHead:
     """Build the head of the metadata on the meta device, without memory."""
     layout: Any = json.loads(metadata)
     if not isinstance(layout, dict):
@@ -91,6 +97,9 @@ def _build_on_meta(metadata: str, *, most_layers: int) -> ProjectionHead:
     if not 1 <= layout["num_layers"] <= most_layers:  # each layer has at least a weight
         raise ValueError(f"its metadata says {layout['num_layers']} layers, but it has {most_layers} tensors")
     with torch.device("meta"):
+        if kind == _PREDICTION:  # a file with other layers differs in names or shapes
+            hidden = layout["hidden_features"]
+            return PredictionHead(layout["in_features"], hidden_features=hidden, batch_norm=layout["batch_norm"])
         return ProjectionHead(layout.pop("in_features"), layout.pop("out_features"), **layout)
 
 

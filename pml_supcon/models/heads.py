@@ -1,4 +1,4 @@
-"""The projection head: the small network between the encoder's features and the contrastive loss."""
+"""The small networks between the encoder's features and the contrastive loss: projection and prediction head."""
 
 from torch import nn
 
@@ -54,3 +54,29 @@ class ProjectionHead(nn.Sequential):
             layers.append(nn.ReLU(inplace=True))
             width = hidden
         super().__init__(*layers, nn.Linear(width, out_features))
+
+
+class PredictionHead(ProjectionHead):
+    """A perceptron from embeddings (N, features) to predictions of the same width, after a projection head (NNCLR).
+
+    Linear, BatchNorm1d, ReLU, Linear, as in Dwibedi et al. (ICCV 2021): its outputs are the ``predictions`` of
+    ``losses.NearestNeighbourLoss``, its inputs the ``projections``. It is discarded after training.
+
+    Args:
+        features: width D of the embeddings, >= 1; 256 in the paper.
+        hidden_features: width of the hidden layer, >= 1.
+        batch_norm: insert the BatchNorm1d; without it the hidden layer has a bias.
+
+    Raises:
+        TypeError: If a width is not an integer.
+        ValueError: If a width is below 1.
+
+    Examples:
+        >>> import torch
+        >>> PredictionHead(256)(torch.zeros(4, 256)).shape
+        torch.Size([4, 256])
+    """
+
+    def __init__(self, features: int, *, hidden_features: int = 4096, batch_norm: bool = True) -> None:
+        check_int("features", features, low=1)
+        super().__init__(features, features, hidden_features=hidden_features, batch_norm=batch_norm)

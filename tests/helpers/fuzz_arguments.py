@@ -385,6 +385,14 @@ SPECIAL: dict[str, Table] = {
     },
     "losses.QueueLoss": OF_LOSS
     | {"loss": lambda d: d.one_of(SupConLossOut(), SupConLossIn()), "queue_size": lambda d: 40},
+    "losses.NearestNeighbourLoss": {
+        "predictions": lambda d: d.rows(d.samples, 2, d.width),
+        "projections": lambda d: d.rows(d.samples, 2, d.width),
+        "labels": lambda d: d.ids(d.samples),
+        "loss": lambda d: d.one_of(SupConLossOut(), SupConLossIn()),
+        "queue_size": lambda d: 40,
+        "neighbours": lambda d: d.one_of("nearest", "same_class", "positives"),
+    },
     "losses.CrossBatchMemory": OF_MINER
     | {"embeddings": lambda d: torch.randn(d.samples, d.width)}
     | {"loss": lambda d: d.one_of(SupConLossOut(), pml_losses.ContrastiveLoss()), "memory_size": lambda d: 40},
@@ -413,6 +421,7 @@ SPECIAL: dict[str, Table] = {
     "views.split_views": {"num_views": lambda d: d.views},
     "views.evaluation_transform": {"change": lambda d: None},
     "models.ProjectionHead": OF_NETWORK,
+    "models.PredictionHead": OF_NETWORK | {"features": lambda d: d.width},
     "models.ChunkedEncoder": OF_NETWORK,
     "models.MomentumEncoder": OF_NETWORK,
     "models.check_encoder_name": {"name": lambda d: d.one_of("resnet18", "resnet18.a1_in1k", "vit_tiny_patch16_224")},
@@ -475,7 +484,10 @@ USED: dict[str, Callable[[Any], Callable[..., Any]]] = {
     "views.SeededDataset": lambda dataset: lambda: None,
     "views.BatchMix": lambda mix: mix.__call__,
     **{f"views.{name}": lambda change: change.__call__ for name in ("Grey", "Rotation", "Sobel", "GaussianNoise")},
-    "models.ProjectionHead": lambda head: lambda x: head(x) if head.training else None,
+    **dict.fromkeys(
+        ("models.ProjectionHead", "models.PredictionHead"),
+        lambda head: lambda x: head(x) if head.training else None,
+    ),
     "models.ChunkedEncoder": lambda encoder: encoder.forward,
     "models.MomentumEncoder": lambda encoder: lambda x, online: (encoder.update_parameters(online), encoder(x))[1],
 }

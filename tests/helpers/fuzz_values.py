@@ -144,6 +144,7 @@ RIGHT: dict[str, Check] = {
     **{f"losses.{name}": of_scalar_loss for name in ("SupConLossOut", "SupConLossIn", "GlobalBatchLoss", "QueueLoss")},
     **{f"losses.{name}": of_scalar_loss for name in ("CrossBatchMemory", "SelfSupervisedLoss")},
     **{f"losses.{name}": of_scalar_loss for name in ("CrossModalLoss", "RankNContrastLoss", "RelationDistillation")},
+    "losses.NearestNeighbourLoss": of_scalar_loss,
     "functional.rank_n_contrast_loss": of_rank_loss,
     "functional.relation_distillation_loss": of_distillation,
     **{f"miners.{name}": of_miner for name in ("OnlineHardExampleMiner", "CappedPositivesMiner", "MeasuredMiner")},

@@ -13,6 +13,7 @@ from pml_supcon.losses import (
     CrossBatchMemory,
     GlobalBatchLoss,
     LearnableTemperature,
+    NearestNeighbourLoss,
     QueueLoss,
     RankNContrastLoss,
     SelfSupervisedLoss,
@@ -29,6 +30,10 @@ LOSSES = {
     "in, shifted": lambda: SupConLossIn(backend="tiled", denominator="one_positive", temperature=0.001),
     "rank n contrast": RankNContrastLoss,
     "queue": lambda: QueueLoss(SupConLossOut(backend="tiled"), 8, 64),
+    "neighbours": lambda: NearestNeighbourLoss(SupConLossOut(backend="tiled"), 8, 64),
+    "neighbours of a class": lambda: NearestNeighbourLoss(
+        SupConLossOut(backend="tiled"), 8, 64, neighbours="same_class"
+    ),
     "learnt temperature": lambda: SupConLossOut(LearnableTemperature(), backend="tiled"),
     "learnt temperature, queue": lambda: QueueLoss(SupConLossOut(LearnableTemperature(), backend="tiled"), 8, 64),
 }
@@ -55,7 +60,8 @@ def steps(loss, name, home=GPU):
     for _ in range(3):
         rows = torch.empty(16, 8) if name == "memory" else torch.empty(16, 2, 8)
         labels = () if name == "self-supervised" else (torch.zeros(16, dtype=torch.int64, device=home),)
-        assert loss(rows, *labels).device == GPU
+        more = {"projections": torch.empty(16, 2, 8)} if name.startswith("neighbours") else {}
+        assert loss(rows, *labels, **more).device == GPU
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *ALONE])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pml_supcon import _files
-from pml_supcon.models import ProjectionHead, load_head, save_head
+from pml_supcon.models import PredictionHead, ProjectionHead, load_head, save_head
 
 LAYOUTS = {
     "plain": {},
@@ -43,6 +43,24 @@ def test_round_trip_is_exact(tmp_path, layout):
     assert_same(loaded, head)
     assert loaded.training
     assert all(weight.requires_grad for weight in loaded.parameters())
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_prediction_head_keeps_its_class(tmp_path, batch_norm):
+    head = PredictionHead(6, hidden_features=9, batch_norm=batch_norm)
+    found = load_head(save_head(head, tmp_path / "predictor.safetensors"))
+    assert type(found) is PredictionHead
+    assert [repr(layer) for layer in found] == [repr(layer) for layer in head]
+    torch.testing.assert_close(found.state_dict(), head.state_dict(), rtol=0, atol=0)
+
+
+def test_a_projection_head_is_no_prediction_head(tmp_path):
+    file = save_head(make("plain"), tmp_path / "head.safetensors")
+    with safe_open(file, "pt") as opened:
+        layout = opened.metadata()["projection_head"]
+    save_file(load_file(file), file, metadata={"prediction_head": layout})
+    with pytest.raises(ValueError, match=r"(?s)to be a file of `save_head`, but it is not: .*size mismatch"):
+        load_head(file)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pml_supcon.models import ProjectionHead
+from pml_supcon.models import PredictionHead, ProjectionHead
 
 
 def test_two_layers_are_linear_relu_linear():
@@ -37,3 +37,16 @@ def test_batch_norm_precedes_each_relu():
 def test_sizes_are_checked(name):
     with pytest.raises(ValueError, match=f"argument `{name}` to be at least 1, but got 0"):
         ProjectionHead(**{"in_features": 4, name: 0})
+
+
+def test_a_prediction_head_is_the_papers():
+    head = PredictionHead(6)
+    assert [type(layer) for layer in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert [(layer.in_features, layer.out_features) for layer in head if isinstance(layer, nn.Linear)] == [
+        (6, 4096),
+        (4096, 6),
+    ]
+    plain = PredictionHead(6, hidden_features=10, batch_norm=False)
+    assert [type(layer) for layer in plain] == [nn.Linear, nn.ReLU, nn.Linear]
+    with pytest.raises(ValueError, match="argument `features` to be at least 1, but got 0"):
+        PredictionHead(0)
