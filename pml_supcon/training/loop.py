@@ -120,14 +120,17 @@ def run_stage(
 
 
 def batch_metrics(stage: Stage, outputs: Tensor, labels: Tensor) -> Row:
-    """Return alignment and uniformity of the epoch's last batch, a learnt temperature, and the miner's statistics.
+    """Return the metrics of the epoch's last batch, a learnt temperature, and the statistics of a miner.
 
-    Labels without classes, as of mixed images, have no alignment.
+    The metrics are alignment and uniformity, and the accuracy of the neighbours of NNCLR. Labels without classes, as of
+    mixed images, have neither alignment nor this accuracy.
     """
     classes = classes_of(labels.to(outputs.device))
     metrics: Row = alignment_and_uniformity(stage.criterion.embeddings(outputs), classes)
     if (temperature := stage.criterion.temperature()) is not None:
         metrics["temperature"] = temperature
+    if (nn_accuracy := stage.criterion.nn_accuracy()) is not None:
+        metrics["nn_accuracy"] = nn_accuracy
     miner = stage.criterion.miner
     if miner is not None:
         metrics |= {f"miner/{name}": value for name, value in miner.report().items()}

@@ -9,12 +9,13 @@ from pytorch_metric_learning.losses import ContrastiveLoss, NPairsLoss, TripletM
 from torch import Tensor, nn
 
 from pml_supcon import losses
+from pml_supcon.data.label_kinds import classes_of
 from pml_supcon.losses import GlobalBatchLoss
 from pml_supcon.miners import CappedPositivesMiner, MeasuredMiner, OnlineHardExampleMiner
-from pml_supcon.models import ProjectionHead
+from pml_supcon.models import PredictionHead, ProjectionHead
 from pml_supcon.targets import Hierarchy, Kernel, LabelSets, SoftLabels, Target
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.config.settings import LEARNT_RANGE, SUPCON
+from pml_supcon.training.config.settings import LEARNT_RANGE, SUPCON, WITHOUT_LABELS
 from pml_supcon.views import flatten_views, split_views
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -58,8 +59,21 @@ class HeadAndClassifier(nn.Module):
         return torch.cat([self.head(features), logits], dim=-1)
 
 
+class HeadAndPredictor(nn.Module):
+    """A projection head and a predictor on it: features ``(N, width)`` to projections and predictions ``(N, 2 D)``."""
+
+    def __init__(self, head: nn.Module, predictor: nn.Module) -> None:
+        super().__init__()
+        self.head, self.predictor = head, predictor
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the projections and the predictions, concatenated."""
+        projections = self.head(features)
+        return torch.cat([projections, self.predictor(projections)], dim=-1)
+
+
 def build_top(settings: TrainSettings, width: int, num_classes: int) -> nn.Module:
-    """Build the module on an encoder of this feature width: a head, a classifier, or both."""
+    """Build the module on an encoder of this feature width: a head, a classifier, or both; or a head and predictor."""
     classifier = nn.Linear(width, num_classes) if settings.has_classifier else None
     if classifier is not None and not settings.contrastive:
         return classifier
@@ -70,12 +84,14 @@ def build_top(settings: TrainSettings, width: int, num_classes: int) -> nn.Modul
         num_layers=settings.head_layers,
         batch_norm=settings.head_batch_norm,
     )
+    if settings.method == "nnclr":
+        return HeadAndPredictor(head, PredictionHead(settings.head_dim, hidden_features=settings.predictor_width))
     return head if classifier is None else HeadAndClassifier(head, classifier, alone=settings.classifier_alone)
 
 
 def part_of(top: nn.Module, kind: type[Part]) -> Part | None:
     """Return the ``ProjectionHead`` or the ``nn.Linear`` classifier of a module from ``build_top``, or None."""
-    parts = (top.head, top.classifier) if isinstance(top, HeadAndClassifier) else (top,)
+    parts = tuple(top.children()) if isinstance(top, HeadAndClassifier | HeadAndPredictor) else (top,)
     return next((part for part in parts if isinstance(part, kind)), None)
 
 
@@ -101,6 +117,11 @@ class Criterion(nn.Module):
         learnt = [part for part in self.modules() if isinstance(part, losses.LearnableTemperature)]
         return learnt[0].number if learnt else None
 
+    def nn_accuracy(self) -> float | None:
+        """Return the share of neighbours of the right class in the last batch, or None; the host waits for it."""
+        found = [part for part in self.modules() if isinstance(part, losses.NearestNeighbourLoss)]
+        return None if not found or found[0].nn_accuracy is None else float(found[0].nn_accuracy)
+
     def embeddings(self, outputs: Tensor) -> Tensor | None:
         """Return the embeddings in the outputs ``(B, V, D)``, or None."""
         return outputs
@@ -119,6 +140,29 @@ class Contrastive(Criterion):
         """Return the loss, a scalar."""
         loss: Tensor = self.loss(outputs, labels if self.labelled else None, keys=keys)
         return loss
+
+
+class NeighbourContrast(Criterion):
+    """NNCLR on the projections and the predictions, the first and the last ``head_dim`` columns of the outputs.
+
+    Classes are used for ``nn_accuracy``, and by the loss if its ``neighbours`` are of classes.
+    """
+
+    def __init__(self, loss: nn.Module, head_dim: int) -> None:
+        super().__init__()
+        self.loss = GlobalBatchLoss(loss)
+        self.head_dim = head_dim
+
+    def forward(self, outputs: Tensor, labels: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar."""
+        del keys
+        projections, predictions = outputs[..., : self.head_dim], outputs[..., self.head_dim :]
+        loss: Tensor = self.loss(predictions, classes_of(labels), projections=projections.detach())
+        return loss
+
+    def embeddings(self, outputs: Tensor) -> Tensor:
+        """Return the projections."""
+        return outputs[..., : self.head_dim]
 
 
 class Classification(Criterion):
@@ -165,6 +209,8 @@ def build_criterion(settings: TrainSettings, levels: int = 1) -> Criterion:
     """Build the loss of the settings; ``levels`` is the number of levels of a hierarchy of labels."""
     if not settings.contrastive:
         return Classification(settings.label_smoothing)
+    if settings.method == "nnclr":
+        return NeighbourContrast(build_loss(settings, levels), settings.head_dim)
     contrastive = Contrastive(build_loss(settings, levels), build_miner(settings), labelled=settings.method != "simclr")
     if not settings.has_classifier:
         return contrastive
@@ -177,7 +223,7 @@ def build_target(settings: TrainSettings, levels: int = 1) -> Target | None:
     Raises:
         ValueError: If there is not one level weight for each of the ``levels`` of a hierarchy.
     """
-    if settings.method == "simclr":
+    if settings.method in WITHOUT_LABELS:
         return None
     if settings.mixed or settings.labels == "soft":
         return SoftLabels()
@@ -209,12 +255,19 @@ def build_loss(settings: TrainSettings, levels: int = 1) -> Any:
         )
     if settings.method == "max_margin":
         return ContrastiveLoss(pos_margin=0, neg_margin=PAIR_MARGIN if settings.margin is None else settings.margin)
-    if settings.method not in SUPCON:
+    if settings.method not in (*SUPCON, "nnclr"):
         raise ValueError(f"Expected argument `method` to have a loss in `build_loss`, but got {settings.method!r}")
     kind = losses.SupConLossIn if settings.method == "supcon_in" else losses.SupConLossOut
     learnt = losses.LearnableTemperature(settings.temperature, *LEARNT_RANGE) if settings.learn_temperature else None
+    temperature = settings.temperature if learnt is None else learnt
+    if settings.method == "nnclr":
+        assert settings.queue_rows is not None  # for the type checker: it has a default
+        one_direction = losses.SupConLossOut(temperature, backend=settings.backend)
+        return losses.NearestNeighbourLoss(
+            one_direction, settings.head_dim, settings.queue_rows, neighbours=settings.neighbours
+        )
     loss = kind(
-        settings.temperature if learnt is None else learnt,
+        temperature,
         denominator=settings.denominator,
         contrast_mode=settings.contrast_mode,
         positives_cap=settings.positives_cap,

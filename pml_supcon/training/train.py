@@ -146,7 +146,8 @@ def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: Hi
         **{name: getattr(settings, name) for name in ("seed", "method", "augment", "optimizer", "data", "scored")},
         "miner": settings.miner or "none",
         "stage2": "none" if settings.has_classifier else settings.stage2_optimizer or "lbfgs",
-        **{name: getattr(settings, name) or 0 for name in ("batch_size", "chunk_size", "queue_size")},
+        **{name: getattr(settings, name) or 0 for name in ("batch_size", "chunk_size")},
+        "queue_size": settings.queue_rows or 0,
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
         **environment(accelerator.device),
@@ -163,6 +164,7 @@ def last_epoch_metrics(history: History) -> dict[str, float]:
     """Return the metrics of the last epoch of stage 1, by their names in the record."""
     row = history.last_epoch(1)
     names = {"images_per_second": "train/images_per_second", "data_wait": "train/data_wait"}
-    names |= {name: f"train/{name}" for name in ("alignment", "uniformity", "knn_accuracy", "temperature")}
+    shown = ("alignment", "uniformity", "knn_accuracy", "temperature", "nn_accuracy")
+    names |= {name: f"train/{name}" for name in shown}
     names |= {name: name for name in row if name.startswith("miner/")}
     return {title: row[name] for name, title in names.items() if name in row}

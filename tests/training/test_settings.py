@@ -26,26 +26,29 @@ STAGE2 = {"stage2_optimizer": "sgd"}
 
 SUPCON = {"supcon_out", "supcon_in", "simclr", "joint"}
 TARGETED = {"supcon_out", "supcon_in"}
+WITHOUT_LABELS = {"simclr", "nnclr"}
 MINED = {"supcon_out", "supcon_in", "joint", "npairs", "triplet", "max_margin"}
 #: Settings of some methods only: a value, and the methods.
 ONLY_WITH_METHOD = {
-    "temperature": (0.2, SUPCON),
-    "learn_temperature": (True, SUPCON),
+    "temperature": (0.2, SUPCON | {"nnclr"}),
+    "learn_temperature": (True, SUPCON | {"nnclr"}),
     "denominator": ("negatives", SUPCON),
     "contrast_mode": ("one", SUPCON),
     "positives_cap": (2, SUPCON),
-    "backend": ("tiled", SUPCON),
+    "backend": ("tiled", SUPCON | {"nnclr"}),
     "scale_by_temperature": (True, SUPCON),
-    "queue_size": (512, SUPCON),
+    "queue_size": (512, SUPCON | {"nnclr"}),
     "momentum": (0.9, SUPCON),
+    "neighbours": ("same_class", {"nnclr"}),
+    "predictor_width": (64, {"nnclr"}),
     "margin": (0.2, {"triplet", "max_margin"}),
     "triplets_per_anchor": (3, {"triplet"}),
     "label_smoothing": (0.1, {"cross_entropy", "joint"}),
     **dict.fromkeys(("supcon_weight", "classifier_weight"), (2, {"joint"})),
     "classifier_alone": (True, {"joint"}),
     "miner": ("batch_hard", MINED),
-    **dict.fromkeys(("head_layers", "head_width", "head_dim"), (3, MINED | {"simclr"})),
-    "head_batch_norm": (True, MINED | {"simclr"}),
+    **dict.fromkeys(("head_layers", "head_width", "head_dim"), (3, MINED | WITHOUT_LABELS)),
+    "head_batch_norm": (True, MINED | WITHOUT_LABELS),
     "class_balanced": (True, {*TARGETED, "joint"}),
     **dict.fromkeys(("mixup", "cutmix"), (0.4, TARGETED)),
     "target_similarity": ("any", TARGETED),
@@ -108,10 +111,15 @@ CONTRADICTIONS = {
     "--positives-cap 3": "--positives_cap to be a multiple >= 0 of the number of views, 2, but got 3",
     "--positives-cap -2": "--positives_cap to be a multiple >= 0 of the number of views, 2, but got -2",
     "--batch-size 30 --views 3 --queue-size 89": "at least a batch, 30 images in 3 views = 90 rows, but got 89",
+    "--method nnclr --batch-size 30 --queue-size 29": "a batch, 30 images, whose first views enter it, but got 29",
+    "--method nnclr --views 3": "--views to be 2 for nnclr, where each view looks up a neighbour, but got 3",
+    "--method nnclr --views 1": "--views to be 2 for nnclr, where each view looks up a neighbour, but got 1",
+    "--method nnclr --neighbours same_clas": "did you mean 'same_class'",
+    "--method nnclr --labels sets --neighbours same_class": "--labels classes or hierarchy with --neighbours",
     "--learn_temperature --temperature 2": "--temperature to be in [0.01, 1] with --learn_temperature",
     # labels other than classes
-    "--labels sets --method triplet": "--method supcon_out, supcon_in, simclr with --labels sets, but got triplet",
-    "--labels soft --method joint": "simclr with --labels soft, but got joint",
+    "--labels sets --method triplet": "--method supcon_out, supcon_in, simclr, nnclr with --labels sets",
+    "--labels soft --method joint": "nnclr with --labels soft, but got joint",
     "--labels numbers": "--sigma with --labels numbers: the distance, in the unit of the labels",
     "--labels sets --sigma 1": "--labels numbers with --sigma, but got sets",
     "--labels numbers --sigma 1 --denominator negatives": "--denominator all with --labels numbers",

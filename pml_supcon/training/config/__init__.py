@@ -6,6 +6,7 @@ from pml_supcon.training.config.checks import check
 from pml_supcon.training.config.settings import (
     DEFAULT_ENCODER,
     DEFAULT_ENCODER_ARGS,
+    NNCLR_QUEUE,
     DataSettings,
     MethodSettings,
     ModelSettings,
@@ -37,6 +38,13 @@ class TrainSettings(RunSettings, Stage2Settings, Stage1Settings, ModelSettings, 
     def mixed(self) -> bool:
         """True if the images of a batch are mixed, so that labels are shares of classes."""
         return self.mixup is not None or self.cutmix is not None
+
+    @property
+    def queue_rows(self) -> int | None:
+        """The number of rows of the queue, None without one: ``queue_size``, or the default of ``nnclr``."""
+        if self.queue_size is None and self.method == "nnclr":
+            return max(NNCLR_QUEUE, self.batch_size)
+        return self.queue_size
 
     def stage1(self) -> OptimizationSettings:
         """Return the optimisation of stage 1."""

@@ -4,23 +4,24 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from pml_supcon.training.config import label_checks
-from pml_supcon.training.config.settings import CLASSIFIER, LEARNT_RANGE, MARGIN, MINED, SUPCON
+from pml_supcon.training.config.settings import CLASSIFIER, LEARNT_RANGE, MARGIN, MINED, SUPCON, WITHOUT_LABELS
 
 if TYPE_CHECKING:
     from pml_supcon.training.config import TrainSettings
 
 #: Settings of some methods only.
 ONLY_WITH_METHOD = {
-    **dict.fromkeys(("temperature", "learn_temperature", "denominator", "contrast_mode"), SUPCON),
-    **dict.fromkeys(("positives_cap", "backend"), SUPCON),
-    **dict.fromkeys(("scale_by_temperature", "queue_size", "momentum"), SUPCON),
+    **dict.fromkeys(("temperature", "learn_temperature", "backend", "queue_size"), (*SUPCON, "nnclr")),
+    **dict.fromkeys(("denominator", "contrast_mode", "positives_cap"), SUPCON),
+    **dict.fromkeys(("scale_by_temperature", "momentum"), SUPCON),
+    **dict.fromkeys(("neighbours", "predictor_width"), ("nnclr",)),
     **label_checks.ONLY_WITH_METHOD,
     "margin": MARGIN,
     "triplets_per_anchor": ("triplet",),
     "label_smoothing": CLASSIFIER,
     **dict.fromkeys(("supcon_weight", "classifier_weight", "classifier_alone"), ("joint",)),
     "miner": MINED,
-    **dict.fromkeys(("head_layers", "head_width", "head_dim", "head_batch_norm"), (*MINED, "simclr")),
+    **dict.fromkeys(("head_layers", "head_width", "head_dim", "head_batch_norm"), (*MINED, *WITHOUT_LABELS)),
 }
 #: Settings that require another setting, with its allowed values (None: any).
 ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
@@ -50,6 +51,7 @@ NEVER_TOGETHER = (
 #: Lowest allowed values.
 LEAST = {
     **dict.fromkeys(("views", "batch_size", "epochs", "head_dim", "head_layers", "head_width"), 1),
+    "predictor_width": 1,
     **dict.fromkeys(("max_train", "max_test", "image_size", "chunk_size", "triplets_per_anchor", "miner_cap"), 1),
     **dict.fromkeys(("stage2_epochs", "stage2_batch_size", "save_every", "keep", "knn_every"), 1),
     **dict.fromkeys(("workers", "seed", "weight_decay", "warmup_epochs", "supcon_weight", "classifier_weight"), 0),
@@ -185,9 +187,12 @@ def _check_rows(settings: "TrainSettings") -> None:
             f"Expected --positives_cap to be a multiple >= 0 of the number of views, {settings.views}, "
             f"but got {settings.positives_cap}"
         )
-    rows = settings.batch_size * settings.views
-    if settings.queue_size is not None and settings.queue_size < rows:
+    nnclr, images = settings.method == "nnclr", settings.batch_size
+    if nnclr and settings.views != 2:
         raise ValueError(
-            f"Expected --queue_size to be at least a batch, {settings.batch_size} images in {settings.views} views = "
-            f"{rows} rows, but got {settings.queue_size}"
+            f"Expected --views to be 2 for nnclr, where each view looks up a neighbour, but got {settings.views}"
         )
+    rows = images if nnclr else images * settings.views
+    batch = f"{images} images{', whose first views enter it' if nnclr else f' in {settings.views} views = {rows} rows'}"
+    if settings.queue_size is not None and settings.queue_size < rows:
+        raise ValueError(f"Expected --queue_size to be at least a batch, {batch}, but got {settings.queue_size}")

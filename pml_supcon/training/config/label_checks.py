@@ -4,6 +4,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from pml_supcon.data.label_kinds import WITH_CLASSES
+from pml_supcon.training.config.settings import WITHOUT_LABELS
 from pml_supcon.views.batch_mix import LARGEST, LEAST
 
 if TYPE_CHECKING:
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
 
 #: The methods whose loss takes targets.
 TARGETED = ("supcon_out", "supcon_in")
-#: Methods that take labels other than classes: those with a target, and the one without labels.
-ANY_LABELS = (*TARGETED, "simclr")
+#: Methods that take labels other than classes: those with a target, and those without labels.
+ANY_LABELS = (*TARGETED, *WITHOUT_LABELS)
 #: Settings of some methods only.
 ONLY_WITH_METHOD = {
     "class_balanced": (*TARGETED, "joint"),
@@ -24,7 +25,7 @@ ONLY_WITH: dict[str, tuple[str, tuple[str, ...] | None]] = {
     **dict.fromkeys(("label_noise", "stage2_optimizer"), ("labels", ("classes",))),
     **dict.fromkeys(("max_per_class", "samples_per_class", "draw"), ("labels", ("classes", "sets", "hierarchy"))),
     **dict.fromkeys(("mixup", "cutmix"), ("labels", ("classes", "sets", "soft"))),
-    "broken_images": ("labels", WITH_CLASSES),
+    **dict.fromkeys(("broken_images", "neighbours"), ("labels", WITH_CLASSES)),
     "target_similarity": ("labels", ("sets",)),
     "level_weights": ("labels", ("hierarchy",)),
     "sigma": ("labels", ("numbers",)),

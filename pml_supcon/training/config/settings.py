@@ -6,16 +6,21 @@ from typing import Any, Literal
 
 from pml_supcon.data.label_kinds import LabelsAre
 from pml_supcon.functional.supcon.options import TEMPERATURE, Backend, ContrastMode, Denominator, SupConOptions
+from pml_supcon.losses.nearest_neighbour import Neighbours
 from pml_supcon.miners.capped_positives import Choice
 from pml_supcon.samplers.weighted_planner import Draw
 from pml_supcon.targets import SetSimilarity
 from pml_supcon.views.augmentations import Augmentation
 
-Method = Literal["supcon_out", "supcon_in", "simclr", "npairs", "triplet", "max_margin", "cross_entropy", "joint"]
+Method = Literal[
+    "supcon_out", "supcon_in", "simclr", "nnclr", "npairs", "triplet", "max_margin", "cross_entropy", "joint"
+]
 Miner = Literal["batch_hard", "semi_hard", "distance_weighted", "ohem", "capped_positives"]
 
 LEARNT_RANGE = 0.01, 1.0  # of a learnt temperature
+NNCLR_QUEUE = 4096  # rows of its queue by default, if a batch is not larger
 SUPCON = ("supcon_out", "supcon_in", "simclr", "joint")  # methods with a loss of ours
+WITHOUT_LABELS = ("simclr", "nnclr")
 MARGIN = ("triplet", "max_margin")
 CLASSIFIER = ("cross_entropy", "joint")  # methods of one stage
 MINED = ("supcon_out", "supcon_in", "joint", "npairs", *MARGIN)
@@ -26,8 +31,9 @@ class MethodSettings:
     """The loss of stage 1.
 
     Attributes:
-        method: the loss; `simclr` ignores labels, `joint` adds cross entropy on a classifier to supcon_out on the head.
-        temperature: temperature tau of the supcon losses.
+        method: the loss; `simclr` and `nnclr` ignore labels, `joint` adds cross entropy on a classifier to supcon_out
+            on the head.
+        temperature: temperature tau of the supcon losses and of `nnclr`.
         learn_temperature: train the temperature with the model, from this value on; it stays in [0.01, 1].
         denominator: the denominator of the supcon losses.
         contrast_mode: which views are anchors in the supcon losses.
@@ -38,8 +44,12 @@ class MethodSettings:
         level_weights: weight of each level of a hierarchy, coarse to fine; default: 1 over the number of levels.
         sigma: with `labels` numbers, the distance of two labels, in their unit, at which a weight is 0.61; required.
         backend: implementation of the supcon losses.
-        queue_size: number of past rows to contrast with, at least a batch; default: none.
+        queue_size: number of past rows to contrast with, at least a batch; default: none. With `nnclr` the rows among
+            which neighbours are searched; default: 4096, or the batch size if that is larger.
         momentum: fill the queue with a momentum encoder of this decay; default: with the trained encoder.
+        neighbours: the neighbours of `nnclr`: `nearest` of all rows of the queue, or, with labels, of those of the own
+            class (`same_class`), also as positives of the whole class (`positives`).
+        predictor_width: width of the hidden layer of the predictor of `nnclr`.
         chunk_size: images, with all their views, in one forward pass of a process; default: the whole batch.
         margin: margin of `triplet` (default 0.05), or distance up to which `max_margin` repels negatives (default 1).
         triplets_per_anchor: random triplets of each anchor, for `triplet` without a miner; default: all.
@@ -67,6 +77,8 @@ class MethodSettings:
     backend: Backend = "auto"
     queue_size: int | None = None
     momentum: float | None = None
+    neighbours: Neighbours = "nearest"
+    predictor_width: int = 4096
     chunk_size: int | None = None
     margin: float | None = None
     triplets_per_anchor: int | None = None
