@@ -39,6 +39,10 @@ def of_target(labels):
     return lambda target: losses.SupConLossOut(target=target)(ROWS, labels)
 
 
+def of_points(thing):
+    return thing(ROWS.view(4, 2, 8, 2), torch.eye(2, 3).expand(4, 2, 2, 3))
+
+
 def of_keys(thing):
     return thing(ROWS, LABELS, keys=ROWS.flip(1))
 
@@ -134,6 +138,7 @@ CASES = {
     "losses.CrossModalLoss": (lambda: losses.CrossModalLoss(out()), of_views),
     "losses.RankNContrastLoss": (losses.RankNContrastLoss, of_rows),
     "losses.RelationDistillation": (losses.RelationDistillation, lambda loss: loss(ROWS, ROWS.flip(0))),
+    "losses.ViewConsistencyLoss": (losses.ViewConsistencyLoss, of_points),
     "losses.LearnableTemperature": (
         lambda: losses.LearnableTemperature(0.2),
         lambda temperature: out(temperature=temperature)(ROWS, LABELS).detach(),

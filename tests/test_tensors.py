@@ -53,6 +53,10 @@ CALLS = {
         "retrieval_metrics": lambda x: metrics.retrieval_metrics(x, LABELS, ROWS, LABELS),
         "index_recall": lambda x: search.index_recall(x, ROWS, index="exact", k=(1,)),
     },
+    "points": {
+        "view_consistency_loss": lambda x: functional.view_consistency_loss(x, torch.eye(2, 3).expand(4, 2, 2, 3)),
+        "map_points": lambda x: views.map_points(x, torch.eye(2, 3)),
+    },
     "images": {"Sobel": lambda x: views.Sobel()(x, LABELS)},
 }
 GIVE_SHAPES = {"supcon_loss", "SupConLossOut", "GlobalBatchLoss"}  # for embeddings on the meta device

@@ -6,6 +6,7 @@ from .queue import QueueLoss
 from .rank_n_contrast import RankNContrastLoss
 from .relation_distillation import RelationDistillation
 from .supcon import SupConLossIn, SupConLossOut
+from .view_consistency import ViewConsistencyLoss
 from .wrappers import CrossBatchMemory, SelfSupervisedLoss
 
 __all__ = [  # noqa: RUF022 - by importance
@@ -15,6 +16,7 @@ __all__ = [  # noqa: RUF022 - by importance
     "CrossModalLoss",
     "RankNContrastLoss",
     "RelationDistillation",
+    "ViewConsistencyLoss",
     "GlobalBatchLoss",
     "QueueLoss",
     "NearestNeighbourLoss",

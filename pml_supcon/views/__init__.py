@@ -1,5 +1,6 @@
 """Random views of each sample, and fixed changes of images for evaluation."""
 
+from pml_supcon._geometry import map_points
 from pml_supcon._layouts import flatten_views, split_views
 from pml_supcon.views.augmentations import (
     AUGMENTATIONS,
@@ -28,6 +29,7 @@ __all__ = [  # noqa: RUF022 - flow order
     "SeededDataset",
     "flatten_views",
     "split_views",
+    "map_points",
     "Change",
     "Grey",
     "Rotation",

@@ -7,11 +7,7 @@ jitters, the operations of policies and the choice of the images that a step cha
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, get_args
-
-from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
 
 from pml_supcon._checks import (
     check_bool,
@@ -32,6 +28,7 @@ from pml_supcon.views.steps import (
     GaussianBlur,
     Jitter,
     Range,
+    ResizeAndCrop,
     SmoothWarp,
 )
 
@@ -240,12 +237,4 @@ def evaluation_transform(
     check_int("image_size", image_size, low=1)
     if change is not None:
         check_callable("change", change)
-    return ImageTransform(image_size, mean, std, crop=partial(_resize_and_crop, image_size=image_size), policy=change)
-
-
-def _resize_and_crop(images: Tensor, *, image_size: int) -> Tensor:
-    if images.shape[-2:] == (image_size, image_size):
-        return images
-    resized: Tensor = VF.resize(images, [image_size], antialias=True)
-    cropped: Tensor = VF.center_crop(resized, [image_size])
-    return cropped
+    return ImageTransform(image_size, mean, std, crop=ResizeAndCrop(image_size), policy=change)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -11,7 +11,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
 from pml_supcon._checks import check_callable, check_int, check_numbers, check_type
+from pml_supcon._geometry import compose_maps
 from pml_supcon._tensors import check_dense, to_device
+from pml_supcon.views.geometry import check_maps, check_tells_geometry, identity_maps
 
 Step = Callable[[Tensor], Tensor]  # images (N, C, H, W) to images; may modify its input in place
 
@@ -30,7 +32,8 @@ class ImageTransform:
             float as a whole. None uses ``crop``.
         policy: maps the cropped uint8 images (N, C, image_size, image_size) of the whole batch to uint8 images.
         steps: map float images (N, C, image_size, image_size) in [0, 1] to the same, in order. On a CPU ``crop`` and
-            ``steps`` process a batch in parts that fit a core's cache.
+            ``steps`` process a batch in parts that fit a core's cache. ``with_geometry`` needs parts that know where
+            they move pixels, as those of ``views.steps`` do, except ``SmoothWarp``.
 
     Raises:
         ValueError: If ``image_size`` is below 1, ``mean`` and ``std`` differ in length or are empty, a deviation is not
@@ -65,6 +68,7 @@ class ImageTransform:
         check_type("steps", steps, (list, tuple), "a list or tuple of functions")
         for step in steps:
             check_callable("steps", step)
+        self.parts = tuple(part for part in (crop, crop_one, policy, *steps) if part is not None)
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
         self._crop_one, self._policy = crop_one, policy
         self._finish = InParts((*steps, Normalise(self.mean, self.std)), image_size)
@@ -73,6 +77,28 @@ class ImageTransform:
 
     def __call__(self, images: Any) -> Tensor:
         """Transform one image or a batch."""
+        return self._transform(self._checked(images))
+
+    def with_geometry(self, images: Any) -> tuple[Tensor, Tensor]:
+        """Transform one image or a batch, with the draws of a plain call, and return the maps to its views.
+
+        Args:
+            images: as in a plain call.
+
+        Returns:
+            The result of a plain call, and the map from each image to its view (see ``map_points``): ``(N, 2, 3)`` for
+            a batch, ``(2, 3)`` for one image, float32.
+
+        Raises:
+            ValueError: If the geometry of a part is missing: it has neither ``with_geometry``, as ``CropAndFlip`` has,
+                nor ``keeps_positions = True``, as ``ColourJitter`` has.
+        """
+        check_tells_geometry("transform", self)
+        images = self._checked(images)
+        maps = identity_maps(len(images) if images.ndim == 4 else 1, images.device)
+        return self._transform(images, maps), maps if images.ndim == 4 else maps[0]
+
+    def _checked(self, images: Any) -> Tensor:
         if isinstance(images, Image.Image):
             images = VF.pil_to_tensor(images.convert("L" if len(self.mean) == 1 else "RGB"))
         if not isinstance(images, Tensor) or not (images.dtype == torch.uint8 or images.is_floating_point()):
@@ -84,22 +110,41 @@ class ImageTransform:
                 f"Expected argument `images` of shape (C, H, W) or (N, C, H, W) with C={len(self.mean)} (one entry of "
                 f"`mean` per channel), but got {tuple(images.shape)}"
             )
+        return images
+
+    def _transform(self, images: Tensor, maps: Tensor | None = None) -> Tensor:
+        """Return the views; compose ``maps`` (N, 2, 3), where given, with those of the steps, in place."""
         if len(images) == 0:  # torch's sampling grids reject an empty batch
             return torch.empty(0, len(self.mean), self.image_size, self.image_size, device=images.device)
         if images.ndim == 3 and self._crop_one is not None:
-            cropped = self._crop_one(images).unsqueeze(0)
+            cropped = apply_step(self._crop_one, images, maps).unsqueeze(0)
             if self._policy is not None:
-                cropped = self._policy(cropped if cropped.dtype == torch.uint8 else to_bytes(cropped))
-            return self._finish(cropped).squeeze(0)
+                cropped = cropped if cropped.dtype == torch.uint8 else to_bytes(cropped)
+                cropped = apply_step(self._policy, cropped, maps)
+            return self._finish(cropped, maps).squeeze(0)
         if images.ndim == 3:
-            return self(images.unsqueeze(0)).squeeze(0)
-        return self._all(images) if self._policy is None else self._finish(self._policy(self._bytes(images)))
+            return self._transform(images.unsqueeze(0), maps).squeeze(0)
+        if self._policy is None:
+            return self._all(images, maps)
+        return self._finish(apply_step(self._policy, self._bytes(images, maps), maps), maps)
+
+
+def apply_step(step: Any, images: Tensor, maps: Tensor | None) -> Tensor:
+    """Apply a step; compose ``maps`` (N, 2, 3), where given, with those of the step, in place."""
+    if maps is None or getattr(step, "keeps_positions", False):
+        changed: Tensor = step(images)
+        return changed
+    changed, own = step.with_geometry(images)
+    check_maps(step, own, len(maps))
+    maps.copy_(compose_maps(own, maps))
+    return changed
 
 
 @dataclass(frozen=True)
 class Normalise:
     """A step that subtracts the channel means and divides by the channel deviations."""
 
+    keeps_positions: ClassVar[bool] = True
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -126,23 +171,27 @@ class InParts:
     steps: tuple[Step, ...]
     image_size: int
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return new images; the input (N, C, H, W), uint8 or float, N >= 1, is not modified."""
+    def __call__(self, images: Tensor, maps: Tensor | None = None) -> Tensor:
+        """Return new images; compose ``maps`` (N, 2, 3), where given, with those of the steps, in place.
+
+        The images (N, C, H, W), uint8 or float, N >= 1, are not modified.
+        """
         values = images.shape[1] * self.image_size**2
         size = max(1, PART // values) if images.device.type == "cpu" else len(images)
         if size >= len(images):
-            return self._part(images)
-        first = self._part(images[:size])
+            return self._part(images, maps)
+        first = self._part(images[:size], None if maps is None else maps[:size])
         output = first.new_empty(len(images), *first.shape[1:])
         output[:size] = first
         for start in range(size, len(images), size):
-            output[start : start + size] = self._part(images[start : start + size])
+            rows = slice(start, start + size)
+            output[rows] = self._part(images[rows], None if maps is None else maps[rows])
         return output
 
-    def _part(self, images: Tensor) -> Tensor:
+    def _part(self, images: Tensor, maps: Tensor | None) -> Tensor:
         images = to_float(images)
         for step in self.steps:
-            images = step(images)
+            images = apply_step(step, images, maps)
             if not isinstance(images, Tensor) or images.ndim != 4:
                 given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
                 raise ValueError(f"Expected `crop` and `steps` to return images (N, C, H, W), but got {given}")
@@ -158,6 +207,9 @@ def to_float(images: Tensor) -> Tensor:
 def to_bytes(images: Tensor) -> Tensor:
     """Convert floats in [0, 1] to uint8 in 0..255, rounded."""
     return (images * 255).round_().byte()
+
+
+to_bytes.keeps_positions = True  # type: ignore[attr-defined]  # a step of `InParts`
 
 
 def check_range(name: str, bounds: tuple[float, float], above: float, most: float = float("inf")) -> None:

@@ -10,7 +10,7 @@ The parts compose, from the inside to the outside:
   same for any number of workers.
 
 Each returns views ``(B, V, C, H, W)`` and labels ``(B, ...)``; ``flatten_views`` returns the rows ``(V * B, C, H, W)``
-for an encoder.
+for an encoder. With ``with_geometry=True`` the maps ``(B, V, 2, 3)`` from image to views stand between the two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from pml_supcon._checks import check_callable, check_int, shown
+from pml_supcon._checks import check_bool, check_callable, check_int, shown
 from pml_supcon._layouts import split_views
 from pml_supcon._tensors import check_dense, to_device
+from pml_supcon.views.geometry import check_tells_geometry
 
 Transforms: TypeAlias = Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]]
 
@@ -35,12 +36,14 @@ class MultiView:
         transform: Maps an image (PIL image, array, tensor) to a tensor ``(C, H, W)``. Or a sequence of ``V`` such
             transforms, one per view. All views need one shape and dtype.
         num_views: ``V >= 1``. By default 2 for a single transform, and the length of a sequence.
+        with_geometry: Return the map from the image to each view too (see ``map_points``). The transform needs a
+            method ``with_geometry``, as ``ImageTransform`` has; views and draws are the same as without.
 
     Raises:
         TypeError: If a transform is not callable, if ``num_views`` is not an integer, or, when called, if a
             view is not a tensor.
-        ValueError: If ``num_views`` is below 1 or not the number of transforms, or, when called, if the views
-            differ in shape or dtype.
+        ValueError: If ``num_views`` is below 1 or not the number of transforms, if the geometry is to be returned and
+            missing, or, when called, if the views differ in shape or dtype.
 
     Examples:
         >>> views = MultiView(lambda image: image + torch.rand(1), num_views=2)(torch.zeros(3, 8, 8))
@@ -48,7 +51,8 @@ class MultiView:
         (torch.Size([2, 3, 8, 8]), False)
     """
 
-    def __init__(self, transform: Transforms, num_views: int | None = None) -> None:
+    def __init__(self, transform: Transforms, num_views: int | None = None, *, with_geometry: bool = False) -> None:
+        self.with_geometry = check_bool("with_geometry", with_geometry)
         if num_views is not None:
             check_int("num_views", num_views, low=1)
         if isinstance(transform, Sequence):
@@ -62,15 +66,23 @@ class MultiView:
             )
         for each in self.transforms:
             check_callable("transform", each)
+            if self.with_geometry:
+                check_tells_geometry("transform", each)
 
     @property
     def num_views(self) -> int:
         """The number of views, ``V``."""
         return len(self.transforms)
 
-    def __call__(self, image: Any) -> Tensor:
-        """Return the views ``(V, C, H, W)`` of an image."""
-        views = [transform(image) for transform in self.transforms]
+    def __call__(self, image: Any) -> Any:
+        """Return the views ``(V, C, H, W)`` of an image; with geometry, also the maps ``(V, 2, 3)``."""
+        if not self.with_geometry:
+            return self._stacked([transform(image) for transform in self.transforms])
+        transforms: list[Any] = self.transforms
+        pairs = [transform.with_geometry(image) for transform in transforms]
+        return self._stacked([view for view, _ in pairs]), torch.stack([own for _, own in pairs])
+
+    def _stacked(self, views: list[Tensor]) -> Tensor:
         for index, view in enumerate(views):
             if not isinstance(view, Tensor):
                 raise TypeError(
@@ -94,13 +106,15 @@ class MultiView:
         return f"{type(self).__name__}({self.transforms})"
 
 
-class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
+class MultiViewDataset(Dataset[tuple[Any, ...]]):
     """A map-style dataset with ``V`` views of each image of another dataset.
 
     Args:
         dataset: A map-style dataset of pairs ``(image, label)``.
         transform: See ``MultiView``.
         num_views: See ``MultiView``.
+        with_geometry: See ``MultiView``; items are then ``(views, geometry, label)``. The maps start from the images
+            that the other dataset returns.
 
     Examples:
         >>> data = MultiViewDataset([(torch.zeros(3, 8, 8), 5)], lambda image: image + torch.rand(1))
@@ -109,20 +123,23 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
         (torch.Size([2, 3, 8, 8]), 5)
     """
 
-    def __init__(self, dataset: Any, transform: Transforms, num_views: int | None = None) -> None:
+    def __init__(
+        self, dataset: Any, transform: Transforms, num_views: int | None = None, *, with_geometry: bool = False
+    ) -> None:
         check_dataset(dataset)
         self.dataset = dataset
-        self.transform = MultiView(transform, num_views)
+        self.transform = MultiView(transform, num_views, with_geometry=with_geometry)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         item = self.dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise TypeError(f"Expected the `dataset` to return pairs (image, label), but got {type(item).__name__}")
         image, label = item
-        return self.transform(image), label
+        views = self.transform(image)
+        return (*views, label) if self.transform.with_geometry else (views, label)
 
     @property
     def labels(self) -> Any:
@@ -134,7 +151,7 @@ class MultiViewDataset(Dataset[tuple[Tensor, Any]]):
         return self.dataset.labels if hasattr(self.dataset, "labels") else self.dataset.targets
 
 
-class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
+class MultiViewTensorDataset(Dataset[tuple[Tensor, ...]]):
     """A dataset of images in memory that computes all views of a batch in one call of the transform.
 
     The DataLoader fetches a batch at once (``__getitems__``) and needs ``collate_fn=MultiViewTensorDataset.collate``,
@@ -146,9 +163,13 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         transform: maps images ``(N, C, H, W)`` to float images, each with its own random parameters, as the result of
             ``augmentation`` does.
         num_views: ``V >= 1``.
+        with_geometry: return ``(views, geometry, labels)``, with the maps ``(B, V, 2, 3)`` from each image to its views
+            (see ``map_points``). The transform needs a method ``with_geometry``, as ``ImageTransform`` has; views and
+            draws are the same as without.
 
     Raises:
-        ValueError: If images and labels differ in number, or ``num_views`` is below 1.
+        ValueError: If images and labels differ in number, ``num_views`` is below 1, or the geometry is to be returned
+            and missing.
         TypeError: If ``num_views`` is not an integer.
 
     Examples:
@@ -160,10 +181,19 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
         >>> views, labels = next(iter(DataLoader(data, batch_size=4, collate_fn=data.collate)))
         >>> views.shape, labels
         (torch.Size([4, 2, 1, 8, 8]), tensor([0, 1, 2, 3]))
+        >>> told = MultiViewTensorDataset(data.images, data.labels, data.transform, with_geometry=True)
+        >>> [part.shape for part in told.__getitems__([0, 3])]
+        [torch.Size([2, 2, 1, 8, 8]), torch.Size([2, 2, 2, 3]), torch.Size([2])]
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, transform: Callable[[Tensor], Tensor], num_views: int = 2
+        self,
+        images: Tensor,
+        labels: Tensor,
+        transform: Callable[[Tensor], Tensor],
+        num_views: int = 2,
+        *,
+        with_geometry: bool = False,
     ) -> None:
         check_dense("images", images)
         check_dense("labels", labels)
@@ -178,27 +208,30 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"Expected `labels` to hold one for each of {len(images)} images, but got {len(labels)} labels"
             )
         check_int("num_views", num_views, low=1)
+        self.with_geometry = check_bool("with_geometry", with_geometry)
+        if self.with_geometry:
+            check_tells_geometry("transform", transform)
         self.images, self.labels, self.transform, self.num_views = images, labels, transform, num_views
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        views, labels = self.__getitems__([index])
-        return views[0], labels[0]
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(part[0] for part in self.__getitems__([index]))
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the views ``(B, V, C, H, W)`` and labels ``(B, ...)`` of a batch."""
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the views ``(B, V, C, H, W)``, with geometry the maps ``(B, V, 2, 3)``, and labels ``(B, ...)``."""
         chosen = torch.as_tensor(indices, device="cpu")
         # (V * B, C, H, W), view-major: the transform draws parameters for each row.
-        images = self.images[to_device(chosen, self.images.device)]
-        rows = self.transform(images.repeat(self.num_views, 1, 1, 1))
-        if not isinstance(rows, Tensor) or rows.shape[:1] != (self.num_views * len(chosen),):
-            given = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-            raise ValueError(
-                f"Expected `transform` to return a tensor of {self.num_views * len(chosen)} images, but got {given}"
-            )
-        return split_views(rows, self.num_views), self.labels[to_device(chosen, self.labels.device)]
+        images = self.images[to_device(chosen, self.images.device)].repeat(self.num_views, 1, 1, 1)
+        transform: Any = self.transform
+        parts = transform.with_geometry(images) if self.with_geometry else (transform(images),)
+        for rows in parts:
+            if not isinstance(rows, Tensor) or rows.shape[:1] != (len(images),):
+                given = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+                raise ValueError(f"Expected `transform` to return a tensor of {len(images)} images, but got {given}")
+        labels = self.labels[to_device(chosen, self.labels.device)]
+        return (*(split_views(rows, self.num_views) for rows in parts), labels)
 
     @staticmethod
     def collate(batch: Any) -> Any:
@@ -218,6 +251,7 @@ class SeededDataset(Dataset[Any]):
         dataset: a map-style dataset. If it has ``__getitems__``, that method returns the collated batch.
         device: the device of the random draws.
         batch_transform: maps the parts of the collated batch, views and labels, to the batch, as ``BatchMix`` does.
+            Views with geometry have three parts, which ``BatchMix`` does not take: a mixture has no single map.
 
     Raises:
         TypeError: If a batch has no seed, or ``batch_transform`` is not callable.

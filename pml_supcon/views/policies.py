@@ -16,7 +16,9 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as VF
 
+from pml_supcon._geometry import compose_maps
 from pml_supcon._tensors import to_device
+from pml_supcon.views.geometry import identity_maps
 
 AUTO_BINS = 10  # strengths of AutoAugment are numbered 0 to 9
 RAND_BINS = 31  # strengths of RandAugment in torchvision: 0 to 30
@@ -65,6 +67,24 @@ class Operation:
             return changed
         places, inside = _sources(self, *images.shape[-2:], images.device)
         return images.flatten(2).index_select(2, places).mul_(inside).view_as(images)
+
+    def map_of(self, height: int, width: int) -> Tensor:
+        """Return the map (2, 3) of images of a size, on the CPU; pixels land within half a pixel of it."""
+        a, b, x = (1.0, 0.0, 0.0)
+        c, d, y = (0.0, 1.0, 0.0)
+        if self.name == "TranslateX":
+            x = int(self.magnitude)
+        elif self.name == "TranslateY":
+            y = int(self.magnitude)
+        elif self.name == "ShearX":  # about the upper left corner, (-0.5, -0.5)
+            b, x = -self.magnitude, -self.magnitude / 2
+        elif self.name == "ShearY":
+            c, y = -self.magnitude, -self.magnitude / 2
+        elif self.name == "Rotate":  # counterclockwise about the centre, to which the shift moves it back
+            angle, (middle_x, middle_y) = math.radians(self.magnitude), ((width - 1) / 2, (height - 1) / 2)
+            a, b, c, d = math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)
+            x, y = middle_x - a * middle_x - b * middle_y, middle_y - c * middle_x - d * middle_y
+        return torch.tensor([[a, b, x], [c, d, y]], device="cpu")
 
 
 @lru_cache(maxsize=256)
@@ -125,11 +145,23 @@ class RandomOperations:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Draw the operations and apply them round by round."""
+        return self._apply(images, self.draw(len(images)))
+
+    def with_geometry(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the operations and apply them round by round; return the maps too."""
+        drawn, (height, width) = self.draw(len(images)), images.shape[-2:]
+        own = torch.stack([operation.map_of(height, width) for operation in self.operations])
+        maps = identity_maps(len(images), own.device)
+        for turn in drawn:
+            maps = compose_maps(own[turn], maps)
+        return self._apply(images, drawn), to_device(maps, images.device)
+
+    def _apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         images = images.clone()
-        for drawn in self.draw(len(images)):
+        for turn in drawn:
             # the rows of each operation, copied to the device at once; 0 is the identity
-            numbers, counts = drawn.unique(return_counts=True)
-            rows_by_number = to_device(drawn.argsort(stable=True), images.device).split(counts.tolist())
+            numbers, counts = turn.unique(return_counts=True)
+            rows_by_number = to_device(turn.argsort(stable=True), images.device).split(counts.tolist())
             for number, rows in zip(numbers.tolist(), rows_by_number, strict=True):
                 if number != 0:
                     images[rows] = self.operations[number](images[rows])

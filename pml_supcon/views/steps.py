@@ -1,17 +1,22 @@
 """Random steps of the augmentations: each draws parameters for every image of a batch and applies them.
 
 A step maps float images (N, C, H, W) in [0, 1] to float images in [0, 1]; it may modify its input in place. Steps have
-no state and no generator, so that they can be pickled for the workers of a loader.
+no state and no generator, so that they can be pickled for the workers of a loader. ``geometry`` says how a step tells
+where it moves pixels; ``SmoothWarp``, which is not affine, does not.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as VF
 
+from pml_supcon._geometry import compose_maps
 from pml_supcon._tensors import to_device
 from pml_supcon.views import batch_ops as ops
+from pml_supcon.views.geometry import maps_of_theta, resized_crop_map, scale_and_shift
 from pml_supcon.views.image_transform import Step
 
 Range = tuple[float, float]
@@ -29,22 +34,55 @@ class CropAndFlip:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Draw the parameters and apply them."""
+        return ops.warp(images, self._draw(images), self.image_size)
+
+    def with_geometry(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the parameters and apply them; return the maps too."""
+        return warp_with_geometry(images, self._draw(images), self.image_size)
+
+    def _draw(self, images: Tensor) -> Tensor:
         theta = ops.crop_theta(images, self.scale, self.ratio)
         if self.flip:
             theta[:, :, 0] *= torch.where(ops.uniform(images, 0, 1) < 0.5, -1.0, 1.0).unsqueeze(1)
-        return ops.warp(images, theta, self.image_size)
+        return theta
 
-    def one(self, image: Tensor) -> Tensor:
-        """Crop and flip one image (C, H, W), uint8 or float, by torchvision, which crops before it resizes."""
-        crop = v2.RandomResizedCrop(self.image_size, self.scale, self.ratio, antialias=True)
-        cropped: Tensor = crop(image)
-        return cropped.flip(-1) if self.flip and torch.rand(()) < 0.5 else cropped
+    @property
+    def one(self) -> "CropAndFlipOne":
+        """The step for one image."""
+        return CropAndFlipOne(self)
+
+
+@dataclass(frozen=True)
+class CropAndFlipOne:
+    """A crop and flip of one image (C, H, W), uint8 or float, by torchvision, which crops before it resizes."""
+
+    batch: CropAndFlip
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Draw the parameters and apply them."""
+        return self._apply(image)[0]
+
+    def with_geometry(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the parameters and apply them; return the map (2, 3) too."""
+        view, (left, top, width, height), flipped = self._apply(image)
+        side = self.batch.image_size
+        own = resized_crop_map((left, top, width, height), (side, side), image.device)
+        return view, compose_maps(scale_and_shift((-1, 1), (side - 1, 0), image.device), own) if flipped else own
+
+    def _apply(self, image: Tensor) -> tuple[Tensor, tuple[int, int, int, int], bool]:
+        """Return the view, the box of its crop (left, top, width, height), and True if it is flipped."""
+        side = self.batch.image_size
+        box = v2.RandomResizedCrop(side, self.batch.scale, self.batch.ratio, antialias=True).make_params([image])
+        view: Tensor = VF.resized_crop(image, **box, size=[side, side], antialias=True)
+        flipped = self.batch.flip and bool(torch.rand(()) < 0.5)
+        return view.flip(-1) if flipped else view, (box["left"], box["top"], box["width"], box["height"]), flipped
 
 
 @dataclass(frozen=True)
 class ColourJitter:
     """Random brightness, contrast, saturation and hue of some images, in a random order per call; some become grey."""
 
+    keeps_positions: ClassVar[bool] = True
     strengths: Jitter = (0.4, 0.4, 0.4, 0.1)
     probability: float = 0.8
     grey_probability: float = 0.2
@@ -86,6 +124,7 @@ class SmoothWarp:
 class GaussianBlur:
     """A Gaussian blur of some images, with deviations uniform in ``sigma``, in pixels."""
 
+    keeps_positions: ClassVar[bool] = True
     probability: float
     sigma: Range
     radius: int
@@ -110,7 +149,14 @@ class Affine:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Draw the parameters and apply them."""
-        theta = ops.affine_theta(
+        return ops.warp(images, self._draw(images), self.image_size)
+
+    def with_geometry(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the parameters and apply them; return the maps too."""
+        return warp_with_geometry(images, self._draw(images), self.image_size)
+
+    def _draw(self, images: Tensor) -> Tensor:
+        return ops.affine_theta(
             images,
             angle=ops.uniform(images, -self.rotation, self.rotation),
             shift_x=ops.uniform(images, -self.shift, self.shift),
@@ -118,13 +164,13 @@ class Affine:
             scale=ops.uniform(images, *self.scale),
             shear=ops.uniform(images, -self.shear, self.shear),
         )
-        return ops.warp(images, theta, self.image_size)
 
 
 @dataclass(frozen=True)
 class BrightnessAndContrast:
     """Random factors of brightness, then of contrast, within ``1 - x`` and ``1 + x``."""
 
+    keeps_positions: ClassVar[bool] = True
     brightness: float
     contrast: float
 
@@ -142,3 +188,34 @@ def apply_to_some(images: Tensor, probability: float, step: Step) -> Tensor:
         return images
     chosen = to_device(chosen, images.device)
     return images.index_copy_(0, chosen, step(images[chosen]))
+
+
+def warp_with_geometry(images: Tensor, theta: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+    """Return ``batch_ops.warp`` of the images and its maps in pixels, (N, 2, 3)."""
+    height, width = images.shape[-2:]
+    return ops.warp(images, theta, image_size), maps_of_theta(theta, (height, width), (image_size, image_size))
+
+
+@dataclass(frozen=True)
+class ResizeAndCrop:
+    """The shorter side resized to ``image_size``, then the centre cropped; no randomness."""
+
+    image_size: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Resize and crop."""
+        if images.shape[-2:] == (self.image_size, self.image_size):
+            return images
+        resized: Tensor = VF.resize(images, [self.image_size], antialias=True)
+        cropped: Tensor = VF.center_crop(resized, [self.image_size])
+        return cropped
+
+    def with_geometry(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Resize and crop; return the map (2, 3) too."""
+        (height, width), side = images.shape[-2:], self.image_size
+        # torchvision cuts the longer side to whole pixels, and rounds the borders of the crop
+        longer = int(side * max(height, width) / min(height, width))
+        resized = (side, longer) if height <= width else (longer, side)
+        top, left = (round((length - side) / 2) for length in resized)
+        own = resized_crop_map((0, 0, width, height), resized, images.device)
+        return self(images), compose_maps(scale_and_shift((1, 1), (-left, -top), images.device), own)

@@ -190,7 +190,7 @@ Table = dict[str, Callable[[Draw], Any]]
 
 SWITCH = ("normalize", "scale_by_temperature", "ref_starts_with_batch", "at_r", "clustering", "standardize", "flip")
 SWITCH += ("drop_last", "batch_norm", "symmetric", "use_trunk_output", "normalize_embeddings", "replicated")
-SWITCH += ("ref_includes_query", "collect_stats")
+SWITCH += ("ref_includes_query", "collect_stats", "with_geometry", "inverse")
 COUNT = (
     "bins",
     "batches",
@@ -324,6 +324,11 @@ TABLE: Table = {
     "severities": lambda d: d.one_of([1], (1, 5)),
     "strengths": lambda d: d.one_of("auto", "32", "224"),
 }
+OF_POINTS: Table = {
+    "points": lambda d: d.rows(d.samples, d.views + 1, d.width, 2),
+    "geometry": lambda d: torch.eye(2, 3) + 0.2 * torch.rand(d.samples, d.views + 1, 2, 3),
+    "weights": lambda d: torch.rand(d.samples, d.views + 1, d.width),
+}
 CLASSIFIER = {"labels": lambda d: d.array(torch.randint(d.classes + 1, (d.samples,)))}
 OF_LOSS: Table = {"embeddings": rows_of_loss, "labels": labels_of_loss}
 OF_LOSS |= {"margin": lambda d: d.one_of(0.0, 0.0, 0.0, 0.0, 0, 1)}
@@ -372,6 +377,9 @@ SPECIAL: dict[str, Table] = {
         "ref_labels": lambda d: None,
         "loss": lambda d: d.one_of(SupConLossOut(), SupConLossIn()),  # PML's distances have no bfloat16
     },
+    "functional.view_consistency_loss": OF_POINTS,
+    "losses.ViewConsistencyLoss": OF_POINTS,
+    "views.map_points": OF_POINTS,
     "losses.LearnableTemperature": {
         "initial": lambda d: d.one_of(0.1, 0.5),
         "minimum": lambda d: d.one_of(0.01, 0.1),

@@ -97,6 +97,22 @@ def of_distillation(value: Any, given: dict[str, Any]) -> str | None:
     return of_rank_loss(value, given | {"similarity": None if bounded else "past rows that are not finite"})
 
 
+def of_view_loss(value: Any, given: dict[str, Any]) -> str | None:
+    points = given["points"]
+    wide = torch.promote_types(points.dtype, torch.float32)
+    if value.losses.shape != points.shape[:1] or value.losses.dtype != wide or value.valid.dtype != torch.bool:
+        return f"{value.losses.dtype} {tuple(value.losses.shape)} of points {tuple(points.shape)}"
+    held = [each for each in given.values() if isinstance(each, torch.Tensor) and each.numel()]
+    if all(float(each.double().abs().max()) < 1e4 for each in held) and not value.losses.isfinite().all():
+        return f"not finite: {value.losses.tolist()}"
+    return None
+
+
+def of_points(value: Any, given: dict[str, Any]) -> str | None:
+    good = isinstance(value, torch.Tensor) and value.shape[-2:] == given["points"].shape[-2:]
+    return None if good else f"no points: {value!r}"
+
+
 def of_scalar_loss(value: Any, given: dict[str, Any]) -> str | None:
     if isinstance(given.get("reducer"), reducers.DoNothingReducer) and isinstance(value, dict):
         return None
@@ -145,8 +161,11 @@ RIGHT: dict[str, Check] = {
     **{f"losses.{name}": of_scalar_loss for name in ("CrossBatchMemory", "SelfSupervisedLoss")},
     **{f"losses.{name}": of_scalar_loss for name in ("CrossModalLoss", "RankNContrastLoss", "RelationDistillation")},
     "losses.NearestNeighbourLoss": of_scalar_loss,
+    "losses.ViewConsistencyLoss": of_scalar_loss,
     "functional.rank_n_contrast_loss": of_rank_loss,
     "functional.relation_distillation_loss": of_distillation,
+    "functional.view_consistency_loss": of_view_loss,
+    "views.map_points": of_points,
     **{f"miners.{name}": of_miner for name in ("OnlineHardExampleMiner", "CappedPositivesMiner", "MeasuredMiner")},
     **{f"views.{name}": of_changed for name in ("Grey", "Rotation", "Sobel", "GaussianNoise")},
     **{f"targets.{name}": finite for name in ("LabelSets", "SoftLabels", "Hierarchy", "Kernel")},

@@ -80,7 +80,7 @@ def test_the_family_sets_flip_crop_and_hue(name):
     assert [crop.flip for crop in crops] == [True, False]
     assert [crop.scale[0] for crop in crops] == [0.2, 0.6]
     for transform, crop in zip((natural, digits), crops, strict=True):
-        assert transform._crop_one.__self__ is crop
+        assert transform._crop_one.batch is crop
     hues = [[s.strengths[3] for s in t._all.steps if hasattr(s, "strengths")] for t in (natural, digits)]
     has_jitter = name in ("simclr", "simaugment", "stacked_randaugment")
     assert hues == ([[0.1], [0.0]] if has_jitter else [[], []])
