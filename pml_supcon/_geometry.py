@@ -11,6 +11,7 @@ from torch import Tensor
 from pml_supcon._checks import check_bool
 from pml_supcon._tensors import check_dense
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEAST_DETERMINANT = 1e-6  # of an invertible map, over the mean square of its linear part: about 10 units of float32
 
 
@@ -23,7 +24,7 @@ def map_points(points: Tensor, geometry: Tensor, *, inverse: bool = False) -> Te
     of a view of side ``S`` is visible if both its coordinates are in ``[-0.5, S - 0.5]``.
 
     Args:
-        points: ``(..., K, 2)``, floating point.
+        points: ``(..., K, 2)``, floating point of 16 to 64 bits.
         geometry: ``(..., 2, 3)``, the maps from image to view, as the datasets return them with ``with_geometry=True``.
             Its leading dimensions broadcast with those of the points: ``points[:, None]``, ``(B, 1, K, 2)``, and
             ``(B, V, 2, 3)`` give ``(B, V, K, 2)``.
@@ -47,8 +48,8 @@ def map_points(points: Tensor, geometry: Tensor, *, inverse: bool = False) -> Te
     check_bool("inverse", inverse)
     for name, value, shape in (("points", points, (2,)), ("geometry", geometry, (2, 3))):
         check_dense(name, value)
-        if not value.is_floating_point():
-            raise TypeError(f"Expected argument `{name}` to be floating point, but got {value.dtype}")
+        if value.dtype not in FLOATS:
+            raise TypeError(f"Expected argument `{name}` to be floating point of 16 to 64 bits, but got {value.dtype}")
         if value.ndim < 2 or value.shape[-len(shape) :] != shape:
             expected = "(..., K, 2)" if name == "points" else "(..., 2, 3)"
             raise ValueError(f"Expected argument `{name}` to have shape {expected}, but got {tuple(value.shape)}")

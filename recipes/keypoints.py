@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from pml_supcon import losses, models, views
 
 SIDE, JOINTS, NUM_VIEWS = 32, 4, 2
-UNLABELLED, TEST, BATCH_SIZE = 1024, 512, 64
+UNLABELLED, TEST, BATCH_SIZE = 512, 512, 32
 STATS = {"mean": [0.25], "std": [0.25]}
 
 
@@ -90,7 +90,9 @@ class JointFinder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = models.create_encoder("resnet10t", in_chans=1, image_size=SIDE, channels=[16, 32, 64, 64])
+        self.encoder = models.create_encoder(
+            "resnet10t", in_chans=1, image_size=SIDE, channels=[8, 16, 32, 64], stem_width=8
+        )
         self.head = nn.Linear(models.feature_width(self.encoder) * (SIDE // 8) ** 2, 2 * JOINTS)
 
     def forward(self, images: Tensor) -> Tensor:
