@@ -90,7 +90,8 @@ def rotations(geometry: Tensor) -> Tensor:
         cos, sin = p + sign * s, r - sign * q
         norm = torch.hypot(cos, sin)
         cos, sin = cos / norm, sin / norm
-    return torch.stack([cos, -sign * sin, sin, sign * cos], dim=-1).unflatten(-1, (2, 2))
+    rows: Tensor = torch.stack([cos, -sign * sin, sin, sign * cos], dim=-1)
+    return rows.reshape(*rows.shape[:-1], 2, 2)
 
 
 def _checked(points: Tensor, geometry: Tensor | None, weights: Tensor | None) -> Tensor | None:
