@@ -13,6 +13,7 @@ from helpers.supcon_batches import value_and_gradient
 from pytorch_metric_learning import distances, reducers, regularizers
 
 from pml_supcon.functional import relation_distillation_loss
+from pml_supcon.functional.relation_distillation import tiled
 from pml_supcon.functional.supcon.tiled import layout
 from pml_supcon.losses import GlobalBatchLoss, RelationDistillation
 
@@ -121,6 +122,13 @@ FORMS = {"views": (VIEWS, PAST), "rows": (ROWS[:13], PAST_ROWS[:13])}
 
 def work(rank):
     layout.TILE = 5  # several tiles for each process
+    shares, tiles_of = [], tiled.tiles_of
+
+    def recorded(rows, group):
+        shares.append(tiles_of(rows, group))
+        return shares[-1]
+
+    tiled.tiles_of = recorded
     pair = dist.new_group([0, 1])
     results = {}
     for number, sizes in SHARDS.items():
@@ -140,6 +148,9 @@ def work(rank):
     alone = RelationDistillation()
     GlobalBatchLoss(alone)(VIEWS[rank:], past_embeddings=PAST[rank:])
     results["alone afterwards"] = alone(VIEWS, PAST) if rank == 0 else None  # waits for no other process
+    shares.clear()
+    GlobalBatchLoss(RelationDistillation())(VIEWS[rank:], past_embeddings=PAST[rank:])
+    (results["share of the tiles"],) = shares
 
     wrong = {
         "shape": (VIEWS, PAST[rank:]),
@@ -183,6 +194,14 @@ def test_one_row_on_one_of_the_processes(processes):
         assert value == 0
         assert not gradient.any()
     torch.testing.assert_close(processes[0]["alone afterwards"], RelationDistillation()(VIEWS, PAST))
+
+
+def test_the_processes_divide_the_tiles(processes):
+    shares = [result["share of the tiles"] for result in processes]
+    rows = slice(0, 2 * (13 + 12 + 11))
+    assert [tile for share in zip(*shares, strict=True) for tile in share] == list(
+        layout.tiles_over(rows, rows, 5, upper=True)
+    )
 
 
 def test_errors_are_raised_on_all_processes(processes):
