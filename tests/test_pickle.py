@@ -56,6 +56,10 @@ def of_two_views(thing):
     return thing(views.flip(0), LABELS, projections=views)
 
 
+def of_maps(thing):
+    return thing(ROWS.view(2, 2, 4, 8), LABELS.repeat(4).view(2, 4, 8))
+
+
 def of_images(thing):
     torch.manual_seed(0)
     return thing(IMAGES)
@@ -139,6 +143,8 @@ CASES = {
     "losses.RankNContrastLoss": (losses.RankNContrastLoss, of_rows),
     "losses.RelationDistillation": (losses.RelationDistillation, lambda loss: loss(ROWS, ROWS.flip(0))),
     "losses.ViewConsistencyLoss": (losses.ViewConsistencyLoss, of_points),
+    "losses.PixelSupConLoss": (lambda: losses.PixelSupConLoss(out(), num_pixels=5), of_maps),
+    "losses.MaskPrototypeLoss": (losses.MaskPrototypeLoss, of_maps),
     "losses.LearnableTemperature": (
         lambda: losses.LearnableTemperature(0.2),
         lambda temperature: out(temperature=temperature)(ROWS, LABELS).detach(),

@@ -8,6 +8,7 @@ from pml_supcon import functional, losses, metrics, miners, samplers, search, vi
 from pml_supcon._tensors import check_dense
 
 ROWS, LABELS = torch.eye(4), torch.tensor([0, 0, 1, 1])
+MASKS = torch.zeros(1, 4, 4, dtype=torch.long)
 VIEWS = ROWS[:, None].repeat(1, 2, 1)
 
 
@@ -56,6 +57,14 @@ CALLS = {
     "points": {
         "view_consistency_loss": lambda x: functional.view_consistency_loss(x, torch.eye(2, 3).expand(4, 2, 2, 3)),
         "map_points": lambda x: views.map_points(x, torch.eye(2, 3)),
+    },
+    "features": {
+        "mask_prototype_loss": lambda x: functional.mask_prototype_loss(x, MASKS),
+        "PixelSupConLoss": lambda x: losses.PixelSupConLoss(losses.SupConLossOut())(x, MASKS),
+    },
+    "masks": {
+        "draw_pixels": lambda x: functional.draw_pixels(x, 2),
+        "MaskPrototypeLoss": lambda x: losses.MaskPrototypeLoss()(torch.ones(1, 2, 4, 4), x),
     },
     "images": {"Sobel": lambda x: views.Sobel()(x, LABELS)},
 }

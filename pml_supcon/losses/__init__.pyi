@@ -2,6 +2,7 @@ from .cross_modal import CrossModalLoss
 from .global_batch import GlobalBatchLoss
 from .learnable_temperature import LearnableTemperature
 from .nearest_neighbour import NearestNeighbourLoss
+from .pixels import MaskPrototypeLoss, PixelSupConLoss
 from .queue import QueueLoss
 from .rank_n_contrast import RankNContrastLoss
 from .relation_distillation import RelationDistillation
@@ -17,6 +18,8 @@ __all__ = [  # noqa: RUF022 - by importance
     "RankNContrastLoss",
     "RelationDistillation",
     "ViewConsistencyLoss",
+    "PixelSupConLoss",
+    "MaskPrototypeLoss",
     "GlobalBatchLoss",
     "QueueLoss",
     "NearestNeighbourLoss",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from pml_supcon.distributed.shards import LossInputs
 from pml_supcon.functional.supcon.backends import solve, solve_mean
 from pml_supcon.functional.supcon.global_batch.group import divide_anchors, group_losses
 from pml_supcon.functional.supcon.options import TEMPERATURE, SupConOptions, check_cap
-from pml_supcon.functional.supcon.problem import CheckedBatch, build_problem, check_batch
+from pml_supcon.functional.supcon.problem import AnchorLosses, CheckedBatch, build_problem, check_batch
 from pml_supcon.functional.supcon.temperature import BoundedTemperature
 from pml_supcon.losses.learnable_temperature import LearnableTemperature
 from pml_supcon.targets import Target
@@ -195,6 +196,22 @@ class BaseSupConLoss(BaseMetricLossFunction):
         )
         inputs = LossInputs(embeddings, labels, num_views=views, more=more)
         return group_losses(inputs, self._options_of_call(), group).mean()
+
+    def loss_of_parts(self, embeddings: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return the loss of rows ``(N, D)`` whose consecutive parts of these sizes are contrasted each alone.
+
+        The reducer gets the anchors of all parts. Class labels ``(N,)`` mean nothing outside their part.
+        """
+        self.reset_stats()
+        options = self._options_of_call()
+        parts = zip(embeddings.split(sizes), labels.split(sizes), strict=True)
+        solved = [solve(build_problem(check_batch(rows, ids, None), options)) for rows, ids in parts]
+        terms = AnchorLosses(*map(torch.cat, zip(*solved, strict=True)))
+        loss_dict = _pml.loss_dict(terms, self.reducer)
+        self.add_embedding_regularization_to_loss_dict(loss_dict, embeddings)
+        _pml.check_class_weights(self.reducer, labels)
+        loss: Tensor = self.reducer(loss_dict, embeddings, labels)
+        return loss
 
     def needs_all_rows(self) -> bool:
         """Return True if a distance, reducer, regulariser or statistic of PML needs the rows of the whole batch."""

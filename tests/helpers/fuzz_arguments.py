@@ -323,6 +323,11 @@ TABLE: Table = {
     "corruptions": lambda d: d.one_of(["fog"], ["fog", "snow"]),
     "severities": lambda d: d.one_of([1], (1, 5)),
     "strengths": lambda d: d.one_of("auto", "32", "224"),
+    "masks": lambda d: d.ids(d.views * d.samples * d.classes).view(d.views, d.samples, d.classes),
+    "num_pixels": lambda d: d.rng.randint(1, 20),
+    "ignore_value": lambda d: d.one_of(None, 0, 255),
+    "area_exponent": lambda d: d.one_of(-0.6, 0, -1.0),
+    "by": lambda d: d.one_of("mask", "class"),
 }
 OF_POINTS: Table = {
     "points": lambda d: d.rows(d.samples, d.views + 1, d.width, 2),
@@ -337,6 +342,7 @@ OF_TARGET |= {"target": lambda d: d.target}
 OF_MINER: Table = {"embeddings": lambda d: d.rows(d.samples, d.width), "labels": lambda d: d.ids(d.samples)}
 OF_FIT = {"features": lambda d: d.array(d.rows(12, d.width)), "labels": lambda d: d.array(d.ids(12))}
 OF_NETWORK: Table = {"x": lambda d: torch.randn(d.samples, d.width)}
+OF_PIXELS: Table = {"features": lambda d: d.rows(d.views, d.width, d.samples, d.classes)}
 PROBE = ("inverse_l2", "max_iter", "standardize", "seed")
 LOSS_OPTIONS = ("distance", "reducer", "embedding_regularizer", "collect_stats")
 SUPCON = ("temperature", "summation", "denominator", "contrast_mode", "positives_cap")
@@ -370,6 +376,9 @@ SPECIAL: dict[str, Table] = {
     "losses.RankNContrastLoss": OF_LOSS | {"labels": numbers_of_loss},
     "functional.relation_distillation_loss": OF_DISTILLATION,
     "losses.RelationDistillation": OF_DISTILLATION,
+    "functional.mask_prototype_loss": OF_PIXELS,
+    "losses.MaskPrototypeLoss": OF_PIXELS,
+    "losses.PixelSupConLoss": OF_PIXELS | {"loss": lambda d: d.one_of(SupConLossOut(), SupConLossIn())},
     "losses.CrossModalLoss": {
         "embeddings": lambda d: d.rows(d.samples, d.width),
         "ref_emb": lambda d: d.rows(d.samples, d.width),

@@ -113,6 +113,15 @@ def of_points(value: Any, given: dict[str, Any]) -> str | None:
     return None if good else f"no points: {value!r}"
 
 
+def of_pixel_losses(value: Any, given: dict[str, Any]) -> str | None:
+    features, wide = given["features"], torch.promote_types(given["features"].dtype, torch.float32)
+    if value.losses.shape != given["masks"].shape or value.losses.dtype != wide or value.valid.dtype != torch.bool:
+        return f"{value.losses.dtype} {tuple(value.losses.shape)} for masks {tuple(given['masks'].shape)}"
+    safe = not features.numel() or (bool(features.isfinite().all()) and float(features.detach().abs().max()) < 1e4)
+    wrong = safe and not (value.losses.isfinite() & (value.losses > -1e-5)).all()
+    return f"not finite and >= 0: {value.losses.tolist()}" if wrong else None
+
+
 def of_scalar_loss(value: Any, given: dict[str, Any]) -> str | None:
     if isinstance(given.get("reducer"), reducers.DoNothingReducer) and isinstance(value, dict):
         return None
@@ -166,6 +175,8 @@ RIGHT: dict[str, Check] = {
     "functional.relation_distillation_loss": of_distillation,
     "functional.view_consistency_loss": of_view_loss,
     "views.map_points": of_points,
+    **{f"losses.{name}": of_scalar_loss for name in ("PixelSupConLoss", "MaskPrototypeLoss")},
+    "functional.mask_prototype_loss": of_pixel_losses,
     **{f"miners.{name}": of_miner for name in ("OnlineHardExampleMiner", "CappedPositivesMiner", "MeasuredMiner")},
     **{f"views.{name}": of_changed for name in ("Grey", "Rotation", "Sobel", "GaussianNoise")},
     **{f"targets.{name}": finite for name in ("LabelSets", "SoftLabels", "Hierarchy", "Kernel")},
