@@ -124,18 +124,21 @@ def mask_prototype_loss(
     masks = checked_masks(masks, ignore_value, features)
     slots, areas = number_masks(masks, ignore_value)
     valid, absent = slots >= 0, areas == 0
-    absent[:, 0] = False  # an image without masks has one at 0, so that no sum is empty
     dtype = torch.promote_types(features.dtype, torch.float32)
     with full_precision(features.device):
-        # g_p, (B, P, D): an ignored pixel is 0 whatever its features are, NaN too
-        rows = features.to(dtype).flatten(2).transpose(1, 2).masked_fill(~valid[..., None], 0)
+        # g_p, (B, P, D): the features of an ignored pixel, which may be NaN, are replaced by ones
+        rows = features.to(dtype).flatten(2).transpose(1, 2).masked_fill(~valid[..., None], 1)
         pixels = unit_rows(rows.flatten(0, 1)).view(rows.shape)
-        # m_k = sum_q c_qk g_q with c_qk = 1 / a_k for pixels q of mask k and else 0, (B, P, K); t_k, (B, K, D)
-        members = slots[..., None] == torch.arange(areas.shape[1], device=slots.device)
+        # m_k = sum_q c_qk g_q with c_qk = 1 / a_k for pixels q of mask k and else 0, (B, P, K); t_k, (B, K, D). Masks
+        # that an image lacks are ones too: at 0 the second derivative of a norm is NaN
+        numbers = torch.arange(areas.shape[1], device=slots.device)
+        members = slots[..., None] == numbers
         means = (members.to(dtype) / areas.clamp(min=1)[:, None]).transpose(1, 2) @ pixels
+        means = means.masked_fill(absent[..., None], 1)
         prototypes = unit_rows(means.flatten(0, 1)).view(means.shape)
-        # s_pk = t_k . g_p / tau, (B, P, K), over the masks of the image
-        s = (pixels @ prototypes.transpose(1, 2) / temperature).masked_fill(absent[:, None], -torch.inf)
+        # s_pk = t_k . g_p / tau, (B, P, K), over the masks of the image. The first always counts: no sum is empty
+        s = pixels @ prototypes.transpose(1, 2) / temperature
+        s = s.masked_fill((absent & (numbers > 0))[:, None], -torch.inf)
         # l_p = log sum_k' exp(s_pk') - s_pk, (B, P)
         losses = s.logsumexp(dim=2) - s.gather(2, slots.clamp(min=0)[..., None])[..., 0]
     losses = torch.where(valid, losses, 0)

@@ -159,7 +159,7 @@ def test_the_first_pixel_has_a_share_by_area(exponent):
 
 
 def test_pairs_are_drawn_one_after_the_other():
-    drawn = draw_pixels(many(20_000), 2, ignore_value=9, generator=torch.Generator().manual_seed(2))
+    drawn = draw_pixels(many(200_000), 2, ignore_value=9, generator=torch.Generator().manual_seed(2))
     pairs = drawn.view(-1, 2) % 8
     assert (pairs[:, 0] < pairs[:, 1]).all()  # without replacement, ascending
     w = (AREAS**-0.6 / (AREAS**-0.6).sum()).tolist()
@@ -167,9 +167,9 @@ def test_pairs_are_drawn_one_after_the_other():
         (i, j): w[i] * w[j] / (1 - w[i]) + w[j] * w[i] / (1 - w[j]) for i, j in itertools.combinations(range(7), 2)
     }
     found = [int((pairs == torch.tensor(pair)).all(dim=1).sum()) for pair in expected]
-    assert chisquare(found, 20_000 * torch.tensor(list(expected.values()), dtype=torch.float64)).pvalue > 1e-4
+    assert chisquare(found, 200_000 * torch.tensor(list(expected.values()), dtype=torch.float64)).pvalue > 1e-4
     rejective = torch.tensor([w[i] * w[j] for i, j in expected], dtype=torch.float64)  # both drawn at once
-    assert chisquare(found, 20_000 * rejective / rejective.sum()).pvalue < 1e-9
+    assert chisquare(found, 200_000 * rejective / rejective.sum()).pvalue < 1e-9
 
 
 def test_areas_are_of_each_image():

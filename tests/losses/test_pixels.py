@@ -130,7 +130,7 @@ def test_a_queue_of_pixels():
     both = {"ref_emb": torch.cat([2 - rows, rows]), "ref_labels": labels.repeat(2), "ref_starts_with_batch": True}
     torch.testing.assert_close(second, supcon_loss(2 - rows, labels, temperature=0.2, **both).mean())
     assert loss.loss.num_filled == 2 * len(rows)
-    with pytest.raises(ValueError, match="`queue_size` to be at least the 75 rows of a batch"):
+    with pytest.raises(ValueError, match="`queue_size` to be at least the 72 rows of a batch"):
         all_pixels(QueueLoss(inner, 4, 60, dtype=torch.float64), by="class")(FEATURES, MASKS)
 
 
@@ -158,7 +158,7 @@ def test_all_pixels_ignored_is_zero_with_a_graph(loss):
 
 def test_reducers_get_the_anchors_of_all_images():
     each = all_pixels(SupConLossOut(reducer=reducers.DoNothingReducer()))(FEATURES, MASKS)["loss"]["losses"]
-    assert len(each) == 74  # one of 75 pixels has no positive
+    assert len(each) == 71  # one of 72 pixels has no positive
     torch.testing.assert_close(each.mean(), all_pixels(SupConLossOut())(FEATURES, MASKS))
     low = float(each.median())
     value = all_pixels(SupConLossOut(reducer=reducers.ThresholdReducer(low=low)))(FEATURES, MASKS)
