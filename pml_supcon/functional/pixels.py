@@ -57,17 +57,17 @@ def draw_pixels(
         tensor([8, 9])
     """
     check_int("num_pixels", num_pixels, low=1)
-    check_number("area_exponent", area_exponent)
+    exponent = check_number("area_exponent", area_exponent)
     check_type("generator", generator, (torch.Generator, type(None)), "a torch.Generator or None")
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"Expected argument `generator` to be on the CPU, but got one on {generator.device}")
     masks = checked_masks(masks, ignore_value)
     slots, areas = number_masks(masks, ignore_value)
     images, pixels = slots.shape
-    # key_p = area_exponent log a_p - log e_p with e_p = -log u_p exponential, (B, P); minus infinity: ignored. In
+    # key_p = exponent log a_p - log e_p with e_p = -log u_p exponential, (B, P); minus infinity: ignored. In
     # float64 no two keys are equal.
     noise = torch.empty(images, pixels, dtype=torch.float64, device="cpu").exponential_(generator=generator)
-    keys = area_exponent * areas.gather(1, slots.clamp(min=0)).double().log() - to_device(noise, masks.device).log()
+    keys = exponent * areas.gather(1, slots.clamp(min=0)).double().log() - to_device(noise, masks.device).log()
     keys = keys.masked_fill(slots < 0, -torch.inf)
     # the largest keys of each image, as indices into all pixels, (n,)
     best, places = keys.topk(min(num_pixels, pixels), dim=1)
@@ -137,7 +137,7 @@ def mask_prototype_loss(
         means = means.masked_fill(absent[..., None], 1)
         prototypes = unit_rows(means.flatten(0, 1)).view(means.shape)
         # s_pk = t_k . g_p / tau, (B, P, K), over the masks of the image. The first always counts: no sum is empty
-        s = pixels @ prototypes.transpose(1, 2) / temperature
+        s = pixels @ prototypes.transpose(1, 2) / float(temperature)
         s = s.masked_fill((absent & (numbers > 0))[:, None], -torch.inf)
         # l_p = log sum_k' exp(s_pk') - s_pk, (B, P)
         losses = s.logsumexp(dim=2) - s.gather(2, slots.clamp(min=0)[..., None])[..., 0]
