@@ -29,6 +29,7 @@ from pml_supcon.experiments.record import compared
 from pml_supcon.experiments.registry import EXPERIMENTS
 from pml_supcon.experiments.scales import SCALES
 from pml_supcon.training.config import TrainSettings
+from pml_supcon.training.continual.settings import ContinualSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, RECORDS = ROOT / "docs", ROOT / "docs/records"
@@ -187,7 +188,9 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 def inline_code() -> Iterator[str]:
     """Yield the flags and paths in inline code that do not exist."""
-    recipes = {field.name for settings in (TrainSettings, EvaluateSettings) for field in fields(settings)}
+    recipes = {
+        field.name for settings in (TrainSettings, EvaluateSettings, ContinualSettings) for field in fields(settings)
+    }
     recipes |= {"config", "print_config", "help", "version"} | flags_in("pml_supcon/experiments/settings.py")
     known = recipes | flags_of(launch_command_parser()) | flags_of(get_args_parser())
     tools = {  # flags by a word of the code before them

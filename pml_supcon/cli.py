@@ -1,12 +1,12 @@
-"""The command ``pml-supcon``: train, evaluate and reproduce without a checkout.
+"""The command ``pml-supcon``: the recipes without a checkout.
 
     pml-supcon train --data imagefolder:my/images --epochs 100
     pml-supcon evaluate runs/mine
     pml-supcon configs                                        # list the installed configurations
     pml-supcon train --config "$(pml-supcon configs cifar10)"
 
-``train``, ``evaluate`` and ``reproduce`` run the programs of ``recipes/`` in one process. For several processes, launch
-the module with Accelerate:
+The first four commands run the programs of ``recipes/`` in one process. For several processes, launch the module with
+Accelerate:
 
     accelerate launch --config_file "$(pml-supcon configs several_gpus)" -m pml_supcon.cli train --epochs 100
 """
@@ -25,11 +25,17 @@ from pml_supcon._console import prepare_streams, say
 
 COMMANDS = {
     "train": "train an encoder, then score it: retrieval and a linear probe",
+    "continual": "train on tasks that come one after another, and score all of them after each",
     "evaluate": "evaluate a frozen encoder and write an HTML report",
     "reproduce": "run the paper's experiments and test its claims",
     "configs": "list the configurations, or print the path of one",
 }
-ENGINES = {"train": "training", "evaluate": "evaluation", "reproduce": "experiments"}
+ENGINES = {
+    "train": "training",
+    "continual": "evaluation.continual",
+    "evaluate": "evaluation",
+    "reproduce": "experiments",
+}
 RECIPES_COMMAND = 'pip install "pml-supcon[recipes]"'
 FOLDERS = ("configs", "configs/launch")  # for `--config` of train.py, for `--config_file` of accelerate
 
@@ -58,7 +64,7 @@ def require_recipe(name: str) -> ModuleType:
     """Import the program of a command, or raise an ImportError with the install command.
 
     Args:
-        name: The command, "train", "evaluate" or "reproduce".
+        name: The command, such as "train".
 
     Returns:
         The module, whose ``main`` takes the arguments of a command line.

@@ -1,7 +1,7 @@
 """Callbacks of the training loop: checkpoints, and the k-NN accuracy of held-out images."""
 
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -55,17 +55,20 @@ class CheckpointCallback:
         """
         if not all_finite(stage.model):
             raise FloatingPointError(f"the weights are no longer finite after step {step}")
-        about = {
-            "settings": computed(self.settings),
+        checkpoint = capture(stage, step, self.about(), self.accelerator)
+        if self.accelerator.is_main_process:
+            checkpoint.about["history"] = self.history.to_disk()
+            self.context.run.checkpoints.write(step, checkpoint)
+
+    def about(self) -> dict[str, Any]:
+        """Return the plain values of a checkpoint, besides stage and step."""
+        return {
+            "settings": computed(self.context.run.settings),
             "processes": self.accelerator.num_processes,
             "precision": self.accelerator.mixed_precision,
             "seconds": self.seconds(),
             **images_of(self.context.data),
         }
-        checkpoint = capture(stage, step, about, self.accelerator)
-        if self.accelerator.is_main_process:
-            checkpoint.about["history"] = self.history.to_disk()
-            self.context.run.checkpoints.write(step, checkpoint)
 
     def epoch_metrics(self, stage: Stage, epoch: int) -> Row:
         """Return the k-NN accuracy of held-out images with classes every ``knn_every`` epochs and after the last."""

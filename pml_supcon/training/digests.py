@@ -13,7 +13,7 @@ from typing import Any
 from pml_supcon._files import check_file, write_atomic
 
 CONFIG, HISTORY, METRICS, ENCODER = "config.yaml", "history.jsonl", "metrics.json", "encoder"
-HEAD, CLASSIFIER = "head.safetensors", "classifier.safetensors"
+HEAD, CLASSIFIER, CONTINUAL = "head.safetensors", "classifier.safetensors", "continual.json"
 DIGESTS, SEAL, PLACE = "digests.json", "sha256", "written_as"
 
 
@@ -83,7 +83,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the digests of a finished run, then its record ``metrics.json``: a run with metrics is complete."""
     text = json.dumps(record, indent=2) + "\n"
     weights = [f"{ENCODER}/{file.name}" for file in sorted((folder / ENCODER).iterdir()) if not _hidden(file)]
-    names = [name for name in (CONFIG, HISTORY, *weights, HEAD, CLASSIFIER) if (folder / name).is_file()]
+    names = [name for name in (CONFIG, HISTORY, *weights, HEAD, CLASSIFIER, CONTINUAL) if (folder / name).is_file()]
     files = {name: digest_of_file(folder / name) for name in names} | {METRICS: digest_of_bytes(text.encode())}
     write_atomic(folder / DIGESTS, json.dumps(sealed({"files": files}), indent=2) + "\n")
     write_atomic(folder / METRICS, text)

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 from accelerate import Accelerator, PartialState
@@ -38,12 +38,13 @@ from pml_supcon.training.checkpoint import (
     read_checkpoint,
 )
 from pml_supcon.training.config import TrainSettings
-from pml_supcon.training.config.settings import DEFAULT_ENCODER, FREE_TO_CHANGE
+from pml_supcon.training.config.settings import DEFAULT_ENCODER, FREE_TO_CHANGE, RunSettings
 from pml_supcon.training.config.yaml_files import read_yaml
 from pml_supcon.training.dataloaders import build_stage1_sampler, check_batch_sizes
 from pml_supcon.training.digests import (
     CLASSIFIER,
     CONFIG,
+    CONTINUAL,
     DIGESTS,
     ENCODER,
     HEAD,
@@ -59,10 +60,11 @@ from pml_supcon.training.methods import build_target
 from pml_supcon.training.optimization import check_optimizer, try_optimizer
 from pml_supcon.training.processes import on_main
 
-RUN_FILES = ("checkpoints", HISTORY, DIGESTS, METRICS, ENCODER, HEAD, CLASSIFIER)  # of a run, besides its settings
+Settings = TypeVar("Settings", bound=RunSettings)
+RUN_FILES = ("checkpoints", HISTORY, DIGESTS, METRICS, CONTINUAL, ENCODER, HEAD, CLASSIFIER)  # besides the settings
 
 
-class RunFolder:
+class RunFolder(Generic[Settings]):
     """The folder of a run. It never overwrites another run.
 
     Args:
@@ -73,7 +75,7 @@ class RunFolder:
         finished: True if the resumed run is already complete; known after ``open``.
     """
 
-    def __init__(self, path: Path, settings: TrainSettings) -> None:
+    def __init__(self, path: Path, settings: Settings) -> None:
         self.path = path
         self.settings = settings
         self.finished = False
@@ -188,13 +190,13 @@ class RunFolder:
         check_settings(self.path, {name: saved[name] for name in here}, here)
 
 
-def plain(settings: TrainSettings) -> dict[str, Any]:
+def plain(settings: RunSettings) -> dict[str, Any]:
     """Return the settings as plain values for YAML and JSON."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(settings), default=str))
     return values
 
 
-def computed(settings: TrainSettings) -> dict[str, Any]:
+def computed(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that affect the results of a run."""
     return {name: value for name, value in plain(settings).items() if name not in FREE_TO_CHANGE}
 
@@ -262,7 +264,7 @@ class RunContext:
         replaced: The number of broken images that others of their class replace.
     """
 
-    run: RunFolder
+    run: RunFolder[Any]
     settings: TrainSettings
     accelerator: Accelerator
     data: ImageData
@@ -273,24 +275,30 @@ class RunContext:
     replaced: int = 0
 
 
-def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder:
+def open_run(settings: TrainSettings, accelerator: Accelerator) -> RunFolder[TrainSettings]:
     """Return the folder of the run, after all checks that need no data."""
-    data = "".join(c if c.isalnum() else "-" for c in settings.data).strip("-")
+    return open_folder(settings, settings, settings.method, accelerator)
+
+
+def open_folder(
+    settings: Settings, training: TrainSettings, method: str, accelerator: Accelerator
+) -> RunFolder[Settings]:
+    """Return the folder of a program's run, which trains with the settings ``training``, after the same checks."""
+    data = "".join(c if c.isalnum() else "-" for c in training.data).strip("-")
     # microseconds, because a loop of a shell starts several runs in one second
-    name = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{data}-{settings.method}-seed{settings.seed}"
+    name = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{data}-{method}-seed{settings.seed}"
     run = RunFolder(settings.output or Path("runs") / broadcast_object_list([name])[0], settings)
     run.open()
     try:
-        _check(run, accelerator)
+        _check(run, training, accelerator)
     except BaseException:
         run.release()
         raise
     return run
 
 
-def _check(run: RunFolder, accelerator: Accelerator) -> None:
+def _check(run: RunFolder[Any], settings: TrainSettings, accelerator: Accelerator) -> None:
     """Raise for settings that cannot be used, before data are read."""
-    settings = run.settings
     check_shared_folder(run, accelerator)
     require_faiss()
     check_encoder_name(settings.encoder or DEFAULT_ENCODER)
@@ -318,7 +326,7 @@ def announce_download(encoder: str) -> None:
         say(f"no local weights of {encoder}: timm downloads them")
 
 
-def check_shared_folder(run: RunFolder, accelerator: Accelerator) -> None:
+def check_shared_folder(run: RunFolder[Any], accelerator: Accelerator) -> None:
     """Raise ValueError unless all processes see the same folder; otherwise they would resume from different steps."""
     newest = run.checkpoints.newest() if run.settings.resume else None
     seen = gather_object([(run.finished, None if newest is None else newest.name)])
@@ -394,7 +402,7 @@ def check_targets(settings: TrainSettings, split: TrainingSplit, scored: Tensor)
         )
 
 
-def build_context(settings: TrainSettings, run: RunFolder, accelerator: Accelerator) -> RunContext:
+def build_context(settings: TrainSettings, run: RunFolder[TrainSettings], accelerator: Accelerator) -> RunContext:
     """Read the data and build the context; raise for invalid data, splits or batches."""
     opened = open_images(settings, accelerator, run.path)
     fractions = {"held_out": settings.held_out, "label_noise": settings.label_noise}

@@ -29,7 +29,7 @@ class Stage:
     """The parts of a training stage. Steps are counted over the whole run, from 1.
 
     Attributes:
-        number: 1 or 2.
+        number: 1 or 2; of a continual run, the task.
         plan: The optimisation settings.
         model: The trained model, unwrapped; its weights are saved.
         network: The model wrapped for the forward pass: in chunks, data-parallel.
@@ -83,15 +83,31 @@ class Stage:
 
 def build_stage1(context: RunContext) -> Stage:
     """Build stage 1: the encoder, the method's head or classifier, and its loss."""
+    set_seed(context.settings.seed)
+    return build_stage(context, build_model(context), build_criterion(context.settings, context.split.levels))
+
+
+def build_stage(
+    context: RunContext,
+    model: EncoderWithTop,
+    criterion: Criterion,
+    *,
+    number: int = 1,
+    first_step: int = 0,
+    key_encoder: MomentumEncoder | None = None,
+) -> Stage:
+    """Build a stage that trains a model, with the optimisation of stage 1, on the batches of the context.
+
+    ``key_encoder`` is the encoder of the keys; default: that of the settings.
+    """
     settings, device = context.settings, context.accelerator.device
-    set_seed(settings.seed)
-    model = build_model(context)
     network = model if settings.chunk_size is None else ChunkedEncoder(model, settings.chunk_size)
     ema = None if settings.ema is None else ModelEmaV3(model, settings.ema, use_warmup=True).to(device)
-    key_encoder = None if settings.momentum is None else MomentumEncoder(network, settings.momentum).to(device)
+    if settings.momentum is not None:
+        key_encoder = MomentumEncoder(network, settings.momentum)
+    key_encoder = None if key_encoder is None else key_encoder.to(device)
     if settings.compile:
         model.compile()
-    criterion = build_criterion(settings, context.split.levels)
     criterion.to(device)  # a queue is a buffer on the device of the embeddings
     plan, sampler = settings.stage1(), context.sampler
     optimizer = build_optimizer(plan, model, criterion)
@@ -107,7 +123,9 @@ def build_stage1(context: RunContext) -> Stage:
         batch_mix=build_batch_mix(settings, context.data.num_classes),
         **_loading(settings),
     )
-    stage = Stage(1, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema)
+    stage = Stage(
+        number, plan, model, prepared, criterion, optimizer, schedule, sampler, loader, key_encoder, ema, first_step
+    )
     set_seed(settings.seed, device_specific=True)  # each process draws its own dropout masks
     return stage
 

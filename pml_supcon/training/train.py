@@ -13,6 +13,7 @@ from pml_supcon.data.broken import broken_images_listed
 from pml_supcon.models import ProjectionHead, save_encoder, save_head
 from pml_supcon.training.callbacks import CheckpointCallback
 from pml_supcon.training.checkpoint import Checkpoint
+from pml_supcon.training.config import TrainSettings
 from pml_supcon.training.digests import CLASSIFIER, ENCODER, HEAD, HISTORY
 from pml_supcon.training.environment import environment
 from pml_supcon.training.loop import run_stage
@@ -35,7 +36,7 @@ class LoadedRun(NamedTuple):
     checkpoint: Checkpoint | None
 
 
-def load_run(run: RunFolder, accelerator: Accelerator) -> LoadedRun:
+def load_run(run: RunFolder[TrainSettings], accelerator: Accelerator) -> LoadedRun:
     """Read the data, build the model, load the checkpoint and create the folder; raise for invalid settings."""
     try:
         with broken_images_listed(lambda: [open_labels(run.settings)], run.path, AGAIN):
@@ -82,7 +83,7 @@ def start_tracker(context: RunContext, checkpoint: Checkpoint | None) -> None:
     Raises:
         TrackerError: If it cannot start.
     """
-    settings, accelerator = context.settings, context.accelerator
+    settings, accelerator = context.run.settings, context.accelerator
     if settings.tracker is not None:  # it needs the folder, which is created after the accelerator
         accelerator.project_configuration.set_directories(str(context.run.path))
         accelerator.log_with = filter_trackers(settings.tracker, str(context.run.path))

@@ -46,7 +46,7 @@ def test_version_of_the_package(capsys):
     assert version("pml-supcon") == pml_supcon.__version__
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "reproduce"])
+@pytest.mark.parametrize("name", ["train", "continual", "evaluate", "reproduce"])
 def test_recipes_get_the_arguments(name, monkeypatch):
     got = []
     monkeypatch.setattr(import_module(f"pml_supcon.{cli.ENGINES[name]}.app"), "main", got.append)
@@ -84,7 +84,7 @@ def test_a_missing_module_of_the_package_is_not_reported_as_a_missing_extra(monk
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["evalute", "runs/mine"], ["Expected a command of train, evaluate, reproduce, configs, but got 'evalute'",
+        (["evalute", "runs/mine"], ["of train, continual, evaluate, reproduce, configs, but got 'evalute'",
                                     "did you mean 'evaluate'?"]),
         (["configs", "cifar1"], ["but got 'cifar1'; did you mean 'cifar10'?", "several_gpus"]),
         (["configs", "cifar10", "digits"], ["one configuration, but got cifar10 digits"]),

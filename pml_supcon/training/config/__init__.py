@@ -10,6 +10,7 @@ from pml_supcon.training.config.settings import (
     DataSettings,
     MethodSettings,
     ModelSettings,
+    MonitoringSettings,
     OptimizationSettings,
     RunSettings,
     Stage1Settings,
@@ -17,11 +18,13 @@ from pml_supcon.training.config.settings import (
 )
 
 #: The groups, in the order of `--help`.
-GROUPS = (MethodSettings, DataSettings, ModelSettings, Stage1Settings, Stage2Settings, RunSettings)
+GROUPS = (MethodSettings, DataSettings, ModelSettings, Stage1Settings, Stage2Settings, RunSettings, MonitoringSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(RunSettings, Stage2Settings, Stage1Settings, ModelSettings, DataSettings, MethodSettings):
+class TrainSettings(
+    MonitoringSettings, RunSettings, Stage2Settings, Stage1Settings, ModelSettings, DataSettings, MethodSettings
+):
     """All groups of settings of a training run.
 
     Raises:

@@ -3,11 +3,11 @@
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -15,9 +15,10 @@ from pml_supcon._checks import did_you_mean
 from pml_supcon._console import say
 from pml_supcon.training.config import GROUPS, TrainSettings
 from pml_supcon.training.config.checks import ONLY_WITH, ONLY_WITH_METHOD, default_of
-from pml_supcon.training.config.settings import CLASSIFIER
+from pml_supcon.training.config.settings import CLASSIFIER, RunSettings
 from pml_supcon.training.config.yaml_files import MODE, read_yaml
 
+Settings = TypeVar("Settings", bound=RunSettings)
 NAMES = tuple(field.name for field in fields(TrainSettings))
 SWITCHES = frozenset(name for name, kind in get_type_hints(TrainSettings).items() if kind is bool)
 
@@ -37,28 +38,61 @@ def parse_settings(
         prog: The name of the program in messages.
         defaults: Settings that replace the defaults, as a YAML file would.
     """
-    parser = OneLineParser(
-        names=NAMES, prog=prog, description="Train an encoder, then score it: retrieval and a linear probe."
+    return parse_groups(
+        TrainSettings,
+        GROUPS,
+        arguments,
+        prog=prog,
+        description="Train an encoder, then score it: retrieval and a linear probe.",
+        does_not_apply=_does_not_apply,
+        defaults=defaults,
     )
+
+
+def parse_groups(
+    kind: type[Settings],
+    groups: Sequence[type[Any]],
+    arguments: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+    does_not_apply: Callable[[str, Mapping[str, Any], Set[str]], bool],
+    defaults: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Parse settings of any kind, as ``parse_settings`` does.
+
+    Args:
+        kind: The class of the settings; its fields are those of the groups, with defaults of its own.
+        groups: The groups, in the order of ``--help``.
+        arguments: The arguments; default: ``sys.argv[1:]``.
+        prog: The name of the program in messages.
+        description: The first line of ``--help``.
+        does_not_apply: A function of a name, all values and the names given by flags: True for a setting of a file that
+            returns to its default, see ``drop_inapplicable``.
+        defaults: Settings that replace the defaults, as a YAML file would.
+    """
+    own = {field.name: default_of(field) for field in fields(kind)}
+    of_groups = {field.name: default_of(field) for group in groups for field in fields(group)}
+    parser = OneLineParser(names=tuple(own), prog=prog, description=description)
     parser.add_argument("--config", action="config", help="a YAML file of settings; later flags override it")
-    for group in GROUPS:
+    for group in groups:
         parser.add_class_arguments(group, None)
-    if defaults:
-        parser.set_defaults(dict(defaults))
-    given = normalised(sys.argv[1:] if arguments is None else arguments, SWITCHES)
+    parser.set_defaults({name: value for name, value in own.items() if value != of_groups[name]} | dict(defaults or {}))
+    switches = frozenset(name for name, hint in get_type_hints(kind).items() if hint is bool)
+    given = normalised(sys.argv[1:] if arguments is None else arguments, switches)
     parsed = parser.parse_args(given)
-    own = None if parsed.output is None else parsed.output / "config.yaml"
-    if parsed.resume and not parsed.config and own is not None and own.exists():
-        parser.source = own
-        parsed = parser.parse_args(["--config", str(own), *given])
-    values = {name: parsed[name] for name in NAMES}
+    saved = None if parsed.output is None else parsed.output / "config.yaml"
+    if parsed.resume and not parsed.config and saved is not None and saved.exists():
+        parser.source = saved
+        parsed = parser.parse_args(["--config", str(saved), *given])
+    values = {name: parsed[name] for name in own}
     if parsed.config or defaults:
         flags = {re.split(r"[=.]", argument.removeprefix("--"))[0] for argument in given if argument.startswith("--")}
-        values, dropped = drop_inapplicable(values, flags)
+        values, dropped = drop_inapplicable(values, flags, own, does_not_apply)
         if dropped:
             say(f"{prog}: not used with {values['method']}: {', '.join(dropped)}", sys.stderr)
     try:
-        return TrainSettings(**values)
+        return kind(**values)
     except ValueError as error:
         parser.error(str(error))
 
@@ -110,22 +144,6 @@ class OneLineParser(ArgumentParser):
         return did_you_mean(value[2], re.findall(r"'(\w+)'", value[1])) if value else ""
 
 
-DEFAULTS = {field.name: default_of(field) for field in fields(TrainSettings)}
-
-
-def drop_inapplicable(values: Mapping[str, Any], flags: Set[str]) -> tuple[dict[str, Any], list[str]]:
-    """Reset the settings of a file that do not apply to the method or encoder given by flags.
-
-    ``flags`` are names given on the command line; they are kept, and rejected later if they do not apply. Returns the
-    settings, and the names of those that were reset to their defaults.
-    """
-    kept = dict(values)
-    for name, value in values.items():
-        if name not in flags and value != DEFAULTS[name] and _does_not_apply(name, kept, flags):
-            kept[name] = DEFAULTS[name]
-    return kept, [name for name, value in values.items() if kept[name] != value]
-
-
 def _does_not_apply(name: str, values: Mapping[str, Any], flags: Set[str]) -> bool:
     """Return True if the method or the encoder does not have this setting."""
     method = values["method"]
@@ -136,3 +154,24 @@ def _does_not_apply(name: str, values: Mapping[str, Any], flags: Set[str]) -> bo
     if name in ONLY_WITH and ONLY_WITH[name][0] in ONLY_WITH_METHOD:  # it belongs to a setting that belongs to a method
         return _does_not_apply(ONLY_WITH[name][0], values, flags)
     return name.startswith("stage2_") and method in CLASSIFIER
+
+
+DEFAULTS = {field.name: default_of(field) for field in fields(TrainSettings)}
+
+
+def drop_inapplicable(
+    values: Mapping[str, Any],
+    flags: Set[str],
+    defaults: Mapping[str, Any] = DEFAULTS,
+    does_not_apply: Callable[[str, Mapping[str, Any], Set[str]], bool] = _does_not_apply,
+) -> tuple[dict[str, Any], list[str]]:
+    """Reset the settings of a file that do not apply to the method or encoder given by flags.
+
+    ``flags`` are names given on the command line; they are kept, and rejected later if they do not apply. Returns the
+    settings, and the names of those that were reset to their defaults.
+    """
+    kept = dict(values)
+    for name, value in values.items():
+        if name not in flags and value != defaults[name] and does_not_apply(name, kept, flags):
+            kept[name] = defaults[name]
+    return kept, [name for name, value in values.items() if kept[name] != value]

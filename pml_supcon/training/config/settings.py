@@ -1,4 +1,4 @@
-"""The settings of a training run in six groups, as dataclasses."""
+"""The settings of a training run in groups, as dataclasses."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,7 +291,7 @@ class OptimizationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Files, checkpoints and monitoring.
+    """Files and checkpoints.
 
     Attributes:
         output: folder of the run; default: a new folder under `runs/`.
@@ -301,8 +301,6 @@ class RunSettings:
         keep: number of checkpoints to keep.
         tracker: a tracker of Accelerate (tensorboard, wandb, trackio, ...), in addition to `history.jsonl` in the run's
             folder.
-        knn_every: epochs between k-NN accuracies of the held-out images.
-        pictures: draw the loss curve, the embedding map and the gallery.
     """
 
     output: Path | None = None
@@ -311,6 +309,17 @@ class RunSettings:
     save_every: int | None = None
     keep: int = 2
     tracker: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitoringSettings:
+    """Monitoring.
+
+    Attributes:
+        knn_every: epochs between k-NN accuracies of the held-out images.
+        pictures: draw the loss curve, the embedding map and the gallery.
+    """
+
     knn_every: int = 5
     pictures: bool = True
 

@@ -1,0 +1,1 @@
+"""The program of continual learning: ``training.continual``, then its report."""
