@@ -72,15 +72,21 @@ def spread_table() -> str:
 
 
 def measured_table(name: str) -> str:
-    """Return the table of a script in `benchmarks/` with its source, or a line that says that it was not run."""
+    """Return the table of a script in `benchmarks/` with its source, or a line that says that it was not run.
+
+    A second table of the script `name.py` is the record `name_more`.
+    """
     path = ROOT / "docs/records" / f"benchmark-{name}.json"
-    if not path.exists() and (ROOT / "benchmarks" / f"{name}.py").exists():
-        return f"Not measured yet: `python benchmarks/{name}.py`."
+    script = name if (ROOT / "benchmarks" / f"{name}.py").exists() else name.rpartition("_")[0]
+    if not path.exists() and (ROOT / "benchmarks" / f"{script}.py").exists():
+        return f"Not measured yet: `python benchmarks/{script}.py`."
     record = json.loads(path.read_text())
     where = record["environment"]
     machine = f"{where['hardware']}, {where['cpus']} CPU cores"
     versions = f"torch {where['torch']}, pytorch-metric-learning {where['pml']}, Python {where['python']}"
-    source = f"`python benchmarks/{name}.py`, {where['date'][:10]} at commit {where['commit']}; {machine}; {versions}."
+    source = (
+        f"`python benchmarks/{script}.py`, {where['date'][:10]} at commit {where['commit']}; {machine}; {versions}."
+    )
     return f"{markdown(record['header'], record['rows'])}\n\n{source}"
 
 
