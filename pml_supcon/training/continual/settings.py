@@ -123,6 +123,8 @@ class ContinualSettings(RunSettings, Stage1Settings, ModelSettings, StreamSettin
     """
 
     epochs: int = 10
+    learning_rate: float = 0.03
+    clip_gradient_norm: float | None = 1.0  # cross entropy of new classes is large at first, see the page
 
     def __post_init__(self) -> None:
         if self.encoder is None:

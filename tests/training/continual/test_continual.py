@@ -143,6 +143,7 @@ def test_the_paper_s_configuration_has_its_values():
     settings = parse_settings(["--config", str(CONFIG)])
     first, second = settings.of_task(1), settings.of_task(2)
     assert (first.epochs, second.epochs, first.learning_rate, first.temperature) == (500, 100, 0.5, 0.5)
+    assert first.clip_gradient_norm is None
     assert (settings.distill_temperature, settings.past_temperature, settings.batch_size) == (0.2, 0.01, 512)
     assert (settings.method, settings.scenario, settings.num_tasks, settings.buffer_size) == ("co2l", "class", 5, 200)
 

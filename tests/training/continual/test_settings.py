@@ -25,7 +25,9 @@ def refused(arguments, capsys):
 
 def test_defaults_are_those_of_the_class():
     assert parse_settings([]) == ContinualSettings()
-    assert (ContinualSettings().epochs, ContinualSettings().encoder) == (ContinualSettings.epochs, "resnet10t")
+    settings = parse_settings([])
+    assert (settings.epochs, settings.learning_rate, settings.clip_gradient_norm) == (10, 0.03, 1.0)
+    assert settings.encoder == "resnet10t"
 
 
 def test_flags_and_a_file_agree(tmp_path):
