@@ -41,8 +41,8 @@ def test_rows_have_means_deviations_and_paired_intervals():
 
 def test_orderings_have_a_verdict():
     rows = {row[0]: row[1:] for row in continual.ordering_rows("digits, 50", RECORDS)}
-    assert list(rows) == ["digits, 50: `co2l` over `er`", "digits, 50: `er` over `finetune`"]
-    assert [row[1] for row in rows.values()] == ["held", "not told apart"]
+    assert list(rows) == ["digits, 50: `er` over `finetune`", "digits, 50: `co2l` over `er`"]
+    assert [row[1] for row in rows.values()] == ["not told apart", "held"]
     assert rows["digits, 50: `er` over `finetune`"][2:] == ["+0.3500 [-0.2853, +0.9853]", "not told apart"]
     assert all(len(row) + 1 == len(continual.HEADER_OF_ORDERINGS) for row in rows.values())
 
