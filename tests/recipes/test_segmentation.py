@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.process_groups import free_port
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "segmentation.py"
 
@@ -60,11 +61,13 @@ def test_wrong_settings_are_one_line(recipe, arguments, message, capsys):
 @pytest.mark.slow
 def test_two_processes():
     small = ["--train", "32", "--test", "9", "--epochs", "1", "--batch-size", "8", "--auxiliary", "pixel"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", str(free_port())]
     done = subprocess.run(
         [*command, RECIPE, *small],
         capture_output=True,
         text=True,
+        timeout=300,
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
