@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_convert
 
@@ -63,8 +64,9 @@ def compute_features(
     Batches are the same for any number of processes P, and process p computes batches p, p + P, ...: the rounding of a
     batch does not depend on P.
 
-    The encoder is on the accelerator's device, in float32, and is left in evaluation mode. ``workers`` is the number of
-    loader workers of each process.
+    The encoder is on the accelerator's device, in float32, and is left in evaluation mode. Its buffers become the main
+    process's: each process has updated its BatchNorm statistics by its own share of the last batch. ``workers`` is the
+    number of loader workers of each process.
 
     Returns:
         Features ``(len(indices), width)``, float32 on the CPU, in the order of ``indices``. None on all but the main
@@ -83,6 +85,8 @@ def compute_features(
         )
     )
     encoder.eval()
+    for buffer in encoder.buffers():
+        broadcast(buffer)
     width = feature_width(encoder)
     features = torch.empty(len(indices), width) if accelerator.is_main_process else None
     for start in range(0, len(batches), number):
