@@ -98,8 +98,7 @@ def check_finished(folder: Path) -> None:
     """
     if not (folder / METRICS).exists():
         raise FileNotFoundError(
-            f"Expected a finished run, but {folder} has no {METRICS}: continue it with train.py --output {folder} "
-            "--resume"
+            f"Expected a finished run, but {folder} has no {METRICS}: continue it with `--output {folder} --resume`"
         )
     advice = f"Remove {folder / METRICS}, and --resume writes it again from the last checkpoint"
     files = read_sealed(folder / DIGESTS, advice)["files"]

@@ -351,7 +351,7 @@ def test_an_encoder_that_is_missing_or_unfinished_is_refused(error_of, tmp_path,
         ("nothing/here", "there is no nothing/here"),
         ("resnet_of_mine", "there is no resnet_of_mine"),
         (tmp_path / "encoder.pth", "is a file"),
-        (tmp_path / "unfinished", "has no metrics.json: continue it"),
+        (tmp_path / "unfinished", "has no metrics.json: continue it with `--output "),
     ):
         assert text in error_of(encoder, "--data", "digits")
 

@@ -80,10 +80,10 @@ def test_a_wrong_version_differs(mistake):
 def test_the_gradient_is_0_where_models_and_temperatures_agree(small_tiles):
     z = random_rows(13, 3)
     losses, gradient = step(z, z, temperature=0.1, past_temperature=0.1)
-    assert torch.equal(gradient, torch.zeros_like(z))
+    assert gradient.abs().max() < 1e-12
     assert losses.min() > 0.1  # the entropy
     _, gradient = step(z, z, temperature=0.1, past_temperature=0.1, backend="reference")
-    assert gradient.abs().max() < 1e-15
+    assert gradient.abs().max() < 1e-12
     for other in ({"past_temperature": 0.11}, {"temperature": 0.11}):
         assert step(z, z, **{"temperature": 0.1, "past_temperature": 0.1, **other})[1].abs().max() > 1e-3
 
