@@ -1,5 +1,6 @@
 """The settings of a continual run, from flags and YAML (``--help`` lists them)."""
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -32,9 +33,9 @@ class ContinualMethodSettings:
             `er` (cross entropy with a buffer), `finetune` (cross entropy, no protection), `joint` (cross entropy on all
             tasks at once).
         buffer_size: samples of past tasks to keep, at least one of each class.
-        first_epochs: epochs of the first task; default: as for the others.
+        first_epochs: epochs of the first task; default: as for the others. `joint` has one training, of `epochs`.
         temperature: temperature of the supcon loss.
-        anchors: rows that are anchors of `co2l`'s supcon loss: those of the `present` task's classes, or `all`.
+        anchors: rows that are anchors of `co2l`'s supcon loss: the rows of the `present` task's classes, or `all`.
         contrastive_weight: weight of `co2l`'s supcon loss from the second task on; 0: distillation alone.
         distill_weight: weight of `co2l`'s distillation; 0: none.
         distill_temperature: temperature kappa of the model's similarities in the distillation.
@@ -104,14 +105,21 @@ ONLY_WITH_METHOD: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("anchors", "contrastive_weight", "distill_weight", "replay"), ("co2l",)),
     **dict.fromkeys(("distill_temperature", "past_temperature"), ("co2l",)),
     "buffer_size": REPLAYED,
+    "first_epochs": (*REPLAYED, "finetune"),
+}
+#: Settings without effect where a weight is 0.
+ONLY_WITH_WEIGHT = {
+    **dict.fromkeys(("distill_temperature", "past_temperature"), "distill_weight"),
+    "anchors": "contrastive_weight",
 }
 #: Settings that exclude each other, with the reason.
 NEVER_TOGETHER = (
-    ("tasks", "num_tasks", "both say how many tasks there are"),
-    ("tasks", "shuffle_classes", "both say the order of the classes"),
+    ("tasks", "num_tasks", "both set the number of tasks"),
+    ("tasks", "shuffle_classes", "both set the order of the classes"),
 )
 LEAST = {"num_tasks": 2, "buffer_size": 1, "first_epochs": 1, "contrastive_weight": 0, "distill_weight": 0}
 ABOVE_ZERO = ("distill_temperature", "past_temperature")
+FINITE = (*ABOVE_ZERO, "contrastive_weight", "distill_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +148,17 @@ class ContinualSettings(RunSettings, Stage1Settings, ModelSettings, StreamSettin
         return self.method in CONTRASTIVE
 
     @property
+    def distilled(self) -> bool:
+        """True if the loss has the distillation, from the second task on."""
+        return self.method == "co2l" and self.distill_weight > 0
+
+    @property
     def replayed(self) -> bool:
         """True if there is a buffer."""
         return self.method in REPLAYED
 
     def of_task(self, number: int) -> TrainSettings:
-        """Return the settings of the engine for the training of a task, from 1: its epochs, its seed and its loss."""
+        """Return the settings of the engine for the training of a task, from 1: its epochs, seed, loss and weights."""
         known = {each.name for each in fields(TrainSettings)}
         shared = {
             each.name: getattr(self, each.name)
@@ -156,11 +169,13 @@ class ContinualSettings(RunSettings, Stage1Settings, ModelSettings, StreamSettin
         shared["seed"] = self.seed + SEED_OF_TASK * (number - 1)
         if number == 1 and self.first_epochs is not None:
             shared["epochs"] = self.first_epochs
+        if number > 1:  # it starts from the model of the task before
+            shared |= {"pretrained": False, "encoder_weights": None}
         return TrainSettings(**shared)
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> ContinualSettings:
-    """Parse the settings of a continual run, as ``training.config.parser.parse_settings`` does those of a training."""
+    """Parse the settings of a continual run, in the way of ``training.config.parser.parse_settings``."""
     return parse_groups(
         ContinualSettings,
         GROUPS,
@@ -179,7 +194,7 @@ def _does_not_apply(name: str, values: Mapping[str, Any], flags: Set[str]) -> bo
 
 
 def _check(settings: ContinualSettings) -> None:
-    """Raise ValueError for settings out of range or in contradiction; ``of_task`` checks those of every training."""
+    """Raise ValueError for settings out of range or in contradiction; ``of_task`` checks every training."""
     given = {each.name for each in fields(settings) if getattr(settings, each.name) != default_of(each)}
     for name, methods in ONLY_WITH_METHOD.items():
         if name in given and settings.method not in methods:
@@ -187,6 +202,9 @@ def _check(settings: ContinualSettings) -> None:
                 f"Expected no --{name} with {settings.method}: it belongs to {', '.join(methods)}, but got "
                 f"{getattr(settings, name)}"
             )
+    for name, weight in ONLY_WITH_WEIGHT.items():
+        if name in given and getattr(settings, weight) == 0:
+            raise ValueError(f"Expected --{weight} to be > 0 with --{name}, which has no effect otherwise, but got 0")
     for one, other, reason in NEVER_TOGETHER:
         if one in given and other in given:
             raise ValueError(f"Expected no --{one} with --{other}: {reason}, but got both")
@@ -203,6 +221,14 @@ def _check(settings: ContinualSettings) -> None:
     for name in ABOVE_ZERO:
         if not getattr(settings, name) > 0:
             raise ValueError(f"Expected --{name} to be > 0, but got {getattr(settings, name)}")
+    for name in FINITE:
+        if not math.isfinite(getattr(settings, name)):
+            raise ValueError(f"Expected --{name} to be finite, but got {getattr(settings, name)}")
+    if settings.first_epochs is not None and settings.warmup_epochs > settings.first_epochs:
+        raise ValueError(
+            f"Expected --warmup_epochs to be at most --first_epochs={settings.first_epochs}, but got "
+            f"{settings.warmup_epochs}"
+        )
     if len(settings.tasks) == 1:
         raise ValueError(f"Expected at least 2 tasks in --tasks, but got {settings.tasks}")
     if settings.contrastive_weight == settings.distill_weight == 0:

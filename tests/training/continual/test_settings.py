@@ -1,5 +1,7 @@
 """The settings of a continual run: flags and YAML, contradictions, and the settings of each training."""
 
+from pathlib import Path
+
 import pytest
 
 from pml_supcon.training.config import TrainSettings
@@ -70,6 +72,13 @@ def test_settings_of_some_methods_raise_with_the_others(name):
         ("--num-tasks 1", "--num_tasks to be at least 2, but got 1"),
         ("--buffer-size 0", "--buffer_size to be at least 1, but got 0"),
         ("--first-epochs 0", "--first_epochs to be at least 1, but got 0"),
+        ("--first-epochs 2 --warmup-epochs 5", "--warmup_epochs to be at most --first_epochs=2, but got 5.0"),
+        ("--method joint --first-epochs 2", "no --first_epochs with joint: it belongs to co2l, supcon_replay, er"),
+        ("--distill-weight 0 --past-temperature 0.1", "--distill_weight to be > 0 with --past_temperature, which"),
+        ("--distill-weight 0 --distill-temperature 1", "--distill_weight to be > 0 with --distill_temperature, which"),
+        ("--contrastive-weight 0 --anchors all", "--contrastive_weight to be > 0 with --anchors, which has no effect"),
+        ("--contrastive-weight .inf", "--contrastive_weight to be finite, but got inf"),
+        ("--past-temperature .inf", "--past_temperature to be finite, but got inf"),
         ("--distill-weight -1", "--distill_weight to be at least 0, but got -1"),
         ("--past-temperature 0", "--past_temperature to be > 0, but got 0"),
         ("--distill-temperature .nan", "--distill_temperature to be > 0, but got nan"),
@@ -97,5 +106,9 @@ def test_each_training_has_its_epochs_seed_and_loss():
     assert (first.epochs, second.epochs) == (9, 4)
     assert (first.seed, second.seed) == (3, 3 + SEED_OF_TASK)
     assert (first.method, first.temperature, first.batch_size, first.head_dim) == ("supcon_out", 0.3, 32, 16)
+    weights = ContinualSettings(encoder_weights=Path("some"))
+    assert [weights.of_task(number).encoder_weights for number in (1, 2)] == [Path("some"), None]
+    pretrained = ContinualSettings(pretrained=True)
+    assert [pretrained.of_task(number).pretrained for number in (1, 2)] == [True, False]
     assert ContinualSettings(method="er").of_task(1).method == "cross_entropy"
     assert isinstance(first, TrainSettings)
