@@ -15,7 +15,7 @@ SCORED = {"class": "class_il", "task": "task_il", "domain": "class_il"}  # the a
 def main(arguments: Sequence[str] | None = None, *, report: Callable[[Path], object] | None = None) -> None:
     """Parse the settings, train on all tasks, score them after each, and print the summary.
 
-    ``report`` gets the folder of the finished run, on the main process; its failure is a note.
+    ``report`` gets the folder with all files but the metrics, on the main process; its failure is a note.
     """
     prepare_streams()
     settings = parse_settings(arguments)

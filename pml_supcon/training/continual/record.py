@@ -2,11 +2,14 @@
 
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 
+from pml_supcon._console import note
 from pml_supcon._files import write_atomic
 from pml_supcon.metrics import average_accuracy, forgetting
 from pml_supcon.models import ProjectionHead, save_encoder, save_head
@@ -19,8 +22,14 @@ from pml_supcon.training.run import computed
 from pml_supcon.training.stage import Stage
 
 
-def save_record(work: ContinualRun, stage: Stage, history: History, seconds: float) -> None:
-    """Save the last encoder, the accuracies and the record, on the main process."""
+def save_record(
+    work: ContinualRun,
+    stage: Stage,
+    history: History,
+    seconds: float,
+    report: Callable[[Path], object] | None = None,
+) -> None:
+    """Save the last encoder, the accuracies, the report and then the metrics, on the main process."""
     run, stream, progress, accelerator = work.run, work.stream, work.progress, work.accelerator
     settings, data, started = run.settings, stream.data, time.perf_counter()
     if not accelerator.is_main_process:
@@ -40,6 +49,11 @@ def save_record(work: ContinualRun, stage: Stage, history: History, seconds: flo
         "settings": computed(settings),
     }
     write_atomic(run.path / CONTINUAL, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    if report is not None:
+        try:
+            report(run.path)
+        except Exception as error:  # of a template: the scores are written
+            note(f"the report was not written: {error!r}")
     losses = history.losses(stage.number)
     metrics: dict[str, Any] = {
         **{
@@ -60,7 +74,7 @@ def save_record(work: ContinualRun, stage: Stage, history: History, seconds: flo
         **environment(accelerator.device),
     }
     metrics["seconds/total"] = round(seconds + time.perf_counter() - started, 1)
-    run.write_metrics(metrics)
+    run.write_metrics(metrics)  # a run with metrics is complete
     history.log({name: metrics[name] for name in metrics if name.startswith(tuple(SCORES))}, stage.last_step)
 
 

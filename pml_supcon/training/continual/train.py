@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, set_seed
 
-from pml_supcon._console import note, say
+from pml_supcon._console import say
 from pml_supcon.data.broken import broken_images_listed
 from pml_supcon.data.images import printable
-from pml_supcon.data.replay import check_buffer
+from pml_supcon.data.replay import ReplayBuffer, check_buffer
 from pml_supcon.data.splits import split_training_set
 from pml_supcon.data.streams import TaskStream, check_tasks, plan_tasks
 from pml_supcon.training.checkpoint import Checkpoint
@@ -71,11 +71,12 @@ def load_run(run: Run, accelerator: Accelerator) -> LoadedRun:
         checkpoint = run.load(accelerator, data)
         progress = Progress.resumed(settings, None if checkpoint is None else checkpoint.about["continual"])
         work = ContinualRun(run, accelerator, stream, progress, opened.replaced)
+        check_images(work)
         number = 1 if checkpoint is None else checkpoint.about["stage"]
         context = build_task_context(work, number)
         stage = build_task_stage(work, context, number, None)
-        past = sum(tensor.nbytes for tensor in stage.model.state_dict().values())  # from the second task on
-        run.check_space(bytes_of(stage) + past)
+        past = stage.model.state_dict().values() if settings.distilled else ()  # in the checkpoints of later tasks
+        run.check_space(bytes_of(stage) + sum(tensor.nbytes for tensor in past))
         accelerator.wait_for_everyone()  # every process has read the folder before the main one writes to it
         on_main(run.create)
     except BaseException:
@@ -90,19 +91,14 @@ def load_run(run: Run, accelerator: Accelerator) -> LoadedRun:
 def train_and_score(loaded: LoadedRun, started: float, *, report: Callable[[Path], object] | None = None) -> None:
     """Train on all tasks, score after each, and write the record; see ``training.train.train_and_score``.
 
-    ``report`` gets the folder afterwards, on the main process.
+    ``report`` gets the folder before the metrics are written, on the main process.
     """
     run = loaded.work.run
     history = History(run.path / HISTORY, loaded.work.accelerator)
     try:
         with broken_images_listed(lambda: [open_labels(run.settings.of_task(1))], run.path, AGAIN):
             stage, seconds = train(loaded, history, started)
-            save_record(loaded.work, stage, history, seconds)
-        if report is not None and loaded.work.accelerator.is_main_process:
-            try:
-                report(run.path)
-            except Exception as error:  # of a template: the scores are written
-                note(f"the report was not written: {error!r}")
+            save_record(loaded.work, stage, history, seconds, report)
     finally:  # no collective, because a lost process would not answer
         history.finish()
         run.release()
@@ -133,10 +129,26 @@ def train(loaded: LoadedRun, history: History, started: float) -> tuple[Stage, f
         stage, step = build_task_stage(work, context, stage.number + 1, stage), stage.last_step
 
 
+def check_images(work: ContinualRun) -> None:
+    """Raise ValueError unless every training has the images of a batch: from its tasks, and from the buffer by then."""
+    settings, stream = work.run.settings, work.stream
+    buffer = ReplayBuffer(settings.buffer_size, seed=settings.seed) if settings.replayed else None
+    for number in range(1, len(work.trainings) + 1):
+        new = work.new_places(number)
+        images = len(new) + (len(buffer) if buffer is not None and settings.replay else 0)
+        if images < settings.batch_size:
+            raise ValueError(
+                f"Expected --batch_size to be at most the {images} images of training {number}, from its task and the "
+                f"buffer, but got {settings.batch_size}"
+            )
+        if buffer is not None:
+            buffer.add(new, stream.labels_at(new))
+
+
 def share_statistics(stage: Stage) -> None:
     """Give every process the running statistics of the main one; each has updated them by its share of the last batch.
 
-    The next task starts from them, and a resumed run has those of the main process alone.
+    The next task starts from them, and a checkpoint holds the statistics of the main process alone.
     """
     for module in (stage.model, stage.scored()):
         for buffer in module.buffers():
@@ -152,8 +164,7 @@ def build_task_context(work: ContinualRun, number: int) -> RunContext:
     labels = stream.labels_at(places)
     if not settings.contrastive:  # a class in a new domain is the same one for a classifier
         labels = stream.classes(labels)
-    most = len(labels) // accelerator.num_processes * accelerator.num_processes
-    sampler = build_sampler(labels, min(training.batch_size, most), accelerator, seed=training.seed)
+    sampler = build_sampler(labels, training.batch_size, accelerator, seed=training.seed)
     split = split_training_set(labels, held_out=0.0, label_noise=0.0, seed=training.seed)
     images, none = stream.training_images(places, labels), split.held_out_images(stream.data)
     return RunContext(work.run, training, accelerator, stream.data, split, images, none, sampler, work.replaced)
@@ -162,13 +173,12 @@ def build_task_context(work: ContinualRun, number: int) -> RunContext:
 def build_task_stage(work: ContinualRun, context: RunContext, number: int, previous: Stage | None) -> Stage:
     """Build the stage of training ``number``, from 1, with the weights of the ``previous`` one.
 
-    Without ``previous``, as in a resumed run, the weights are those of a checkpoint still to be restored.
+    Without ``previous``, as in a resumed run, the caller restores the weights of a checkpoint.
     """
     settings = work.run.settings
     set_seed(context.settings.seed)
     model = build_model(context)
-    distilled = settings.method == "co2l" and settings.distill_weight > 0 and number > 1
-    past = PastModel(model) if distilled else None
+    past = PastModel(model) if settings.distilled and number > 1 else None
     if previous is not None:
         model.load_state_dict(previous.model.state_dict())
         if past is not None:

@@ -5,15 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers.image_folders import random_images
 from helpers.run_processes import Run, untimed
 
 from pml_supcon import cli
+from pml_supcon.evaluation.continual.app import main as evaluation_main
 from pml_supcon.evaluation.loading import load_trained_encoder
 from pml_supcon.metrics import average_accuracy, forgetting
 from pml_supcon.training.continual import train
 from pml_supcon.training.continual.app import main
 from pml_supcon.training.continual.settings import parse_settings
+from pml_supcon.training.run import RunFolder
 
 TINY = ["--data", "digits?classes=0-5", "--num-tasks", "3", "--max-train", "120", "--max-test", "60"]
 TINY += ["--batch-size", "20", "--epochs", "2", "--warmup-epochs", "0", "--encoder-args.channels", "[8, 8, 8, 8]"]
@@ -117,6 +120,11 @@ def test_batches_and_buffer_have_the_samples_of_their_tasks(tmp_path, monkeypatc
         ("--buffer-size 5", "--buffer_size to be at least 6, a sample of each class of the stream, but got 5"),
         ("--scenario domain --buffer-size 17", "--buffer_size to be at least 18"),
         ("--encoder resnet1O", "resnet1O"),
+        (
+            "--batch-size 41",
+            "--batch_size to be at most the 40 images of training 1, from its task and the buffer, but",
+        ),
+        ("--tasks [[0,1,2,3],[4]] --num-tasks 5 --batch-size 27 --buffer-size 6", "the 26 images of training 2"),
     ],
 )
 def test_invalid_streams_are_one_line_before_training(flags, reason, tmp_path, capsys):
@@ -127,6 +135,41 @@ def test_invalid_streams_are_one_line_before_training(flags, reason, tmp_path, c
     assert line.startswith("continual.py: error: ")
     assert reason in line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_report_is_written_before_the_metrics(tmp_path, monkeypatch):
+    left = []
+    write = RunFolder.write_metrics
+
+    def write_metrics(folder, metrics):
+        left.append({path.name for path in folder.path.iterdir()})
+        write(folder, metrics)
+
+    monkeypatch.setattr(RunFolder, "write_metrics", write_metrics)
+    evaluation_main([*TINY, "--method", "finetune", "--epochs", "1", "--output", str(tmp_path / "run")])
+    assert {"report.html", "continual.json"} <= left[0]
+    assert "finetune: 3 tasks" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_report_that_fails_is_a_note(tmp_path, capsys):
+    def report(folder):
+        raise OSError("no template")
+
+    main([*TINY, "--method", "finetune", "--epochs", "1", "--output", str(tmp_path / "run")], report=report)
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert "the report was not written: OSError('no template')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "models"), [([], 2), (["--distill-weight", "0"], 1), (["--method", "er"], 1)])
+def test_the_checkpoints_of_distilled_runs_have_room_for_the_past_model(options, models, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "bytes_of", lambda stage: 0)
+    monkeypatch.setattr(RunFolder, "check_space", lambda folder, size: asked.append(size))
+    settings = parse_settings([*TINY, *options, "--output", str(tmp_path / "run")])
+    loaded = train.load_run(train.open_run(settings, Accelerator(cpu=True)), Accelerator(cpu=True))
+    weights = sum(tensor.nbytes for tensor in loaded.stage.model.state_dict().values())
+    assert asked == [(models - 1) * weights]
+    loaded.work.run.release()
 
 
 def test_a_finished_run_is_printed_again(tmp_path, capsys):
