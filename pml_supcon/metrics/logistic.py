@@ -79,18 +79,22 @@ def check_squares(values: Floats, name: str = "features") -> None:
         raise ValueError(f"Expected `{name}` whose squares have a finite sum, but got values of up to {largest:g}")
 
 
-def fit(features: Floats, labels: Labels, options: ProbeOptions) -> Pipeline:
-    """Fit the probe of `fit_linear_probe`, with a number as ``inverse_l2``."""
+def fit(features: Floats, labels: Labels, options: ProbeOptions, weights: Floats | None = None) -> Pipeline:
+    """Fit the probe of `fit_linear_probe`, with a number as ``inverse_l2``.
+
+    ``weights`` ``(N,)``, above 0, are the weights of the rows in the objective and in the standardisation; default: 1.
+    """
     if (labels == labels[0]).all():
         raise ValueError(f"Expected a probe to be fitted on at least two labels, but got only {labels[0]}")
     check_squares(features)
     scaler = [("standardize", StandardScaler())] if options.standardize else []
     classifier = LogisticRegression(C=float(options.inverse_l2), max_iter=options.max_iter)
     probe = Pipeline([*scaler, ("classify", classifier)])
+    row_weights = {} if weights is None else {f"{step}__sample_weight": weights for step, _ in probe.steps}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with finite_features():
-            probe.fit(features, labels)
+            probe.fit(features, labels, **row_weights)
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
             scale = "" if options.standardize else ", set standardize=True"

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pml_supcon.data.streams import TaskStream
-from pml_supcon.metrics import class_il_accuracies, fit_linear_probe, probe_logits
+from pml_supcon.metrics import class_il_accuracies, probe_logits
+from pml_supcon.metrics.logistic import ProbeOptions, fit
 from pml_supcon.training.methods import EncoderWithTop, part_of
 from pml_supcon.training.processes import on_main
 from pml_supcon.training.run import RunContext
@@ -21,7 +22,7 @@ Classifier = Callable[[Tensor], Tensor]  # features (N, width) to scores (N, C);
 def score_tasks(
     context: RunContext, stream: TaskStream, model: EncoderWithTop, method: str, tasks: Sequence[int], places: Tensor
 ) -> tuple[Row, Row]:
-    """Return the accuracies on the ``tasks`` so far, None for the others, among all their classes and among each one's.
+    """Return the class-IL and the task-IL accuracy on each of the ``tasks`` so far; None for later tasks.
 
     A collective: every process must call it.
 
@@ -71,13 +72,9 @@ def own_classifier(model: EncoderWithTop) -> Classifier:
 
 
 def linear_classifier(train: Embedded, stream: TaskStream) -> Classifier:
-    """Fit logistic regression on features with stream labels, of which all are drawn alike.
-
-    It is the limit of the paper's SGD on class-balanced batches, exact and the same in every run. Each stream label's
-    rows are repeated up to the number of the most frequent one.
-    """
-    rows = drawn_alike(train.labels)
-    probe = fit_linear_probe(train.features[rows], stream.classes(train.labels[rows]))
+    """Fit an L2-regularised logistic regression in which each stream label has the same weight; the paper runs SGD."""
+    weights = balanced_weights(train.labels).numpy()
+    probe = fit(train.features.numpy(), stream.classes(train.labels).numpy(), ProbeOptions(), weights)
     columns = torch.from_numpy(probe.classes_)
 
     def classify(features: Tensor) -> Tensor:
@@ -88,16 +85,15 @@ def linear_classifier(train: Embedded, stream: TaskStream) -> Classifier:
     return classify
 
 
-def drawn_alike(labels: Tensor) -> Tensor:
-    """Return row indices in which every label occurs as often as the most frequent one.
+def balanced_weights(labels: Tensor) -> Tensor:
+    """Return weights of rows, float64 ``(N,)``: 1 for rows of the most frequent label, and the same sum for each label.
 
     Examples:
-        >>> drawn_alike(torch.tensor([5, 7, 5, 5])).tolist()
-        [0, 2, 3, 1, 1, 1]
+        >>> balanced_weights(torch.tensor([5, 7, 5, 5])).tolist()
+        [1.0, 3.0, 1.0, 1.0]
     """
-    most = int(labels.bincount().max())
-    groups = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
-    return torch.cat([own.repeat(-(-most // len(own)))[:most] for own in groups])
+    counts = labels.bincount()
+    return counts.max().double() / counts[labels]
 
 
 def class_means(train: Embedded, stream: TaskStream) -> Classifier:

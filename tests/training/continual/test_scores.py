@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from pml_supcon.data.streams import TaskStream
-from pml_supcon.training.continual.scores import accuracies, class_means, drawn_alike, linear_classifier
+from pml_supcon.metrics import fit_linear_probe, probe_logits
+from pml_supcon.training.continual.scores import accuracies, balanced_weights, class_means, linear_classifier
 from pml_supcon.training.scoring import Embedded
 
 
@@ -29,11 +30,18 @@ def corners(labels, spread=0.3, seed=0):
     return torch.eye(4)[torch.as_tensor(labels)] + spread * noise
 
 
-def test_every_label_occurs_as_often():
-    labels = torch.tensor([4, 4, 4, 4, 4, 0, 0, 9])
-    rows = drawn_alike(labels)
-    assert labels[rows].bincount().tolist() == [5, 0, 0, 0, 5, 0, 0, 0, 0, 5]
-    assert set(rows.tolist()) == set(range(8))
+def test_weights_equal_copies_of_the_rows_of_rare_labels():
+    labels = torch.tensor([4] * 6 + [0] * 3 + [9])
+    weights = balanced_weights(labels)
+    assert weights.tolist() == [1] * 6 + [2] * 3 + [6]
+    features = corners((labels % 4).tolist(), spread=1.0)
+    weighted = linear_classifier(embedded(features, labels), stream_of((tuple(range(10)),), classes=10))
+    copied = fit_linear_probe(*(x.repeat_interleave(weights.long(), dim=0) for x in (features, labels)))
+    assert torch.allclose(
+        weighted(features)[:, [0, 4, 9]].float(), torch.from_numpy(probe_logits(copied, features)).float(), atol=1e-2
+    )
+    unweighted = torch.from_numpy(probe_logits(fit_linear_probe(features, labels), features)).double()
+    assert (weighted(features)[:, [0, 4, 9]] - unweighted).abs().max() > 0.1
 
 
 def test_accuracies_among_all_classes_and_those_of_the_task():
