@@ -12,9 +12,9 @@ from pml_supcon._checks import check_int
 class ReplayBuffer:
     """The samples of past tasks to train on again, by their indices.
 
-    At the end of a task ``add`` draws from its samples, and each class so far gets the same share of the buffer: what
-    the old ones have too much is left out. Each class then has a uniform sample of its images. The numbers of samples
-    of two classes differ by one at most, unless a class has fewer samples than its share.
+    At the end of a task ``add`` draws from its samples, and each class so far gets the same share of the buffer.
+    Samples of old classes beyond the share are removed. Each class then has a uniform sample of its images. The numbers
+    of samples of two classes differ by one at most, unless a class has fewer samples than its share.
 
     Args:
         size: The largest number of samples, at least the number of classes.
@@ -47,7 +47,7 @@ class ReplayBuffer:
         return {label: len(own) for label, own in self._held.items()}
 
     def add(self, indices: Tensor, labels: Tensor) -> None:
-        """Draw samples of new classes, and leave out those of old ones that no longer fit.
+        """Draw samples of new classes, and remove samples of old classes that no longer fit.
 
         Args:
             indices: The indices of a task's samples, int64 ``(n,)``.

@@ -14,7 +14,7 @@ from pml_supcon.data.images import ImageData, LazyImages, MemoryImages
 Scenario = Literal["class", "task", "domain"]
 Domain = Literal["permutation", "rotation"]
 Tasks = tuple[tuple[int, ...], ...]
-DOMAIN_SEED = 1_000_003  # apart from the seed of the order of the classes
+DOMAIN_SEED = 1_000_003  # the distance between the seeds of two domains
 SHOWN = 10  # classes named in an error
 HALF_TURN = 180  # degrees, as in Rotated MNIST (Lopez-Paz and Ranzato, NeurIPS 2017)
 
@@ -157,7 +157,7 @@ class TaskStream:
     def _changed(
         self, images: MemoryImages | LazyImages, indices: Tensor, domains: Tensor, labels: Tensor
     ) -> MemoryImages | LazyImages:
-        """Select images and change them as their domains do."""
+        """Select images and apply the change of their domains."""
         chosen = images.select(indices, labels)
         if self.scenario == "domain" and isinstance(chosen, MemoryImages):  # `__post_init__` refuses others
             for domain in domains.unique().tolist():
@@ -167,7 +167,7 @@ class TaskStream:
 
 
 def change_images(images: Tensor, kind: Domain, domain: int, seed: int) -> Tensor:
-    """Return uint8 images ``(n, C, H, W)`` as domain number ``domain`` has them; domain 0 leaves them as they are."""
+    """Apply the change of domain number ``domain`` to uint8 images ``(n, C, H, W)``; domain 0 has none."""
     if domain == 0:
         return images
     generator = torch.Generator().manual_seed(seed + DOMAIN_SEED * domain)

@@ -1,4 +1,4 @@
-"""Scores of continual learning: accuracies of tasks, and what a matrix of accuracies says about forgetting."""
+"""Scores of continual learning: accuracies of tasks, and scores of a matrix of accuracies."""
 
 from collections.abc import Sequence
 

@@ -132,8 +132,8 @@ def buffers_for(rows: Tensor, number: int) -> list[Tensor]:
 def exponents_of(rows: Tensor, tile: Tile, buffer: Tensor) -> Tensor:
     """Return ``x`` of a tile in a buffer; the lowest number for a row with itself, whose ``2^x`` is 0.
 
-    It is finite: where a tile has no other pair of a row, its ``2^(x - x)`` is 1, and a sum over another tile, or the
-    validity of the loss, takes it out again.
+    It is finite: where a tile has no other pair of a row, its ``2^(x - x)`` is 1. Rescaling by a later tile multiplies
+    it by 0; a row without any pair is not valid.
     """
     a, r = tile
     x = exponents(rows[a], rows[r], buffer)
