@@ -9,6 +9,8 @@ have views alone. Prints the mean distance of a found joint from its place in te
 """
 
 import argparse
+import math
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -25,20 +27,31 @@ STATS = {"mean": [0.25], "std": [0.25]}
 
 def main() -> None:
     """Train on the seed given and print the error on test images."""
+    options = parse()
+    error = train(options.consistency_weight, options.labelled, options.epochs, options.seed)
+    Accelerator().print(f"mean error on test images: {error:.3f} pixels")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of a command line; a value out of range is one line with exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--consistency_weight", type=float, default=1.0, help="weight of the view consistency loss")
     parser.add_argument("--labelled", type=int, default=32, help="number of images with labels")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the images without labels")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    error = train(options.consistency_weight, options.labelled, options.epochs, options.seed)
-    Accelerator().print(f"mean error on test images: {error:.3f} pixels")
+    options = parser.parse_args(arguments)
+    for name, least in (("consistency_weight", 0), ("labelled", 1), ("epochs", 1), ("seed", 0)):
+        value = getattr(options, name)
+        if not least <= value < math.inf:
+            parser.exit(2, f"keypoints.py: Expected --{name} to be finite and at least {least}, but got {value}\n")
+    return options
 
 
 def train(consistency_weight: float, labelled: int, epochs: int, seed: int) -> float:
     """Train a network and return its mean error on test images, in pixels."""
     accelerator = Accelerator()
-    set_seed(seed)
+    # Each process draws augmentations of its own; all take the initial weights of the first.
+    set_seed(seed, device_specific=True)
 
     # 1. Images (N, 1, 32, 32) in [0, 1] with the places of their joints (N, K, 2), which the second set does not use.
     images, joints = draw_arms(labelled + UNLABELLED + TEST, seed)
@@ -50,9 +63,7 @@ def train(consistency_weight: float, labelled: int, epochs: int, seed: int) -> f
         views.MultiViewTensorDataset(images[part], joints[part], augment, NUM_VIEWS, with_geometry=True)
         for part in (few, many)
     )
-    many_loader = DataLoader(many_data, BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=many_data.collate)
-    draws = RandomSampler(few_data, replacement=True, num_samples=len(many_loader) * BATCH_SIZE // 2)
-    few_loader = DataLoader(few_data, BATCH_SIZE // 2, sampler=draws, collate_fn=few_data.collate)
+    few_loader, many_loader = loaders_of(few_data, many_data)
 
     # 3. Model and loop: a small ResNet, Adam, one cycle of the learning rate.
     model = JointFinder()
@@ -65,7 +76,7 @@ def train(consistency_weight: float, labelled: int, epochs: int, seed: int) -> f
     consistency = losses.ViewConsistencyLoss()
     for epoch in range(epochs):
         for (seen, seen_maps, truth), (unseen, unseen_maps, _) in zip(few_loader, many_loader, strict=True):
-            # (B, V, K, 2): joints in pixels of each view, those of labelled images first
+            # (B, V, K, 2): joints in pixels of each view, of labelled images first
             found = views.split_views(model(views.flatten_views(torch.cat([seen, unseen]))), NUM_VIEWS)
             # 4. With labels: the true joints, mapped into each view. Without: agreement, mapped back into the image.
             labelled_loss = (found[: len(seen)] - views.map_points(truth[:, None], seen_maps)).abs().mean()
@@ -83,6 +94,16 @@ def train(consistency_weight: float, labelled: int, epochs: int, seed: int) -> f
     with torch.no_grad():
         found = model(plain(images[test]).to(accelerator.device)).cpu()
     return (found - joints[test]).norm(dim=-1).mean().item()
+
+
+def loaders_of(
+    few_data: views.MultiViewTensorDataset, many_data: views.MultiViewTensorDataset
+) -> tuple[DataLoader, DataLoader]:
+    """Return loaders with equally many batches, also of each process: both drop what does not fill a batch of all."""
+    many_loader = DataLoader(many_data, BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=many_data.collate)
+    draws = RandomSampler(few_data, replacement=True, num_samples=len(many_loader) * BATCH_SIZE // 2)
+    few_loader = DataLoader(few_data, BATCH_SIZE // 2, sampler=draws, drop_last=True, collate_fn=few_data.collate)
+    return few_loader, many_loader
 
 
 class JointFinder(nn.Module):
