@@ -29,7 +29,7 @@ def view_consistency_loss(points: Tensor, geometry: Tensor, *, weights: Tensor |
         geometry: ``(B, V, 2, 3)``, as the datasets of ``views`` return it with ``with_geometry=True``. For points in
             space also ``(B, V)``: angles in degrees, clockwise. Floating point, on any device.
         weights: ``(B, V, K)``, bool or floating point >= 0, such as the points visible in each view. A pair of views
-            counts with the product of its two weights.
+            counts with the product of its two weights; where that is 0, points may be NaN or infinite.
 
     Returns:
         ``AnchorLosses(losses, valid)``, two ``(B,)`` tensors, losses >= 0, in pixels of the image or in the unit of
@@ -70,9 +70,15 @@ def view_consistency_loss(points: Tensor, geometry: Tensor, *, weights: Tensor |
         xy, z = points[:, a].split((2, 1), dim=-1)
         turned = (between.unsqueeze(-3) * xy.unsqueeze(-2)).sum(-1)
         differences = torch.cat([turned, z], dim=-1) - points[:, b]
+    # w_a w_b (B, P, K); a pair of weight 0 has the difference 0, also if a point is not finite: 0 * NaN is NaN
+    if weights is None:
+        pairs = differences.new_ones(differences.shape[:-1])
+    else:
+        weights = weights.to(dtype)
+        pairs = weights[:, a] * weights[:, b]
+        differences = torch.where(pairs[..., None] > 0, differences, 0)
     # l = sum w_a w_b |.| / sum w_a w_b over pairs and points, (B,)
     each = differences.abs().mean(dim=-1)
-    pairs = torch.ones_like(each) if weights is None else (weights[:, a] * weights[:, b]).to(dtype)
     total = pairs.sum((1, 2))
     valid = total > 0
     return AnchorLosses((pairs * each).sum((1, 2)) / torch.where(valid, total, 1), valid)

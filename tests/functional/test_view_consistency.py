@@ -174,6 +174,29 @@ def test_weights_leave_out_points():
     torch.testing.assert_close(ones, view_consistency_loss(FLAT, GENERAL).losses)
 
 
+@pytest.mark.parametrize(("points", "geometry"), [(FLAT, GENERAL), (SOLID, ANGLES), (SOLID, GENERAL)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_points_without_weight_need_not_be_finite(points, geometry, value):
+    seen = WEIGHTS > 0.5
+    results = []
+    for hidden in (0.0, value):
+        leaf = torch.where(seen[..., None], points, hidden).requires_grad_()
+        losses = view_consistency_loss(leaf, geometry, weights=seen).losses
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        results.append((losses, gradient))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    assert results[1][1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-4, 300.0])  # their squares are below and above the range of float16
+def test_weights_in_half_precision_are_multiplied_in_float32(dtype, scale):
+    weights = (scale * (1 + WEIGHTS)).to(dtype)
+    losses, valid = view_consistency_loss(FLAT.float(), GENERAL.float(), weights=weights)
+    assert valid.all()
+    torch.testing.assert_close(losses, oracle(FLAT, GENERAL, weights.double()).float(), rtol=1e-4, atol=0)
+
+
 def test_a_sample_without_a_pair_is_not_valid():
     weights = torch.ones(B, V, K)
     weights[1], weights[2, 1:] = 0, 0
