@@ -32,7 +32,8 @@ class ViewConsistencyLoss(nn.Module):
 
     Note:
         See ``functional.view_consistency_loss`` for details and the source. The loss of a sample needs no other
-        sample: on several processes, the mean of their losses is the loss of the whole batch.
+        sample. On several processes, the mean of their losses is the loss of the whole batch if all have the same
+        number of valid samples; without ``weights``, all samples are valid.
 
     Examples:
         >>> import torch

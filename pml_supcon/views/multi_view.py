@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from pml_supcon._checks import check_bool, check_callable, check_int, shown
 from pml_supcon._layouts import split_views
 from pml_supcon._tensors import check_dense, to_device
+from pml_supcon.views.batch_mix import BatchMix
 from pml_supcon.views.geometry import check_tells_geometry
 
 Transforms: TypeAlias = Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]]
@@ -139,7 +140,12 @@ class MultiViewDataset(Dataset[tuple[Any, ...]]):
             raise TypeError(f"Expected the `dataset` to return pairs (image, label), but got {type(item).__name__}")
         image, label = item
         views = self.transform(image)
-        return (*views, label) if self.transform.with_geometry else (views, label)
+        return (*views, label) if self.with_geometry else (views, label)
+
+    @property
+    def with_geometry(self) -> bool:
+        """Items have the maps from the image to its views."""
+        return self.transform.with_geometry
 
     @property
     def labels(self) -> Any:
@@ -251,11 +257,12 @@ class SeededDataset(Dataset[Any]):
         dataset: a map-style dataset. If it has ``__getitems__``, that method returns the collated batch.
         device: the device of the random draws.
         batch_transform: maps the parts of the collated batch, views and labels, to the batch, as ``BatchMix`` does.
-            Views with geometry have three parts, which ``BatchMix`` does not take: a mixture has no single map.
+            Not ``BatchMix`` for a dataset with geometry: a mixture has no single map.
 
     Raises:
         TypeError: If a batch has no seed, or ``batch_transform`` is not callable.
-        ValueError: If a seed has more than 64 bits, or torch has no such ``device``.
+        ValueError: If a seed has more than 64 bits, torch has no such ``device``, or ``batch_transform`` is a
+            ``BatchMix`` and the dataset returns geometry.
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -281,6 +288,11 @@ class SeededDataset(Dataset[Any]):
         check_dataset(dataset)
         if batch_transform is not None:
             check_callable("batch_transform", batch_transform)
+        if isinstance(batch_transform, BatchMix) and with_geometry_of(dataset):
+            raise ValueError(
+                "Expected argument `batch_transform` other than `BatchMix` for a dataset with `with_geometry=True`, "
+                f"as a mixture has no single map, but got {batch_transform} and {type(dataset).__name__}"
+            )
         self.batch_transform = batch_transform
         try:
             self.dataset, self.device = dataset, torch.device(device)
@@ -308,6 +320,13 @@ class SeededDataset(Dataset[Any]):
             return collated if self.batch_transform is None else self.batch_transform(*collated)
 
     collate = staticmethod(MultiViewTensorDataset.collate)
+
+
+def with_geometry_of(dataset: Any) -> bool:
+    """Return True if a dataset of views, or the dataset of a ``torch.utils.data.Subset``, returns geometry."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return bool(getattr(dataset, "with_geometry", False))
 
 
 def check_dataset(dataset: Any) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.pretend_gpu import GPU, pretend_gpu
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import functional as VF
 
 from pml_supcon._geometry import compose_maps, invert_maps
@@ -328,11 +328,16 @@ def test_steps_of_a_user():
             transform.with_geometry(images)
 
 
-def test_a_mixture_has_no_map():
-    mixed = SeededDataset(DATASETS["in memory"](True), batch_transform=BatchMix("cutmix", num_classes=2))
-    batch = next(iter(MultiViewBatchSampler([0] * 22, batch_size=6)))
-    with pytest.raises(TypeError, match="positional arguments"):
-        mixed.__getitems__(batch)
+@pytest.mark.parametrize("kind", DATASETS)
+def test_a_mixture_has_no_map(kind):
+    mix = BatchMix("cutmix", num_classes=2)
+    told = DATASETS[kind](True)
+    for data in (told, Subset(told, [0, 1])):
+        with pytest.raises(ValueError, match="other than `BatchMix` .* `with_geometry=True`.*, but got BatchMix") as caught:
+            SeededDataset(data, batch_transform=mix)
+        assert "\n" not in str(caught.value)
+    SeededDataset(DATASETS[kind](False), batch_transform=mix)
+    SeededDataset(told, batch_transform=lambda views, geometry, labels: (views, labels))
 
 
 @pytest.mark.parametrize("name", KNOWN)
