@@ -101,7 +101,11 @@ def test_each_pixel_shows_the_place_that_the_map_of_a_step_says(name):
     assert distances(views, maps, height, width).max() < TOLERANCE.get(name, 2e-3)
 
 
-@pytest.mark.parametrize("mistake", ["inverse", "corners", "no map", "mirror about the side"])
+#: The least share of pixels that a mistake places wrongly: of all images, or of the mirrored ones, about half.
+MISTAKES = {"inverse": 0.9, "no map": 0.9, "corners": 0.2, "mirror about the side": 0.2}
+
+
+@pytest.mark.parametrize("mistake", [None, *MISTAKES])
 def test_a_wrong_map_is_seen(mistake):
     torch.manual_seed(0)
     views, maps = CropAndFlip(24).with_geometry(ramps(40, 40, 31))
@@ -110,11 +114,11 @@ def test_a_wrong_map_is_seen(mistake):
         "corners": maps + torch.cat([0 * maps[..., :2], 0.5 * (maps[..., :2].sum(-1, keepdim=True) - 1)], dim=-1),
         "no map": torch.eye(2, 3).expand(40, 2, 3),
         "mirror about the side": maps + torch.tensor([[0.0, 0, 1], [0, 0, 0]]) * (maps[:, :1, :1] < 0),
-    }[mistake]
+    }.get(mistake, maps)
     pixels = ramps(1, 24, 24)[0].flatten(1).T
     told = map_points(pixels.expand(40, -1, -1), wrong, inverse=True)
-    assert (views.flatten(2).mT - told).norm(dim=-1).median() > 0.05 or mistake == "mirror about the side"
-    assert (views.flatten(2).mT - told).norm(dim=-1).flatten().kthvalue(19_000).values > 0.25
+    share = ((views.flatten(2).mT - told).norm(dim=-1) > 0.25).float().mean()
+    assert share > MISTAKES[mistake] if mistake else share < 0.01
 
 
 @pytest.mark.parametrize("name", sorted(GEOMETRIC))
@@ -331,9 +335,10 @@ def test_steps_of_a_user():
 @pytest.mark.parametrize("kind", DATASETS)
 def test_a_mixture_has_no_map(kind):
     mix = BatchMix("cutmix", num_classes=2)
+    text = r"other than `BatchMix` .* `with_geometry=True`.*, but got BatchMix.* and (MultiView|Subset)"
     told = DATASETS[kind](True)
     for data in (told, Subset(told, [0, 1])):
-        with pytest.raises(ValueError, match="other than `BatchMix` .* `with_geometry=True`.*, but got BatchMix") as caught:
+        with pytest.raises(ValueError, match=text) as caught:
             SeededDataset(data, batch_transform=mix)
         assert "\n" not in str(caught.value)
     SeededDataset(DATASETS[kind](False), batch_transform=mix)
