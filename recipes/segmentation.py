@@ -99,6 +99,11 @@ def train_and_score(settings: Settings) -> float:
     """Train an encoder-decoder and return its mean intersection over union on the test canvases."""
     # 1. Canvases: the digits of the test canvases are the held-out 30% of scikit-learn's.
     accelerator = Accelerator()
+    if settings.train < (needed := settings.batch_size * accelerator.num_processes):
+        raise SystemExit(
+            f"segmentation.py: error: Expected `train` to be at least {needed}, a batch for each process, but got "
+            f"{settings.train}"
+        )
     torch.manual_seed(settings.seed)
     digits = load_data("digits")
     canvases = digit_canvases(digits.train.images, digits.train_labels, settings.train, seed=settings.seed)
@@ -110,9 +115,7 @@ def train_and_score(settings: Settings) -> float:
     model = EncoderDecoder(with_head=settings.auxiliary != "none")
     auxiliary = auxiliary_loss(settings, accelerator.process_index)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, total_steps=settings.epochs * max(1, len(loader))
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.epochs * len(loader))
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     test_loader = accelerator.prepare_data_loader(DataLoader(test, 100))
 

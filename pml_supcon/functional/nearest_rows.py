@@ -18,17 +18,17 @@ def nearest_rows(
 
     Args:
         queries: ``(N, D)`` floating point; unit rows make the dot product the cosine.
-        rows: ``(M, D)``, M >= 1, of the dtype and on the device of the queries.
+        rows: ``(M, D)``, M >= 1, on the device of the queries; they are converted to the dtype of the queries.
         query_labels: ``(N,)`` integers, or None.
         row_labels: ``(M,)``, together with ``query_labels``.
 
     Returns:
         Row numbers ``(N,)``, int64, of equally near rows the first; and a bool mask ``(N,)`` of the queries that have
-        such a row: all without labels. The row number of the others has no meaning.
+        such a row: all without labels. The row number of the others has no meaning. A row with a NaN is the nearest.
     """
     index = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
     found = torch.empty(len(queries), dtype=torch.bool, device=queries.device)
-    size = max(1, PAIRS // len(rows))
+    size, rows = max(1, PAIRS // len(rows)), rows.to(queries.dtype)
     with full_precision(queries.device):
         for start in range(0, len(queries), size):
             block = slice(start, start + size)
@@ -37,5 +37,5 @@ def nearest_rows(
             if query_labels is not None and row_labels is not None:
                 s.masked_fill_(query_labels[block, None] != row_labels, -torch.inf)
             largest, index[block] = s.max(dim=1)
-            found[block] = largest > -torch.inf
+            found[block] = largest != -torch.inf  # True for NaN
     return index, found

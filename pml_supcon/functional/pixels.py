@@ -9,7 +9,7 @@ from torch import Tensor
 from pml_supcon._checks import check_int, check_number, check_temperature, check_type
 from pml_supcon._tensors import check_dense, to_device
 from pml_supcon.functional.supcon.checks import EMBEDDING_DTYPES, LABEL_DTYPES
-from pml_supcon.functional.supcon.execution import full_precision
+from pml_supcon.functional.supcon.execution import full_precision, products
 from pml_supcon.functional.supcon.problem import AnchorLosses, unit_rows
 
 
@@ -64,8 +64,8 @@ def draw_pixels(
     masks = checked_masks(masks, ignore_value)
     slots, areas = number_masks(masks, ignore_value)
     images, pixels = slots.shape
-    # key_p = exponent log a_p - log e_p with e_p = -log u_p exponential, (B, P); minus infinity: ignored. In
-    # float64 no two keys are equal.
+    # key_p = exponent log a_p - log e_p with e_p = -log u_p exponential, (B, P); minus infinity: ignored. Ties have
+    # negligible probability in float64.
     noise = torch.empty(images, pixels, dtype=torch.float64, device="cpu").exponential_(generator=generator)
     keys = exponent * areas.gather(1, slots.clamp(min=0)).double().log() - to_device(noise, masks.device).log()
     keys = keys.masked_fill(slots < 0, -torch.inf)
@@ -133,11 +133,12 @@ def mask_prototype_loss(
         # that an image lacks are ones too: at 0 the second derivative of a norm is NaN
         numbers = torch.arange(areas.shape[1], device=slots.device)
         members = slots[..., None] == numbers
-        means = (members.to(dtype) / areas.clamp(min=1)[:, None]).transpose(1, 2) @ pixels
+        shares = members.to(dtype) / areas.clamp(min=1)[:, None]
+        means = products(shares.transpose(1, 2), pixels.transpose(1, 2))
         means = means.masked_fill(absent[..., None], 1)
         prototypes = unit_rows(means.flatten(0, 1)).view(means.shape)
         # s_pk = t_k . g_p / tau, (B, P, K), over the masks of the image. The first always counts: no sum is empty
-        s = pixels @ prototypes.transpose(1, 2) / float(temperature)
+        s = products(pixels, prototypes) / float(temperature)
         s = s.masked_fill((absent & (numbers > 0))[:, None], -torch.inf)
         # l_p = log sum_k' exp(s_pk') - s_pk, (B, P)
         losses = s.logsumexp(dim=2) - s.gather(2, slots.clamp(min=0)[..., None])[..., 0]

@@ -1,6 +1,6 @@
 """Nearest neighbours of past batches as positives: NNCLR (Dwibedi et al., ICCV 2021), also with labels."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,9 @@ from pml_supcon.functional.nearest_rows import nearest_rows
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.problem import unit_rows
 from pml_supcon.losses.row_queue import RowQueue
+from pml_supcon.losses.supcon import check_default_options
 
 Neighbours = Literal["nearest", "same_class", "positives"]
-
-#: Options of the inner loss that do not apply to neighbours, with their only value.
-FIXED: dict[str, Any] = {"num_views": None, "positives_cap": None, "contrast_mode": "all"}
-FIXED |= {"target": None, "ignore_label": None, "embedding_regularizer": None}
 
 
 class NearestNeighbourLoss(RowQueue):
@@ -37,14 +34,16 @@ class NearestNeighbourLoss(RowQueue):
         embedding_size: width D of projections and predictions, >= 1; 256 in the paper.
         queue_size: number of rows of the queue, at least the B samples of a batch; 98,304 in the paper.
         neighbours: "nearest": of all rows of the queue, as in the paper; labels are used for ``nn_accuracy`` alone.
-            "same_class": nearest of the rows with the sample's label. "positives": likewise, and the predictions of all
-            samples with the label are positives of ``q_i``, as in ``SupConLossOut`` with labels.
-        dtype: of the queue. Rows of lower precision are converted to it; rows of higher precision raise.
+            "same_class": nearest of the rows with the sample's label. "positives": likewise, and all predictions with
+            the label in the batch are positives of ``q_i``, as in ``SupConLossOut`` with labels; still one row of the
+            queue a sample, the nearest.
+        dtype: of the queue. Rows of lower precision are converted to it; rows of higher precision raise. With float16
+            or bfloat16 norms, the search and the loss are computed in float32.
 
     Attributes:
-        nn_accuracy: In the last call with labels, the share of the 2 B projections that have a neighbour in the queue
-            of their own label, a scalar in [0, 1] on the device of the queue; None without labels, and for an empty
-            queue.
+        nn_accuracy: In the last call, the share of the 2 B projections whose neighbour in the queue has their label, a
+            scalar in [0, 1] on the device of the queue; None without labels, for an empty batch and for an empty queue.
+            With "same_class" and "positives" this is the share of projections whose label is in the queue.
 
     Shape:
         - predictions: ``(B, 2, D)`` floating point, of two views; normalised inside.
@@ -96,9 +95,7 @@ class NearestNeighbourLoss(RowQueue):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(loss, embedding_size, queue_size, dtype)
-        for option, only in FIXED.items():
-            if (value := getattr(loss, option)) != only:
-                raise ValueError(f"Expected a loss with {option}={only!r} for neighbours, but got {option}={value!r}")
+        check_default_options(loss, "neighbours", ignore_label=None, embedding_regularizer=None)
         if _pml.similarity_of(self.loss.distance) != (True, None):
             raise ValueError(
                 "Expected a loss with the cosine similarity, by which neighbours are searched, but got "
@@ -112,7 +109,8 @@ class NearestNeighbourLoss(RowQueue):
     def forward(self, predictions: Tensor, labels: Tensor | None = None, *, projections: Tensor) -> Tensor:
         """Return the loss of a batch, a scalar under PML's default reducer; see the class for shapes."""
         labels = self._check(predictions, labels, projections)
-        dtype, number = self.queue_embeddings.dtype, len(predictions)
+        # half precision is computed in float32; rows are rounded where they enter a queue of half precision
+        dtype, number = torch.promote_types(self.queue_embeddings.dtype, torch.float32), len(predictions)
         # z (2 B, D): unit projections of both views, view-major, constant
         z = unit_rows(flatten_views(projections.detach().to(dtype)))
         # q (B, 2, D): the neighbours of both views
@@ -135,9 +133,10 @@ class NearestNeighbourLoss(RowQueue):
         rows, row_labels = self.queue_embeddings[: self.num_filled], self.queue_labels[: self.num_filled]
         of_class = (None, None) if self.neighbours == "nearest" else (labels, row_labels)
         index, found = nearest_rows(z, rows, *of_class)
-        if labels is not None:  # without a row of its label, the row of the index has another one
+        if labels is not None and len(z):  # without a row of its label, the row of the index has another one
             self.nn_accuracy = (row_labels[index] == labels).float().mean()
-        return torch.where(found[:, None], rows[index], z)  # copies: the queue is written to afterwards
+        # copies, since the queue is written to afterwards; a NaN of a projection stays
+        return torch.where(found[:, None] & ~z.isnan(), rows[index].to(z.dtype), z)
 
     def _check(self, predictions: Tensor, labels: Tensor | None, projections: Tensor) -> Tensor | None:
         """Return the labels as int64 on the device of the predictions, or raise if an argument does not fit."""

@@ -13,11 +13,9 @@ from pml_supcon.functional.pixels import check_ignore_value, checked_masks, draw
 from pml_supcon.functional.supcon import AnchorLosses
 from pml_supcon.losses.global_batch import GlobalBatchLoss
 from pml_supcon.losses.queue import QueueLoss
-from pml_supcon.losses.supcon import BaseSupConLoss
+from pml_supcon.losses.supcon import BaseSupConLoss, check_default_options
 
 Grouping = Literal["mask", "class"]
-#: Options of a loss that refer to views or to labels of other kinds, and their defaults.
-REFUSED = {"num_views": None, "positives_cap": None, "contrast_mode": "all", "target": None}
 
 
 class PixelSupConLoss(nn.Module):
@@ -45,7 +43,7 @@ class PixelSupConLoss(nn.Module):
         - output: ``()``, or what the reducer of the loss returns; 0 with a graph if all pixels are ignored.
 
     Raises:
-        TypeError: If the loss is another one, features are not floating point, masks are not integers, or another
+        TypeError: If the loss is none of these, features are not floating point, masks are not integers, or another
             argument has the wrong type.
         ValueError: If shapes do not fit, a number is out of range, a loss that needs ``by="class"`` comes without it,
             or if the loss has an option for views or a target.
@@ -55,6 +53,9 @@ class PixelSupConLoss(nn.Module):
         that a run that loads it continues with the draws of an uninterrupted run. Calls in evaluation mode do not
         advance ``t``. Give each process a seed of its own, ``seed=accelerator.process_index``: else all processes draw
         with the same random numbers, though from different images. Draws are the same on all devices.
+
+        With a ``GlobalBatchLoss``, features or masks that do not fit raise on their process alone, before the
+        collectives; the other processes wait until the timeout of the process group.
 
         On the backends "tiled" and "triton" memory is linear in the pixels: 4 images of 64 x 64 pixels can be drawn
         whole, 16,384 rows. The host waits for the device to count the drawn pixels.
@@ -99,13 +100,7 @@ class PixelSupConLoss(nn.Module):
                 f"by={by!r}"
             )
         for part in parts:
-            for option, default in REFUSED.items():
-                value = getattr(part, option, default)
-                if value != default:
-                    raise ValueError(
-                        f"Expected a loss with {option}={default!r}, since the rows are pixels with a mask or class "
-                        f"each, but got {option}={value!r}"
-                    )
+            check_default_options(part, "pixels, which have a mask or class each")
         check_ignore_value(ignore_value)
         self.loss = loss
         self.num_pixels = check_int("num_pixels", num_pixels, low=1)
@@ -180,8 +175,9 @@ class MaskPrototypeLoss(nn.Module):
         ValueError: If shapes do not fit, or the temperature is out of range.
 
     Note:
-        ``O(B h w (D + K))`` memory, K the largest number of masks in an image. Processes need not exchange anything,
-        since prototypes are of one image.
+        ``O(B h w (D + K))`` memory, K the largest number of masks in an image. Prototypes are of one image, so the
+        average of the losses of all processes is the loss of the whole batch if all processes have the same number of
+        pixels that are not ignored.
 
     Source:
         Wang et al., *MaX-DeepLab: End-to-End Panoptic Segmentation with Mask Transformers* (CVPR 2021).
@@ -210,10 +206,11 @@ class MaskPrototypeLoss(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of masks depends on their values
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
         """Return the loss of the pixels, a scalar under the default reducer; see the class for shapes."""
+        masks = checked_masks(masks, self.ignore_value, features)  # on the device of the features
         terms = mask_prototype_loss(features, masks, temperature=self.temperature, ignore_value=self.ignore_value)
-        # the reducer gets a row (B h w, D) and a label for each pixel
-        rows, labels = features.movedim(1, 3).flatten(0, 2), masks.flatten().long()
-        _pml.check_class_weights(self.reducer, labels[terms.valid.flatten()])
+        # the reducer gets a row (B h w, D) and a label for each pixel, 0 if it is ignored
+        rows, labels = features.movedim(1, 3).flatten(0, 2), masks.masked_fill(~terms.valid, 0).flatten()
+        _pml.check_class_weights(self.reducer, labels)
         loss_dict = _pml.loss_dict(AnchorLosses(*(each.flatten() for each in terms)), self.reducer)
         loss: Tensor = self.reducer(loss_dict, rows, labels)
         return loss

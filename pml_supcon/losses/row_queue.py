@@ -25,7 +25,7 @@ class RowQueue(nn.Module):
         dtype: of the rows.
 
     Raises:
-        TypeError: If the loss is another one, or an argument has the wrong type.
+        TypeError: If the loss is no ``SupConLossOut`` or ``SupConLossIn``, or an argument has the wrong type.
         ValueError: If a size is below 1.
     """
 

@@ -35,6 +35,14 @@ def _option(name: str) -> Any:
     return property(get, put, doc=f"The option ``{name}``.")
 
 
+def check_default_options(loss: nn.Module, rows: str, **more: Any) -> None:
+    """Raise unless the options of a loss that refer to views or other labels, and ``more``, have their defaults."""
+    defaults = {"num_views": None, "positives_cap": None, "contrast_mode": "all", "target": None} | more
+    for option, default in defaults.items():
+        if (value := getattr(loss, option, default)) != default:
+            raise ValueError(f"Expected a loss with {option}={default!r} for {rows}, but got {option}={value!r}")
+
+
 class BaseSupConLoss(BaseMetricLossFunction):
     """The common part of ``SupConLossOut`` and ``SupConLossIn``.
 

@@ -114,8 +114,10 @@ def test_other_dtypes_and_autocast(dtype):
     value = mask_prototype_loss(features, MASKS, ignore_value=9).losses
     assert value.dtype == torch.float32
     torch.testing.assert_close(ours(features).double(), expected, rtol=1e-5, atol=0)
+    gradient = step(ours, features)[1]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(mask_prototype_loss(features, MASKS, ignore_value=9).losses, value)
+        assert torch.equal(step(ours, features)[1], gradient)
 
 
 def test_masks_are_numbered_by_image():

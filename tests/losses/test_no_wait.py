@@ -7,18 +7,20 @@ from pytorch_metric_learning import losses as pml
 from torch import distributed as dist
 
 from pml_supcon.distributed import collectives, shards
-from pml_supcon.functional.supcon import triton
+from pml_supcon.functional.supcon import AnchorLosses, triton
 from pml_supcon.functional.supcon.global_batch import transfers
 from pml_supcon.losses import (
     CrossBatchMemory,
     GlobalBatchLoss,
     LearnableTemperature,
+    MaskPrototypeLoss,
     NearestNeighbourLoss,
     QueueLoss,
     RankNContrastLoss,
     SelfSupervisedLoss,
     SupConLossIn,
     SupConLossOut,
+    pixels,
 )
 
 #: Per case: the loss, on any backend but Triton, which needs a driver.
@@ -67,6 +69,14 @@ def steps(loss, name, home=GPU):
 @pytest.mark.parametrize("name", [*LOSSES, *ALONE])
 def test_one_process(on_gpu, name, home):
     steps((LOSSES | ALONE)[name](), name, home)
+
+
+def test_pixels_of_masks_on_the_cpu(on_gpu, home, monkeypatch):
+    """The numbers of the masks are read by the host; what follows them runs here."""
+    terms = AnchorLosses(torch.empty(2, 4, 4), torch.empty(2, 4, 4, dtype=torch.bool))
+    monkeypatch.setattr(pixels, "mask_prototype_loss", lambda features, masks, **options: terms)
+    masks = torch.zeros(2, 4, 4, dtype=torch.int64, device=home)
+    assert MaskPrototypeLoss(ignore_value=0)(torch.empty(2, 8, 4, 4), masks).device == GPU
 
 
 def test_pml_loss_waits(on_gpu):

@@ -210,7 +210,7 @@ WRONG = {
     "views": (
         lambda: PixelSupConLoss(SupConLossOut(num_views=2)),
         ValueError,
-        "Expected a loss with num_views=None, since the rows are pixels .*, but got num_views=2",
+        "Expected a loss with num_views=None for pixels, which have .*, but got num_views=2",
     ),
     "target": (lambda: PixelSupConLoss(SupConLossOut(target=Kernel(1.0))), ValueError, "a loss with target=None"),
     "first view": (

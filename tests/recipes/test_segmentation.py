@@ -58,6 +58,11 @@ def test_wrong_settings_are_one_line(recipe, arguments, message, capsys):
     assert message in line
 
 
+def test_fewer_canvases_than_a_batch(recipe):
+    with pytest.raises(SystemExit, match=r"`train` to be at least 8, a batch for each process, but got 7$"):
+        recipe["train_and_score"](recipe["Settings"](train=7, test=8, epochs=1, batch_size=8))
+
+
 @pytest.mark.slow
 def test_two_processes():
     small = ["--train", "32", "--test", "9", "--epochs", "1", "--batch-size", "8", "--auxiliary", "pixel"]

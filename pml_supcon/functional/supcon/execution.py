@@ -126,22 +126,22 @@ def _both(outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]
 
 
 def products(anchors: Tensor, rows: Tensor) -> Tensor:
-    """Return ``anchors @ rows.T`` in full precision, differentiable any number of times."""
+    """Return ``anchors @ rows.mT``, ``(..., N, M)``, in full precision, differentiable any number of times."""
     if torch.compiler.is_compiling():  # the compiler derives the backward pass itself, and supports no `jvp`
-        return anchors @ rows.T
+        return anchors @ rows.mT
     dots: Tensor = _Products.apply(anchors, rows)
     return dots
 
 
 class _Products(torch.autograd.Function):
-    """The product ``a @ b.T`` whose backward also ignores autocast; PyTorch's would use the state at backward time."""
+    """The product ``a @ b.mT`` whose backward also ignores autocast; PyTorch's would use the state at backward time."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
         with full_precision(a.device):
-            return a @ b.T
+            return a @ b.mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -152,8 +152,8 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
         # of y = a b^T: dL/da = U b and dL/db = U^T a, both products again without autocast
         a, b = ctx.saved_tensors
-        of_a = products(upstream, b.T) if ctx.needs_input_grad[0] else None
-        return of_a, products(upstream.T, a.T) if ctx.needs_input_grad[1] else None
+        of_a = products(upstream, b.mT) if ctx.needs_input_grad[0] else None
+        return of_a, products(upstream.mT, a.mT) if ctx.needs_input_grad[1] else None
 
     @staticmethod
     def jvp(ctx: Any, tangent_a: Tensor | None, tangent_b: Tensor | None) -> Tensor:
