@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> list[list[str]]:
 
 
 def train_and_score(data: ImageData, method: str, epochs: int, seed: int) -> list[float]:
-    """Return the accuracy of the probe, and with NNCLR that of the neighbours in the first, middle and last epoch."""
+    """Return the probe's accuracy, and with NNCLR the neighbours' accuracy in the first, middle and last epoch."""
     if not isinstance(data.train, MemoryImages) or not isinstance(data.test, MemoryImages):
         raise ValueError("Expected images of one size that fit into memory, but got others")
     encoder, found = trained(data.train.images, data.train_labels, data, method, epochs, seed)

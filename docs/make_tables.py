@@ -79,7 +79,7 @@ def measured_table(name: str) -> str:
     path = ROOT / "docs/records" / f"benchmark-{name}.json"
     script = name if (ROOT / "benchmarks" / f"{name}.py").exists() else name.rpartition("_")[0]
     if not path.exists() and (ROOT / "benchmarks" / f"{script}.py").exists():
-        return f"Not measured yet: `python benchmarks/{script}.py`."
+        return f"Not measured yet; `benchmarks/{script}.py` writes this table."
     record = json.loads(path.read_text())
     where = record["environment"]
     machine = f"{where['hardware']}, {where['cpus']} CPU cores"

@@ -58,7 +58,7 @@ class NearestNeighbourLoss(RowQueue):
         TypeError: If an argument has the wrong type.
 
     Note:
-        A projection without a neighbour takes its own place, as a constant: ``q_i = z_i``. This is so for all in the
+        A projection without a neighbour is its own neighbour, as a constant: ``q_i = z_i``. This is so for all in the
         first call, when the queue is empty (the paper fills it at random), and for samples whose class the queue does
         not have. ``state_dict`` is the one of ``QueueLoss``, with unit rows: a run that loads it continues exactly like
         an uninterrupted run. Memory is linear in B and in the queue, and a step does not synchronise with the device.

@@ -31,8 +31,8 @@ class MethodSettings:
     """The loss of stage 1.
 
     Attributes:
-        method: the loss; `simclr` and `nnclr` ignore labels, `joint` adds cross entropy on a classifier to supcon_out
-            on the head.
+        method: the loss; `simclr` ignores labels, and so does `nnclr` with `neighbours` nearest; `joint` adds cross
+            entropy on a classifier to supcon_out on the head.
         temperature: temperature tau of the supcon losses and of `nnclr`.
         learn_temperature: train the temperature with the model, from this value on; it stays in [0.01, 1].
         denominator: the denominator of the supcon losses.
@@ -47,8 +47,8 @@ class MethodSettings:
         queue_size: number of past rows to contrast with, at least a batch; default: none. With `nnclr` the rows among
             which neighbours are searched; default: 4096, or the batch size if that is larger.
         momentum: fill the queue with a momentum encoder of this decay; default: with the trained encoder.
-        neighbours: the neighbours of `nnclr`: `nearest` of all rows of the queue, or, with labels, of those of the own
-            class (`same_class`), also as positives of the whole class (`positives`).
+        neighbours: the neighbour of an image in `nnclr`: the `nearest` row of the queue, or, with labels, the nearest
+            row of its class (`same_class`), with all predictions of the class as positives (`positives`).
         predictor_width: width of the hidden layer of the predictor of `nnclr`.
         chunk_size: images, with all their views, in one forward pass of a process; default: the whole batch.
         margin: margin of `triplet` (default 0.05), or distance up to which `max_margin` repels negatives (default 1).
