@@ -41,6 +41,12 @@ def test_rows_have_means_deviations_and_paired_intervals():
 
 def test_orderings_have_a_verdict():
     rows = {row[0]: row[1:] for row in continual.ordering_rows("digits, 50", RECORDS)}
+    weaker = "co2l, distillation 0.1"  # it is not the paper's Co2L
+    records = {weaker: RECORDS["co2l"], "co2l without contrast": RECORDS["er"], **RECORDS}
+    assert [row[0] for row in continual.ordering_rows("", records)][1:] == [
+        ": `co2l` over `er`",
+        ": `co2l` over `co2l without contrast`",
+    ]
     assert list(rows) == ["digits, 50: `er` over `finetune`", "digits, 50: `co2l` over `er`"]
     assert [row[1] for row in rows.values()] == ["not told apart", "held"]
     assert rows["digits, 50: `er` over `finetune`"][2:] == ["+0.3500 [-0.2853, +0.9853]", "not told apart"]
@@ -61,8 +67,9 @@ def test_finished_runs_are_kept_and_a_run_without_buffer_is_shared(tmp_path, mon
     # the best of three learning rates, with the largest buffer
     rates = continual.choose_rates(part, tmp_path)
     assert rates == {"co2l": 0.3, "finetune": 0.3}
-    tuned = {(flags["method"], flags.get("buffer_size"), flags["seed"]) for _, flags in started}
-    assert tuned == {("co2l", 200, continual.TUNING_SEED), ("finetune", None, continual.TUNING_SEED)}
+    # on images held out of the training images
+    tuned = {(flags["method"], flags.get("buffer_size"), flags["seed"], flags["held_out"]) for _, flags in started}
+    assert tuned == {("co2l", 200, continual.TUNING_SEED, 0.2), ("finetune", None, continual.TUNING_SEED, 0.2)}
     assert len(started) == 6
     started.clear()
     found = continual.run_part(part, rates, tmp_path)

@@ -70,6 +70,7 @@ class StreamSettings:
         image_size: side in pixels; default: the largest shorter side of the images, at most 224.
         max_train: maximum number of training images.
         max_test: maximum number of test images.
+        held_out: share of the training images to score in place of the test images, to choose settings; 0: none.
         augment: augmentation of the views; auto: `digits` for small symbols, else `simclr`.
         views: number of views of each image in a batch.
         batch_size: images in the global batch, over all processes, each in `views` views.
@@ -88,6 +89,7 @@ class StreamSettings:
     image_size: int | None = None
     max_train: int | None = None
     max_test: int | None = None
+    held_out: float = 0.0
     augment: Augment = "auto"
     views: int = 2
     batch_size: int = 64

@@ -1,6 +1,7 @@
 """A continual run from its settings to its record: load or resume, train on each task, score all so far."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from accelerate.utils import broadcast, set_seed
 from pml_supcon._console import say
 from pml_supcon.data.broken import broken_images_listed
 from pml_supcon.data.images import printable
+from pml_supcon.data.load import OpenedData
 from pml_supcon.data.replay import ReplayBuffer, check_buffer
 from pml_supcon.data.splits import split_training_set
 from pml_supcon.data.streams import TaskStream, check_tasks, plan_tasks
@@ -53,7 +55,7 @@ def load_run(run: Run, accelerator: Accelerator) -> LoadedRun:
     training = settings.of_task(1)
     try:
         with broken_images_listed(lambda: [open_labels(training)], run.path, AGAIN):
-            opened = open_images(training, accelerator, run.path)
+            opened = hold_out(open_images(training, accelerator, run.path), settings.held_out)
             names = opened.source.class_names
             tasks = plan_tasks(
                 names,
@@ -127,6 +129,15 @@ def train(loaded: LoadedRun, history: History, started: float) -> tuple[Stage, f
         context = build_task_context(work, stage.number + 1)
         accelerator.free_memory()
         stage, step = build_task_stage(work, context, stage.number + 1, stage), stage.last_step
+
+
+def hold_out(opened: OpenedData, share: float) -> OpenedData:
+    """Put a share of the training images, the same in every run, in the place of the test images; 0: none."""
+    if share == 0:
+        return opened
+    split = split_training_set(opened.train.labels, held_out=share, label_noise=0.0, seed=0)
+    train, held_out = (opened.train.select(indices.tolist()) for indices in (split.train, split.held_out))
+    return replace(opened, train=train, test=held_out)
 
 
 def check_images(work: ContinualRun) -> None:

@@ -1,6 +1,7 @@
 """Whole continual runs as a user starts them: files, matrices, scenarios, processes and invalid input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -135,6 +136,22 @@ def test_invalid_streams_are_one_line_before_training(flags, reason, tmp_path, c
     assert line.startswith("continual.py: error: ")
     assert reason in line
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_images_are_scored_in_place_of_the_test_images(tmp_path):
+    pools = []
+    for share in ("0", "0.25"):
+        settings = parse_settings([*TINY, "--held-out", share, "--output", str(tmp_path / "run")])
+        loaded = train.load_run(train.open_run(settings, Accelerator(cpu=True)), Accelerator(cpu=True))
+        pools.append(loaded.work.stream.data)
+        loaded.work.run.release()
+        shutil.rmtree(tmp_path / "run")
+    whole, held = ({image.numpy().tobytes() for image in pools[0].train.images}, pools[1])
+    assert (len(held.train), len(held.test)) == (90, 30)
+    assert held.test.labels.bincount().tolist() == [5] * 6
+    trained, scored = ({image.numpy().tobytes() for image in part.images} for part in (held.train, held.test))
+    assert trained | scored == whole
+    assert not trained & scored
 
 
 def test_the_report_is_written_before_the_metrics(tmp_path, monkeypatch):
