@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.process_groups import run_processes
 from torch import nn
 
-from pml_supcon.losses import RelationDistillation, SupConLossOut
+from pml_supcon.losses import GlobalBatchLoss, RelationDistillation, SupConLossOut
 from pml_supcon.training.continual.methods import Co2L, PastModel, build_task_criterion
 from pml_supcon.training.continual.settings import ContinualSettings
 from pml_supcon.training.methods import Classification, Contrastive
@@ -51,7 +52,10 @@ def distilled(outputs, keys, temperature, past_temperature):
 
 
 def criterion(number=2, present=(2, 3), **options):
-    settings = ContinualSettings(distill_temperature=0.3, past_temperature=0.1, temperature=0.4, **options)
+    distillation = {"distill_temperature": 0.3, "past_temperature": 0.1}
+    if options.get("distill_weight") == 0:
+        distillation = {}
+    settings = ContinualSettings(temperature=0.4, **distillation, **options)
     return build_task_criterion(settings, number, present)
 
 
@@ -124,3 +128,32 @@ def test_the_past_model_is_frozen_in_evaluation_mode():
     past.update_parameters(model)
     assert torch.equal(past(inputs), first)
     assert all(torch.equal(value, before[name]) for name, value in past.state_dict().items())
+
+
+SIZES = (4, 3)  # samples of each process; the second one has no present class
+MIXED = torch.tensor([2, 3, 2, 0, 0, 1, 1])
+
+
+def co2l(rank, sizes):
+    """Return the loss of a process's rows, and their gradient."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, keys = (torch.randn(7, 2, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    leaf = outputs[own].clone().requires_grad_()
+    settings = ContinualSettings(contrastive_weight=0.5, distill_weight=2.0, temperature=0.4, past_temperature=0.1)
+    criterion = build_task_criterion(settings, 2, (2, 3))
+    assert all(isinstance(part, GlobalBatchLoss) for part in (criterion.contrastive, criterion.distillation))
+    loss = criterion(leaf, MIXED[own], keys[own])
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path):
+    value, gradient = co2l(0, (7,))
+    results = run_processes(co2l, len(SIZES), tmp_path, SIZES)
+    for own, _ in results:
+        torch.testing.assert_close(own, value)
+    # the mean over the processes, which a data-parallel model takes
+    torch.testing.assert_close(torch.cat([part for _, part in results]) / len(SIZES), gradient)
+    alone = co2l(0, (4,))[0]
+    assert (alone - value).abs() > 1e-3  # the rows of one process alone
