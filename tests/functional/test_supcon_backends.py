@@ -7,8 +7,11 @@ from helpers.supcon_batches import (
     OPTION_NAMES,
     OPTIONS,
     assert_gradients_equal,
+    gradient_error,
     label_kinds,
     loss_and_gradient,
+    loss_error,
+    problem_of,
     random_rows,
 )
 
@@ -48,6 +51,26 @@ def test_odd_shapes_and_tile_borders(monkeypatch, summation, denominator, number
             assert_backends_agree(random_rows(number, width), labels, **given)
             # exponentials with a shift: the bound on s exceeds the range of the exponent
             assert_backends_agree(random_rows(number, width), labels, temperature=0.0015, atol=1e-9, **given)
+
+
+@pytest.mark.parametrize("number", [257, 600])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
+@pytest.mark.parametrize("summation", ["out", "in"])
+def test_half_of_the_matrix_in_strips_of_their_real_height(summation, dtype, tolerance, number):
+    """Compare with `reference` in float64, on a batch with two views of most samples and a class of one row."""
+    torch.manual_seed(number)
+    samples = torch.randint(0, 20, (number // 2,))
+    labels = torch.cat([samples, samples, torch.tensor([99])])[:number]
+    labels[-1] = 99
+    order = torch.randperm(number)
+    labels, rows, upstream = labels[order], random_rows(number, 16)[order].to(dtype), torch.randn(number, dtype=dtype)
+    assert upper_triangle.STRIP == 256
+    assert dense.needs_half(problem_of(rows, labels, summation=summation))
+    losses, gradient = loss_and_gradient(rows, labels, upstream, backend="dense", summation=summation)
+    right = loss_and_gradient(rows.double(), labels, upstream.double(), backend="reference", summation=summation)
+    assert losses[labels == 99].tolist() == [0]
+    assert loss_error(losses, right[0]) < tolerance
+    assert gradient_error(gradient, right[1], upstream) < tolerance
 
 
 @pytest.mark.usefixtures("hidden_labels")
