@@ -8,13 +8,12 @@ import numpy.typing as npt
 import torch
 
 from pml_supcon._checks import shown
-from pml_supcon._tensors import check_dense
+from pml_supcon._tensors import FLOATS, check_dense
 
 Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Labels: TypeAlias = npt.NDArray[np.int64]
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BLOCK_ROWS = 8192  # rows compared at once, where the comparison makes a copy
 
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pml_supcon._checks import check_bool
-from pml_supcon._tensors import check_dense
+from pml_supcon._tensors import FLOATS, check_dense
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEAST_DETERMINANT = 1e-6  # of an invertible map, over the mean square of its linear part: about 10 units of float32
 
 

@@ -8,6 +8,9 @@ from torch.nn import Parameter
 
 from pml_supcon._checks import check_type
 
+#: The floating-point dtypes of 16 to 64 bits.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def check_dense(name: str, value: Any, *, values: bool = True) -> None:
     """Raise unless the value is a tensor with a dense layout, not quantised, and not on the meta device.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pml_supcon._checks import check_int, check_number, check_temperature, check_type
-from pml_supcon._tensors import check_dense, to_device
-from pml_supcon.functional.supcon.checks import EMBEDDING_DTYPES, LABEL_DTYPES
+from pml_supcon._tensors import FLOATS, check_dense, to_device
+from pml_supcon.functional.supcon.checks import LABEL_DTYPES
 from pml_supcon.functional.supcon.execution import full_precision, products
 from pml_supcon.functional.supcon.problem import AnchorLosses, unit_rows
 
@@ -189,7 +189,7 @@ def checked_masks(masks: Tensor, ignore_value: int | None, features: Tensor | No
     if features is None:
         return masks.long()
     check_dense("features", features)
-    if features.dtype not in EMBEDDING_DTYPES:
+    if features.dtype not in FLOATS:
         raise TypeError(f"Expected argument `features` to be floating point, but got {features.dtype}")
     if features.ndim != 4 or not features.shape[1]:
         raise ValueError(f"Expected argument `features` to have shape (B, D, h, w), but got {tuple(features.shape)}")

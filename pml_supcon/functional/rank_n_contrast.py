@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from pml_supcon._checks import check_callable, check_temperature, check_type
 from pml_supcon._layouts import view_major_rows
-from pml_supcon._tensors import check_dense, to_device
+from pml_supcon._tensors import FLOATS, check_dense, to_device
 from pml_supcon.distributed import collectives
 from pml_supcon.functional.supcon import checks
 from pml_supcon.functional.supcon.execution import full_precision
@@ -283,7 +283,7 @@ def checked_numbers(name: str, labels: Tensor | None, number: int) -> Tensor:
     if labels is None:
         raise ValueError(f"Expected argument `{name}` to hold the numbers of {number} embeddings, but got None")
     check_dense(name, labels)
-    if labels.dtype not in (*checks.LABEL_DTYPES, *checks.EMBEDDING_DTYPES):
+    if labels.dtype not in (*checks.LABEL_DTYPES, *FLOATS):
         raise TypeError(f"Expected argument `{name}` to hold integers or floating point, but got {labels.dtype}")
     if labels.ndim not in (1, 2) or len(labels) != number or 0 in labels.shape[1:]:
         raise ValueError(

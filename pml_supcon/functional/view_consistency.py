@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from pml_supcon._geometry import apply_maps, check_invertible, invert_maps
-from pml_supcon._tensors import check_dense, to_device
-from pml_supcon.functional.supcon.checks import EMBEDDING_DTYPES
+from pml_supcon._tensors import FLOATS, check_dense, to_device
 from pml_supcon.functional.supcon.problem import AnchorLosses
 
 
@@ -108,7 +107,7 @@ def _checked(points: Tensor, geometry: Tensor | None, weights: Tensor | None) ->
             "Expected argument `points` to have shape (B, V, K, 2) in the image or (B, V, K, 3) in space, "
             f"but got {tuple(points.shape)}"
         )
-    if points.dtype not in EMBEDDING_DTYPES:
+    if points.dtype not in FLOATS:
         raise TypeError(f"Expected argument `points` to be floating point of 16 to 64 bits, but got {points.dtype}")
     if points.shape[1] < 2:
         raise ValueError(f"Expected argument `points` to have at least 2 views, but got {tuple(points.shape)}")
@@ -119,7 +118,7 @@ def _checked(points: Tensor, geometry: Tensor | None, weights: Tensor | None) ->
     check_dense("geometry", geometry)
     if geometry.shape not in ((*batch, 2, 3), *([batch] if in_space else [])):
         raise ValueError(f"Expected argument `geometry` to have shape {expected}, but got {tuple(geometry.shape)}")
-    if geometry.dtype not in EMBEDDING_DTYPES:
+    if geometry.dtype not in FLOATS:
         raise TypeError(f"Expected argument `geometry` to be floating point of 16 to 64 bits, but got {geometry.dtype}")
     if geometry.ndim == 4:
         check_invertible("geometry", geometry)
@@ -131,7 +130,7 @@ def _checked(points: Tensor, geometry: Tensor | None, weights: Tensor | None) ->
             f"Expected argument `weights` to have shape {tuple(points.shape[:3])}, one for each of `points`, "
             f"but got {tuple(weights.shape)}"
         )
-    if weights.dtype not in (torch.bool, *EMBEDDING_DTYPES):
+    if weights.dtype not in (torch.bool, *FLOATS):
         raise TypeError(f"Expected argument `weights` to be bool or floating point, but got {weights.dtype}")
     known = weights.device.type == "cpu" and not torch.compiler.is_compiling()
     if known and not ((weights >= 0) & (weights < torch.inf)).all():

@@ -7,10 +7,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pml_supcon._checks import check_choice, check_int, check_number
-from pml_supcon._tensors import check_dense
+from pml_supcon._tensors import FLOATS, check_dense
 
 Mixing = Literal["mixup", "cutmix", "both"]
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LEAST, LARGEST = 0.01, 1000.0  # below 0.01 torch's draws from Beta, in float32, underflow and are 0.5 too often
 
 

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from pml_supcon._checks import check_type
 from pml_supcon._layouts import flatten_views
-from pml_supcon._tensors import check_dense, to_device, widen_integers
+from pml_supcon._tensors import FLOATS, check_dense, to_device, widen_integers
 from pml_supcon.functional.supcon.options import SupConOptions, check_cap
 from pml_supcon.targets import NO_WEIGHT, Target, check_target_labels
 
-EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (
     *(torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
@@ -26,10 +25,10 @@ def check_embeddings(name: str, embeddings: Tensor, dims: tuple[int, ...] = (2, 
     if embeddings.ndim not in dims:
         shapes = " or ".join({2: "(N, D)", 3: "(B, V, D)"}[d] for d in dims)
         raise ValueError(f"Expected argument `{name}` to have shape {shapes}, but got {tuple(embeddings.shape)}")
-    if embeddings.dtype not in EMBEDDING_DTYPES:
+    if embeddings.dtype not in FLOATS:
         if not embeddings.is_floating_point():
             raise TypeError(f"Expected argument `{name}` to be floating point, but got {embeddings.dtype}")
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in EMBEDDING_DTYPES)
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
         raise TypeError(f"Expected argument `{name}` to be one of {names}, but got {embeddings.dtype}")
     if 0 in embeddings.shape[1:]:
         raise ValueError(
