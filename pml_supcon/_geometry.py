@@ -1,4 +1,4 @@
-"""Affine maps in pixels, ``(..., 2, 3)``: from the points of an image to those of a view of it.
+"""Affine maps in pixels, ``(..., 2, 3)``: from the points of an image to the points of a view of it.
 
 A point is ``(x, y)``: x to the right, y down, ``(0, 0)`` at the centre of the upper left pixel. A map ``T = [A | t]``
 takes ``p`` to ``A p + t``. Sums of products are written out: a matrix product is of lower precision under autocast.
@@ -25,7 +25,7 @@ def map_points(points: Tensor, geometry: Tensor, *, inverse: bool = False) -> Te
     Args:
         points: ``(..., K, 2)``, floating point of 16 to 64 bits.
         geometry: ``(..., 2, 3)``, the maps from image to view, as the datasets return them with ``with_geometry=True``.
-            Its leading dimensions broadcast with those of the points: ``points[:, None]``, ``(B, 1, K, 2)``, and
+            Leading dimensions of maps and points broadcast: ``points[:, None]``, ``(B, 1, K, 2)``, and
             ``(B, V, 2, 3)`` give ``(B, V, K, 2)``.
         inverse: from view to image.
 
@@ -56,7 +56,7 @@ def map_points(points: Tensor, geometry: Tensor, *, inverse: bool = False) -> Te
         torch.broadcast_shapes(points.shape[:-2], geometry.shape[:-2])
     except RuntimeError:
         raise ValueError(
-            f"Expected the leading dimensions of `geometry` to fit those of `points` (..., K, 2), but got "
+            "Expected `geometry` (..., 2, 3) and `points` (..., K, 2) with leading dimensions that broadcast, but got "
             f"{tuple(geometry.shape)} and {tuple(points.shape)}"
         ) from None
     if inverse:

@@ -68,9 +68,9 @@ SINGULAR = torch.tensor([[1.0, 2, 3], [2, 4, 5]])
         (
             (points(3, 5), maps(4)),
             ValueError,
-            r"of `geometry` to fit .* but got \(4, 2, 3\) and \(3, 5, 2\)",
+            r"with leading dimensions that broadcast, but got \(4, 2, 3\) and \(3, 5, 2\)",
         ),
-        ((points(4, 5), maps(3)), ValueError, r"leading dimensions of `geometry`"),
+        ((points(4, 5), maps(3)), ValueError, r"with leading dimensions that broadcast, but got \("),
         ((points(5)[..., :1], maps()), ValueError, r"`points` to have shape \(..., K, 2\), but got \(5, 1\)"),
         ((points(5), maps()[:, :2]), ValueError, r"`geometry` to have shape \(..., 2, 3\), but got \(2, 2\)"),
         ((points(5), None), TypeError, "`geometry` to be a torch.Tensor, but got NoneType"),

@@ -15,18 +15,18 @@ from pml_supcon._checks import shown
 from pml_supcon._geometry import compose_maps, invert_maps
 
 
-def check_tells_geometry(name: str, step: Any) -> None:
-    """Raise unless the geometry of a step, or of all parts of a transform, is known.
+def check_geometry(name: str, step: Any) -> None:
+    """Raise unless a step, or all parts of a transform, return their geometry or keep positions.
 
     Raises:
         ValueError: If it is missing.
     """
     for part in getattr(step, "parts", ()):
-        check_tells_geometry(name, part)
+        check_geometry(name, part)
     if not (getattr(step, "keeps_positions", False) or callable(getattr(step, "with_geometry", None))):
         raise ValueError(
-            f"Expected `{name}` to know where it moves pixels, but geometry is missing: {shown(step)} has neither "
-            "`with_geometry` nor `keeps_positions = True`"
+            f"Expected every part of `{name}` to have `with_geometry` or `keeps_positions = True`, but got "
+            f"{shown(step)}: geometry is missing"
         )
 
 

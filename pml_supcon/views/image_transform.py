@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as VF
 from pml_supcon._checks import check_callable, check_int, check_numbers, check_type
 from pml_supcon._geometry import compose_maps
 from pml_supcon._tensors import check_dense, to_device
-from pml_supcon.views.geometry import check_maps, check_tells_geometry, identity_maps
+from pml_supcon.views.geometry import check_geometry, check_maps, identity_maps
 
 Step = Callable[[Tensor], Tensor]  # images (N, C, H, W) to images; may modify its input in place
 
@@ -32,8 +32,8 @@ class ImageTransform:
             float as a whole. None uses ``crop``.
         policy: maps the cropped uint8 images (N, C, image_size, image_size) of the whole batch to uint8 images.
         steps: map float images (N, C, image_size, image_size) in [0, 1] to the same, in order. On a CPU ``crop`` and
-            ``steps`` process a batch in parts that fit a core's cache. ``with_geometry`` needs parts that know where
-            they move pixels, as those of ``views.steps`` do, except ``SmoothWarp``.
+            ``steps`` process a batch in parts that fit a core's cache. ``with_geometry`` needs parts with a
+            method ``with_geometry`` or ``keeps_positions = True``: all steps of ``views.steps`` but ``SmoothWarp``.
 
     Raises:
         ValueError: If ``image_size`` is below 1, ``mean`` and ``std`` differ in length or are empty, a deviation is not
@@ -93,7 +93,7 @@ class ImageTransform:
             ValueError: If the geometry of a part is missing: it has neither ``with_geometry``, as ``CropAndFlip`` has,
                 nor ``keeps_positions = True``, as ``ColourJitter`` has.
         """
-        check_tells_geometry("transform", self)
+        check_geometry("transform", self)
         images = self._checked(images)
         maps = identity_maps(len(images) if images.ndim == 4 else 1, images.device)
         return self._transform(images, maps), maps if images.ndim == 4 else maps[0]
@@ -113,7 +113,7 @@ class ImageTransform:
         return images
 
     def _transform(self, images: Tensor, maps: Tensor | None = None) -> Tensor:
-        """Return the views; compose ``maps`` (N, 2, 3), where given, with those of the steps, in place."""
+        """Return the views; compose ``maps`` (N, 2, 3), where given, with the maps of the steps, in place."""
         if len(images) == 0:  # torch's sampling grids reject an empty batch
             return torch.empty(0, len(self.mean), self.image_size, self.image_size, device=images.device)
         if images.ndim == 3 and self._crop_one is not None:
@@ -130,7 +130,7 @@ class ImageTransform:
 
 
 def apply_step(step: Any, images: Tensor, maps: Tensor | None) -> Tensor:
-    """Apply a step; compose ``maps`` (N, 2, 3), where given, with those of the step, in place."""
+    """Apply a step; compose ``maps`` (N, 2, 3), where given, with the step's own maps, in place."""
     if maps is None or getattr(step, "keeps_positions", False):
         changed: Tensor = step(images)
         return changed
@@ -172,7 +172,7 @@ class InParts:
     image_size: int
 
     def __call__(self, images: Tensor, maps: Tensor | None = None) -> Tensor:
-        """Return new images; compose ``maps`` (N, 2, 3), where given, with those of the steps, in place.
+        """Return new images; compose ``maps`` (N, 2, 3), where given, with the maps of the steps, in place.
 
         The images (N, C, H, W), uint8 or float, N >= 1, are not modified.
         """

@@ -10,7 +10,8 @@ The parts compose, from the inside to the outside:
   same for any number of workers.
 
 Each returns views ``(B, V, C, H, W)`` and labels ``(B, ...)``; ``flatten_views`` returns the rows ``(V * B, C, H, W)``
-for an encoder. With ``with_geometry=True`` the maps ``(B, V, 2, 3)`` from image to views stand between the two.
+for an encoder. With ``with_geometry=True`` a batch is ``(views, maps, labels)``, with maps ``(B, V, 2, 3)`` from image
+to view.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from pml_supcon._checks import check_bool, check_callable, check_int, shown
 from pml_supcon._layouts import split_views
 from pml_supcon._tensors import check_dense, to_device
 from pml_supcon.views.batch_mix import BatchMix
-from pml_supcon.views.geometry import check_tells_geometry
+from pml_supcon.views.geometry import check_geometry
 
 Transforms: TypeAlias = Callable[[Any], Tensor] | Sequence[Callable[[Any], Tensor]]
 
@@ -68,7 +69,7 @@ class MultiView:
         for each in self.transforms:
             check_callable("transform", each)
             if self.with_geometry:
-                check_tells_geometry("transform", each)
+                check_geometry("transform", each)
 
     @property
     def num_views(self) -> int:
@@ -216,7 +217,7 @@ class MultiViewTensorDataset(Dataset[tuple[Tensor, ...]]):
         check_int("num_views", num_views, low=1)
         self.with_geometry = check_bool("with_geometry", with_geometry)
         if self.with_geometry:
-            check_tells_geometry("transform", transform)
+            check_geometry("transform", transform)
         self.images, self.labels, self.transform, self.num_views = images, labels, transform, num_views
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
 """Random steps of the augmentations: each draws parameters for every image of a batch and applies them.
 
 A step maps float images (N, C, H, W) in [0, 1] to float images in [0, 1]; it may modify its input in place. Steps have
-no state and no generator, so that they can be pickled for the workers of a loader. ``geometry`` says how a step tells
-where it moves pixels; ``SmoothWarp``, which is not affine, does not.
+no state and no generator, so that they can be pickled for the workers of a loader. All but ``SmoothWarp``, which is
+not affine, return their geometry; ``views.geometry`` describes how.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Views that tell their geometry: marked points land where the maps say, and nothing else changes."""
+"""Views with their geometry: marked points land where the maps say, and nothing else changes."""
 
 import pytest
 import torch
@@ -283,7 +283,10 @@ def test_a_part_without_geometry_is_named_before_training(place, part):
     parts = {"crop": ResizeAndCrop(8)} | {place: [part] if place == "steps" else part}
     transform = ImageTransform(8, **GREY, **parts)
     images = torch.rand(4, 1, 8, 8)
-    text = "Expected `transform` to know where it moves pixels, but geometry is missing: .*(own_warp|SmoothWarp)"
+    text = (
+        "Expected every part of `transform` to have `with_geometry` or `keeps_positions = True`, but got "
+        ".*(own_warp|SmoothWarp).*: geometry is missing"
+    )
     builders = (
         lambda: MultiViewTensorDataset(images, torch.arange(4), transform, with_geometry=True),
         lambda: MultiViewDataset(list(zip(images, range(4), strict=True)), transform, with_geometry=True),

@@ -2,8 +2,8 @@
 
 The forward pass writes the losses and their derivatives ``W_ij = d l_i / d s_ij`` side by side, normalisation included;
 the backward pass is two products. Half of the matrix is enough where it is symmetric and large (``upper_triangle``).
-``reference`` computes the same with autograd, in more operations, and ``tiled`` in
-linear memory, with bookkeeping that only large batches repay.
+``reference`` computes the same with autograd, in more operations, and ``tiled`` in linear memory, with bookkeeping that
+only large batches repay.
 """
 
 import math
