@@ -12,12 +12,10 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
-from tables import publish
-
-from pml_supcon.metrics.intervals import mean_interval
+from tables import mean_with_interval, publish
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "keypoints.py"
-LABELLED, EPOCHS, SEEDS = 32, 20, 3
+LABELLED, EPOCHS, SEEDS, DIGITS = 32, 20, 3, 3
 METHODS = {"labels alone": 0.0, "and `ViewConsistencyLoss`, weight 1": 1.0}
 HEADER = ["training, 32 images with labels", "error, pixels", "less than without"]
 
@@ -35,19 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> list[list[str]]:
         errors[name] = [train(weight, LABELLED, epochs, seed) for seed in range(seeds)]
         base = errors[next(iter(METHODS))]
         less = [one - other for one, other in zip(base, errors[name], strict=True)]
-        rows.append([name, with_interval(errors[name]), with_interval(less) if weight else "-"])
+        cells = ["{} ({})".format(*mean_with_interval(values, DIGITS)) for values in (errors[name], less)]
+        rows.append([name, cells[0], cells[1] if weight else "-"])
         print(rows[-1], flush=True)
     publish("keypoints", HEADER, rows, quick=quick)
     return rows
-
-
-def with_interval(values: Sequence[float]) -> str:
-    """Format a mean and its 95% interval, which one value does not have."""
-    mean = f"{sum(values) / len(values):.3f}"
-    if len(values) < 2:
-        return mean
-    low, high = mean_interval(values)
-    return f"{mean} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":

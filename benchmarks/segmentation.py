@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from label_sets import spread
-from tables import publish
-
-from pml_supcon.experiments.statistics import interval_of
+from tables import mean_with_interval, publish
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "segmentation.py"
 SEEDS = 3
@@ -43,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> list[list[str]]:
             for seed in range(1 if quick else SEEDS)
         ]
         alone = alone or found
-        more = interval_of([score - base for score, base in zip(found, alone, strict=True)])
-        interval = "-" if more.low is None or more.high is None else f"{more.low:+.4f} to {more.high:+.4f}"
-        rows.append([name, spread(found), *(["-", "-"] if found is alone else [f"{more.mean:+.4f}", interval])])
+        more = mean_with_interval([score - base for score, base in zip(found, alone, strict=True)], 4, sign="+")
+        rows.append([name, spread(found), *(["-", "-"] if found is alone else more)])
         print(rows[-1], flush=True)
     publish("segmentation", HEADER, rows, quick=quick)
     return rows

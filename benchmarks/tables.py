@@ -7,6 +7,8 @@ from typing import Any
 
 from records import OK, Record, keep_table
 
+from pml_supcon.metrics.intervals import mean_interval
+
 
 def find(records: Iterable[Record], name: str, *, mode: str = "both", **fields: Any) -> Record | None:
     """Return the first record of a provider ("provider/backend") with these fields, or None."""
@@ -53,6 +55,19 @@ def exponent(points: Iterable[tuple[float, float | None]]) -> float | None:
 def shown(value: float | None, digits: int = 2, unit: str = "") -> str:
     """Format a number with its unit, None as a dash."""
     return "-" if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def mean_with_interval(values: Sequence[float], digits: int, *, sign: str = "") -> tuple[str, str]:
+    """Format a mean and its 95% interval (Student's), which is a dash for one value.
+
+    Args:
+        values: one value for each seed, or paired differences.
+        digits: decimals.
+        sign: "+" shows it for positive numbers too.
+    """
+    form = f"{sign}.{digits}f"
+    ends = [f"{end:{form}}" for end in mean_interval(values)] if len(values) > 1 else []
+    return f"{statistics.mean(values):{form}}", " to ".join(ends) or "-"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: int = 1) -> str:
