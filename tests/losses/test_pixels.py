@@ -259,7 +259,7 @@ def test_wrong_arguments(name):
 
 
 def test_masks_resized_by_nearest_neighbour_fit():
-    """The remedy that the error names works as it says."""
+    """The remedy in the error message works."""
     large = MASKS.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
     resized = torch.nn.functional.interpolate(large[:, None].double(), size=MASKS.shape[1:], mode="nearest")[:, 0]
     assert torch.equal(resized.long(), MASKS)
