@@ -103,20 +103,28 @@ def train(
     context: RunContext, stage1: Stage, checkpoint: Checkpoint | None, history: History, started: float
 ) -> tuple[Stage, float]:
     """Train all stages, from the checkpoint if there is one; return the last stage and the total seconds."""
-    stage, step, before, size = stage1, 0, 0.0, 0
-    if checkpoint is not None:
-        step, before = checkpoint.about["step"], checkpoint.about["seconds"]
-        size = checkpoint.about["history"]["bytes"]
-        if checkpoint.about["stage"] == 2:
-            stage = build_stage2(context, stage1) or stage1
-        restore(stage, checkpoint, context.accelerator)
-    history.cut(size)
+    stage = stage1
+    if checkpoint is not None and checkpoint.about["stage"] == 2:
+        stage = build_stage2(context, stage1) or stage1
+    step, before = start_from(checkpoint, stage, context.accelerator, history)
     checkpoints = CheckpointCallback(context, history, started - before)
     run_stage(stage, step, context.accelerator, history=history, callbacks=[checkpoints])
     if stage.number == 1 and (stage2 := build_stage2(context, stage1)) is not None:
         stage = stage2
         run_stage(stage, stage.first_step, context.accelerator, history=history, callbacks=[checkpoints])
     return stage, checkpoints.seconds()
+
+
+def start_from(
+    checkpoint: Checkpoint | None, stage: Stage, accelerator: Accelerator, history: History
+) -> tuple[int, float]:
+    """Restore the checkpoint, if there is one, and cut the history to it; return its step and its seconds, or 0."""
+    if checkpoint is None:
+        history.cut(0)
+        return 0, 0.0
+    restore(stage, checkpoint, accelerator)
+    history.cut(checkpoint.about["history"]["bytes"])
+    return checkpoint.about["step"], checkpoint.about["seconds"]
 
 
 def score_and_save(context: RunContext, stage1: Stage, stage: Stage, history: History, seconds: float) -> None:

@@ -36,7 +36,7 @@ def relation_distillation_loss(
 
         p_ij(z, kappa) = exp(z_i . z_j / kappa) / sum_{k != i} exp(z_i . z_k / kappa)
 
-    and the loss is the cross entropy of the present relations under those of a past model:
+    and the loss is the cross entropy of the present relations under the relations of a past model:
 
         l_i = -sum_{j != i} p_ij(past, kappa*) log p_ij(present, kappa)
 

@@ -67,7 +67,7 @@ def sums_over(rows: Tensor, past: Tensor, tiles: Sequence[Tile]) -> Tensor:
 
 
 def rescale_to(largest: Tensor, found: Tensor, sums: Sequence[Tensor]) -> None:
-    """Raise the largest exponents ``(n,)`` to those of one more tile, and rescale sums over them, all in place."""
+    """Raise the largest exponents ``(n,)`` to the ones of one more tile, and rescale sums over them, all in place."""
     before = largest.clone()
     torch.maximum(before, found, out=largest)
     for total in sums:

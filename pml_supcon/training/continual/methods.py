@@ -1,4 +1,4 @@
-"""The losses of continual learning: Co2L's asymmetric supcon loss with distillation, and those of its comparators."""
+"""The losses of continual learning: Co2L's asymmetric supcon loss and distillation, and its comparators."""
 
 from collections.abc import Sequence
 

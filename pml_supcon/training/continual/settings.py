@@ -61,7 +61,7 @@ class StreamSettings:
 
     Attributes:
         scenario: `class` and `task`: new classes in each task, and the summary shows the accuracy among all classes, or
-            among those of the task; `domain`: the same classes in other images.
+            among the classes of the task; `domain`: the same classes in other images.
         num_tasks: number of tasks, of equal size.
         tasks: the classes of each task instead, as names or positions, such as `[[0, 1], [2, 3]]`.
         shuffle_classes: draw the order of the classes with the seed.
@@ -126,7 +126,7 @@ FINITE = (*ABOVE_ZERO, "contrastive_weight", "distill_weight")
 
 @dataclass(frozen=True, kw_only=True)
 class ContinualSettings(RunSettings, Stage1Settings, ModelSettings, StreamSettings, ContinualMethodSettings):
-    """All groups of settings of a continual run; ``epochs`` are those of each task.
+    """All groups of settings of a continual run; ``epochs`` is the number of epochs of each task.
 
     Raises:
         ValueError: If a value is out of range, or settings contradict each other; the error names the flag.

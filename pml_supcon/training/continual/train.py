@@ -29,8 +29,8 @@ from pml_supcon.training.monitoring import History
 from pml_supcon.training.processes import on_main
 from pml_supcon.training.run import RunContext, RunFolder, open_folder, open_images, open_labels
 from pml_supcon.training.stage import Stage, build_model, build_stage
-from pml_supcon.training.state import bytes_of, restore
-from pml_supcon.training.train import AGAIN, start_tracker
+from pml_supcon.training.state import bytes_of
+from pml_supcon.training.train import AGAIN, start_from, start_tracker
 
 Run = RunFolder[ContinualSettings]
 
@@ -109,13 +109,9 @@ def train_and_score(loaded: LoadedRun, started: float, *, report: Callable[[Path
 def train(loaded: LoadedRun, history: History, started: float) -> tuple[Stage, float]:
     """Train on all tasks, from the checkpoint if there is one; return the last stage and the total seconds."""
     work, context, stage, checkpoint = loaded
-    accelerator, step, before, size = work.accelerator, 0, 0.0, 0
+    accelerator = work.accelerator
     start_tracker(context, checkpoint)
-    if checkpoint is not None:
-        step, before = checkpoint.about["step"], checkpoint.about["seconds"]
-        size = checkpoint.about["history"]["bytes"]
-        restore(stage, checkpoint, accelerator)
-    history.cut(size)
+    step, before = start_from(checkpoint, stage, accelerator, history)
     while True:
         # 1. Train on the task; its last checkpoint comes before the scores, which a resumed run computes again.
         checkpoints = TaskCheckpoints(context, history, started - before, work.progress)

@@ -1,4 +1,4 @@
-"""What a task takes over from the one before: weights, the past model, and the images of the classifier."""
+"""The hand-over between tasks: weights, the past model, and the images of the last classifier."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def equal(one, other):
 
 @pytest.fixture
 def stages(monkeypatch):
-    """Note of each stage its weights and keys at the start, those of the stage before, and the stage itself."""
+    """Note for each stage its weights and keys at the start, the weights of the stage before, and the stage itself."""
     noted, build = [], train.build_task_stage
 
     def build_and_note(work, context, number, previous):

@@ -1,4 +1,4 @@
-"""The classifiers of the methods, and the accuracies among all classes so far and among those of a task."""
+"""The classifiers of the methods, and the accuracies among all classes so far and among the classes of a task."""
 
 from types import SimpleNamespace
 
