@@ -385,6 +385,7 @@ def processes(tmp_path_factory):
     return run_processes(work, 2, tmp_path_factory.mktemp("gloo"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_GROUP)
 def test_two_processes_equal_one(processes, name):
     expected, accuracy, state = train(losses.GlobalBatchLoss(OF_GROUP[name]()))

@@ -175,6 +175,7 @@ def processes(tmp_path_factory):
     return run_processes(work, 3, tmp_path_factory.mktemp("gloo"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("number", SHARDS)

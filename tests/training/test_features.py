@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from accelerate import Accelerator
 from helpers.process_groups import run_processes
@@ -34,6 +35,7 @@ def features_on(rank, number):
     return compute_features(Encoder(rank), data, list(range(10)), Accelerator(cpu=True), batch_size=2)
 
 
+@pytest.mark.slow
 def test_all_processes_embed_with_the_statistics_of_the_main_one(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
