@@ -400,6 +400,7 @@ def test_two_processes_equal_one(processes, name):
         torch.testing.assert_close(torch.cat(parts) / 2, right, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_other_options_on_a_process_are_an_error_on_both(processes):
     for result in processes:
         assert "neighbours=nearest" in result["error"]

@@ -189,6 +189,7 @@ def test_several_processes_equal_one(processes, number, name, form):
     torch.testing.assert_close(together, gradient, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_one_row_on_one_of_the_processes(processes):
     for result in processes:
         value, gradient = result["one row"]
@@ -197,6 +198,7 @@ def test_one_row_on_one_of_the_processes(processes):
     torch.testing.assert_close(processes[0]["alone afterwards"], RelationDistillation()(VIEWS, PAST))
 
 
+@pytest.mark.slow
 def test_the_processes_divide_the_tiles(processes):
     shares = [result["share of the tiles"] for result in processes]
     rows = slice(0, 2 * (13 + 12 + 11))
@@ -205,6 +207,7 @@ def test_the_processes_divide_the_tiles(processes):
     )
 
 
+@pytest.mark.slow
 def test_errors_are_raised_on_all_processes(processes):
     expected = {
         "shape": r"rank 1: Expected `past_embeddings` to have shape \(13, 2, any width\), .*; rank 2: .* \(11, 2, 5\)",
