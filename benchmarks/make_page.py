@@ -131,7 +131,7 @@ def every_size_part(run: list[Record]) -> str:
     sizes = Sizes()
     by_size, others = sizes_table(run, sizes), targets_table(targets(run, sizes))
     short = (by_size + others).count(SHORT)
-    kept = "All targets are met." if not short else f"{short} targets fall short."
+    kept = "All targets are met." if not short else f"{short} target{'s fall' if short > 1 else ' falls'} short."
     stored = (
         f"Beside a memory of {MEMORY_ROWS:,} past rows (`queue`: `QueueLoss`, `memory`: `CrossBatchMemory`; PML's is "
         "`CrossBatchMemory(SupConLoss)`), and with a miner's pairs, without the time of mining:"

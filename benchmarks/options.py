@@ -2,12 +2,10 @@
 
     python benchmarks/options.py [--quick] [--device cuda]
 
-"relation distillation" has 8,192 past rows and no labels, six products of rows in place of four; it also runs at
-N = 65,536.
-
 N = 8,192, 100 classes. "first view" takes only the first views as anchors, half of the pairs. `ref_emb` adds 8,192
 rows without a gradient; a pair of rows of the batch serves both of its rows, a pair with `ref_emb` only one: twice the
-products. "soft labels" and "label sets" (Jaccard) have rows of 100 labels. Both also run at N = 65,536.
+products. "soft labels" and "label sets" (Jaccard) have rows of 100 labels. "relation distillation" has 8,192 past rows
+and no labels: six products of rows in place of four. These three also run at N = 65,536.
 """
 
 from collections.abc import Sequence
