@@ -43,6 +43,7 @@ def test_peak_of_a_known_allocation():
     assert held == pytest.approx(60, abs=1)
 
 
+@pytest.mark.slow
 def test_probe_runs_a_step_apart():
     half, whole = (memory.probe("pml", Case(N), limit_s=600) for N in (512, 1024))
     assert half.status == whole.status == "ok"

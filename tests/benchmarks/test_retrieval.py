@@ -31,6 +31,7 @@ def test_both_measure_the_same_metrics():
     assert retrieval.largest_difference(wrong, pml["metrics"]) == pytest.approx(0.25, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_measurement_in_a_fresh_process():
     row = retrieval.measure(OURS, Points(400, 4))
     assert row["seconds"] > 0

@@ -186,7 +186,8 @@ def wait_for(file):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_ends_the_others_within_the_time_out(tmp_path, how):
     """The others begin the next loss when the process has ended or stopped.
 

@@ -63,6 +63,7 @@ TARGETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tiled", "reference"])
 @pytest.mark.parametrize(("target", "labels"), TARGETS)
 def test_each_target_compiles_whole(target, labels, backend):

@@ -100,7 +100,8 @@ def work(rank, sizes):
     return results
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_equals_one_process(processes, tmp_path):
     sizes = SHARDS[processes]
     results = run_processes(work, processes, tmp_path, sizes)

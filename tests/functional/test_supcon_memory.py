@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from helpers.peak_memory import measured
 
 MB = 10**6
@@ -56,6 +57,7 @@ print(json.dumps({name: [peak(size, width, **options) for size in sizes] for nam
 """
 
 
+@pytest.mark.slow
 def test_memory_is_linear_in_the_rows():
     """A matrix of similarities would take 67 MB at 4,096 rows, and 4 times as much at twice as many."""
     for name, peaks in measured(PROBE, json.dumps([WIDTH, CASES])).items():

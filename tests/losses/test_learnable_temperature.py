@@ -256,7 +256,8 @@ def work(rank, sizes):
     return results
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_under_ddp_equal_one(tmp_path, processes):
     results = run_processes(work, processes, tmp_path, SHARDS[processes])
     for name in GLOBAL:

@@ -124,6 +124,7 @@ def test_an_environment_in_another_repository_has_no_commit_of_the_package(monke
     assert commit().endswith("+")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcntl", "resource"])
 @pytest.mark.parametrize("program", ["train", "evaluate", "reproduce"])
 def test_a_missing_module_of_python_is_no_matter_of_pip(name, program):
