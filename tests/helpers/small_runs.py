@@ -21,6 +21,7 @@ from pml_supcon.experiments.tuning import settings_of
 from pml_supcon.models import create_encoder
 from pml_supcon.models.encoders import check_encoder_name
 from pml_supcon.training.config.parser import parse_settings
+from pml_supcon.training.continual import settings as continual
 from pml_supcon.training.dataloaders import build_stage1_sampler, check_batch_sizes
 
 TRAIN_IMAGES, TEST_IMAGES, SIDE, BATCH = 160, 40, 32, 40
@@ -47,6 +48,20 @@ def train_flags(arguments, processes):
     with torch.device("meta"):
         create_encoder(asked.encoder, image_size=asked.image_size, small_stem=asked.small_stem, **asked.encoder_args)
     flags = small(asked)
+    return as_arguments(flags)
+
+
+def continual_flags(arguments):
+    """Return flags to append for `continual.py`; raise as it would for the reader's flags."""
+    asked = continual.parse_settings(arguments)
+    flags = {"epochs": 1, "warmup_epochs": 0, "max_train": TRAIN_IMAGES, "max_test": 2 * TEST_IMAGES, "batch_size": 16}
+    flags |= {"data": local_data(asked.data), "encoder": "resnet10t", "encoder_args": json.dumps(ENCODER_ARGS)}
+    if flags["data"] != asked.data:
+        flags["num_tasks"] = CLASSES[LOCAL_IMAGES] // 2
+    if asked.first_epochs is not None:
+        flags["first_epochs"] = 1
+    if asked.head_width is not None:
+        flags["head_width"] = 32
     return as_arguments(flags)
 
 

@@ -31,9 +31,10 @@ from packaging.requirements import Requirement
 from torch.distributed.run import get_args_parser
 
 from helpers.process_groups import free_port
-from helpers.small_runs import RefusedError, evaluate_flags, reproduce_arguments, train_flags
+from helpers.small_runs import RefusedError, continual_flags, evaluate_flags, reproduce_arguments, train_flags
 from pml_supcon import cli
 from pml_supcon.evaluation import app as evaluate
+from pml_supcon.evaluation.continual import app as continual
 from pml_supcon.experiments import app as reproduce
 from pml_supcon.training import app as train
 
@@ -51,6 +52,7 @@ sys.exit(int(server.recv(16) or b"1"))
 """
 RECIPES = {
     "train": lambda arguments, processes: train.main([*arguments, *train_flags(arguments, processes)]),
+    "continual": lambda arguments, processes: continual.main([*arguments, *continual_flags(arguments)]),
     "evaluate": lambda arguments, processes: evaluate.main(evaluate_flags(arguments)),
     "reproduce": lambda arguments, processes: reproduce.main(reproduce_arguments(arguments)),
 }
