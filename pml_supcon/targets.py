@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pml_supcon._checks import check_choice, check_fraction, check_nested, check_number, check_numbers, shown
-from pml_supcon._tensors import check_dense
+from pml_supcon._tensors import FLOATS, check_dense
 
 __all__ = ["LabelSets", "SoftLabels", "Hierarchy", "Kernel", "Target"]  # noqa: RUF022 - by how often they are used
 
@@ -34,7 +34,6 @@ _TARGETS: WeakValueDictionary[int, "Target"] = WeakValueDictionary()
 _HANDLES = itertools.count(secrets.randbits(62))
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: A pair with this weight or less is no positive.
 NO_WEIGHT = 1e-20
 _LEAST_SHARE, _LARGEST_SHARE = 1e-9, 1e12  # products of two stay far above `NO_WEIGHT`, and sums inside float32
@@ -163,7 +162,7 @@ class LabelSets(Target):
 
     def check(self, name: str, labels: Tensor) -> None:
         """Raise unless labels are ``(number, C)`` with values 0 and 1."""
-        if labels.dtype not in (torch.bool, *_INTEGERS, *_FLOATS):
+        if labels.dtype not in (torch.bool, *_INTEGERS, *FLOATS):
             raise TypeError(
                 f"Expected argument `{name}` to be bool, or 0 and 1, with LabelSets, but got {labels.dtype}"
             )
@@ -222,7 +221,7 @@ class SoftLabels(Target):
 
     def check(self, name: str, labels: Tensor) -> None:
         """Raise unless labels are floats ``(number, C)``, finite, not negative, and no row is zero or nearly so."""
-        if labels.dtype not in _FLOATS:
+        if labels.dtype not in FLOATS:
             raise TypeError(
                 f"Expected argument `{name}` to be floating point with SoftLabels, but got {labels.dtype}; "
                 "`targets.LabelSets` takes 0 and 1"
@@ -377,7 +376,7 @@ class Kernel(Target):
 
     def check(self, name: str, labels: Tensor) -> None:
         """Raise unless labels are numbers ``(number,)`` or ``(number, K)``, finite, and finite over ``sigma``."""
-        if labels.dtype not in (*_INTEGERS, *_FLOATS):
+        if labels.dtype not in (*_INTEGERS, *FLOATS):
             raise TypeError(f"Expected argument `{name}` to hold numbers with Kernel, but got {labels.dtype}")
         if labels.ndim not in (1, 2) or 0 in labels.shape[1:]:
             raise ValueError(

@@ -62,7 +62,7 @@ def parse_groups(
     """Parse settings of any kind, as ``parse_settings`` does.
 
     Args:
-        kind: The class of the settings; its fields are those of the groups, with defaults of its own.
+        kind: The class of the settings. It inherits the fields of the groups, and may change their defaults.
         groups: The groups, in the order of ``--help``.
         arguments: The arguments; default: ``sys.argv[1:]``.
         prog: The name of the program in messages.
